@@ -1,0 +1,37 @@
+"""Fusioner: name things in words, get their masks, on top of frozen image and text encoders.
+
+    import fusioner
+    seg = fusioner.load()
+    result = seg("photo.jpg", ["cat", "sofa"])
+    result.save("out")
+
+Importing this package loads neither torch nor any weights; the first use of a name below does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fusioner.errors import FusionerError
+
+if TYPE_CHECKING:
+    from fusioner.encoders.zoo import available_models
+    from fusioner.inference.load import load
+    from fusioner.inference.segmentation import Segmentation
+    from fusioner.inference.segmenter import Segmenter
+
+__version__ = "0.1.0"
+__all__ = ["FusionerError", "Segmentation", "Segmenter", "available_models", "load"]
+
+_HOMES = {
+    "load": "fusioner.inference.load",
+    "Segmenter": "fusioner.inference.segmenter",
+    "Segmentation": "fusioner.inference.segmentation",
+    "available_models": "fusioner.encoders.zoo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fusioner' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

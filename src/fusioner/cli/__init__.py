@@ -1,0 +1,1 @@
+"""The command line: a file a verb, heavy imports inside the command."""

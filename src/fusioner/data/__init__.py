@@ -1,0 +1,1 @@
+"""Data sets: images with masks and class names, one file a set."""

@@ -1,0 +1,1 @@
+"""From a photograph and names to a Segmentation."""

@@ -1,0 +1,1 @@
+"""The trained part: fusion, decoder, head, and their assembly. Knows nothing of images, labels or datasets."""

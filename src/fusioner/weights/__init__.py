@@ -1,0 +1,1 @@
+"""The embedded default model's weights, with their card and NOTICE."""
