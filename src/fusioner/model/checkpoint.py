@@ -1,0 +1,103 @@
+"""A trained model in one safetensors file, its card inside as metadata."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fusioner.errors import FusionerError
+from fusioner.files import atomic_write
+from fusioner.model.config import FusionerConfig
+from fusioner.model.fusioner import Fusioner
+
+FORMAT = "fusioner-1"
+
+
+@dataclass
+class ModelCard:
+    """All that is needed to rebuild a model and to trust it.
+
+    Attributes:
+        config: the trained network's shape.
+        image_encoder, text_encoder: zoo names (`A+B` for a list of image encoders).
+        resolution: side in pixels of the square images it was trained on.
+        templates: prompt templates averaged for every label.
+        mean, std: normalisation given to the image encoder instead of its own; None keeps the encoder's.
+        threshold: probability above which a pixel takes a label.
+        training: how it was made: data set, fold, classes, steps, command, versions, hash of the image list.
+    """
+
+    config: FusionerConfig
+    image_encoder: str
+    text_encoder: str
+    resolution: int = 224
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    threshold: float = 0.5
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON, keys sorted, so that equal cards are equal bytes."""
+        return json.dumps(asdict(self) | {"config": self.config.to_dict()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        values["config"] = FusionerConfig.from_dict(values["config"])
+        for name in ("templates", "mean", "std"):
+            values[name] = None if values[name] is None else tuple(values[name])
+        return cls(**values)
+
+
+def save_model(path: str | Path, model: nn.Module, card: ModelCard, dtype: torch.dtype | None = None) -> None:
+    """Write weights and card to `path` (.safetensors), atomically; `dtype` converts the weights (fp16 to ship)."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if dtype is not None:
+        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    with atomic_write(path) as beside:
+        save_file(state, beside, metadata={"format": FORMAT, "card": card.to_json()})
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Fusioner, ModelCard]:
+    """Read a file of `save_model` -> (the network in eval mode and float32, its card).
+
+    Raises FusionerError for a missing, truncated or foreign file and for weights that do not fit the card.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FusionerError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
+    if metadata.get("format") != FORMAT:
+        raise FusionerError(f"{path} is a safetensors file but no Fusioner model (no '{FORMAT}' card in its metadata)")
+    card = ModelCard.from_json(metadata["card"])
+    model = Fusioner(card.config)
+    load_state(model, state, str(path))
+    return model.to(device).eval(), card
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `model`; raises FusionerError naming the first key that is missing, unknown or misshapen."""
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise FusionerError(f"{source} lacks the weight '{name}' of shape {tuple(tensor.shape)}")
+        if state[name].shape != tensor.shape:
+            shapes = f"{tuple(state[name].shape)}, the model needs {tuple(tensor.shape)}"
+            raise FusionerError(f"{source}: weight '{name}' has shape {shapes}; was it made for other encoders?")
+    unknown = sorted(set(state) - set(own))
+    if unknown:
+        raise FusionerError(f"{source} holds the weight '{unknown[0]}' that this model does not have")
+    model.load_state_dict(dict(state))

@@ -1,0 +1,66 @@
+"""The shape of the trained network, flat so that it survives JSON and hub round trips unchanged."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
+
+from fusioner.errors import FusionerError
+
+
+@dataclass(frozen=True)
+class FusionerConfig:
+    """Defaults are the paper's network on CLIP ViT-L/14 (official recipe: 12 layers of width 512, 8 heads).
+
+    Attributes:
+        image_dim, text_dim: widths of the frozen encoders' outputs.
+        width, layers, heads, mlp_ratio: the fusion transformer.
+        dropout, drop_path: regularisation of the fusion, both off in the official recipe.
+        temperature: the cosine head divides by it (paper section 3.3).
+        fusion: "early" lets visual and text tokens attend to each other; "late" lets them meet in the head only.
+        decoder_widths: channels after each 3x3 convolution; the i-th works at 2**i times the token grid.
+        decoder_norm: "instance" (paper) or "layer" (per pixel; keeps how strong an image answers at all).
+        aligned_dim: beyond the paper. The last `aligned_dim` channels of the tokens live in the text encoder's space;
+            their similarity to each label enters the fusion, and every label is fused apart from the others.
+        logit_bias: beyond the paper. Learn one scale and one bias for the logits, so that 0.5 can mean 0.5.
+    """
+
+    image_dim: int = 768
+    text_dim: int = 768
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    temperature: float = 0.07
+    fusion: Literal["early", "late"] = "early"
+    decoder_widths: tuple[int, ...] = (512, 512, 512, 512)
+    decoder_norm: Literal["instance", "layer"] = "instance"
+    aligned_dim: int = 0
+    logit_bias: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decoder_widths", tuple(self.decoder_widths))
+        if self.width % self.heads:
+            raise FusionerError(f"fusion width {self.width} is not a multiple of its {self.heads} heads: change one")
+        if self.fusion not in ("early", "late"):
+            raise FusionerError(f"fusion is 'early' or 'late', not {self.fusion!r}")
+        if self.decoder_norm not in ("instance", "layer"):
+            raise FusionerError(f"decoder_norm is 'instance' or 'layer', not {self.decoder_norm!r}")
+        if not self.decoder_widths or self.layers < 1:
+            raise FusionerError("a Fusioner needs at least one fusion layer and one decoder width")
+        if self.aligned_dim not in (0, self.text_dim):
+            raise FusionerError(
+                f"aligned tokens live in the text space: aligned_dim is 0 or {self.text_dim}, not {self.aligned_dim}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"decoder_widths": list(self.decoder_widths)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; raises FusionerError on a name this version does not know."""
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise FusionerError(f"unknown model settings {', '.join(unknown)}: the file comes from a newer Fusioner")
+        return cls(**values)

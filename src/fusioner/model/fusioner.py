@@ -1,0 +1,75 @@
+"""The whole trained network: tokens and text in, logits out.
+
+Letters: B images, K labels, D channels, Gh Gw token grid, H W pixels.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fusioner.model.config import FusionerConfig
+from fusioner.model.decoder import Decoder
+from fusioner.model.fusion import Fusion
+from fusioner.model.head import cosine_logits
+from fusioner.model.similarity import Similarity
+
+
+class Fusioner(nn.Module):
+    """Fusion, decoder and cosine head over the outputs of frozen encoders.
+
+    With `config.aligned_dim == 0` this is the paper's network: all labels of an image are fused together, and a
+    label's mask may depend on what else is asked for. With aligned tokens every label runs apart through shared
+    weights (`labels_independent`), guided by its own similarity to the image: beyond the paper, see docs.
+    """
+
+    def __init__(self, config: FusionerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.fusion = Fusion(config)
+        self.decoder = Decoder(config)
+        self.similarity = Similarity(config) if config.aligned_dim else None
+        if config.logit_bias:
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.temperature)))
+            self.logit_bias = nn.Parameter(torch.tensor(-2.0))
+
+    @property
+    def labels_independent(self) -> bool:
+        """Whether a label's logits do not depend on the other labels, so that labels may be computed in any portions."""
+        return self.similarity is not None
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "b d gh gw"],
+        text: Float[Tensor, "b k dt"],
+        size: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "b k h w"]:
+        """Logits of every label at every pixel.
+
+        Args:
+            tokens: unit-length image tokens of any grid; aligned channels, where configured, come last.
+            text: unit-length label embeddings, any number of labels.
+            size: (H, W) of the answer; None keeps the decoder's own resolution, 8x the grid with four decoder widths.
+        """
+        if self.similarity is None:
+            return self._fuse(tokens, text, None, size)
+        b, k = text.shape[:2]
+        visual, aligned = tokens.split([tokens.shape[1] - self.config.aligned_dim, self.config.aligned_dim], dim=1)
+        guidance = self.similarity(aligned, text).flatten(0, 1)
+        logits = self._fuse(visual.repeat_interleave(k, dim=0), text.reshape(b * k, 1, -1), guidance, size)
+        return logits.view(b, k, *logits.shape[-2:])
+
+    def _fuse(
+        self,
+        tokens: Float[Tensor, "b d gh gw"],
+        text: Float[Tensor, "b k dt"],
+        guidance: Float[Tensor, "b n w"] | None,
+        size: tuple[int, int] | None,
+    ) -> Float[Tensor, "b k h w"]:
+        patches, classes = self.fusion(tokens.flatten(2).transpose(1, 2), text, guidance)
+        grid = patches.transpose(1, 2).unflatten(2, tokens.shape[-2:])
+        features = self.decoder(grid, size)
+        if not self.config.logit_bias:
+            return cosine_logits(features, classes, self.config.temperature)
+        return cosine_logits(features, classes, 1.0) * self.logit_scale.exp() + self.logit_bias
