@@ -1,0 +1,108 @@
+"""Writing is all or nothing, and the system's refusals are one sentence."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusioner.errors import FusionerError
+from fusioner.files import atomic_write, writable_folder
+
+
+def test_the_file_appears_whole_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "a.txt"
+    with atomic_write(target) as beside:
+        assert beside.parent == target.parent
+        assert beside.suffix == ".txt"
+        beside.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert os.listdir(target.parent) == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(target) as beside:
+            beside.write_text("half")
+            raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        fail()
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_modes_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "a") as beside:
+            beside.write_text("x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_in_the_folders_place_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FusionerError, match=r"cannot write .*a\.txt: a part of its path is a file"):  # noqa: SIM117
+        with atomic_write(tmp_path / "file" / "a.txt"):
+            pass
+    with pytest.raises(FusionerError, match="a part of its path is a file"):
+        writable_folder(tmp_path / "file")
+
+
+def test_a_folder_in_the_files_place_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(FusionerError, match="a folder of that name"):  # noqa: SIM117
+        with atomic_write(tmp_path / "a.txt") as beside:
+            beside.write_text("x")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_writable_folder_makes_it_and_leaves_it_empty(tmp_path: Path) -> None:
+    assert writable_folder(tmp_path / "x" / "y") == tmp_path / "x" / "y"
+    assert os.listdir(tmp_path / "x" / "y") == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
+def test_a_write_that_breaks_off_midway_leaves_nothing(tmp_path: Path) -> None:
+    """The kernel really stops the write after 64 KiB (RLIMIT_FSIZE)."""
+    code = (
+        "import sys\nfrom fusioner.files import atomic_write\nfrom fusioner.errors import FusionerError\n"
+        "try:\n    with atomic_write(sys.argv[1]) as beside:\n        beside.write_bytes(bytes(10**6))\n"
+        "except FusionerError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "big.bin")],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16)),
+        check=True,
+    )
+    assert done.stdout.startswith(f"cannot write {tmp_path / 'big.bin'}: the file would be larger")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("writer", ["bytes", "safetensors", "torch"])
+def test_no_space_left_is_one_sentence_whoever_writes(full_disk: Path, writer: str) -> None:
+    from safetensors.torch import save_file
+
+    weights = {"a": torch.zeros(2**20)}  # 4 MiB on a device of 1 MiB
+    write = {
+        "bytes": lambda path: path.write_bytes(bytes(2**22)),
+        "safetensors": lambda path: save_file(weights, path),
+        "torch": lambda path: torch.save(weights, path),
+    }[writer]
+    (full_disk / "model.bin").write_text("old")
+    with pytest.raises(FusionerError, match=r"cannot write .*model\.bin: there is no space left"):  # noqa: SIM117
+        with atomic_write(full_disk / "model.bin") as beside:
+            write(beside)
+    assert os.listdir(full_disk) == ["model.bin"]
+    assert (full_disk / "model.bin").read_text() == "old"
