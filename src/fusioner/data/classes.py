@@ -1,0 +1,81 @@
+"""Class names of a user's own set: classes.txt, classes.json or classes.yaml."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from fusioner.errors import FusionerError
+
+UNLABELED_NAMES = frozenset({"null", "unlabeled", "unlabelled", "unknown", "ignore", "void"})
+"""Names of class 0 (in any case) that mean "nobody looked here" instead of background."""
+CLASS_FILES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")
+MAX_ID = 65534
+_PANOPTIC = ("-other-merged", "-merged", "-other", "-stuff")  # COCO's bookkeeping, no words of its classes' names
+
+
+def read_class_names(root: Path) -> dict[int, str]:
+    """Class names by mask value.
+
+    `classes.txt` holds a name a line, line i (from 0) is value i, an empty line an unused value. JSON and YAML hold a
+    list, {value: name} or {name: value}, at the top or under `classes` or `names`.
+
+    Raises:
+        FusionerError: no such file, an unreadable one, no name, a name given twice, a value outside 0..65534.
+    """
+    path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
+    if path is None:
+        raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
+    try:
+        content = _parse(path.read_text("utf-8-sig"), path.suffix)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        raise FusionerError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    names = _by_value(content, path)
+    _check(names, path)
+    return names
+
+
+def prompt_of(name: str) -> str:
+    """Words to prompt a class with: spaces for underscores, without COCO's panoptic suffixes ("sky-other-merged")."""
+    for suffix in _PANOPTIC:
+        name = name.removesuffix(suffix)
+    return name.replace("_", " ").strip()
+
+
+def _parse(text: str, suffix: str) -> object:
+    if suffix == ".txt":
+        return text.splitlines()
+    return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+
+
+def _by_value(content: object, path: Path) -> dict[int, str]:
+    if isinstance(content, Mapping):
+        for key in ("classes", "names"):
+            if isinstance(content.get(key), (Mapping, list)):
+                return _by_value(content[key], path)
+        if content and all(_is_id(value) for value in content.values()):
+            content = {int(value): name for name, value in content.items()}
+        if all(_is_id(key) and isinstance(name, (str, type(None))) for key, name in content.items()):
+            # a bare `null` of YAML or JSON is the name "null", which is how some sets call their class 0
+            return {int(key): "null" if name is None else name.strip() for key, name in content.items()}
+    elif isinstance(content, list) and all(isinstance(name, (str, type(None))) for name in content):
+        named = ["null" if name is None else name.strip() for name in content]
+        return {i: name for i, name in enumerate(named) if name}
+    raise FusionerError(f"{path} must hold a list of names, {{value: name}} or {{name: value}}")
+
+
+def _is_id(value: object) -> bool:
+    return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, str) and value.isdecimal()))
+
+
+def _check(names: dict[int, str], path: Path) -> None:
+    if not any(names.values()):
+        raise FusionerError(f"{path} names no class")
+    if min(names) < 0 or max(names) > MAX_ID:
+        raise FusionerError(f"{path} has a mask value outside 0..{MAX_ID}")
+    seen: dict[str, int] = {}
+    for value, name in names.items():
+        if name.casefold() in seen:
+            raise FusionerError(f"{path} gives the name {name!r} to both {seen[name.casefold()]} and {value}")
+        seen[name.casefold()] = value

@@ -1,0 +1,53 @@
+"""COCO 2014 with painted masks, in the tree that the COCO-20i papers share."""
+
+from pathlib import Path
+
+from fusioner.data.base import Item, SegmentationData
+from fusioner.data.layout import files_by_stem, find_folder, some
+from fusioner.errors import FusionerError
+
+COCO_CLASSES = (
+    "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep",
+    "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee",
+    "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
+    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 80 thing classes in COCO's order; index = mask value."""
+
+TREE = """\
+    train2014/COCO_train2014_000000000009.jpg ...
+    val2014/COCO_val2014_000000000042.jpg ...
+    annotation/train2014/COCO_train2014_000000000009.png ...   (grey, 0 = background, 1..80)
+    annotation/val2014/COCO_val2014_000000000042.png ..."""
+
+
+def coco20i(root: Path, split: str | None = None) -> SegmentationData:
+    """COCO 2014 with one painted mask per image under `root`.
+
+    Args:
+        root: holds `train2014`, `val2014` and `annotation/{train2014,val2014}` (`annotations` is taken too).
+        split: "train" or "val"; None: both.
+
+    Raises:
+        FusionerError: a missing folder (named, with the expected tree), an unknown split, or no usable image.
+    """
+    root = Path(root)
+    if split not in (None, "train", "val"):
+        raise FusionerError(f"coco has no split {split!r}; choose train or val")
+    items: list[Item] = []
+    problems: list[str] = []
+    for part in ("train2014", "val2014") if split is None else (f"{split}2014",):
+        images = files_by_stem(find_folder(root, (part,), TREE))
+        masks = files_by_stem(find_folder(root, (f"annotation/{part}", f"annotations/{part}"), TREE), (".png",))
+        items += [Item(i, path, masks[i]) for i, path in images.items() if i in masks]
+        if lonely := images.keys() - masks.keys():
+            problems.append(f"{len(lonely)} images of {part} have no mask: {some(lonely)}")
+        if lonely := masks.keys() - images.keys():
+            problems.append(f"{len(lonely)} masks of {part} have no image: {some(lonely)}")
+    if not items:
+        raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{TREE}")
+    return SegmentationData("coco", COCO_CLASSES, items, problems=problems)

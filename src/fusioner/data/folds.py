@@ -1,0 +1,95 @@
+"""Folds of PASCAL-5i and COCO-20i, and the published lists of (image, class) pairs.
+
+A fold's classes are "unseen": training never asks for them, evaluation asks for nothing else. Lists:
+
+- `val`: the pairs HSNet (Min et al., ICCV 2021) published, which the official Fusioner evaluation takes over. A pair is
+  listed where its class is large enough in the image (about 2 * 32 * 32 pixels after HSNet's resize).
+- `train`, `lists="hsnet"`: HSNet's training pairs of the seen classes (the same size rule).
+- `train`, `lists="official"`: every (image, seen class) pair of train_aug with at least one pixel. Counted by the fold
+  a class belongs to that is 2885 / 3816 / 6529 / 2325 pairs on the full set; training on a fold uses the other three
+  (fold 0: 12670). This list is read off the masks, so it needs the opened data set. For COCO both lists are HSNet's.
+
+Images of a training pair may show unseen classes as well (their pixels are then background for the prompted class):
+that is the published protocol, and it is kept.
+"""
+
+from functools import lru_cache
+from importlib.resources import as_file, files
+from typing import Literal
+
+import numpy as np
+
+from fusioner.data.base import Pair, SegmentationData
+from fusioner.errors import FusionerError
+
+Lists = Literal["official", "hsnet"]
+FOLDS = (0, 1, 2, 3)
+
+
+def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(seen, unseen) class ids of a fold.
+
+    PASCAL-5i: unseen 5 * fold + 1 ... 5 * fold + 5. COCO-20i: unseen fold + 1, fold + 5, ... (0-based i, i + 4, ...).
+
+    Raises:
+        FusionerError: a data set without folds, or a fold outside 0..3.
+    """
+    if fold not in FOLDS:
+        raise FusionerError(f"fold must be 0, 1, 2 or 3, not {fold}")
+    if name == "pascal":
+        everything, unseen = range(1, 21), range(5 * fold + 1, 5 * fold + 6)
+    elif name == "coco":
+        everything, unseen = range(1, 81), range(fold + 1, 81, 4)
+    else:
+        raise FusionerError(f"data set {name!r} has no folds; pascal and coco have")
+    return tuple(i for i in everything if i not in unseen), tuple(unseen)
+
+
+def fold_pairs(
+    name: str, fold: int, split: str, lists: Lists = "official", data: SegmentationData | None = None
+) -> list[Pair]:
+    """(image id, class id) pairs of a fold, sorted by image, then class.
+
+    Args:
+        name: "pascal" or "coco".
+        fold: 0..3.
+        split: "train" (pairs of the seen classes) or "val" (pairs of the unseen classes).
+        lists: whose training list; see the module's docstring.
+        data: the opened train_aug set; needed for PASCAL's official training list only.
+
+    Raises:
+        FusionerError: unknown name, fold, split or list, or the official list asked for without data.
+    """
+    seen, unseen = fold_classes(name, fold)
+    if split not in ("train", "val"):
+        raise FusionerError(f"a fold has the splits train and val, not {split!r}")
+    if lists not in ("official", "hsnet"):
+        raise FusionerError(f"there are two lists, official and hsnet, not {lists!r}")
+    if split == "train" and lists == "official" and name == "pascal":
+        if data is None:
+            raise FusionerError("the official training list of pascal is read off the masks: pass the opened data set")
+        return data.pairs(seen)
+    wanted = set(seen if split == "train" else unseen)
+    return [pair for pair in published_pairs(name, split) if pair[1] in wanted]
+
+
+@lru_cache(maxsize=4)
+def published_pairs(name: str, split: str) -> tuple[Pair, ...]:
+    """HSNet's pairs of all four folds together ("train" or "val"), sorted by image, then class."""
+    part = {"train": "trn", "val": "val"}[split]
+    with as_file(files("fusioner.data") / "splits" / f"{name}.npz") as path, np.load(path) as packed:
+        numbers = np.cumsum(packed[f"{part}_step"], dtype=np.int64)
+        bits = np.unpackbits(packed[f"{part}_bits"], axis=1)
+    ids = [_image_id(name, split, int(number)) for number in numbers]
+    return tuple((ids[row], int(column) + 1) for row, column in np.argwhere(bits))
+
+
+def published_images(name: str, split: str) -> set[str]:
+    """Ids of the images in HSNet's pairs of a split."""
+    return {image for image, _ in published_pairs(name, split)}
+
+
+def _image_id(name: str, split: str, number: int) -> str:
+    if name == "coco":
+        return f"COCO_{split}2014_{number:012d}"
+    return f"{number // 1_000_000}_{number % 1_000_000:06d}"
