@@ -1,0 +1,25 @@
+"""Which processor computes."""
+
+import torch
+
+from fusioner.errors import FusionerError
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """`"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`, or `"auto"` (also None): the first of cuda, mps, cpu that is there.
+
+    Raises:
+        FusionerError: no such device, or not on this machine.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise FusionerError(f"there is no device '{name}': choose auto, cpu, cuda, cuda:N or mps")
+    present = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}[device.type]
+    if (device.index or 0) >= present:
+        raise FusionerError(f"device '{name}' is not available on this machine: use --device cpu or auto")
+    return device
