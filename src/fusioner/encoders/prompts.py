@@ -1,0 +1,71 @@
+"""Labels as text vectors: prompt templates averaged, each label encoded once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fusioner.encoders.base import TextEncoder
+from fusioner.errors import FusionerError
+
+DEFAULT_TEMPLATES: tuple[str, ...] = (
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a close-up photo of a {}.",
+    "a photo of a small {}.",
+    "a photo of a large {}.",
+    "there is a {} in the scene.",
+)
+"""A short choice of the templates that CLIP (arXiv 2103.00020) and ViLD (arXiv 2104.13921) average."""
+
+
+def check_templates(templates: Sequence[str], source: str = "the list of templates") -> tuple[str, ...]:
+    """The templates as a tuple; FusionerError when there is none or one lacks its `{}`."""
+    if not templates:
+        raise FusionerError(f"{source} is empty; give one template a line, such as: a photo of a {{}}.")
+    for template in templates:
+        if "{}" not in template:
+            raise FusionerError(f"{source}: the template {template!r} has no {{}} to put the label in")
+    return tuple(templates)
+
+
+def read_templates(path: str | Path) -> tuple[str, ...]:
+    """Templates of a UTF-8 text file, one a line, blank lines skipped; FusionerError names the file."""
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise FusionerError(f"cannot read the templates in {path}: {reason}") from error
+    return check_templates([line.strip() for line in lines if line.strip()], str(path))
+
+
+class LabelEmbedder:
+    """Labels to unit vectors: the mean over the templates of unit vectors, scaled to unit length; cached per label."""
+
+    def __init__(self, encoder: TextEncoder, templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
+        """Raises FusionerError when `templates` is empty or one of them lacks `{}`."""
+        self.encoder = encoder
+        self.templates = check_templates(templates)
+        self._cache: dict[str, Float[Tensor, " d"]] = {}
+
+    def __call__(self, labels: Sequence[str]) -> Float[Tensor, "k d"]:
+        """One row a label, in the order given, on the encoder's device."""
+        new = [label for label in dict.fromkeys(labels) if label not in self._cache]
+        if new:
+            self._cache.update(zip(new, self._embed(new), strict=True))
+        if not labels:
+            return torch.empty(0, self.encoder.dim, device=self._device())
+        return torch.stack([self._cache[label] for label in labels]).to(self._device())
+
+    def _embed(self, labels: list[str]) -> Float[Tensor, "k d"]:
+        # replace, not format: a label or a template may hold other braces.
+        prompts = [template.replace("{}", label) for label in labels for template in self.templates]
+        vectors = self.encoder(prompts).unflatten(0, (len(labels), len(self.templates)))  # (k, t, d)
+        return F.normalize(vectors.mean(1), dim=1).cpu()
+
+    def _device(self) -> torch.device:
+        weights = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else iter(())
+        return next((weight.device for weight in weights), torch.device("cpu"))
