@@ -1,7 +1,7 @@
 """EfficientNet-Lite2 (ImageNet-1k) as a dense network: features and class logits at every position.
 
-Architecture: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (ReLU6, no
-squeeze and excitation, stem and head not scaled), widths x 1.1 and depths x 1.2. Trained at 260 px on (RGB - 0.5) / 0.5.
+Architecture: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite (ReLU6, no squeeze and
+excitation, stem and head not scaled), widths x 1.1 and depths x 1.2. Trained at 260 px on (RGB - 0.5) / 0.5.
 """
 
 import math

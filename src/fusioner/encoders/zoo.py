@@ -82,7 +82,7 @@ _DINOV2 = ("dinov2", "dinov2_with_registers")
 
 IMAGE_ENCODERS: dict[str, Builder] = {
     "dinov2-s-embedded": _embedded("embedded", "dinov2_s_embedded"),
-    "effnet-lite2-conse": _embedded("effnet", "effnet_lite2_conse"),
+    "effnet-lite2-conse": _embedded("conse", "effnet_lite2_conse"),
     "clip-vit-b32": _image("openai/clip-vit-base-patch32", *_CLIP),
     "clip-vit-b16": _image("openai/clip-vit-base-patch16", *_CLIP),
     "clip-vit-l14": _image("openai/clip-vit-large-patch14", *_CLIP),
