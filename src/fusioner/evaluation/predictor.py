@@ -1,0 +1,78 @@
+"""What evaluation asks of a model: encode an image once, then answer any number of prompts about it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fusioner.encoders.base import ImageEncoder
+from fusioner.inference.segmenter import EncodedImage, Resolution, Segmenter
+
+TokenSource = Callable[[ImageEncoder, np.ndarray, int], Tensor]
+"""(encoder, rgb, resolution) -> tokens (1, D, Gh, Gw); `FeatureCache.tokens` is one."""
+
+
+class Predictor(Protocol):
+    """Anything that can be evaluated; a Segmenter through `SegmenterPredictor`, a plain function through `Plain`.
+
+    Attributes:
+        independent: a label's probabilities do not depend on what else is asked for in the same call.
+    """
+
+    independent: bool
+
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"]) -> Any:
+        """Do once per image what does not depend on the prompts."""
+        ...
+
+    def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
+        """Probability of each label at each pixel, at `size` (height, width)."""
+        ...
+
+
+class Plain:
+    """A function (rgb, labels) -> probabilities (K, H, W) at the image's own size, as a Predictor."""
+
+    def __init__(self, function: Callable[[np.ndarray, Sequence[str]], Any], independent: bool = False):
+        self.function, self.independent = function, independent
+
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
+        """The image itself."""
+        return rgb
+
+    def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
+        """Call the function; resize bilinearly where another size is wanted."""
+        found = torch.as_tensor(self.function(encoded, labels)).float()
+        if tuple(found.shape[1:]) == size:
+            return found
+        return torch.nn.functional.interpolate(found[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+class SegmenterPredictor:
+    """A Segmenter as a Predictor, with an optional store of tokens.
+
+    Args:
+        segmenter: the model with its encoders.
+        resolution: "fast" (the whole image once, squashed) or "native" (sliding windows; never cached).
+        tokens: where to take the tokens of a squashed image from instead of encoding it.
+    """
+
+    def __init__(self, segmenter: Segmenter, resolution: Resolution = "fast", tokens: TokenSource | None = None):
+        self.segmenter = segmenter
+        self.resolution: Resolution = resolution
+        self.independent = segmenter.model.labels_independent
+        self.tokens = tokens if resolution == "fast" else None
+
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"]) -> EncodedImage:
+        """Tokens of the image, from the store where there is one."""
+        if self.tokens is None:
+            return self.segmenter.encode(rgb, resolution=self.resolution)
+        found = self.tokens(self.segmenter.image_encoder, rgb, self.segmenter.card.resolution)
+        return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, "image")
+
+    def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
+        """The Segmenter's own."""
+        return self.segmenter.probabilities(encoded, labels, size=size)
