@@ -109,7 +109,11 @@ def evaluate(
 def metrics(outcome: Outcome) -> dict[str, Any]:
     """Plain numbers of an outcome, figures in per cent: the content of metrics.json but for its provenance."""
     first = next(iter(outcome.folds.values()))
-    content = {"dataset": outcome.data.name, "protocol": first.evidence.plan.protocol, "unit": "per cent"}
+    content: dict[str, Any] = {
+        "dataset": outcome.data.name,
+        "protocol": first.evidence.plan.protocol,
+        "unit": "per cent",
+    }
     content |= _figures(outcome.summary, outcome.data.classes)
     if len(outcome.folds) > 1:
         names = outcome.data.classes

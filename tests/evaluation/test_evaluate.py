@@ -1,0 +1,265 @@
+"""Whole evaluations with predictors whose figures are known beforehand."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner.data.base import SegmentationData
+from fusioner.data.catalog import open_dataset
+from fusioner.data.folds import fold_pairs
+from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.errors import FusionerError
+from fusioner.evaluation.predictor import Plain
+from fusioner.evaluation.protocols import draw_pairs, fold_plan, folder_plan, limited
+from fusioner.evaluation.run import Outcome, Settings, evaluate, metrics
+
+WORDS = {"dining table": "diningtable", "potted plant": "pottedplant", "tv monitor": "tvmonitor"}
+FAST = Settings(folds=(0,), draws=50)
+
+
+def colours_seen(rgb: np.ndarray) -> np.ndarray:
+    """Class ids from the colours of the test tree."""
+    return rgb[..., 0].astype(int) // 10
+
+
+def oracle(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Reads the truth off the colours; knows nothing of names it was not told."""
+    known = [PASCAL_CLASSES.index(WORDS.get(label, label)) if label != "object" else -1 for label in labels]
+    return np.stack([colours_seen(rgb) == i for i in known]).astype(np.float32)
+
+
+def empty(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    return np.zeros((len(labels), *rgb.shape[:2]), np.float32)
+
+
+def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Finds whatever stands out, under any name."""
+    return np.stack([colours_seen(rgb) > 0 for _ in labels]).astype(np.float32)
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    return {name: figure.value for name, figure in outcome.summary.figures.items()}
+
+
+def test_an_oracle_is_perfect_in_every_measure(voc_data: SegmentationData):
+    found = figures(evaluate(Plain(oracle), voc_data, FAST))
+    assert found == {
+        "miou": 100, "fb_iou": 100, "argmax_miou": 100, "seen_argmax_miou": 100, "harmonic": 100,
+        "background_iou": 100, "absent_area": 0, "absent_refused": 100, "blind_miou": 0,
+    }  # fmt: skip
+
+
+def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
+    outcome = evaluate(Plain(empty), voc_data, FAST)
+    found = figures(outcome)
+    assert found["miou"] == found["argmax_miou"] == found["harmonic"] == found["absent_area"] == 0
+    assert found["absent_refused"] == 100
+    assert 0 < found["fb_iou"] < 50
+    assert set(outcome.summary.per_class) <= {1, 2, 3, 4, 5}
+
+
+def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
+    found = figures(evaluate(Plain(saliency), voc_data, FAST))
+    assert found["blind_miou"] == found["miou"] > 30
+    assert found["absent_refused"] == 0
+    assert found["absent_area"] > 10
+    assert found["argmax_miou"] < found["miou"] / 2
+
+
+def test_single_prompts_are_asked_alone_and_groups_together(voc_data: SegmentationData):
+    asked: list[tuple[str, ...]] = []
+
+    def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        asked.append(tuple(labels))
+        return oracle(rgb, labels)
+
+    plan, _ = fold_plan(voc_data, 0)
+    joint = evaluate(Plain(listen), voc_data, FAST)
+    assert {len(labels) for labels in asked} == {1, 5, 15}
+    assert sum(len(labels) == 5 for labels in asked) == len(plan.images)
+    asked.clear()
+    independent = evaluate(Plain(listen, independent=True), voc_data, FAST)
+    assert figures(independent) == figures(joint)
+    assert sum(len(labels) for labels in asked) == 21 * len(plan.images), "each label once an image"
+
+
+def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
+    class Counting(Plain):
+        seen = 0
+
+        def encode(self, rgb: np.ndarray) -> np.ndarray:
+            self.seen += 1
+            return rgb
+
+    predictor = Counting(oracle)
+    evaluate(predictor, voc_data, replace(FAST, protocol="hsnet"))
+    assert predictor.seen == len(fold_plan(voc_data, 0)[0].images)
+
+
+def test_protocols_differ_in_what_they_ask(voc_data: SegmentationData):
+    official, missing = fold_plan(voc_data, 0, "official")
+    assert list(official.pairs) == sorted(set(official.pairs))
+    assert missing.listed == 346
+    assert missing.present == len(official.pairs)
+    hsnet, _ = fold_plan(voc_data, 0, "hsnet", seed=3)
+    assert len(hsnet.pairs) == 1000
+    assert set(hsnet.pairs) == set(official.pairs)
+    assert hsnet.pairs == fold_plan(voc_data, 0, "hsnet", seed=3)[0].pairs
+    assert hsnet.pairs != fold_plan(voc_data, 0, "hsnet", seed=4)[0].pairs
+    everything, _ = fold_plan(voc_data, 0, scope="all")
+    assert len(everything.images) == len(voc_data.items) > len(official.images)
+    assert everything.pairs == official.pairs
+    with pytest.raises(FusionerError, match="official, hsnet, full"):
+        fold_plan(voc_data, 0, "mine")  # pyright: ignore[reportArgumentType]
+
+
+def test_hsnet_draws_classes_evenly_whatever_their_number_of_images():
+    pairs = [("a", 1), *((f"b{i}", 2) for i in range(99))]
+    drawn = draw_pairs(pairs, 1000, seed=0)
+    assert sum(c == 1 for _, c in drawn) == pytest.approx(500, abs=60)
+
+
+def test_hsnet_rows_count_as_often_as_they_were_drawn(voc_data: SegmentationData):
+    outcome = evaluate(Plain(saliency), voc_data, replace(FAST, protocol="hsnet"))
+    assert outcome.summary.pairs == 1000
+    rows = outcome.folds[0].evidence.pairs
+    once = {(i, c): tuple(v) for i, c, v in zip(rows.image, rows.class_id, rows.values, strict=True)}
+    assert len(once) < 1000
+    by_hand = []
+    for class_id in np.unique(rows.class_id):
+        values = rows.values[rows.class_id == class_id].sum(axis=0)
+        by_hand.append(values[2] / values[3])
+    assert outcome.summary.figures["miou"].value == pytest.approx(100 * np.mean(by_hand))
+
+
+def test_the_fold_figures_are_those_of_the_metric(voc_data: SegmentationData):
+    import torch
+
+    from fusioner.evaluation.metrics import FoldIoU
+
+    plan, _ = fold_plan(voc_data, 0)
+    metric = FoldIoU(sorted({c for _, c in plan.pairs}), 21)
+    for image, class_id in plan.pairs:
+        rgb, mask = (torch.from_numpy(part) for part in voc_data.read(voc_data.by_id[image]))
+        metric.update(rgb[..., 0] > 9, mask == class_id, class_id, mask == 255)
+    found, expected = figures(evaluate(Plain(saliency), voc_data, FAST)), metric.compute()
+    assert found["miou"] == pytest.approx(100 * float(expected["miou"]))
+    assert found["fb_iou"] == pytest.approx(100 * float(expected["fb_iou"]))
+
+
+def test_absent_prompts_are_of_classes_that_are_not_there(voc_data: SegmentationData):
+    evidence = evaluate(Plain(oracle), voc_data, FAST).folds[0].evidence
+    for image, class_id in zip(evidence.absent.image, evidence.absent.class_id, strict=True):
+        mask = voc_data.read_mask(voc_data.by_id[evidence.plan.images[image]])
+        assert class_id in (1, 2, 3, 4, 5)
+        assert class_id not in mask
+
+
+def test_all_folds_are_averaged_and_kept_apart(voc_data: SegmentationData):
+    outcome = evaluate(Plain(saliency), voc_data, replace(FAST, folds=(0, 2)))
+    content = metrics(outcome)
+    assert content["miou"] == pytest.approx(np.mean([content["folds"][f]["miou"] for f in "02"]), abs=1e-3)
+    assert set(content["per_class"]) == set(content["folds"]["0"]["per_class"]) | set(
+        content["folds"]["2"]["per_class"]
+    )
+    low, high = content["intervals"]["miou"]
+    assert low <= content["miou"] <= high
+    json.dumps(content, allow_nan=False)
+
+
+def test_a_fold_without_a_single_image_says_so(voc_data: SegmentationData):
+    listed = {image for image, _ in fold_pairs("pascal", 3, "val")}
+    others = replace(voc_data, items=[item for item in voc_data.items if item.id not in listed])
+    with pytest.raises(FusionerError, match="none of the 346 val pairs of pascal fold 3"):
+        evaluate(Plain(oracle), others, replace(FAST, folds=(3,)))
+
+
+def test_a_limit_spreads_over_the_list(voc_data: SegmentationData):
+    plan, _ = fold_plan(voc_data, 0)
+    short = limited(plan, 3)
+    assert short.images == (plan.images[0], plan.images[round((len(plan.images) - 1) / 2)], plan.images[-1])
+    assert {image for image, _ in short.pairs} == set(short.images)
+    assert limited(plan, 10_000) == plan
+    with pytest.raises(FusionerError, match="at least one"):
+        limited(plan, 0)
+
+
+def test_squashed_scoring_happens_at_the_side_asked_for(voc_data: SegmentationData):
+    outcome = evaluate(Plain(oracle), voc_data, replace(FAST, squash=16))
+    rows = outcome.folds[0].evidence.pairs.values
+    assert (rows[:, 0] + rows[:, 3] <= 16 * 16).all()
+    assert outcome.summary.figures["miou"].value > 60
+    assert metrics(outcome)["settings"]["scored_at"] == 16
+
+
+def test_examples_are_the_best_and_the_worst(voc_data: SegmentationData):
+    evidence = evaluate(Plain(saliency), voc_data, FAST).folds[0].evidence
+    best, worst = [e.score for e in evidence.best], [e.score for e in evidence.worst]
+    assert best == sorted(best, reverse=True)
+    assert worst == sorted(worst)
+    assert best[0] > worst[0]
+    assert len(best) == 12
+    example = evidence.best[0]
+    assert example.prediction.shape == example.truth.shape
+    assert set(np.unique(example.truth)) <= {0, 1}
+
+
+def own_folder(root: Path, first: str) -> SegmentationData:
+    """Three pictures of two classes (ids 1 and 12, named as PASCAL's), a third class never there."""
+    for part in ("images", "masks"):
+        (root / part).mkdir()
+    for i, present in enumerate(([1], [12], [1, 12])):
+        mask = np.zeros((20, 30), np.uint8)
+        for k, class_id in enumerate(present):
+            mask[3:15, 3 + 12 * k : 12 + 12 * k] = class_id
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+        Image.fromarray(np.repeat(mask[..., None] * 10, 3, axis=-1)).save(root / "images" / f"{i}.png")
+    (root / "classes.json").write_text(json.dumps({first: 0, "aeroplane": 1, "dog": 12, "cow": 10}))
+    return open_dataset("folder", root)
+
+
+def test_an_own_folder_is_an_argmax_over_all_its_classes(tmp_path: Path):
+    data = own_folder(tmp_path, "background")
+    content = metrics(evaluate(Plain(oracle), data, FAST))
+    assert content["protocol"] == "argmax"
+    assert content["miou"] == content["fb_iou"] == content["absent_refused"] == content["background_iou"] == 100
+    assert content["per_class"] == {"aeroplane": 100, "dog": 100}
+    assert content["images"] == 3
+    blank = metrics(evaluate(Plain(empty), data, FAST))
+    assert blank["miou"] == 0
+    assert blank["per_class"] == {"aeroplane": 0, "dog": 0}
+    assert 0 < blank["background_iou"] < 100
+    assert blank["fb_iou"] == pytest.approx(blank["background_iou"] / 2, abs=1e-3)
+
+
+def test_unlabeled_pixels_are_neither_background_nor_scored(tmp_path: Path):
+    data = own_folder(tmp_path, "null")
+    assert not folder_plan(data).background
+
+    def rough(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        """Right on every labelled pixel, wild elsewhere, and never above the threshold."""
+        return 0.4 * np.where(colours_seen(rgb) > 0, oracle(rgb, labels), 1.0)
+
+    content = metrics(evaluate(Plain(rough), data, FAST))
+    assert content["miou"] == 100
+    assert "fb_iou" not in content
+    assert "absent_area" not in content
+
+
+def test_fss1000_is_prompted_class_by_class(shared: Path):
+    data = open_dataset("fss1000", shared / "data" / "fss_like")
+    seen: list[Sequence[str]] = []
+
+    def half(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        seen.append(labels)
+        return np.ones((len(labels), *rgb.shape[:2]), np.float32)
+
+    content = metrics(evaluate(Plain(half), data, replace(FAST, limit=20)))
+    assert content["images"] == content["pairs"] == 20
+    assert content["miou"] == pytest.approx(content["blind_miou"])
+    assert all(len(labels) == 1 for labels in seen)
