@@ -88,14 +88,23 @@ def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[Rgb, Mask]:
     if index == 0:
         return rgb, mask
     rng = np.random.default_rng((seed, index))
-    if index % 2:
-        rgb, mask = flip(rgb, mask)
+    return jitter(_frame(rgb, index, rng), 0.3, rng), view_mask(mask, index, seed)
+
+
+def view_mask(mask: Mask, index: int, seed: int) -> Mask:
+    """The mask of `view` without the picture: what a cache of features needs."""
+    return mask if index == 0 else _frame(mask, index, np.random.default_rng((seed, index)))
+
+
+def _frame(pixels: ndarray, index: int, rng: np.random.Generator) -> ndarray:
+    """The part of a picture or mask (H, W, ...) that a view shows, mirrored or not."""
+    height, width = pixels.shape[:2]
+    seen = pixels[:, ::-1] if index % 2 else pixels
     if index >= 2:
-        height, width = mask.shape
         box = (random_box(rng, 0.45) + 1) / 2 * [height, width, height, width]
         (top, left), (bottom, right) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
-        rgb, mask = rgb[top:bottom, left:right], mask[top:bottom, left:right]
-    return jitter(rgb, 0.3, rng), np.ascontiguousarray(mask)
+        seen = seen[top:bottom, left:right]
+    return np.ascontiguousarray(seen)
 
 
 def flip(rgb: Rgb, mask: Mask) -> tuple[Rgb, Mask]:

@@ -72,6 +72,12 @@ def to_tensor(rgb: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
     return from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1).float().div_(255)
 
 
+def squash(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
+    """The whole picture at `side` by `side` pixels whatever its proportions, float32 in [0, 1]: what encoders are fed."""
+    pixels = from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
+    return resize(pixels, (side, side)).float().div_(255)
+
+
 def resize(images: Num[Tensor, "*b c h w"], size: tuple[int, int]) -> Num[Tensor, "*b c h2 w2"]:
     """Bilinear with antialiasing, to `size` (height, width); floats or uint8; one image or a batch."""
     if tuple(images.shape[-2:]) == size:
