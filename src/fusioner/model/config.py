@@ -11,15 +11,18 @@ class FusionerConfig:
     """Defaults are the paper's network on CLIP ViT-L/14 (official recipe: 12 layers of width 512, 8 heads).
 
     Attributes:
-        image_dim, text_dim: widths of the frozen encoders' outputs.
+        image_dim, text_dim: widths of the frozen encoders' outputs (aligned channels not counted).
         width, layers, heads, mlp_ratio: the fusion transformer.
         dropout, drop_path: regularisation of the fusion, both off in the official recipe.
         temperature: the cosine head divides by it (paper section 3.3).
         fusion: "early" lets visual and text tokens attend to each other; "late" lets them meet in the head only.
         decoder_widths: channels after each 3x3 convolution; the i-th works at 2**i times the token grid.
         decoder_norm: "instance" (paper) or "layer" (per pixel; keeps how strong an image answers at all).
-        aligned_dim: beyond the paper. The last `aligned_dim` channels of the tokens live in the text encoder's space;
-            their similarity to each label enters the fusion, and every label is fused apart from the others.
+        similarity: beyond the paper. "cosine" or "posterior": further `aligned_dim` channels at the end of the tokens
+            say what a patch looks like in words (see `model.similarity`), and each label is fused apart from the rest.
+        aligned_dim: number of those channels.
+        prompt_dropout: chance that training hides a label's embedding from the fusion and leaves it the similarity
+            alone, so that unseen words are no stranger; 1 hides it always, at inference too.
         logit_bias: beyond the paper. Learn one scale and one bias for the logits, so that 0.5 can mean 0.5.
     """
 
@@ -35,7 +38,9 @@ class FusionerConfig:
     fusion: Literal["early", "late"] = "early"
     decoder_widths: tuple[int, ...] = (512, 512, 512, 512)
     decoder_norm: Literal["instance", "layer"] = "instance"
+    similarity: Literal["none", "cosine", "posterior"] = "none"
     aligned_dim: int = 0
+    prompt_dropout: float = 0.0
     logit_bias: bool = False
 
     def __post_init__(self) -> None:
@@ -48,9 +53,17 @@ class FusionerConfig:
             raise FusionerError(f"decoder_norm is 'instance' or 'layer', not {self.decoder_norm!r}")
         if not self.decoder_widths or self.layers < 1:
             raise FusionerError("a Fusioner needs at least one fusion layer and one decoder width")
-        if self.aligned_dim not in (0, self.text_dim):
+        if self.similarity not in ("none", "cosine", "posterior"):
+            raise FusionerError(f"similarity is 'none', 'cosine' or 'posterior', not {self.similarity!r}")
+        if (self.similarity == "none") != (self.aligned_dim == 0):
             raise FusionerError(
-                f"aligned tokens live in the text space: aligned_dim is 0 or {self.text_dim}, not {self.aligned_dim}"
+                f"similarity {self.similarity!r} with {self.aligned_dim} aligned image channels: "
+                "name an aligned image encoder last in the list"
+            )
+        if self.similarity == "cosine" and self.aligned_dim != self.text_dim:
+            raise FusionerError(
+                f"aligned tokens of width {self.aligned_dim} do not live in a text space of width {self.text_dim}: "
+                "take image and text encoder from one model"
             )
 
     def to_dict(self) -> dict[str, Any]:

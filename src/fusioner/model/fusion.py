@@ -73,12 +73,12 @@ class Block(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Visual tokens (B, N, Dv) and text embeddings (B, K, Dt), both of unit length -> patches (B, N, W), classes (B, K, C).
+    """Unit-length visual tokens (B, N, Dv) and label embeddings (B, K, Dt) -> patches (B, N, W), classes (B, K, C).
 
     "early" (the paper's method): all tokens attend to all tokens, so each patch knows what is asked for and each label
-    what is there. "late" (the ablation of the paper's Table 1, as we read it: "fuse after the visual decoder"): the same
-    transformer with visual and text tokens blind to each other, so that the two first meet in the cosine head behind
-    the decoder. Both have the same parameters, hence the comparison is of fusion alone.
+    what is there. "late" (the ablation of the paper's Table 1, as we read its "fuse after the visual decoder"): the
+    same transformer with visual and text tokens blind to each other, so that the two first meet in the cosine head
+    behind the decoder. Both have the same parameters, hence the comparison is of fusion alone.
     """
 
     def __init__(self, config: FusionerConfig) -> None:

@@ -19,8 +19,8 @@ from fusioner.model.similarity import Similarity
 class Fusioner(nn.Module):
     """Fusion, decoder and cosine head over the outputs of frozen encoders.
 
-    With `config.aligned_dim == 0` this is the paper's network: all labels of an image are fused together, and a
-    label's mask may depend on what else is asked for. With aligned tokens every label runs apart through shared
+    With `config.similarity == "none"` this is the paper's network: all labels of an image are fused together, and a
+    label's mask may depend on what else is asked for. With similarity every label runs apart through shared
     weights (`labels_independent`), guided by its own similarity to the image: beyond the paper, see docs.
     """
 
@@ -29,14 +29,14 @@ class Fusioner(nn.Module):
         self.config = config
         self.fusion = Fusion(config)
         self.decoder = Decoder(config)
-        self.similarity = Similarity(config) if config.aligned_dim else None
+        self.similarity = Similarity(config) if config.similarity != "none" else None
         if config.logit_bias:
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.temperature)))
             self.logit_bias = nn.Parameter(torch.tensor(-2.0))
 
     @property
     def labels_independent(self) -> bool:
-        """Whether a label's logits do not depend on the other labels, so that labels may be computed in any portions."""
+        """Whether a label's logits ignore the other labels, so that labels may be computed in any portions."""
         return self.similarity is not None
 
     def forward(
@@ -57,8 +57,16 @@ class Fusioner(nn.Module):
         b, k = text.shape[:2]
         visual, aligned = tokens.split([tokens.shape[1] - self.config.aligned_dim, self.config.aligned_dim], dim=1)
         guidance = self.similarity(aligned, text).flatten(0, 1)
-        logits = self._fuse(visual.repeat_interleave(k, dim=0), text.reshape(b * k, 1, -1), guidance, size)
+        asked = self._hide(text.reshape(b * k, 1, -1))
+        logits = self._fuse(visual.repeat_interleave(k, dim=0), asked, guidance, size)
         return logits.view(b, k, *logits.shape[-2:])
+
+    def _hide(self, text: Float[Tensor, "bk 1 dt"]) -> Float[Tensor, "bk 1 dt"]:
+        """Prompt dropout: zeros in place of some labels' embeddings while training, of all where the rate is 1."""
+        rate = self.config.prompt_dropout
+        if rate == 0.0 or (rate < 1.0 and not self.training):
+            return text
+        return text * (torch.rand(len(text), 1, 1, device=text.device) >= rate)
 
     def _fuse(
         self,

@@ -2,51 +2,63 @@
 
 Beyond the paper. Masks that follow from a similarity map carry over to words never trained on, because the network
 learns to read maps, not words (cost aggregation, as in CAT-Seg, arXiv 2303.11797, rather than feature aggregation).
-Letters: B images, K labels, D text width, Gh Gw grid, M anchor names, W fusion width.
+Letters: B images, K labels, D text width, M anchor names, Gh Gw grid, C channels, W fusion width.
 """
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
 
+# Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
+NEARBY = 0.06  # softmax temperature over a label's cosines with the anchor names
+SOFT = 2.0  # softmax temperature of the softened posterior
+FLOOR = 1e-5  # posterior mass below which a label counts as absent
+
 
 class Similarity(nn.Module):
     """Aligned tokens and label embeddings -> what to add to the visual tokens of each label.
 
-    Two channels: the cosine, and its z-score among the cosines of the same patch with many anchor names (the aligned
-    encoder's own vocabulary), which tells a match from a patch that is close to every word.
+    "cosine": aligned tokens live in the text encoder's space, as CLIP's do; one channel, their cosine with the label.
+    "posterior": aligned tokens are a classifier's posterior over M named classes, scaled to unit length. Each label
+    spreads over the names nearest to it in text space, and reads three channels there: the log of the softened
+    posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
+    Every map comes twice: as it is, and as its maximum over the image, which says whether the label is there at all.
     """
-
-    channels = 2
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
-        self.proj = nn.Sequential(nn.Linear(self.channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
-        self.register_buffer("anchor_mean", torch.zeros(config.aligned_dim))
-        self.register_buffer("anchor_cov", torch.eye(config.aligned_dim) / config.aligned_dim)
+        self.kind = config.similarity
+        channels = 2 * (3 if self.kind == "posterior" else 1)
+        self.proj = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
+        if self.kind == "posterior":
+            self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
 
-    anchor_mean: Tensor
-    anchor_cov: Tensor
+    anchors: Float[Tensor, "m d"]
 
-    def set_anchors(self, anchors: Float[Tensor, "m d"]) -> None:
-        """Keep mean and covariance of the anchor names' embeddings: all that the z-score needs of them."""
-        self.anchor_mean.copy_(anchors.mean(0))
-        self.anchor_cov.copy_(torch.cov(anchors.T, correction=0))
-
-    def maps(
-        self, aligned: Float[Tensor, "b d gh gw"], text: Float[Tensor, "b k d"]
-    ) -> Float[Tensor, "b k c gh gw"]:
-        """The raw channels, cosine first."""
-        cosine = torch.einsum("bdhw,bkd->bkhw", aligned, text)
-        mean = torch.einsum("bdhw,d->bhw", aligned, self.anchor_mean)
-        variance = torch.einsum("bdhw,de,behw->bhw", aligned, self.anchor_cov, aligned)
-        z = (cosine - mean[:, None]) / variance.clamp_min(1e-8).sqrt()[:, None]
-        return torch.stack([cosine, z], dim=2)
-
-    def forward(
-        self, aligned: Float[Tensor, "b d gh gw"], text: Float[Tensor, "b k d"]
-    ) -> Float[Tensor, "b k n w"]:
+    def forward(self, aligned: Float[Tensor, "b a gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k n w"]:
         """Guidance for each label's visual tokens, in row-major grid order."""
-        return self.proj(self.maps(aligned, text).flatten(3).transpose(2, 3))
+        maps = self.maps(aligned, text).flatten(3)  # (B, K, C, N)
+        peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
+        return self.proj(torch.cat([maps, peaks], dim=2).transpose(2, 3))
+
+    def maps(self, aligned: Float[Tensor, "b a gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c gh gw"]:
+        """The channels before their projection, each about unit scale."""
+        if self.kind == "cosine":
+            return 10.0 * torch.einsum("bdhw,bkd->bkhw", aligned, text)[:, :, None]
+        p = aligned / aligned.sum(dim=1, keepdim=True).clamp_min(1e-6)
+        log_p = p.clamp_min(1e-7).log()
+        near = (text @ self.anchors.T / NEARBY).softmax(dim=-1)  # (B, K, M)
+        mass = torch.einsum("bmhw,bkm->bkhw", (log_p / SOFT).softmax(dim=1), near)
+        logit = torch.einsum("bmhw,bkm->bkhw", log_p - log_p.mean(dim=1, keepdim=True), near)
+        return torch.stack([((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, self._conse_z(p, text) / 2.0], dim=2)
+
+    def _conse_z(self, p: Float[Tensor, "b m gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k gh gw"]:
+        token = F.normalize(torch.einsum("bmhw,md->bdhw", p, self.anchors), dim=1)
+        mean = torch.einsum("bdhw,d->bhw", token, self.anchors.mean(dim=0))
+        spread = torch.cov(self.anchors.T, correction=0)
+        variance = torch.einsum("bdhw,bdhw->bhw", token, torch.einsum("de,behw->bdhw", spread, token))
+        cosine = torch.einsum("bdhw,bkd->bkhw", token, text)
+        return (cosine - mean[:, None]) / variance.clamp_min(1e-8).sqrt()[:, None]
