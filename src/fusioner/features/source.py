@@ -4,19 +4,22 @@ Letters: B images, D channels, Gh Gw token grid, H W pixels of a view.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.transforms import Mask, Rgb, view, view_mask
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
+from fusioner.features.cache import Shelf
 from fusioner.inference.image import read_image, squash
 
 Augment = Callable[[Rgb, Mask, np.random.Generator], tuple[Rgb, Mask]]
@@ -42,7 +45,10 @@ class TokenSource(Protocol):
         ...
 
     def batch(self, wanted: Sequence[Wanted]) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
-        """Tokens of several views as one float32 tensor, and their masks, each of its own size; raises as `tokens`."""
+        """Tokens of several views as one float32 tensor, and their masks, each of its own size; raises as `tokens`.
+
+        On the encoder's device where they are encoded now, on the CPU where they are read.
+        """
         ...
 
 
@@ -55,7 +61,6 @@ class LiveSource:
     Args:
         resolution: side in pixels to which the whole picture is squashed.
         augment: for example `Augmentation(PASCAL_RECIPE, data.ignore)`.
-        device: where the encoder lives; tokens stay there.
     """
 
     def __init__(
@@ -64,16 +69,15 @@ class LiveSource:
         encoder: ImageEncoder,
         resolution: int,
         augment: Augment | None = None,
-        device: str | torch.device = "cpu",
     ) -> None:
         self.data, self.encoder, self.resolution = data, encoder, resolution
-        self.augment, self.device = augment, torch.device(device)
+        self.augment = augment
         self.views: int | None = None
 
     def picture(self, item: Item, view: int) -> tuple[Float[Tensor, "3 s s"], Integer[ndarray, "h w"]]:
         """What the encoder would be shown, and the mask; raises as `tokens`. Loaders may call this in workers."""
-        raw = read_bytes(item)
-        rgb, mask, seed = read_image(raw), self.data.read_mask(item), view_seed(image_digest(raw))
+        raw = read_bytes(item.image)
+        rgb, mask, seed = decode(raw, item.image), self.data.read_mask(item), view_seed(image_digest(raw))
         check_size(item, rgb, mask)
         rgb, mask = self._moved(rgb, mask, view, seed)
         return squash(rgb, self.resolution), mask
@@ -83,11 +87,10 @@ class LiveSource:
         tokens, masks = self.batch([(item, view)])
         return tokens[0], masks[0]
 
-    @torch.no_grad()
     def batch(self, wanted: Sequence[Wanted]) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
         """See `TokenSource`."""
         pictures, masks = zip(*(self.picture(item, view) for item, view in wanted), strict=True)
-        return self.encoder(torch.stack(pictures).to(self.device)).float(), list(masks)
+        return encode(self.encoder, torch.stack(pictures)), list(masks)
 
     def _moved(self, rgb: Rgb, mask: Mask, number: int, seed: int) -> tuple[Rgb, Mask]:
         if self.augment is None:
@@ -95,46 +98,72 @@ class LiveSource:
         return self.augment(rgb, mask, np.random.default_rng((seed, number)))
 
 
-class TokenStore(Protocol):
-    """What `CachedSource` reads from; `features.cache.Shelf` is one."""
-
-    views: int
-
-    def get(self, digest: str, view: int) -> Tensor | None:
-        """Stored tokens (D, Gh, Gw) in half precision, None where there are none."""
-        ...
-
-
 class CachedSource:
-    """Reads tokens from a store; the masks of the views are made anew, for they cost little."""
+    """Reads the views of `features.fill.fill`; their masks are made anew, for that costs little.
 
-    def __init__(self, store: TokenStore, data: SegmentationData, digests: dict[str, str], views: int = 1) -> None:
-        self.store, self.data, self.digests = store, data, digests
+    Args:
+        digests: sha256 of each image's file, by image id.
+        views: how many views of each image are in the cache.
+        dtype: of the tokens in a batch.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        data: SegmentationData,
+        digests: Mapping[str, str],
+        views: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shelf, self.data, self.digests, self.dtype = shelf, data, digests, dtype
         self.views: int | None = views
 
     def mask(self, item: Item, view: int) -> Integer[ndarray, "h w"]:
-        """The mask of a view, at the view's own size."""
+        """The mask of a view, at the view's own size; loaders may call this in workers."""
         return view_mask(self.data.read_mask(item), view, view_seed(self.digests[item.id]))
 
     def tokens(self, item: Item, view: int) -> tuple[Float[Tensor, "d gh gw"], Integer[ndarray, "h w"]]:
-        """See `TokenSource`; half precision, as stored."""
-        found = self.store.get(self.digests[item.id], view)
-        if found is None:
-            raise FusionerError(f"the feature cache has no view {view} of {item.image}")
-        return found, self.mask(item, view)
+        """See `TokenSource`."""
+        tokens, masks = self.batch([(item, view)])
+        return tokens[0], masks[0]
 
     def batch(self, wanted: Sequence[Wanted]) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
-        """See `TokenSource`."""
-        found, masks = zip(*(self.tokens(item, view) for item, view in wanted), strict=True)
-        return torch.stack(found).float(), list(masks)
+        """See `TokenSource`; every number is copied once, from the mapped file into the batch."""
+        tokens = self.shelf.read([(self.digests[item.id], view) for item, view in wanted], self.dtype)
+        return tokens, [self.mask(item, view) for item, view in wanted]
 
 
-def read_bytes(item: Item) -> bytes:
+@torch.no_grad()
+def encode(encoder: ImageEncoder, pictures: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d gh gw"]:
+    """Tokens in float32 on the encoder's device; on a GPU its arithmetic is bfloat16, as the Segmenter's."""
+    device = device_of(encoder)
+    with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+        return encoder(pictures.to(device)).float()
+
+
+def device_of(encoder: ImageEncoder) -> torch.device:
+    """Where an encoder's weights are."""
+    weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
+    return next(weights, torch.empty(0)).device
+
+
+def read_bytes(image: Path) -> bytes:
     """The file of an image as it is; FusionerError when it cannot be read."""
     try:
-        return item.image.read_bytes()
+        return image.read_bytes()
     except OSError as error:
-        raise FusionerError(f"cannot read image {item.image}: {error.strerror or error}") from error
+        raise FusionerError(f"cannot read image {image}: {error.strerror or error}") from error
+
+
+def decode(raw: bytes, image: Path) -> Rgb:
+    """The picture in a file's bytes; FusionerError, naming the file, when there is none."""
+    stream = _NamedBytes(raw)
+    stream.name = str(image)
+    return read_image(stream)
+
+
+class _NamedBytes(BytesIO):
+    name = ""
 
 
 def image_digest(raw: bytes) -> str:

@@ -1,0 +1,153 @@
+"""The cache folder, and what it holds for one encoder at one resolution.
+
+    CACHE/<key of a Space>/<shard>.safetensors and .json
+
+Reading takes no lock: a shard is there whole or not at all, and a file deleted while it is read stays readable.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fusioner.encoders.base import ImageEncoder
+from fusioner.errors import FusionerError
+from fusioner.features.quantise import Quantised, restore
+from fusioner.features.shard import Manifest, Rows, Stored, read_manifest, shard_names
+from fusioner.features.space import Dtype, Space
+
+Key = tuple[str, int]
+"""Digest of an image, number of a view."""
+
+_MAPPED = 4096  # shards mapped at a time; Linux allows a process 65530 mappings
+
+
+class Shelf:
+    """The entries of one space: look up, read.
+
+    Attributes:
+        folder: where its shards are; space: what they have in common.
+    """
+
+    def __init__(self, folder: Path, space: Space) -> None:
+        self.folder, self.space = folder, space
+        self._manifests: dict[str, Manifest | None] = {}
+        self._index: dict[Key, tuple[str, int]] = {}
+        self._mapped: OrderedDict[str, Rows] = OrderedDict()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._index
+
+    def refresh(self) -> None:
+        """Take in what other processes have added or removed."""
+        names = shard_names(self.folder)
+        if gone := self._manifests.keys() - set(names):
+            for name in gone:
+                del self._manifests[name]
+                self._mapped.pop(name, None)
+            self._index = {}
+        for name in names:
+            if name not in self._manifests:
+                self._manifests[name] = self._read(name)
+                self._enter(name)
+        if gone:
+            for name in names:
+                self._enter(name)
+
+    def get(self, digest: str, view: int) -> Stored | None:
+        """A view's stored numbers, mapped from disk; None where there are none.
+
+        Raises:
+            FusionerError: the file that should hold them is damaged.
+        """
+        for _ in range(2):
+            place = self._index.get((digest, view))
+            if place is None:
+                return None
+            try:
+                return self._rows(place[0])[place[1]]
+            except FileNotFoundError:  # pruned or replaced meanwhile
+                self.refresh()
+        return None
+
+    def read(self, keys: Sequence[Key], dtype: torch.dtype = torch.float32) -> Float[Tensor, "b d gh gw"]:
+        """Several views as one tensor: the only copy is the one from the file.
+
+        Raises:
+            FusionerError: a view is not there, or its file is damaged.
+        """
+        out = torch.empty((len(keys), self.space.dim, *self.space.grid), dtype=dtype)
+        for row, (digest, view) in zip(out, keys, strict=True):
+            stored = self.get(digest, view)
+            if stored is None:
+                raise FusionerError(f"the feature cache has no view {view} of the image with sha256 {digest}")
+            if isinstance(stored, Quantised):
+                restore(stored, out=row)
+            else:
+                row.copy_(stored)
+        return out
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """The keys that are not there, in order."""
+        return [key for key in keys if key not in self._index]
+
+    def _read(self, name: str) -> Manifest | None:
+        """A manifest, unless it is damaged in both places or its file is cut short: then its entries count as lost."""
+        manifest = read_manifest(self.folder, name)
+        if manifest is None or manifest.space.key != self.space.key:
+            return None
+        try:
+            size = (self.folder / f"{name}.safetensors").stat().st_size
+        except FileNotFoundError:
+            return None
+        return manifest if size == len(manifest.header) + manifest.data_bytes else None
+
+    def _enter(self, name: str) -> None:
+        manifest = self._manifests[name]
+        for row, entry in enumerate(manifest.entries if manifest else ()):
+            self._index.setdefault((entry.digest, entry.view), (name, row))
+
+    def _rows(self, name: str) -> Rows:
+        if name not in self._mapped:
+            manifest = self._manifests[name]
+            assert manifest is not None  # or nothing would point here
+            try:
+                self._mapped[name] = Rows(self.folder / f"{name}.safetensors", manifest)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                mend = f"fusioner features verify {self.folder.parent} --repair"
+                raise FusionerError(f"the feature cache is damaged ({error}): run `{mend}`") from error
+            if len(self._mapped) > _MAPPED:
+                self._mapped.popitem(last=False)
+        self._mapped.move_to_end(name)
+        return self._mapped[name]
+
+
+class FeatureCache:
+    """A folder of features; it and what is in it are made when first written to.
+
+    Args:
+        folder: anywhere with room; several processes and machines may share it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self._shelves: dict[str, Shelf] = {}
+
+    def shelf(self, encoder: ImageEncoder, resolution: int, dtype: Dtype = "fp16") -> Shelf:
+        """What is stored of an encoder's tokens at a resolution (px)."""
+        return self.shelf_of(Space.of(encoder, resolution, dtype))
+
+    def shelf_of(self, space: Space) -> Shelf:
+        """The shelf of a space; the same object every time."""
+        if space.key not in self._shelves:
+            self._shelves[space.key] = Shelf(self.folder / space.key, space)
+        return self._shelves[space.key]
