@@ -22,25 +22,30 @@ def effnet_lite2_conse() -> "ConSE":
     return ConSE()
 
 
-class ConSE(DenseEncoder):
-    """EfficientNet-Lite2's posteriors in MiniLM's space: (B, 384, H // stride, W // stride) unit-length tokens.
+def effnet_lite2() -> "Posteriors":
+    """The zoo's `effnet-lite2`; FusionerError when the installation lacks the weights or they are broken."""
+    return Posteriors()
 
-    token = sum over classes of p(class | position) * anchor(class), scaled to unit length. Its cosine with a label's
-    MiniLM embedding says how well the label fits; any label has some cosine with anything, so compare it with the
-    cosines of the thousand `anchors` (a z-score) before calling it high.
+
+class Posteriors(DenseEncoder):
+    """EfficientNet-Lite2 as a dense classifier: (B, 1000, H // stride, W // stride) posteriors, of unit length.
+
+    Divide a token by its sum to have the posterior back. Similarity to a label is read through the `anchors`, see
+    `model.similarity`.
 
     Args:
         temperature: divides the logits before the softmax; below 1 sharpens.
         topk: keep this many classes at each position (their posteriors rescaled to one); 0 keeps all.
         output_stride: of the network; 16 dilates its last stages and doubles the grid.
         scale: by how much images grow before the network reads them (it was trained on objects that fill the frame);
-            the stride is output_stride / scale, rounded.
-        names: how class names are written, a key of `fusioner.encoders.names.ANCHOR_VARIANTS`.
+            the stride is output_stride / scale, rounded. 16 / 14 gives the grid of a patch-14 transformer.
+        names: how class names are written, a key of `fusioner.encoders.names.ANCHOR_VARIANTS` or several with
+            weights, as in "synonyms+2*defined": their weighted mean.
         centre: move the image so that each position looks at the middle of its cell; off, at its far corner.
         name: the zoo name.
 
     Attributes:
-        anchors: (1000, 384), the unit embeddings of the class names.
+        anchors: (1000, 384), the unit MiniLM embeddings of the class names.
     """
 
     anchors: Float[Tensor, "k d"]
@@ -49,24 +54,20 @@ class ConSE(DenseEncoder):
         self,
         temperature: float = 1.0,
         topk: int = 0,
-        output_stride: Literal[16, 32] = 32,
-        scale: float = 4 / 3,
-        names: str = "synonyms",
+        output_stride: Literal[16, 32] = 16,
+        scale: float = 16 / 14,
+        names: str = "synonyms+2*defined",
         centre: bool = True,
-        name: str = "effnet-lite2-conse",
+        name: str = "effnet-lite2",
+        dim: int = 1000,
     ) -> None:
         if not (temperature > 0 and scale > 0 and 0 <= topk <= 1000):
             raise FusionerError(f"{name}: temperature and scale must be positive and topk in 0..1000")
-        super().__init__(name, 384, max(1, round(output_stride / scale)), HALF, HALF)
+        super().__init__(name, dim, max(1, round(output_stride / scale)), HALF, HALF)
         self.temperature, self.topk, self.output_stride, self.names = temperature, topk, output_stride, names
         self.centre = centre
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), output_stride)
-        variants = read_weights("imagenet_anchors.safetensors")
-        if names not in variants:
-            raise FusionerError(
-                f"{name}: no way {names!r} to write class names; there are {', '.join(sorted(variants))}"
-            )
-        self.register_buffer("anchors", F.normalize(variants[names], dim=1))
+        self.register_buffer("anchors", _mixed_anchors(names, name))
         self.freeze()
 
     def settings(self) -> dict[str, Any]:
@@ -74,10 +75,9 @@ class ConSE(DenseEncoder):
         keys = ("temperature", "topk", "output_stride", "names", "centre")
         return {key: getattr(self, key) for key in keys}
 
-    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Posteriors times anchors."""
-        p = self.posterior(self.logits(pixels))  # (B, 1000, Gh, Gw)
-        return torch.einsum("bkhw,kd->bdhw", p, self.anchors)
+    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
+        """The posterior at every position."""
+        return self.posterior(self.logits(pixels))
 
     def logits(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1000 gh gw"]:
         """Class logits on the token grid, from normalised pixels whose sides are multiples of the stride."""
@@ -98,3 +98,41 @@ class ConSE(DenseEncoder):
             kept, index = p.topk(self.topk, dim=1)
             p = torch.zeros_like(p).scatter_(1, index, kept / kept.sum(dim=1, keepdim=True))
         return p
+
+
+class ConSE(Posteriors):
+    """EfficientNet-Lite2's posteriors in MiniLM's space: (B, 384, H // stride, W // stride) unit-length tokens.
+
+    token = sum over classes of p(class | position) * anchor(class), scaled to unit length. Its cosine with a label's
+    MiniLM embedding says how well the label fits; any label has some cosine with anything, so compare it with the
+    cosines of the thousand `anchors` (a z-score) before calling it high. Arguments and attributes are its parent's.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        topk: int = 0,
+        output_stride: Literal[16, 32] = 32,
+        scale: float = 4 / 3,
+        names: str = "synonyms",
+        centre: bool = True,
+        name: str = "effnet-lite2-conse",
+    ) -> None:
+        super().__init__(temperature, topk, output_stride, scale, names, centre, name, dim=384)
+
+    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """Posteriors times anchors."""
+        return torch.einsum("bkhw,kd->bdhw", super().tokens(pixels), self.anchors)
+
+
+def _mixed_anchors(names: str, encoder: str) -> Float[Tensor, "k d"]:
+    """Unit anchors of "variant" or of a weighted sum of variants such as "synonyms+2*defined"."""
+    variants = read_weights("imagenet_anchors.safetensors")
+    total = torch.zeros(())
+    for term in names.split("+"):
+        weight, _, variant = term.rpartition("*")
+        if variant not in variants or not (weight or "1").isdecimal():
+            known = ", ".join(sorted(variants))
+            raise FusionerError(f"{encoder}: no way {names!r} to write class names; there are {known}")
+        total = total + int(weight or 1) * F.normalize(variants[variant], dim=1)
+    return F.normalize(total, dim=1)

@@ -10,6 +10,7 @@ Importing this module loads no torch; building does.
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,6 +83,7 @@ _DINOV2 = ("dinov2", "dinov2_with_registers")
 
 IMAGE_ENCODERS: dict[str, Builder] = {
     "dinov2-s-embedded": _embedded("embedded", "dinov2_s_embedded"),
+    "effnet-lite2": _embedded("conse", "effnet_lite2"),
     "effnet-lite2-conse": _embedded("conse", "effnet_lite2_conse"),
     "clip-vit-b32": _image("openai/clip-vit-base-patch32", *_CLIP),
     "clip-vit-b16": _image("openai/clip-vit-base-patch16", *_CLIP),
@@ -130,46 +132,49 @@ def build_image_encoder(name: str) -> "ImageEncoder":
 
     Raises FusionerError for an unknown name (with the nearest ones), and when the weights cannot be had or do not fit.
     """
-    parts = split_list(name)
-    if len(parts) == 1:
-        return _build(parts[0], IMAGE_ENCODERS, "image")
+    builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
+    if len(builders) == 1:
+        return builders[0]()
     from fusioner.encoders.lists import EncoderList
 
-    return cast("ImageEncoder", EncoderList([_build(part, IMAGE_ENCODERS, "image") for part in parts]))
+    return cast("ImageEncoder", EncoderList([build() for build in builders]))
 
 
 def build_text_encoder(name: str) -> "TextEncoder":
     """The frozen text encoder of a name, `NAME@/folder` or `hf:...`; raises as `build_image_encoder`."""
-    return _build(name.strip(), TEXT_ENCODERS, "text")
+    return _resolve(name.strip(), TEXT_ENCODERS, "text")()
 
 
 def split_list(name: str) -> list[str]:
     """`A+B` -> ["A", "B"]; a "+" inside a path stays there, unless a known name or `hf:` follows it."""
     parts: list[str] = []
     for piece in name.split("+"):
-        in_path = parts and ("@" in parts[-1] or parts[-1].startswith("hf:"))
+        in_path = parts and ("@" in parts[-1] or parts[-1].strip().startswith("hf:"))
         starts = piece.strip().startswith("hf:") or piece.strip().split("@")[0] in IMAGE_ENCODERS
         if in_path and not starts:
             parts[-1] += f"+{piece}"
         else:
-            parts.append(piece.strip())
-    return parts
+            parts.append(piece)
+    return [part.strip() for part in parts]
 
 
-def _build(name: str, table: Mapping[str, Builder], kind: str) -> Any:
+def _resolve(name: str, table: Mapping[str, Builder], kind: str) -> Callable[[], Any]:
+    """What builds one encoder; FusionerError when the name alone is wrong."""
     if name.startswith("hf:"):
         source = _absolute(name.removeprefix("hf:"))
+        if not source:
+            raise FusionerError("hf: names no model; write hf:OWNER/REPOSITORY or hf:/FOLDER")
         load = _image if kind == "image" else _text
-        return load(source)(f"hf:{source}", None)
+        return partial(load(source), f"hf:{source}", None)
     base, at, path = name.partition("@")
     if base not in table:
         raise FusionerError(_unknown(base, table, kind))
     if not at:
-        return table[base](base, None)
+        return partial(table[base], base, None)
     if not path or not Path(path).expanduser().exists():
         raise FusionerError(f"{base}: there is no {path or 'path after the @'}; write {base}@/path/to/its/weights")
     path = _absolute(path)
-    return table[base](f"{base}@{path}", path)
+    return partial(table[base], f"{base}@{path}", path)
 
 
 def _absolute(path: str) -> str:
