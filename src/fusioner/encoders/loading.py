@@ -101,8 +101,8 @@ def _download(repository: str, name: str, patterns: list[str]) -> Path:
             f"{name}: the Hugging Face hub has no repository {repository} that you may read; {offline}"
         ) from error
     except Exception as error:  # proxies, time-outs, full disks, malformed ids: many classes, one meaning
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise FusionerError(f"{name}: cannot download {repository} ({reason[0]}); {offline}") from error
+        reason = _line(error).split(". ")[0].removeprefix("Got: ")
+        raise FusionerError(f"{name}: cannot download {repository} ({reason}); {offline}") from error
 
 
 def has_weights(folder: Path) -> bool:

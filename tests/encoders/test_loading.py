@@ -1,0 +1,235 @@
+"""From a name to weights: the hub (a real one, small and local), the cache, folders, and every way they fail."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load, save_file
+from transformers import CLIPModel, logging
+
+from fusioner.encoders.image import load_image_encoder
+from fusioner.encoders.loading import ALLOW_PICKLE
+from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
+from fusioner.errors import FusionerError
+
+Make = Callable[[str], tuple[Path, Any]]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """The four requests of the Hugging Face hub that a download makes, answered from folders."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Path] = {}
+        self.gated: set[str] = set()
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.requests.append(self.path)
+                hub.answer(self, body=True)
+
+            def do_HEAD(self) -> None:
+                hub.requests.append(self.path)
+                hub.answer(self, body=False)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+        path = handler.path.split("?")[0].removeprefix("/api/models").strip("/")
+        repository = "/".join(path.split("/")[:2])
+        rest = path.split("/")[2:]
+        if repository in self.gated:
+            return self.send(handler, 403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
+        if repository not in self.repositories:
+            return self.send(handler, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
+        folder = self.repositories[repository]
+        if rest and rest[0] == "resolve":
+            content = (folder / "/".join(rest[2:])).read_bytes()
+            tag = {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            return self.send(handler, 200, content, tag, body=body)
+        if rest and rest[0] == "tree":
+            files = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
+                for file in folder.iterdir()
+            ]
+            return self.send(handler, 200, json.dumps(files).encode(), {}, body=body)
+        info = {"id": repository, "modelId": repository, "sha": COMMIT, "private": False, "tags": [], "siblings": []}
+        return self.send(handler, 200, json.dumps({**info, "downloads": 0, "likes": 0}).encode(), {}, body=body)
+
+    @staticmethod
+    def send(
+        handler: BaseHTTPRequestHandler, code: int, content: bytes, headers: dict[str, str], *, body: bool
+    ) -> None:
+        handler.send_response(code)
+        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
+            handler.send_header(key, value)
+        handler.end_headers()
+        if body:
+            handler.wfile.write(content)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    hub = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+def copy(folder: Path, target: Path, *, without: str = "") -> Path:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.name != without:
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_zoo_name_downloads_once_and_then_needs_no_hub(hub: Hub, image_model: Make) -> None:
+    folder, _ = image_model("dinov2")
+    hub.repositories["facebook/dinov2-small"] = folder
+    images = torch.rand(1, 3, 16, 24)
+    encoder = build_image_encoder("dinov2-s")
+    assert encoder.name == "dinov2-s"
+    assert any("model.safetensors" in request for request in hub.requests)
+    assert torch.equal(encoder(images), build_image_encoder(f"dinov2-s@{folder}")(images))
+    hub.requests.clear()
+    assert torch.equal(build_image_encoder("dinov2-s")(images), encoder(images))
+    assert hub.requests == []
+
+
+def test_a_text_encoder_from_the_hub(hub: Hub, text_model: Make) -> None:
+    hub.repositories["someone/some-bert"] = text_model("bert")[0]
+    assert build_text_encoder("hf:someone/some-bert")(["cat"]).shape == (1, 32)
+
+
+def test_a_repository_that_is_not_there(hub: Hub) -> None:
+    with pytest.raises(FusionerError, match=r"no repository facebook/dinov2-small.*dinov2-s@/FOLDER"):
+        build_image_encoder("dinov2-s")
+    with pytest.raises(FusionerError, match=r"no repository no-one/nothing.*hf:/FOLDER"):
+        build_text_encoder("hf:no-one/nothing")
+
+
+def test_a_repository_behind_a_licence(hub: Hub) -> None:
+    hub.gated.add("facebook/dinov3-vits16-pretrain-lvd1689m")
+    with pytest.raises(FusionerError, match=r"licence.*hf auth login.*dinov3-s@/FOLDER"):
+        build_image_encoder("dinov3-s")
+
+
+def test_a_hub_out_of_reach(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(FusionerError, match=r"cannot download facebook/dino-vits16.*dino-vit-s16@/FOLDER"):
+        build_image_encoder("dino-vit-s16")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("", "names no model"), ("a/b/c", "no folder"), ("/no/such/folder", "no folder"), ("!bad!", "cannot download")],
+)
+def test_a_source_that_is_nothing(hub: Hub, source: str, said: str) -> None:
+    with pytest.raises(FusionerError, match=said):
+        build_image_encoder(f"hf:{source}")
+
+
+def test_a_folder_without_config(image_model: Make, tmp_path: Path) -> None:
+    copy(image_model("vit")[0], tmp_path, without="config.json")
+    with pytest.raises(FusionerError, match=r"has no config\.json"):
+        build_image_encoder(f"dino-vit-s16@{tmp_path}")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FusionerError, match=r"config\.json is not a configuration"):
+        build_image_encoder(f"dino-vit-s16@{tmp_path}")
+
+
+def test_a_folder_without_weights_or_with_pickled_ones(
+    image_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = image_model("vit")
+    copy(folder, tmp_path, without="model.safetensors")
+    name = f"dino-vit-s16@{tmp_path}"
+    with pytest.raises(FusionerError, match=r"has no model\.safetensors$"):
+        build_image_encoder(name)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(FusionerError, match=rf"pickled one, read \(weights only\) when {ALLOW_PICKLE}=1"):
+        build_image_encoder(name)
+    monkeypatch.setenv(ALLOW_PICKLE, "1")
+    images = torch.rand(1, 3, 16, 16)
+    assert torch.equal(build_image_encoder(name)(images), build_image_encoder(f"hf:{folder}")(images))
+
+
+def test_broken_weights(image_model: Make, tmp_path: Path) -> None:
+    copy(image_model("vit")[0], tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load(weights.read_bytes())
+    weights.write_bytes(weights.read_bytes()[:3000])
+    with pytest.raises(FusionerError, match="cannot be read"):
+        build_image_encoder(f"hf:{tmp_path}")
+    lacking = {key: value for key, value in tensors.items() if "layer.1.output" not in key}
+    save_file(lacking, weights)
+    with pytest.raises(FusionerError, match="lack 2 tensors, first"):
+        build_image_encoder(f"hf:{tmp_path}")
+    config = json.loads((tmp_path / "config.json").read_text())
+    save_file(tensors, weights)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(FusionerError, match="has another shape"):
+        build_image_encoder(f"hf:{tmp_path}")
+
+
+def test_half_precision_weights_are_computed_in_fp32(image_model: Make, tmp_path: Path) -> None:
+    copy(image_model("vit")[0], tmp_path)
+    weights = tmp_path / "model.safetensors"
+    save_file({key: value.half() for key, value in load(weights.read_bytes()).items()}, weights, {"format": "pt"})
+    encoder = load_image_encoder(str(tmp_path), "half")
+    assert encoder.model.dtype == torch.float32
+    assert encoder(torch.rand(1, 3, 16, 16)).dtype == torch.float32
+
+
+def test_a_folder_of_another_kind(image_model: Make, text_model: Make) -> None:
+    with pytest.raises(FusionerError, match="'vit', not an image encoder of type clip"):
+        build_image_encoder(f"clip-vit-b32@{image_model('vit')[0]}")
+    with pytest.raises(FusionerError, match="'bert', not an image encoder"):
+        build_image_encoder(f"hf:{text_model('bert')[0]}")
+    with pytest.raises(FusionerError, match="'bert', not a text encoder of type mpnet"):
+        build_text_encoder(f"mpnet@{text_model('bert')[0]}")
+
+
+def test_a_text_folder_without_tokenizer(text_model: Make, tmp_path: Path) -> None:
+    copy(text_model("bert")[0], tmp_path, without="tokenizer.json")
+    with pytest.raises(FusionerError, match=r"has no tokenizer \(tokenizer\.json"):
+        build_text_encoder(f"bert-base@{tmp_path}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(FusionerError, match=r"the tokenizer in .* cannot be read"):
+        build_text_encoder(f"bert-base@{tmp_path}")
+
+
+def test_loading_says_nothing_and_leaves_the_library_as_it_was(
+    text_model: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = text_model("clip")  # half of the checkpoint is "unexpected" to either tower
+    capfd.readouterr()
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    build_text_encoder(f"hf:{folder}")
+    build_image_encoder(f"hf:{folder}")
+    assert capfd.readouterr() == ("", "")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert isinstance(CLIPModel.from_pretrained(folder), CLIPModel)

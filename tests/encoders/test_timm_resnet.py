@@ -1,0 +1,80 @@
+"""CLIP's ResNets: the tokens against CLIP's own attention pool, on a random network (skipped where timm is missing)."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from fusioner.encoders.zoo import build_image_encoder
+from fusioner.errors import FusionerError
+
+
+@pytest.fixture(scope="module")
+def timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except Exception as error:
+        pytest.skip(f"the extra timm does not import here ({error}): pip install fusioner[timm]")
+
+
+@pytest.fixture(scope="module")
+def network(timm: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model("resnet50_clip.openai", pretrained=False).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rn50")
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architecture": "resnet50_clip"}')
+    return folder
+
+
+@torch.no_grad()
+def test_tokens_are_the_pools_value_and_output_projections(network: Any, folder: Path) -> None:
+    encoder = build_image_encoder(f"clip-rn50@{folder}")
+    assert (encoder.dim, encoder.stride, encoder.name) == (1024, 32, f"clip-rn50@{folder}")
+    images = torch.rand(2, 3, 64, 160, generator=torch.Generator().manual_seed(1))
+    tokens = encoder(images)
+    assert tokens.shape == (2, 1024, 2, 5)
+    pixels = (images - torch.tensor(encoder.mean).view(1, 3, 1, 1)) / torch.tensor(encoder.std).view(1, 3, 1, 1)
+    features = network.forward_features(pixels)  # (2, 2048, 2, 5)
+    for row, column in [(0, 0), (1, 4), (0, 3)]:
+        token = network.head.proj(network.head.v(features[:, :, row, column]))
+        torch.testing.assert_close(tokens[:, :, row, column], F.normalize(token, dim=1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_position_alone_is_clips_own_image_vector(network: Any, folder: Path) -> None:
+    """On a map of one position, its embedding blanked, attention has nothing to choose: pool and token agree."""
+    encoder = build_image_encoder(f"clip-rn50@{folder}")
+    network.head.pos_embed.zero_()
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    pixels = (images - torch.tensor(encoder.mean).view(1, 3, 1, 1)) / torch.tensor(encoder.std).view(1, 3, 1, 1)
+    torch.testing.assert_close(encoder(images)[:, :, 0, 0], F.normalize(network(pixels), dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_stays_frozen(folder: Path) -> None:
+    encoder: Any = build_image_encoder(f"clip-rn50@{folder}")
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    torch.nn.Sequential(encoder).train()(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+def test_weights_of_another_network(timm: Any, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FusionerError, match=r"holds no resnet101_clip\.openai"):
+        build_image_encoder(f"clip-rn101@{folder}")
+    with pytest.raises(FusionerError, match=r"has no model\.safetensors"):
+        build_image_encoder(f"clip-rn50@{tmp_path}")
+
+
+def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    with pytest.raises(FusionerError, match=r"clip-rn50@\S+ needs timm.*pip install fusioner\[timm\]"):
+        build_image_encoder(f"clip-rn50@{tmp_path}")
