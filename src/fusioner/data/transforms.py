@@ -104,7 +104,7 @@ def _frame(pixels: ndarray, index: int, rng: np.random.Generator) -> ndarray:
         box = (random_box(rng, 0.45) + 1) / 2 * [height, width, height, width]
         (top, left), (bottom, right) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
         seen = seen[top:bottom, left:right]
-    return np.ascontiguousarray(seen)
+    return seen.copy()  # a picture one pixel wide counts as contiguous in spite of its negative stride
 
 
 def flip(rgb: Rgb, mask: Mask) -> tuple[Rgb, Mask]:
@@ -173,16 +173,18 @@ def warp(rgb: Rgb, mask: Mask, field: Field, ignore: int) -> tuple[Rgb, Mask]:
 
 def jitter(rgb: Rgb, strength: float, rng: np.random.Generator) -> Rgb:
     """Random brightness, contrast, saturation (factors in 1 +- strength) and hue (+- strength / 5 of a circle)."""
-    brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, size=3).astype(np.float32)
+    brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, size=3)
     hue = rng.uniform(-strength, strength) / 5 * 2 * np.pi
-    image = rgb.astype(np.float32) / 255 * brightness
-    mean = float((image @ _GREY).mean())
-    image = mean + contrast * (image - mean)
-    grey = (image @ _GREY)[..., None]
-    image = grey + saturation * (image - grey)
     turn = np.array([[1, 0, 0], [0, np.cos(hue), -np.sin(hue)], [0, np.sin(hue), np.cos(hue)]])
-    matrix = (np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ).astype(np.float32)
-    return _to_uint8(image @ matrix.T)
+    # Every step is linear in the pixel, so all of them together are one 3x3 matrix and one constant.
+    saturate = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), _GREY)
+    matrix = brightness * (np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ @ saturate)
+    planes = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1).flatten(1).float()  # (3, HW)
+    grey = _GREY @ planes.mean(dim=1).numpy()
+    factors = torch.from_numpy((contrast * matrix).astype(np.float32))
+    constant = torch.from_numpy((matrix @ np.full(3, (1 - contrast) * grey)).astype(np.float32))
+    moved = torch.addmm(constant[:, None], factors, planes).round_().clamp_(0, 255)
+    return np.ascontiguousarray(moved.to(torch.uint8).view(3, *rgb.shape[:2]).permute(1, 2, 0).numpy())
 
 
 def add_noise(rgb: Rgb, strongest: float, rng: np.random.Generator) -> Rgb:
