@@ -1,0 +1,221 @@
+"""EfficientNet-Lite2 against timm's numbers and on photographs; ConSE against its definition."""
+
+import math
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import data
+from torch import Tensor
+
+from fusioner.encoders.base import ImageEncoder
+from fusioner.encoders.conse import ConSE, effnet_lite2_conse
+from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
+from fusioner.encoders.embedded import minilm_embedded, read_weights, weights_file
+from fusioner.encoders.names import ANCHOR_VARIANTS, ClassName, anchor_embeddings, parse_names
+from fusioner.errors import FusionerError
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[int, EfficientNetLite2]:
+    state = read_weights("effnet_lite2.safetensors")
+    return {16: load_effnet(state, 16).requires_grad_(False), 32: load_effnet(state, 32).requires_grad_(False)}
+
+
+@pytest.fixture(scope="module")
+def conse() -> ConSE:
+    return effnet_lite2_conse()
+
+
+@pytest.fixture(scope="module")
+def names() -> list[ClassName]:
+    return parse_names(weights_file("imagenet_names.tsv").read_text(encoding="utf-8"))
+
+
+def photo(name: str, height: int, width: int) -> Tensor:
+    """One of scikit-image's sample photographs, (1, 3, height, width) in [0, 1]."""
+    rgb = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] / 255  # (1, 3, H, W)
+    return F.interpolate(rgb, size=(height, width), mode="bilinear", antialias=True)
+
+
+# timm 1.0.31's tf_efficientnet_lite2 with these weights, on the top left of chelsea:
+# size, output stride -> grid, mean feature, deviation of the logits, logits of classes 0, 281, 285, 999 at (1, 1)
+TIMM = {
+    (257, 300, 32): ((9, 10), 0.112266175, 1.388208270, (-2.08194518, 0.41076750, 1.26545012, 2.10321450)),
+    (257, 300, 16): ((17, 19), 0.121911004, 1.464377761, (-0.42869240, 0.19139388, 0.18016493, -0.42903826)),
+    (64, 96, 32): ((2, 3), 1.111291170, 7.658690929, (-3.16135287, 16.72415161, 18.98294640, -0.38008305)),
+    (64, 96, 16): ((4, 6), 1.124429107, 7.812298775, (-1.57065558, 15.64321518, 17.63028526, 1.23375344)),
+}
+
+
+@pytest.mark.parametrize("case", TIMM)
+def test_the_network_gives_timms_numbers(networks: dict[int, EfficientNetLite2], case: tuple[int, int, int]):
+    height, width, stride = case
+    grid, mean, deviation, at_one = TIMM[case]
+    pixels = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None, :, :height, :width] / 127.5 - 1
+    features, logits = networks[stride](pixels)
+    assert features.shape == (1, 1280, *grid)
+    assert logits.shape == (1, 1000, *grid)
+    assert features.mean().item() == pytest.approx(mean, rel=1e-4)
+    assert logits.std().item() == pytest.approx(deviation, rel=1e-4)
+    torch.testing.assert_close(logits[0, [0, 281, 285, 999], 1, 1], torch.tensor(at_one), rtol=1e-3, atol=1e-3)
+
+
+def test_folding_the_batchnorms_changes_nothing(networks: dict[int, EfficientNetLite2]):
+    plain = EfficientNetLite2(16).eval()
+    missing, unexpected = plain.load_state_dict(read_weights("effnet_lite2.safetensors"))
+    assert not missing
+    assert not unexpected
+    pixels = photo("coffee", 96, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(networks[16](pixels), plain(pixels), rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in networks[16].modules())
+
+
+def test_every_second_position_of_stride_16_is_a_position_of_stride_32(networks: dict[int, EfficientNetLite2]):
+    pixels = photo("chelsea", 128, 192) * 2 - 1
+    fine, coarse = networks[16](pixels)[1], networks[32](pixels)[1]
+    assert fine.shape[-2:] == (8, 12)
+    torch.testing.assert_close(fine[..., 1::2, 1::2], coarse, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("chelsea", {"tabby", "tiger cat", "Egyptian cat"}),
+        ("coffee", {"espresso", "cup"}),
+        ("rocket", {"drilling platform", "missile", "projectile"}),  # the launch tower looks like a rig
+    ],
+)
+def test_the_classifier_is_right_about_photographs(networks, names: list[ClassName], name: str, right: set[str]):
+    features = networks[32].features(photo(name, 260, 260) * 2 - 1).mean(dim=(2, 3), keepdim=True)
+    best = networks[32].classify(features)[0, :, 0, 0].topk(3).indices
+    assert names[best[0]].synonyms[0] in right
+    assert len({names[index].synonyms[0] for index in best} & right) >= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
+def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int, dilation: int):
+    """Against a sum by hand on a column of pixels: total padding as documented, the odd one at the end."""
+    conv = SameConv2d(1, 1, kernel, stride=stride, dilation=dilation, bias=False).requires_grad_(False)
+    conv.weight.fill_(0)
+    conv.weight[0, 0, :, kernel // 2] = torch.arange(1.0, kernel + 1)
+    column = torch.arange(1.0, size + 1)
+    count = math.ceil(size / stride)
+    before = max((count - 1) * stride + dilation * (kernel - 1) + 1 - size, 0) // 2
+    expected = []
+    for position in range(count):
+        places = [position * stride - before + tap * dilation for tap in range(kernel)]
+        expected.append(sum((tap + 1) * (place + 1) for tap, place in enumerate(places) if 0 <= place < size))
+    assert conv(column.view(1, 1, -1, 1)).flatten().tolist() == expected
+
+
+def test_names_are_the_classifiers_thousand(names: list[ClassName]):
+    assert len(names) == 1000
+    synsets = [one.synset for one in names]
+    assert synsets == sorted(set(synsets))
+    assert names[0].synonyms[0] == "tench"
+    assert names[281].synonyms == ("tabby", "tabby cat")
+    assert names[999].synonyms[:2] == ("toilet tissue", "toilet paper")
+    assert names[967].definition.startswith("strong black coffee")
+
+
+@pytest.mark.parametrize("variant", ANCHOR_VARIANTS)
+def test_shipped_anchors_are_minilms_embeddings_of_the_names(names: list[ClassName], variant: str):
+    shipped = read_weights("imagenet_anchors.safetensors")[variant]
+    assert shipped.shape == (1000, 384)
+    picked = names[::83]
+    torch.testing.assert_close(shipped[::83], anchor_embeddings(minilm_embedded(), picked, variant), rtol=0, atol=2e-4)
+
+
+def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):
+    assert isinstance(conse, ImageEncoder)
+    assert (conse.name, conse.dim, conse.anchors.shape) == ("effnet-lite2-conse", 384, (1000, 384))
+    for height, width in ((conse.stride * 5, conse.stride * 7), (100, 131)):
+        tokens = conse(photo("coffee", height, width))
+        assert tokens.shape == (1, 384, height // conse.stride, width // conse.stride)
+        torch.testing.assert_close(tokens.norm(dim=1), torch.ones_like(tokens[:, 0]))
+    torch.testing.assert_close(conse.anchors.norm(dim=1), torch.ones(1000))
+    assert not any(module.training for module in conse.train().modules())
+    assert not any(parameter.requires_grad for parameter in conse.parameters())
+
+
+@pytest.mark.parametrize("options", [{"scale": 4 / 3, "output_stride": 32}, {"scale": 2, "output_stride": 16}])
+def test_conse_grows_the_image_and_keeps_its_own_grid(options: dict[str, Any]):
+    conse = ConSE(**options)
+    assert conse.stride == round(options["output_stride"] / options["scale"])
+    assert conse(torch.rand(1, 3, 5 * conse.stride, 6 * conse.stride)).shape == (1, 384, 5, 6)
+
+
+def test_conse_tokens_are_posteriors_times_anchors():
+    conse = ConSE(temperature=0.7, topk=5, names="first", output_stride=32, scale=1)
+    image = photo("chelsea", 96, 128)
+    logits = conse.logits(image * 2 - 1)
+    best = logits[0, :, 1, 2].topk(5)
+    weights = (best.values / 0.7).softmax(dim=0)
+    expected = F.normalize(weights @ conse.anchors[best.indices], dim=0)
+    torch.testing.assert_close(conse(image)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_stride", [16, 32])
+@pytest.mark.parametrize("centre", [True, False])
+def test_centring_makes_each_position_look_at_the_middle_of_its_cell(output_stride: Any, centre: bool):
+    """With nothing but the middle tap of every kernel, a position sees one pixel: the gradient says which."""
+    conse = ConSE(output_stride=output_stride, scale=1, centre=centre)
+    for module in conse.network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            taps = torch.zeros_like(module.weight).flatten(2) if module.weight.dim() == 4 else module.weight[..., None]
+            taps[..., taps.shape[2] // 2] = 1 / module.weight.shape[1]
+            module.weight.copy_(taps.view_as(module.weight))
+            if module.bias is not None:
+                module.bias.fill_(1e-6)  # above zero, and far below six: no ReLU6 cuts the path
+    pixels = torch.zeros(1, 3, 160, 128, requires_grad=True)
+    row, column = 3, 2
+    conse.logits(pixels)[0, :, row, column].sum().backward()
+    assert pixels.grad is not None
+    place = output_stride // 2 - 1 if centre else output_stride - 1
+    assert pixels.grad[0, 0].nonzero().tolist() == [[row * output_stride + place, column * output_stride + place]]
+
+
+@pytest.mark.parametrize(("name", "label"), [("chelsea", "cat"), ("coffee", "cup of coffee")])
+def test_conse_speaks_the_language_of_labels(conse: ConSE, name: str, label: str):
+    labels = [label, "car", "tree", "sofa"]
+    text = minilm_embedded()(labels)
+    tokens = conse(photo(name, 336, 336))[0]
+    cosines = torch.einsum("dhw,kd->khw", tokens, text)
+    spread = torch.einsum("dhw,kd->khw", tokens, conse.anchors)
+    z = (cosines - spread.mean(dim=0)) / spread.std(dim=0)
+    centre = z[:, z.shape[1] // 3 : -z.shape[1] // 3, z.shape[2] // 3 : -z.shape[2] // 3].mean(dim=(1, 2))
+    assert centre.argmax() == 0
+    assert centre[0] > 2 > centre[1:].max()
+
+
+def test_conse_fingerprint_follows_every_option(conse: ConSE):
+    assert ConSE().fingerprint() == conse.fingerprint()
+    changes: tuple[dict[str, Any], ...] = (
+        {"temperature": 0.33},
+        {"topk": 3},
+        {"names": "joined"},
+        {"centre": False},
+        {"scale": 2.0},
+    )
+    assert len({conse.fingerprint(), *(ConSE(**change).fingerprint() for change in changes)}) == 6
+
+
+def test_wrong_options_are_one_sentence():
+    wrongs: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"scale": -1}, {"topk": 1001})
+    for wrong in wrongs:
+        with pytest.raises(FusionerError, match="must be positive and topk"):
+            ConSE(**wrong)
+    with pytest.raises(FusionerError, match=r"'latin'.*defined, first"):
+        ConSE(names="latin")
+    with pytest.raises(FusionerError, match="16 or 32, not 8"):
+        EfficientNetLite2(output_stride=cast(Any, 8))
+    state = read_weights("effnet_lite2.safetensors")
+    del state["fc.bias"]
+    with pytest.raises(FusionerError, match=r"do not fit EfficientNet-Lite2: .*fc\.bias"):
+        load_effnet(state)
