@@ -24,6 +24,8 @@ from fusioner.errors import FusionerError
 
 Lists = Literal["official", "hsnet"]
 FOLDS = (0, 1, 2, 3)
+WITH_FOLDS = ("pascal", "coco")
+"""Data sets that have them."""
 
 
 def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from fusioner.data.base import SegmentationData
+from fusioner.data.base import Item, SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.inference.segmentation import Segmentation
 
@@ -26,16 +26,17 @@ def contact_sheet(data: SegmentationData, count: int = 12, columns: int = 4, wid
     if min(count, columns, width) < 1:
         raise FusionerError(f"a contact sheet needs at least one cell, not {count} in {columns} columns")
     chosen = np.linspace(0, len(data.items) - 1, min(count, len(data.items))).round().astype(int)
-    cells = [_fit(labelled(*data.read(item), data), width) for item in (data.items[i] for i in chosen)]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
+    cells = [_cell(data, data.items[i], width) for i in chosen]
     gap = max(4, width // 40)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), _PAPER)
-    top = gap
-    for row, height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            sheet.paste(cell, (gap + column * (width + gap), top))
-        top += height + gap
+    tops = [gap] * min(columns, len(cells))
+    places = []
+    for cell in cells:  # each goes below the shortest column, so that tall and wide pictures leave no holes
+        column = tops.index(min(tops))
+        places.append((gap + column * (width + gap), tops[column]))
+        tops[column] += cell.height + gap
+    sheet = Image.new("RGB", (len(tops) * (width + gap) + gap, max(tops)), _PAPER)
+    for cell, place in zip(cells, places, strict=True):
+        sheet.paste(cell, place)
     return sheet
 
 
@@ -63,5 +64,11 @@ def truth(
     )
 
 
-def _fit(picture: Image.Image, width: int) -> Image.Image:
-    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+def _cell(data: SegmentationData, item: Item, width: int) -> Image.Image:
+    """Shrunk before it is drawn on, so that legends are equally large in all cells."""
+    rgb, mask = data.read(item)
+    size = width, max(1, round(len(rgb) * width / rgb.shape[1]))
+    small = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)
+    shrunk = Image.fromarray(mask.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
+    picture = labelled(np.asarray(small), np.asarray(shrunk), data)
+    return picture if picture.width == width else picture.resize((width, round(picture.height * width / picture.width)))

@@ -7,7 +7,7 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -15,6 +15,9 @@ from rich.table import Table
 from fusioner.evaluation.run import Outcome, metrics
 from fusioner.evaluation.statistics import Figure, Summary
 from fusioner.files import atomic_write
+
+if TYPE_CHECKING:
+    from fusioner.inference.segmenter import Segmenter
 
 MEASURES = {
     "miou": ("mIoU", "mean IoU of the named classes under the protocol"),
@@ -30,7 +33,7 @@ MEASURES = {
 """Figures in the order of the reports: name, what it says."""
 
 
-def provenance(command: str, model: Path | None = None, segmenter: Any = None, seconds: float = 0.0) -> dict[str, Any]:
+def provenance(command: str, model: Path, segmenter: "Segmenter", resolution: str, seconds: float) -> dict[str, Any]:
     """What one needs to repeat an evaluation: the command, versions, and hashes of all weights."""
     content: dict[str, Any] = {
         "command": command,
@@ -38,13 +41,10 @@ def provenance(command: str, model: Path | None = None, segmenter: Any = None, s
         "seconds": round(seconds, 1),
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
     }
-    if model is not None:
-        content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
-    if segmenter is not None:
-        for kind, encoder in (("image", segmenter.image_encoder), ("text", segmenter.text_encoder)):
-            content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
-        content["device"] = str(segmenter.device)
-        content["training"] = segmenter.card.training
+    content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    for kind, encoder in (("image", segmenter.image_encoder), ("text", segmenter.text_encoder)):
+        content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
+    content |= {"device": str(segmenter.device), "resolution": resolution, "training": segmenter.card.training}
     return content
 
 

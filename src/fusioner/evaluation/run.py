@@ -6,15 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fusioner.data.base import Item, Missing, SegmentationData
-from fusioner.data.folds import FOLDS, Lists
+from fusioner.data.folds import FOLDS, WITH_FOLDS, Lists
 from fusioner.errors import FusionerError
 from fusioner.evaluation.collect import collect
 from fusioner.evaluation.evidence import Evidence, Plan
 from fusioner.evaluation.predictor import Predictor
 from fusioner.evaluation.protocols import Protocol, Scope, fold_plan, folder_plan, limited, pairs_plan
 from fusioner.evaluation.statistics import Figure, Summary, summarise
-
-WITH_FOLDS = ("pascal", "coco")
 
 
 @dataclass(frozen=True)

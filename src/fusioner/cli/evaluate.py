@@ -1,0 +1,155 @@
+"""`fusioner evaluate`: figures a researcher can trust, with the honest ones beside them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fusioner.data.base import SegmentationData
+    from fusioner.evaluation.predictor import TokenSource
+    from fusioner.evaluation.run import Outcome
+    from fusioner.inference.segmenter import Segmenter
+
+
+def evaluate(
+    dataset: Literal["pascal", "coco", "folder", "fss1000"],
+    /,
+    *,
+    root: Path,
+    model: Path | None = None,
+    out: Path = Path("evaluation"),
+    fold: Literal["0", "1", "2", "3", "all"] = "all",
+    protocol: Literal["official", "hsnet", "full"] = "official",
+    lists: Literal["official", "hsnet"] = "official",
+    images: Literal["fold", "all"] = "fold",
+    split: str | None = None,
+    resolution: Literal["fast", "native"] = "fast",
+    squash: int | None = None,
+    threshold: float = 0.5,
+    limit: int | None = None,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    cache: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Evaluate a model; prints tables, writes metrics.json, report.md and report.html.
+
+    pascal and coco are PASCAL-5i and COCO-20i: every listed (image, class) pair is prompted alone, beside measures that
+    this protocol leaves out (all classes at once, absent classes, a prompt that says nothing). A folder of your own is
+    evaluated with all its class names at once.
+
+        fusioner evaluate pascal --root data/pascal --fold 2 --model run/best.safetensors --out report
+        fusioner evaluate coco --root data/coco --fold all --protocol hsnet
+        fusioner evaluate folder --root my/data --split val
+
+    Parameters
+    ----------
+    dataset
+        pascal, coco, folder or fss1000.
+    root
+        Folder of the data set.
+    model
+        Model file of `fusioner train`; without it the one inside the package.
+    out
+        Folder for the reports.
+    fold
+        Fold of pascal or coco, or all four and their mean.
+    protocol
+        official: PASCAL every val pair once, COCO the first 1000; hsnet: 1000 seeded draws; full: every pair.
+    lists
+        Whose fold lists (their val lists are the same).
+    images
+        Where the measures beside the protocol are taken: images of the fold's pairs, or all val images (slower).
+    split
+        val, test ... as the set names them, or all; default: the set's evaluation split.
+    resolution
+        fast: the whole image once; native: sliding windows over its own pixels.
+    squash
+        Score at this side in pixels, as the papers' 224, instead of at each mask's own size.
+    threshold
+        Probability above which a pixel is taken.
+    limit
+        At most so many images of each fold, spread evenly.
+    seed
+        Of the draws, the choice of absent classes and the bootstrap.
+    bootstrap
+        Samples of the 95 % intervals.
+    cache
+        Folder that keeps image tokens between runs (resolution fast).
+    device
+        auto, cpu, cuda, cuda:N or mps.
+    """
+    import shlex
+    import sys
+    import time
+
+    from fusioner.cli.progress import progress
+    from fusioner.data.catalog import open_dataset
+    from fusioner.evaluation.predictor import SegmenterPredictor
+    from fusioner.evaluation.report import provenance, write_report
+    from fusioner.evaluation.run import Settings, plans
+    from fusioner.evaluation.run import evaluate as run
+    from fusioner.files import writable_folder
+
+    data = open_dataset(dataset, root, evaluation_split(dataset, root, split))
+    folds = (0, 1, 2, 3) if fold == "all" else (int(fold),)
+    settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
+    plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
+    writable_folder(out)
+    segmenter, file = _load(model, device)
+    predictor = SegmenterPredictor(segmenter, resolution, _token_store(cache))
+    start = time.monotonic()
+    with progress() as track:
+        outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
+    outcome.notes += leaks(segmenter.card.training, data, folds)
+    command = shlex.join(["fusioner", *sys.argv[1:]])
+    origin = provenance(command, file, segmenter, resolution, time.monotonic() - start)
+    _show(outcome, write_report(out, outcome, origin))
+
+
+def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
+    """The split to evaluate on where none is named; None stands for every image."""
+    if split is not None:
+        return None if split == "all" else split
+    if dataset == "folder":
+        return "val" if (root / "val.txt").is_file() else None
+    return "test" if dataset == "fss1000" else "val"
+
+
+def leaks(training: dict[str, Any], data: "SegmentationData", folds: tuple[int, ...]) -> list[str]:
+    """What the model's card says against calling a fold's classes unseen."""
+    from fusioner.data.folds import WITH_FOLDS
+
+    if data.name not in WITH_FOLDS or training.get("dataset") != data.name or training.get("fold") is None:
+        return []
+    other = [str(fold) for fold in folds if fold != training["fold"]]
+    if not other:
+        return []
+    trained = training["fold"]
+    return [f"the model was trained on fold {trained}, so it has seen the classes of fold {', '.join(other)}"]
+
+
+def _load(model: Path | None, device: str) -> tuple["Segmenter", Path]:
+    """The segmenter and the file its network came from."""
+    from fusioner.encoders.embedded import weights_file
+    from fusioner.inference.load import DEFAULT_MODEL, load
+
+    return load(model, device), model or weights_file(DEFAULT_MODEL)
+
+
+def _token_store(cache: Path | None) -> "TokenSource | None":
+    if cache is None:
+        return None
+    from fusioner.features.cache import FeatureCache
+
+    return FeatureCache(cache).tokens
+
+
+def _show(outcome: "Outcome", paths: list[Path]) -> None:
+    from rich.console import Console
+
+    from fusioner.evaluation.report import terminal
+
+    console = Console()
+    console.print(terminal(outcome))
+    for path in paths:
+        console.print(f"wrote {path}", soft_wrap=True)

@@ -1,0 +1,75 @@
+"""`fusioner data check` and `fusioner data show` on small folders of one's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner.cli.data import check, show
+from fusioner.errors import FusionerError
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    root = tmp_path / "set"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i, width in enumerate((40, 60, 80, 30)):
+        mask = np.zeros((50, width), np.uint8)
+        mask[10:40, 10:20] = 1
+        Image.new("RGB", (width, 50), (40 * i, 90, 120)).save(root / "images" / f"{i}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    (root / "classes.txt").write_text("background\ncat\nsofa\n")
+    return root
+
+
+def test_a_sound_set_is_counted(own: Path, capsys: pytest.CaptureFixture[str]):
+    check("folder", root=own)
+    printed = capsys.readouterr().out
+    assert "4 images, 1 classes" in printed
+    assert "cat" in printed
+    assert "1 of 2 classes are in no mask: sofa" in printed
+
+
+def test_every_broken_file_is_named_and_the_others_still_counted(own: Path, capsys: pytest.CaptureFixture[str]):
+    (own / "images" / "0.png").write_bytes((own / "images" / "0.png").read_bytes()[:50])
+    Image.new("L", (60, 50), 9).save(own / "masks" / "1.png")
+    Image.new("L", (81, 50)).save(own / "masks" / "2.png")
+    Image.new("L", (81, 50)).save(own / "masks" / "extra.png")
+    with pytest.raises(FusionerError, match="3 of 4 images"):
+        check("folder", root=own)
+    printed = capsys.readouterr().out
+    assert "1 images, 1 classes" in printed
+    for said in ("images/0.png", "masks/1.png holds value 9", "masks/2.png is 81x50", "no image", "extra"):
+        assert said in printed
+
+
+def test_masks_painted_in_white_get_a_hint(own: Path, capsys: pytest.CaptureFixture[str]):
+    for path in (own / "masks").iterdir():
+        mask = np.asarray(Image.open(path)) * 255
+        Image.fromarray(mask.astype(np.uint8)).save(path)
+    check("folder", root=own)
+    assert "no mask holds any class: pixels of class i must have the value i" in capsys.readouterr().out
+
+
+def test_published_pairs_that_are_missing_are_counted(shared: Path, capsys: pytest.CaptureFixture[str]):
+    check("coco", root=shared / "data" / "coco", split="val")
+    printed = capsys.readouterr().out
+    assert "299 images, 78 classes" in printed
+    assert "2 of 80 classes are in no mask" in printed
+    assert "35783" in printed.split("published val pairs")[1]
+    with pytest.raises(FusionerError, match=r"must be the folder that holds"):
+        check("pascal", root=shared / "nowhere")
+
+
+def test_a_contact_sheet_shows_the_photographs_under_their_masks(own: Path, tmp_path: Path):
+    out = tmp_path / "new" / "sheet.png"
+    show("folder", root=own, out=out, count=3, columns=2)
+    sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
+    assert 720 < sheet.shape[1] < 800
+    assert ((sheet[..., 2] > 150) & (sheet[..., 0] < 100)).mean() > 0.05, "the class's blue over the photographs"
+    with pytest.raises(FusionerError, match=r"\.png or \.jpg"):
+        show("folder", root=own, out=tmp_path / "sheet.pdf")
+    with pytest.raises(FusionerError, match="at least one cell"):
+        show("folder", root=own, out=out, count=0)

@@ -1,0 +1,120 @@
+"""What a finished evaluation leaves behind."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fusioner.data.base import SegmentationData
+from fusioner.errors import FusionerError
+from fusioner.evaluation.predictor import Plain
+from fusioner.evaluation.report import MEASURES, class_rows, markdown, shown, terminal, write_report
+from fusioner.evaluation.run import Outcome, Settings, evaluate
+from fusioner.evaluation.statistics import Figure
+
+ORIGIN = {"command": "fusioner evaluate pascal --root '<here>' --fold 0", "model": {"sha256": "abc"}}
+
+
+def half_right(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Sees what stands out in the left half of the picture."""
+    found = rgb[..., 0] > 9
+    found[:, found.shape[1] // 2 :] = False
+    return np.stack([found for _ in labels]).astype(np.float32)
+
+
+@pytest.fixture
+def outcome(voc_data: SegmentationData) -> Outcome:
+    return evaluate(Plain(half_right), voc_data, Settings(folds=(0, 2), draws=40))
+
+
+class Tags(HTMLParser):
+    """Counts tags and checks that they close."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.count: dict[str, int] = {}
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_metrics_json_holds_every_figure_with_its_interval(outcome: Outcome, tmp_path: Path):
+    paths = write_report(tmp_path / "new" / "folder", outcome, ORIGIN)
+    assert [path.name for path in paths] == ["metrics.json", "report.md", "report.html"]
+    content = json.loads(paths[0].read_text())
+    assert content["protocol"] == "official"
+    assert content["images"] == outcome.summary.images
+    assert set(content["intervals"]) == set(MEASURES)
+    for name in MEASURES:
+        low, high = content["intervals"][name]
+        assert low <= content[name] <= high
+    assert set(content["per_class"]) == {outcome.data.classes[i] for i in outcome.summary.per_class}
+    assert content["command"] == ORIGIN["command"]
+    assert content["missing"]["0"]["listed"] == 346
+    matrix = content["confusion"]["fold 0 unseen"]
+    assert matrix["labels"][0] == "background"
+    assert len(matrix["rows_truth_columns_prediction"]) == 6
+
+
+def test_the_page_stands_alone_with_bars_and_pictures(outcome: Outcome, tmp_path: Path):
+    write_report(tmp_path, outcome, ORIGIN)
+    page = (tmp_path / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert "script" not in tags.count
+    assert all(source.startswith("data:image/jpeg;base64,") for source in tags.sources)
+    pictures = sum(len(one.evidence.best) + len(one.evidence.worst) for one in outcome.folds.values())
+    assert tags.count["img"] == pictures > 20
+    assert page.count("class=track") == len(outcome.summary.per_class)
+    assert "&#x27;&lt;here&gt;&#x27;" in page
+    first = Image.open(io.BytesIO(base64.b64decode(tags.sources[0].split(",")[1])))
+    first.load()
+    assert first.height == 200
+
+
+def test_the_worst_come_first_among_the_worst(outcome: Outcome, tmp_path: Path):
+    write_report(tmp_path, outcome, ORIGIN)
+    page = (tmp_path / "report.html").read_text()
+    worst = [int(v) for v in re.findall(r": IoU (\d+)", page.split("<h2>Worst")[1].split("<h2>")[0])]
+    assert worst == sorted(worst)
+
+
+def test_markdown_and_terminal_say_the_same(outcome: Outcome):
+    text = markdown(outcome, ORIGIN)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(terminal(outcome))
+    printed = console.export_text()
+    for row in class_rows(outcome):
+        assert row[0] in printed
+        assert f"| {' | '.join(row)} |" in text
+    for said in ("argmax mIoU", "blind mIoU", "absent refused", "fold 0", "listed pairs are not on disk"):
+        assert said in printed
+        assert said in text
+
+
+def test_figures_are_shown_with_their_doubt():
+    assert shown(Figure(41.234, 38.0, 44.96)) == "41.2 [38.0, 45.0]"
+    assert shown(Figure(float("nan"), float("nan"), float("nan"))) == "-"
+
+
+def test_a_folder_that_is_a_file_is_one_sentence(outcome: Outcome, tmp_path: Path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(FusionerError, match="taken"):
+        write_report(tmp_path / "taken", outcome, ORIGIN)
