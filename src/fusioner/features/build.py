@@ -11,22 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fusioner.data.transforms import view
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.cache import Shelf
 from fusioner.features.locks import Claims, Presence
+from fusioner.features.pictures import encode, pictures
 from fusioner.features.plan import Job, Plan
 from fusioner.features.quantise import Rounding
-from fusioner.features.shard import shard_names
-from fusioner.features.source import decode, encode, image_digest, read_bytes, view_seed
-from fusioner.features.writer import Finished, ShardWriter, check_tokens
-from fusioner.inference.image import squash
+from fusioner.features.shard import orphans, spaces
+from fusioner.features.writer import Finished, ShardWriter
 
 _POLL = 0.2  # seconds between looks at what another builder is doing
 
@@ -76,21 +73,23 @@ class Builder:
             FusionerError: no room, no permission, the folder is being repaired, or a broken encoder.
         """
         start, folder = time.monotonic(), self.shelf.folder
-        with Presence(folder.parent) as presence, Claims(folder) as claims:
+        with Presence(folder.parent) as presence:
             if presence.alone():
                 sweep(folder.parent)
             presence.together()
-
-            def release(written: Sequence[Finished]) -> None:
-                for digest in {one.digest for one in written}:
-                    claims.release(digest)
-
-            with ShardWriter(folder, self.shelf.space, release) as writer:
+            with Claims(folder) as claims, self._writer(claims) as writer:
                 self._encode_all(todo.jobs, claims, writer)
             self.report.rounding = writer.rounding
         self.shelf.refresh()
         self.report.seconds = time.monotonic() - start
         return self.report
+
+    def _writer(self, claims: Claims) -> ShardWriter:
+        def release(written: Sequence[Finished]) -> None:
+            for digest in {one.digest for one in written}:
+                claims.release(digest)
+
+        return ShardWriter(self.shelf.folder, self.shelf.space, release)
 
     def _encode_all(self, jobs: Sequence[Job], claims: Claims, writer: ShardWriter) -> None:
         pool, batch = ThreadPoolExecutor(self.workers, "pictures"), []
@@ -108,7 +107,6 @@ class Builder:
 
     def _encode(self, batch: Sequence[_Picture], writer: ShardWriter) -> None:
         tokens = encode(self.encoder, torch.stack([picture.pixels for picture in batch]))
-        check_tokens(tokens, self.shelf.space)
         for picture, stored in zip(batch, writer.pack(tokens), strict=True):
             writer.add(Finished(picture.job.digest, picture.view, str(picture.job.image), stored))
             self.report.encoded += 1
@@ -139,14 +137,8 @@ class Builder:
             return []
 
     def _prepare(self, job: Job) -> list[_Picture]:
-        raw = read_bytes(job.image)
-        if image_digest(raw) != job.digest:
-            raise FusionerError(f"image {job.image} changed while its features were being built: run this again")
-        rgb = decode(raw, job.image)
-        no_mask = np.broadcast_to(np.uint8(0), rgb.shape[:2])
-        shown = (view(rgb, no_mask, number, view_seed(job.digest))[0] for number in job.views)
-        side = self.shelf.space.resolution
-        return [_Picture(job, number, squash(rgb, side)) for number, rgb in zip(job.views, shown, strict=True)]
+        shown = pictures(job.image, job.digest, job.views, self.shelf.space.resolution)
+        return [_Picture(job, number, pixels) for number, pixels in zip(job.views, shown, strict=True)]
 
     def _claimed(self, jobs: Sequence[Job], claims: Claims) -> Iterator[Job | None]:
         """Jobs nobody else works on, with what is still missing of them; None before waiting for somebody else."""
@@ -184,13 +176,5 @@ class Builder:
 
 def sweep(cache: Path) -> None:
     """Delete what builders that were killed left half written; only for who is alone in the folder."""
-    for folder in spaces(cache):
-        names = set(shard_names(folder))
-        for path in folder.iterdir():
-            if path.name.startswith(".part-") or (path.suffix == ".json" and path.stem not in names):
-                path.unlink(missing_ok=True)
-
-
-def spaces(cache: Path) -> list[Path]:
-    """The folders of a cache, one a space."""
-    return sorted(path for path in cache.iterdir() if path.is_dir()) if cache.is_dir() else []
+    for path in (path for folder in spaces(cache) for path in orphans(folder)):
+        path.unlink(missing_ok=True)

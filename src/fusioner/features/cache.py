@@ -5,8 +5,10 @@
 Reading takes no lock: a shard is there whole or not at all, and a file deleted while it is read stays readable.
 """
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -15,9 +17,12 @@ from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
+from fusioner.features.locks import Presence
+from fusioner.features.pictures import encode, image_digest, pictures, read_bytes
 from fusioner.features.quantise import Quantised, restore
 from fusioner.features.shard import Manifest, Rows, Stored, read_manifest, shard_names
 from fusioner.features.space import Dtype, Space
+from fusioner.features.writer import Finished, ShardWriter
 
 Key = tuple[str, int]
 """Digest of an image, number of a view."""
@@ -141,6 +146,9 @@ class FeatureCache:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         self._shelves: dict[str, Shelf] = {}
+        self._writers: dict[str, ShardWriter] = {}
+        self._open = ExitStack()
+        weakref.finalize(self, self._open.close)
 
     def shelf(self, encoder: ImageEncoder, resolution: int, dtype: Dtype = "fp16") -> Shelf:
         """What is stored of an encoder's tokens at a resolution (px)."""
@@ -151,3 +159,39 @@ class FeatureCache:
         if space.key not in self._shelves:
             self._shelves[space.key] = Shelf(self.folder / space.key, space)
         return self._shelves[space.key]
+
+    def tokens(self, encoder: ImageEncoder, image: Path, resolution: int) -> Float[Tensor, "1 d gh gw"]:
+        """The tokens of one squashed image, in half precision: from the cache, or encoded now and kept.
+
+        New entries are written now and then and by `close`, which also happens when the cache is forgotten or Python
+        ends.
+
+        Raises:
+            FusionerError: the image cannot be read, the folder cannot be written to, or an entry's file is damaged.
+        """
+        shelf = self.shelf(encoder, resolution)
+        digest = image_digest(read_bytes(image))
+        found = shelf.get(digest, 0)
+        if found is None:
+            writer = self._writer(shelf)
+            found = writer.pending(digest, 0)
+            if found is None:
+                found = writer.pack(encode(encoder, torch.stack(pictures(image, digest, [0], resolution))))[0]
+                writer.add(Finished(digest, 0, str(image.absolute()), found))
+                writer.flush_if_due()
+        assert isinstance(found, Tensor)  # only fp16 shelves are opened here
+        return found[None]
+
+    def close(self) -> None:
+        """Write what `tokens` has encoded, and let go of the folder."""
+        self._writers.clear()
+        self._open.close()
+
+    def _writer(self, shelf: Shelf) -> ShardWriter:
+        key, space = shelf.space.key, shelf.space
+        if key not in self._writers:
+            self._open.enter_context(Presence(self.folder).together())
+            # In the calling thread: when Python ends no other can be started any more.
+            writer = ShardWriter(shelf.folder, space, lambda _: shelf.refresh(), background=False)
+            self._writers[key] = self._open.enter_context(writer)
+        return self._writers[key]

@@ -12,6 +12,7 @@ by a checksum or follows from what is, so that any single one may break without 
 import hashlib
 import json
 import math
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fusioner.files import atomic_write
 FORMAT = 1
 _CHECKED_FROM = len('{"sha256":"') + 64 + len('",')
 _LARGEST_HEADER = 2**27
+_SPACE, _SHARD = re.compile("[0-9a-f]{32}"), re.compile("[0-9a-f]{16}")
 Stored = Tensor | Quantised
 
 
@@ -39,7 +41,7 @@ class Entry(NamedTuple):
         digest: sha256 of the image file's bytes.
         view: its number.
         sha256: of this entry's name and numbers, see `row_digest`.
-        image: where the image was when it was encoded; "" where it came from memory.
+        image: absolute path of the image when it was encoded.
     """
 
     digest: str
@@ -206,10 +208,28 @@ def embedded(folder: Path, name: str) -> Manifest | None:
     return manifest if manifest and manifest.header[8:] == head else None
 
 
+def spaces(cache: Path) -> list[Path]:
+    """The folders of a cache, one a space; other folders that somebody put there are left alone."""
+    if not cache.is_dir():
+        return []
+    return sorted(path for path in cache.iterdir() if _SPACE.fullmatch(path.name) and path.is_dir())
+
+
 def shard_names(folder: Path) -> list[str]:
-    """Names of the shards of a folder; none where there is no folder."""
+    """Names of the shards of a space's folder; none where there is no folder."""
+    return _names(folder, ".safetensors")
+
+
+def orphans(folder: Path) -> list[Path]:
+    """Files that belong to no shard: what a writer that was killed leaves."""
+    whole = set(shard_names(folder))
+    lonely = [folder / f"{name}.json" for name in _names(folder, ".json") if name not in whole]
+    return lonely + list(folder.glob(".part-*"))
+
+
+def _names(folder: Path, suffix: str) -> list[str]:
     try:
-        return sorted(path.stem for path in folder.iterdir() if path.suffix == ".safetensors" and path.name[0] != ".")
+        return sorted(p.stem for p in folder.iterdir() if p.suffix == suffix and _SHARD.fullmatch(p.stem))
     except FileNotFoundError:
         return []
 

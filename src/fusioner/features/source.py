@@ -3,24 +3,22 @@
 Letters: B images, D channels, Gh Gw token grid, H W pixels of a view.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from numpy import ndarray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.transforms import Mask, Rgb, view, view_mask
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.cache import Shelf
-from fusioner.inference.image import read_image, squash
+from fusioner.features.pictures import decode, encode, image_digest, read_bytes, view_seed
+from fusioner.inference.image import squash
 
 Augment = Callable[[Rgb, Mask, np.random.Generator], tuple[Rgb, Mask]]
 Wanted = tuple[Item, int]
@@ -131,49 +129,6 @@ class CachedSource:
         """See `TokenSource`; every number is copied once, from the mapped file into the batch."""
         tokens = self.shelf.read([(self.digests[item.id], view) for item, view in wanted], self.dtype)
         return tokens, [self.mask(item, view) for item, view in wanted]
-
-
-@torch.no_grad()
-def encode(encoder: ImageEncoder, pictures: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d gh gw"]:
-    """Tokens in float32 on the encoder's device; on a GPU its arithmetic is bfloat16, as the Segmenter's."""
-    device = device_of(encoder)
-    with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-        return encoder(pictures.to(device)).float()
-
-
-def device_of(encoder: ImageEncoder) -> torch.device:
-    """Where an encoder's weights are."""
-    weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
-    return next(weights, torch.empty(0)).device
-
-
-def read_bytes(image: Path) -> bytes:
-    """The file of an image as it is; FusionerError when it cannot be read."""
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise FusionerError(f"cannot read image {image}: {error.strerror or error}") from error
-
-
-def decode(raw: bytes, image: Path) -> Rgb:
-    """The picture in a file's bytes; FusionerError, naming the file, when there is none."""
-    stream = _NamedBytes(raw)
-    stream.name = str(image)
-    return read_image(stream)
-
-
-class _NamedBytes(BytesIO):
-    name = ""
-
-
-def image_digest(raw: bytes) -> str:
-    """Sha256 (hex) of an image file's bytes: the image's name in the cache."""
-    return hashlib.sha256(raw).hexdigest()
-
-
-def view_seed(digest: str) -> int:
-    """The seed of an image's views: its content alone, so that the same picture has the same views everywhere."""
-    return int(digest[:15], 16)
 
 
 def check_size(item: Item, rgb: Rgb, mask: Mask) -> None:

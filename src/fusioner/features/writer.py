@@ -12,7 +12,7 @@ from torch import Tensor
 from fusioner.errors import FusionerError
 from fusioner.features.quantise import Quantised, Rounding, quantise, restore, token_errors
 from fusioner.features.shard import Entry, Manifest, Stored, row_digest, write_shard
-from fusioner.features.space import Space
+from fusioner.features.space import Dtype, Space
 
 SHARD_BYTES = 2**26  # 64 MiB: large enough to be read in one go, small enough to be collected in memory
 SHARD_SECONDS = 20.0  # the most work that a power cut can cost
@@ -46,7 +46,7 @@ class ShardWriter:
         self.rounding = Rounding()
         self._pool = ThreadPoolExecutor(1, "features") if background else None
         self._job: Future[None] | None = None
-        self._pending: list[Finished] = []
+        self._pending: dict[tuple[str, int], Finished] = {}
         self._errors = Rounding()
         self._since = time.monotonic()
 
@@ -62,18 +62,24 @@ class ShardWriter:
                 self._pool.shutdown()
 
     def pack(self, tokens: Float[Tensor, "b d gh gw"]) -> list[Stored]:
-        """Tokens as they are stored, on the CPU."""
-        if self.space.dtype == "fp16":
-            return list(tokens.half().cpu())
-        packed = quantise(tokens)
-        self._errors.add(token_errors(tokens, restore(packed)))
-        return [Quantised(*pair) for pair in zip(packed.values.cpu(), packed.scales.cpu(), strict=True)]
+        """Tokens as they are stored, on the CPU; what that costs in precision goes into `rounding`."""
+        check_tokens(tokens, self.space)
+        rows = pack(tokens, self.space.dtype)
+        for row, exact in zip(rows, tokens, strict=True):
+            if isinstance(row, Quantised):
+                self._errors.add(token_errors(exact.cpu(), restore(row)))
+        return rows
 
     def add(self, finished: Finished) -> None:
         """Take one view."""
         if not self._pending:
             self._since = time.monotonic()
-        self._pending.append(finished)
+        self._pending[finished.digest, finished.view] = finished
+
+    def pending(self, digest: str, view: int) -> Stored | None:
+        """A view that is not on its way to the disk yet."""
+        found = self._pending.get((digest, view))
+        return found and found.stored
 
     def flush_if_due(self) -> None:
         """Write a shard when there is enough for one, or the oldest view has waited long enough."""
@@ -89,8 +95,8 @@ class ShardWriter:
 
     def _submit(self) -> None:
         self._wait()  # at most one shard being written and one being collected
-        batch, errors = self._pending, self._errors
-        self._pending, self._errors = [], Rounding()
+        batch, errors = list(self._pending.values()), self._errors
+        self._pending, self._errors = {}, Rounding()
         if self._pool is None:
             self._write(batch, errors)
         else:
@@ -109,6 +115,14 @@ class ShardWriter:
         write_shard(self.folder, Manifest(self.space, entries, error), [one.stored for one in batch])
         self.rounding.merge(errors)
         self._written(batch)
+
+
+def pack(tokens: Float[Tensor, "b d gh gw"], dtype: Dtype) -> list[Stored]:
+    """Tokens as they are stored, one view each, on the CPU."""
+    if dtype == "fp16":
+        return list(tokens.half().cpu())
+    values, scales = quantise(tokens)
+    return [Quantised(*pair) for pair in zip(values.cpu(), scales.cpu(), strict=True)]
 
 
 def check_tokens(tokens: Float[Tensor, "b d gh gw"], space: Space) -> None:
