@@ -1,5 +1,6 @@
 """`fusioner evaluate` from the folder to the report, with the embedded encoders and a network nobody trained."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.cli.evaluate import evaluate, evaluation_split, leaks
+from fusioner.cli.evaluate import evaluate, evaluation_split
 from fusioner.data.base import SegmentationData
+from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.errors import FusionerError
-from fusioner.model.checkpoint import ModelCard, save_model
+from fusioner.evaluation.leaks import trained_classes
+from fusioner.model.checkpoint import ModelCard, load_model, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 
@@ -75,10 +78,37 @@ def test_the_split_evaluated_on_by_default(own: Path):
     assert evaluation_split("folder", own, None) is None
 
 
-def test_a_model_of_another_fold_is_called_out():
-    pascal = SegmentationData("pascal", ("background",), [])
-    assert leaks({"dataset": "pascal", "fold": 2}, pascal, (2,)) == []
-    assert leaks({}, pascal, (0,)) == []
-    assert leaks({"dataset": "coco", "fold": 2}, pascal, (0,)) == []
-    assert "trained on fold 2" in leaks({"dataset": "pascal", "fold": 2}, pascal, (0, 2))[0]
-    assert "fold 0" in leaks({"dataset": "pascal", "fold": 2}, pascal, (0, 2))[0]
+def test_tokens_are_kept_between_runs_and_change_nothing(model: Path, own: Path, tmp_path: Path):
+    cache, found = tmp_path / "cache", []
+    for run in ("plain", "filling", "filled"):
+        store = None if run == "plain" else cache
+        evaluate("folder", root=own, model=model, out=tmp_path / run, bootstrap=5, cache=store, device="cpu")
+        found.append(json.loads((tmp_path / run / "metrics.json").read_text()))
+    assert any(path.suffix == ".safetensors" for path in cache.rglob("*"))
+    assert found[1]["per_class"] == found[2]["per_class"]
+    assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=1.0), "half precision on disk"
+
+
+def test_a_model_trained_on_the_evaluated_images_is_refused(model: Path, own: Path, tmp_path: Path):
+    network, card = load_model(model)
+    digest = hashlib.sha256((own / "images" / "1.png").read_bytes()).hexdigest()
+    card.training = {"images": ["0" * 12, digest[:12]]}
+    save_model(tmp_path / "leaky.safetensors", network, card)
+    options = {"root": own, "model": tmp_path / "leaky.safetensors", "bootstrap": 5, "device": "cpu"}
+    with pytest.raises(FusionerError, match=r"trained on 1 of the 2 images .*\(1\).*--allow-leak"):
+        evaluate("folder", out=tmp_path / "refused", **options)
+    evaluate("folder", out=tmp_path / "out", allow_leak=True, **options)
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "trained on 1 of the 2" in content["notes"][0]
+
+
+def test_classes_that_were_trained_on_are_not_called_unseen():
+    data = SegmentationData(
+        "pascal", PASCAL_CLASSES, [], prompts=tuple(n.replace("table", " table") for n in PASCAL_CLASSES)
+    )
+    training = {"classes": ["Dining table", "cat"]}
+    assert trained_classes(training, data, range(11, 16)) == [
+        "1 of the 5 classes called unseen were trained on, so they are not: diningtable"
+    ]
+    assert trained_classes(training, data, range(1, 6)) == []
+    assert trained_classes({}, data, range(1, 21)) == []

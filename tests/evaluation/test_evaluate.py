@@ -92,7 +92,7 @@ def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
     class Counting(Plain):
         seen = 0
 
-        def encode(self, rgb: np.ndarray) -> np.ndarray:
+        def encode(self, rgb: np.ndarray, file: Path) -> np.ndarray:
             self.seen += 1
             return rgb
 

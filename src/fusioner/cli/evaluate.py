@@ -1,10 +1,13 @@
 """`fusioner evaluate`: figures a researcher can trust, with the honest ones beside them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
+    from fusioner.evaluation.evidence import Plan
     from fusioner.evaluation.predictor import TokenSource
     from fusioner.evaluation.run import Outcome
     from fusioner.inference.segmenter import Segmenter
@@ -29,6 +32,7 @@ def evaluate(
     seed: int = 0,
     bootstrap: int = 1000,
     cache: Path | None = None,
+    allow_leak: bool = False,
     device: str = "auto",
 ) -> None:
     """Evaluate a model; prints tables, writes metrics.json, report.md and report.html.
@@ -75,6 +79,8 @@ def evaluate(
         Samples of the 95 % intervals.
     cache
         Folder that keeps image tokens between runs (resolution fast).
+    allow_leak
+        Evaluate even on images that the model was trained on; without it that is refused.
     device
         auto, cpu, cuda, cuda:N or mps.
     """
@@ -93,14 +99,15 @@ def evaluate(
     data = open_dataset(dataset, root, evaluation_split(dataset, root, split))
     folds = (0, 1, 2, 3) if fold == "all" else (int(fold),)
     settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
-    plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
+    todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
     writable_folder(out)
     segmenter, file = _load(model, device)
-    predictor = SegmenterPredictor(segmenter, resolution, _token_store(cache))
+    notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
     start = time.monotonic()
-    with progress() as track:
+    with progress() as track, _token_store(cache) as tokens:
+        predictor = SegmenterPredictor(segmenter, resolution, tokens)
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
-    outcome.notes += leaks(segmenter.card.training, data, folds)
+    outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
     origin = provenance(command, file, segmenter, resolution, time.monotonic() - start)
     _show(outcome, write_report(out, outcome, origin))
@@ -115,19 +122,6 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
     return "test" if dataset == "fss1000" else "val"
 
 
-def leaks(training: dict[str, Any], data: "SegmentationData", folds: tuple[int, ...]) -> list[str]:
-    """What the model's card says against calling a fold's classes unseen."""
-    from fusioner.data.folds import WITH_FOLDS
-
-    if data.name not in WITH_FOLDS or training.get("dataset") != data.name or training.get("fold") is None:
-        return []
-    other = [str(fold) for fold in folds if fold != training["fold"]]
-    if not other:
-        return []
-    trained = training["fold"]
-    return [f"the model was trained on fold {trained}, so it has seen the classes of fold {', '.join(other)}"]
-
-
 def _load(model: Path | None, device: str) -> tuple["Segmenter", Path]:
     """The segmenter and the file its network came from."""
     from fusioner.encoders.embedded import weights_file
@@ -136,12 +130,30 @@ def _load(model: Path | None, device: str) -> tuple["Segmenter", Path]:
     return load(model, device), model or weights_file(DEFAULT_MODEL)
 
 
-def _token_store(cache: Path | None) -> "TokenSource | None":
+def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"], allowed: bool) -> list[str]:
+    """Notes for the report; refuses an evaluation on trained images unless it is allowed."""
+    from fusioner.data.folds import WITH_FOLDS
+    from fusioner.evaluation.leaks import refuse_trained_images, trained_classes
+
+    images = {image: data.by_id[image] for plan in todo for image in plan.images}
+    notes = refuse_trained_images(training, list(images.values()), allowed)
+    asked = {i for plan in todo for i in plan.asked}
+    return notes + (trained_classes(training, data, asked) if data.name in WITH_FOLDS else [])
+
+
+@contextmanager
+def _token_store(cache: Path | None) -> "Iterator[TokenSource | None]":
+    """The cache's tokens, which are on disk once this is left."""
     if cache is None:
-        return None
+        yield None
+        return
     from fusioner.features.cache import FeatureCache
 
-    return FeatureCache(cache).tokens
+    store = FeatureCache(cache)
+    try:
+        yield store.tokens
+    finally:
+        store.close()
 
 
 def _show(outcome: "Outcome", paths: list[Path]) -> None:

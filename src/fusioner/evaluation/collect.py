@@ -58,7 +58,7 @@ class _Collector:
     def visit(self, index: int, item: Item) -> None:
         """One image: its pairs, the blind prompt, absent classes, and the groups."""
         rgb, stored = self.data.read(item)
-        encoded = self.predictor.encode(rgb)
+        encoded = self.predictor.encode(rgb, item.image)
         mask = torch.from_numpy(stored.astype(np.int64))
         if self.plan.squash:
             mask = _squash(mask, self.plan.squash)

@@ -1,6 +1,7 @@
 """What evaluation asks of a model: encode an image once, then answer any number of prompts about it."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import Tensor
 from fusioner.encoders.base import ImageEncoder
 from fusioner.inference.segmenter import EncodedImage, Resolution, Segmenter
 
-TokenSource = Callable[[ImageEncoder, np.ndarray, int], Tensor]
-"""(encoder, rgb, resolution) -> tokens (1, D, Gh, Gw); `FeatureCache.tokens` is one."""
+TokenSource = Callable[[ImageEncoder, Path, int], Tensor]
+"""(encoder, image file, resolution) -> tokens (1, D, Gh, Gw) of the squashed image; `FeatureCache.tokens` is one."""
 
 
 class Predictor(Protocol):
@@ -24,8 +25,8 @@ class Predictor(Protocol):
 
     independent: bool
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"]) -> Any:
-        """Do once per image what does not depend on the prompts."""
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path) -> Any:
+        """Do once per image what does not depend on the prompts; `rgb` is what `file` shows."""
         ...
 
     def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
@@ -39,7 +40,7 @@ class Plain:
     def __init__(self, function: Callable[[np.ndarray, Sequence[str]], Any], independent: bool = False):
         self.function, self.independent = function, independent
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path) -> np.ndarray:
         """The image itself."""
         return rgb
 
@@ -66,12 +67,12 @@ class SegmenterPredictor:
         self.independent = segmenter.model.labels_independent
         self.tokens = tokens if resolution == "fast" else None
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"]) -> EncodedImage:
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path) -> EncodedImage:
         """Tokens of the image, from the store where there is one."""
         if self.tokens is None:
             return self.segmenter.encode(rgb, resolution=self.resolution)
-        found = self.tokens(self.segmenter.image_encoder, rgb, self.segmenter.card.resolution)
-        return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, "image")
+        found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.card.resolution)
+        return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, file.name)
 
     def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
         """The Segmenter's own."""
