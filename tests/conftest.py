@@ -2,10 +2,18 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from fusioner.inference.segmenter import Segmenter
+
+settings.register_profile("fusioner", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.load_profile("fusioner")
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -36,3 +44,72 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a tiny file system can only be mounted by root on Linux")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_segmenter() -> "Callable[..., Segmenter]":
+    """`make_tiny_segmenter(resolution=32, **config)`: a Segmenter with random weights that answers in milliseconds.
+
+    Its image encoder (stride 4, 8-d) projects mean colours; its text encoder (6-d) draws a vector by the text's hash.
+    """
+    import hashlib
+
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    from fusioner.encoders.base import Frozen
+    from fusioner.inference.segmenter import Segmenter
+    from fusioner.model.checkpoint import ModelCard
+    from fusioner.model.config import FusionerConfig
+    from fusioner.model.fusioner import Fusioner
+
+    class TinyImageEncoder(Frozen):
+        name, dim, stride = "tiny-image", 8, 4
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.dim, self.calls = dim, 0
+            self.project = torch.nn.Linear(3, dim)
+            self.freeze()
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            pixels = (images - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+            colours = F.avg_pool2d(pixels, self.stride).movedim(1, -1)
+            return F.normalize(self.project(colours), dim=-1).movedim(-1, 1)
+
+        def fingerprint(self) -> str:
+            return hashlib.sha256(self.project.weight.numpy().tobytes()).hexdigest()
+
+    class TinyTextEncoder(Frozen):
+        name, dim = "tiny-text", 6
+
+        def forward(self, texts: Sequence[str]) -> Tensor:
+            seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts]
+            drawn = [torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+            return F.normalize(torch.stack(drawn), dim=-1)
+
+        def fingerprint(self) -> str:
+            return "tiny-text"
+
+    def make(resolution: int = 32, **config: Any) -> Segmenter:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            settings: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "decoder_widths": (16, 16)} | config
+            shape = FusionerConfig(image_dim=8, text_dim=TinyTextEncoder.dim, **settings)
+            model = Fusioner(shape)
+            for weight in model.parameters():  # well apart from the small initial weights, so that answers differ
+                torch.nn.init.normal_(weight, std=0.5)
+            encoder = TinyImageEncoder(8 + shape.aligned_dim)
+        card = ModelCard(shape, "tiny-image", "tiny-text", resolution=resolution)
+        return Segmenter(model, encoder, TinyTextEncoder(), card)
+
+    return make
+
+
+@pytest.fixture
+def tiny_segmenter(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Segmenter":
+    """The paper's network at toy size with random weights."""
+    return make_tiny_segmenter()

@@ -73,7 +73,7 @@ def to_tensor(rgb: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
 
 
 def squash(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
-    """The whole picture at `side` by `side` pixels whatever its proportions, float32 in [0, 1]: what encoders are fed."""
+    """The whole picture at `side` by `side` pixels whatever its proportions, float32 in [0, 1]: what encoders see."""
     pixels = from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
     return resize(pixels, (side, side)).float().div_(255)
 
