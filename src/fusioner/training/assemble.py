@@ -1,0 +1,162 @@
+"""The parts of a training, each built from its settings: processes, encoders, network, where tokens come from."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from fusioner.data.transforms import COCO_RECIPE, PASCAL_RECIPE, Augmentation
+from fusioner.device import pick_device
+from fusioner.encoders.base import ImageEncoder, TextEncoder
+from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
+from fusioner.errors import FusionerError
+from fusioner.features.fill import fill
+from fusioner.features.plan import Track
+from fusioner.features.source import LiveSource, TokenSource
+from fusioner.features.space import default_folder
+from fusioner.model.config import FusionerConfig
+from fusioner.model.fusioner import Fusioner
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import Corpus, Part
+
+RGB = tuple[float, float, float]
+PUBLISHED_NORMALISATION: dict[str, tuple[RGB, RGB]] = {
+    "pascal": ((0.4554, 0.4298, 0.3955), (0.1181, 0.1189, 0.1338)),
+    "coco": ((0.4650, 0.4357, 0.3973), (0.1152, 0.1153, 0.1352)),
+}
+"""Mean and std of the official recipe by data set."""
+_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def build_fabric(device: str, devices: int, precision: str) -> Fabric:
+    """The processes that train together, launched; under torchrun as many as that started.
+
+    Raises:
+        FusionerError: no such device, fewer of them than asked for, or fp16 on a CPU.
+    """
+    chosen = pick_device(device)
+    if precision == "16" and chosen.type != "cuda":
+        raise FusionerError("--precision 16 needs a CUDA device; use bf16 or 32")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+    if chosen.type == "cuda" and local > torch.cuda.device_count():
+        raise FusionerError(f"there are {torch.cuda.device_count()} CUDA devices, not {local}: lower --devices")
+    single = chosen.type == "cuda" and local == 1 and "LOCAL_WORLD_SIZE" not in os.environ
+    fabric = Fabric(
+        accelerator=chosen.type,
+        devices=[chosen.index or 0] if single else local,
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        strategy="ddp" if local > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
+        precision=_PRECISIONS[precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def build_encoders(config: TrainConfig, dataset: str, device: torch.device) -> tuple[ImageEncoder, TextEncoder]:
+    """Both frozen encoders on the device, the image encoder with the normalisation asked for.
+
+    Raises:
+        FusionerError: an unknown name, or weights that cannot be had.
+    """
+    image, text = build_image_encoder(config.image_encoder), build_text_encoder(config.text_encoder)
+    if config.normalisation == "dataset" and dataset in PUBLISHED_NORMALISATION:
+        image.mean, image.std = PUBLISHED_NORMALISATION[dataset]
+    for encoder in (image, text):
+        if isinstance(encoder, nn.Module):
+            encoder.to(device)
+    return image, text
+
+
+def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -> Fusioner:
+    """The network for these encoders, its weights drawn by the seed; torch's own random numbers stay untouched.
+
+    Raises:
+        FusionerError: sizes that do not go together.
+    """
+    anchors, aligned = _aligned(config, image, text)
+    shape = FusionerConfig(
+        image_dim=image.dim - aligned,
+        text_dim=text.dim,
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        temperature=config.temperature,
+        fusion=config.fusion,
+        decoder_widths=config.decoder_widths,
+        decoder_norm=config.decoder_norm,
+        similarity=config.similarity,
+        aligned_dim=aligned,
+        prompt_dropout=config.prompt_dropout,
+        logit_bias=config.logit_bias,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = Fusioner(shape)
+    if anchors is not None:
+        model.get_buffer("similarity.anchors").copy_(anchors)
+    return model
+
+
+def build_sources(
+    corpus: Corpus,
+    image: ImageEncoder,
+    config: TrainConfig,
+    cache: Path | None,
+    say: Callable[[str], None],
+    track: Track | None = None,
+) -> list[TokenSource]:
+    """Where each part's tokens come from; fills the cache (None: the user's own folder) with what it lacks.
+
+    Raises:
+        FusionerError: no room for the cache, or an unreadable image.
+    """
+    return [_source(number, part, corpus, image, config, cache, say, track) for number, part in enumerate(corpus.parts)]
+
+
+def _source(
+    number: int,
+    part: Part,
+    corpus: Corpus,
+    image: ImageEncoder,
+    config: TrainConfig,
+    cache: Path | None,
+    say: Callable[[str], None],
+    track: Track | None,
+) -> TokenSource:
+    if config.features == "cached":
+        items = {e.item.id: e.item for e in (*corpus.examples, *corpus.held_out) if e.part == number}
+        used = replace(part.data, items=list(items.values()))
+        folder = cache or default_folder()
+        return fill(folder, used, image, config.resolution, views=config.views, say=say, track=track)
+    if config.augment == 0:
+        live = LiveSource(part.data, image, config.resolution)
+        live.views = config.views  # those the cache would hold
+        return live
+    published = COCO_RECIPE if part.data.name == "coco" else PASCAL_RECIPE
+    recipe = replace(published, probability=config.augment, crop=config.crop)
+    return LiveSource(part.data, image, config.resolution, Augmentation(recipe, part.data.ignore))
+
+
+def _aligned(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -> tuple[Float[Tensor, "m d"] | None, int]:
+    """Of the last encoder in the list: its class names' embeddings where similarity reads them, and its width."""
+    if config.similarity == "none":
+        return None, 0
+    last = getattr(image, "encoders", [image])[-1]
+    anchors = getattr(last, "anchors", None) if config.similarity == "posterior" else None
+    wanted = (last.dim, text.dim) if config.similarity == "posterior" else None
+    if last is image or (wanted and (anchors is None or tuple(anchors.shape) != wanted)):
+        example = "effnet-lite2 (with minilm-embedded)" if wanted else "a CLIP image encoder (with its text encoder)"
+        raise FusionerError(
+            f"--similarity {config.similarity} cannot be read from --image-encoder {image.name}: name {example} last "
+            "in a list, as in A+B, or use --similarity none"
+        )
+    return anchors, last.dim

@@ -1,0 +1,201 @@
+"""From a step's number to the tensors of its batch.
+
+Letters: B images, P prompts (the most that any image of the batch has), D token channels, h w loss size.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int16, Int64, Integer
+from numpy import ndarray
+from torch import Tensor
+
+from fusioner.features.source import TokenSource
+from fusioner.training.corpus import Corpus, Example, Order
+from fusioner.training.prompts import Names, draw_prompts
+
+LIVE_VIEWS = 2**31 - 1
+"""Views drawn from where a source has any number of them; 0, the image itself, is left to the held-out images."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data, or a piece of it.
+
+    Attributes:
+        tokens: of the images.
+        text: unit embeddings of each image's prompts.
+        labels: at each pixel i = the image's i-th prompt, 0 = anything else, -1 = ignored.
+        classes: class of each prompt, numbered through all parts (`Corpus.offsets`).
+        padded: prompts that only fill up the tensor.
+    """
+
+    tokens: Float[Tensor, "b d gh gw"]
+    text: Float[Tensor, "b p c"]
+    labels: Int16[Tensor, "b h w"]
+    classes: Int64[Tensor, "b p"]
+    padded: Bool[Tensor, "b p"]
+
+    def target(self) -> Float[Tensor, "b p h w"]:
+        """1 where a pixel shows the prompt."""
+        numbers = torch.arange(1, self.text.shape[1] + 1, device=self.labels.device, dtype=torch.int16)
+        return (self.labels[:, None] == numbers[:, None, None]).float()
+
+    def ignore(self) -> Bool[Tensor, "b p h w"]:
+        """True where a prompt's pixel counts nowhere."""
+        return (self.labels < 0)[:, None] | self.padded[..., None, None]
+
+    def counts(self) -> Float[Tensor, "2"]:
+        """(prompts x pixels that count, pixels that count)."""
+        pixels = (self.labels >= 0).flatten(1).sum(1)
+        return torch.stack([(pixels * (~self.padded).sum(1)).sum(), pixels.sum()]).float()
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def pieces(self, count: int) -> list["Batch"]:
+        """Cut into at most `count` pieces of nearly equal size."""
+        split = [tensor.tensor_split(min(count, len(self.tokens))) for tensor in self._tensors()]
+        return [Batch(*parts) for parts in zip(*split, strict=True)]
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.tokens, self.text, self.labels, self.classes, self.padded
+
+
+class Batches:
+    """Builds batches: views, prompts and names drawn by (seed, step, place), tokens from each part's source.
+
+    Args:
+        sources: one a part of the corpus.
+        table: unit embeddings of `names.words`, in their order.
+        prompts: most prompts an image; examples with a class of their own get just that.
+        size: (h, w) of the loss.
+        mirror: flip half of the grids and masks left to right while training.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        sources: Sequence[TokenSource],
+        names: Names,
+        table: Float[Tensor, "n c"],
+        prompts: int,
+        size: tuple[int, int],
+        seed: int,
+        mirror: bool = False,
+    ) -> None:
+        self.mirror = mirror
+        self.corpus, self.sources, self.names, self.table = corpus, sources, names, table.cpu()
+        self.prompts, self.size, self.seed = prompts, size, seed
+
+    def build(self, examples: Sequence[Example], draw: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
+        """The batch of some examples, each with the numbers that seed its draws; only training takes views but 0.
+
+        Raises:
+            FusionerError: an unreadable image or mask.
+        """
+        rngs = [np.random.default_rng((self.seed, 2, *numbers)) for numbers in draw]
+        views = [self._view(e, rng) if training else 0 for e, rng in zip(examples, rngs, strict=True)]
+        tokens, masks = self._read(examples, views)
+        if self.mirror and training:
+            tokens, masks = _mirrored(tokens, masks, [bool(rng.integers(2)) for rng in rngs])
+        chosen = [self._prompts(*each) for each in zip(examples, masks, rngs, strict=True)]
+        most = max(1, *(len(ids) for ids, _ in chosen))
+        rows, classes = np.zeros((2, len(examples), most), np.int64)
+        padded = np.ones(rows.shape, bool)
+        labels = np.stack([labels for _, labels in chosen])
+        for i, (example, (ids, _), rng) in enumerate(zip(examples, chosen, rngs, strict=True)):
+            words = self.corpus.parts[example.part].data.prompts
+            rows[i, : len(ids)] = [self.names.draw(words[class_id], rng) for class_id in ids]
+            classes[i, : len(ids)] = np.array(ids, np.int64) + self.corpus.offsets[example.part]
+            padded[i, : len(ids)] = False
+        arrays = (torch.from_numpy(array) for array in (labels, classes, padded))
+        return Batch(tokens, self.table[torch.from_numpy(rows)], *arrays)
+
+    def _view(self, example: Example, rng: np.random.Generator) -> int:
+        views = self.sources[example.part].views
+        return int(rng.integers(1, LIVE_VIEWS)) if views is None else int(rng.integers(views))
+
+    def _read(
+        self, examples: Sequence[Example], views: Sequence[int]
+    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+        """Tokens and masks in the examples' order, each part's asked for at once."""
+        tokens: dict[int, Tensor] = {}
+        masks: dict[int, Integer[ndarray, "h w"]] = {}
+        for part, source in enumerate(self.sources):
+            places = [i for i, example in enumerate(examples) if example.part == part]
+            if places:
+                found, their_masks = source.batch([(examples[i].item, views[i]) for i in places])
+                tokens |= dict(zip(places, found, strict=True))
+                masks |= dict(zip(places, their_masks, strict=True))
+        order = range(len(examples))
+        return torch.stack([tokens[i] for i in order]), [masks[i] for i in order]
+
+    def _prompts(
+        self, example: Example, mask: Integer[ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[list[int], Integer[ndarray, "h w"]]:
+        """Class ids prompted, and the labels they make of the mask."""
+        part = self.corpus.parts[example.part]
+        small = shrink(mask, self.size)
+        if example.class_id is not None:
+            ids = [example.class_id]
+        else:
+            ids = draw_prompts(part.classes, small, np.unique(mask), self.prompts, rng)
+        labels = np.zeros(small.shape, np.int16)
+        for number, class_id in enumerate(ids, start=1):
+            labels[small == class_id] = number
+        labels[small == part.data.ignore] = -1
+        return ids, labels
+
+
+def _mirrored(
+    tokens: Float[Tensor, "b d gh gw"], masks: list[Integer[ndarray, "h w"]], which: list[bool]
+) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+    """Left and right exchanged where `which` says so."""
+    flipped = torch.where(torch.tensor(which)[:, None, None, None], tokens.flip(-1), tokens)
+    return flipped, [mask[:, ::-1] if flip else mask for mask, flip in zip(masks, which, strict=True)]
+
+
+def shrink(mask: Integer[ndarray, "h w"], size: tuple[int, int]) -> Integer[ndarray, "h2 w2"]:
+    """Nearest neighbour about pixel centres, to `size` (height, width)."""
+    rows, columns = ((np.arange(n) * 2 + 1) * old // (2 * n) for n, old in zip(size, mask.shape, strict=True))
+    return mask[rows[:, None], columns[None, :]]
+
+
+def ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """The same batches in the same order, up to `depth` of them made by a thread while the caller computes (0: none).
+
+    An error met on the way is raised where its batch would have come.
+    """
+    if depth == 0:
+        yield from batches
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        waiting: list[Future[Batch | None]] = [pool.submit(next, batches, None) for _ in range(depth)]
+        while (batch := waiting.pop(0).result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def steps(batches: Batches, order: Order, start: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """The batches of steps `start`, `start + 1`, ... without end; of each, the share of process `rank` of `world`."""
+    step = start
+    while True:
+        mine = list(enumerate(order(step)))[rank::world]
+        yield batches.build([example for _, example in mine], [(step, place) for place, _ in mine])
+        step += 1
+
+
+def held_out(batches: Batches, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """The held-out examples in their order, as they are and with prompts that never change; a process's share."""
+    mine = list(enumerate(batches.corpus.held_out))[rank::world]
+    for start in range(0, len(mine), batch_size):
+        some = mine[start : start + batch_size]
+        yield batches.build([example for _, example in some], [(place,) for place, _ in some], training=False)

@@ -1,0 +1,101 @@
+"""One training from settings to saved weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fusioner.encoders.prompts import DEFAULT_TEMPLATES, LabelEmbedder
+from fusioner.errors import FusionerError
+from fusioner.features.plan import Track
+from fusioner.files import writable_folder
+from fusioner.model.checkpoint import ModelCard, load_model, load_state
+from fusioner.training.assemble import build_encoders, build_fabric, build_network, build_sources
+from fusioner.training.batches import Batches
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import Order, Part, build_corpus
+from fusioner.training.display import Display
+from fusioner.training.loop import Pace, Result, Trainer
+from fusioner.training.prompts import Names, read_synonyms
+from fusioner.training.provenance import describe
+from fusioner.training.state import RESUME
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training computes and writes; nothing here changes what it aims for.
+
+    Attributes:
+        out: folder for last.safetensors, best.safetensors, resume.pt and metrics.jsonl.
+        resume: go on from the state in `out`, where there is one.
+        device: auto, cpu, cuda, cuda:N or mps; devices: how many, a process each (torchrun knows better).
+        cache: folder of the feature cache; None: the user's own.
+        initial: model file whose weights the training starts from.
+        preset, command: for the card.
+    """
+
+    out: Path
+    resume: bool = False
+    device: str = "auto"
+    devices: int = 1
+    cache: Path | None = None
+    initial: Path | None = None
+    preset: str = ""
+    command: str = ""
+
+
+def train(
+    parts: Sequence[Part],
+    config: TrainConfig,
+    run: Run,
+    pace: Pace | None = None,
+    display: Display | None = None,
+    track: Track | None = None,
+) -> Result:
+    """Train on the parts; `track` draws the bars of the feature cache.
+
+    Raises:
+        FusionerError: anything wrong with settings, data, encoders, device, disk, or the state to resume from.
+    """
+    display = display or Display()
+    _check_out(run)
+    corpus = build_corpus(parts, config.sampling, config.holdout, config.seed)
+    steps = config.steps or Order(corpus.examples, config.batch_size, config.seed).steps(config.epochs)
+    config = replace(config, steps=steps)
+    fabric = build_fabric(run.device, run.devices, config.precision)
+    if config.batch_size < fabric.world_size:
+        raise FusionerError(f"a batch of {config.batch_size} images cannot be shared by {fabric.world_size} devices")
+    image, text = build_encoders(config, parts[0].data.name, fabric.device)
+    names = Names(corpus.names(), read_synonyms(config.synonyms))
+    embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
+    table = embed(names.words)
+    model = build_network(config, image, text)
+    if run.initial:
+        load_state(model, load_model(run.initial)[0].state_dict(), str(run.initial))
+    about = describe(
+        corpus,
+        config,
+        (image, text),
+        preset=run.preset,
+        command=run.command,
+        initial=run.initial.name if run.initial else None,
+    )
+    mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
+    card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
+    sources = build_sources(corpus, image, config, run.cache, display.say, track)
+    side = max(1, config.resolution // config.loss_stride)
+    batches = Batches(corpus, sources, names, table, config.prompts, (side, side), config.seed, config.mirror)
+    identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
+    pace = pace or Pace()
+    if pace.prefetch is None:  # beside a CPU that encodes there is nothing to gain
+        pace = replace(pace, prefetch=0 if config.features == "live" and fabric.device.type == "cpu" else 2)
+    trainer = Trainer(fabric, model, batches, config, card, run.out, identity, pace, display)
+    if run.resume:
+        found = trainer.resume()
+        display.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
+    return trainer.fit()
+
+
+def _check_out(run: Run) -> None:
+    if (run.out / RESUME).is_file() and not run.resume:
+        raise FusionerError(f"{run.out} holds a run already: go on with --resume, or choose another --out")
+    writable_folder(run.out)

@@ -1,0 +1,110 @@
+"""A tiny PASCAL tree of coloured rectangles, a tiny random CLIP in a folder, settings that train in milliseconds."""
+
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.training.config import TrainConfig
+
+
+BODY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+WORDS = sorted({word for name in PASCAL_CLASSES for word in name.split()} | {"dining", "table", "potted", "plant"})
+VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<unk>", "<s>", "</s>", "a", "photo", "of", "tv", *WORDS])}
+IMAGES = 24
+
+
+def colour(class_id: int) -> tuple[int, int, int]:
+    return (37 * class_id) % 256, (91 * class_id + 60) % 256, (151 * class_id + 120) % 256
+
+
+def draw(class_ids: list[int], rng: np.random.Generator, size: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """A grey picture with a rectangle of each class in its colour; a strip of the mask is 255."""
+    rgb, mask = np.full((size, size + 8, 3), 127, np.uint8), np.zeros((size, size + 8), np.uint8)
+    for place, class_id in enumerate(class_ids):
+        top, left = int(rng.integers(0, size // 3)), int(rng.integers(0, 6)) + place * 26
+        area = np.s_[top : top + 26, left : left + 22]
+        rgb[area], mask[area] = colour(class_id), class_id
+    mask[-1] = 255
+    return rgb, mask
+
+
+@pytest.fixture(scope="session")
+def voc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training images of aeroplanes, bicycles, birds, cats and dogs, two a picture; a val image that is broken."""
+    root = tmp_path_factory.mktemp("pascal")
+    base, masks = root / "VOCdevkit" / "VOC2012", root / "SegmentationClassAug"
+    for folder in (base / "JPEGImages", base / "ImageSets" / "Segmentation", masks):
+        folder.mkdir(parents=True)
+    rng, ids = np.random.default_rng(0), []
+    shown = [[1, 8], [2, 12], [3, 8], [8, 12], [1, 2], [3]]
+    for i in range(IMAGES):
+        ids.append(f"2007_{i:06d}")
+        rgb, mask = draw(shown[i % len(shown)], rng)
+        Image.fromarray(rgb).save(base / "JPEGImages" / f"{ids[-1]}.jpg", quality=95)
+        Image.fromarray(mask).save(masks / f"{ids[-1]}.png")
+    (base / "JPEGImages" / "2008_000000.jpg").write_bytes(b"never read")
+    (masks / "2008_000000.png").write_bytes(b"never read")
+    lists = base / "ImageSets" / "Segmentation"
+    lists.joinpath("train_aug.txt").write_text("\n".join(ids))
+    lists.joinpath("val.txt").write_text("2008_000000\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of patch 8 that knows PASCAL's words, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("clip")
+    text = {**BODY, "vocab_size": len(VOCABULARY), "max_position_embeddings": 16}
+    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {**BODY, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(vision_config=vision, text_config={**text, **ends}, projection_dim=12))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(clip_folder: Path) -> Callable[..., TrainConfig]:
+    """`tiny(**changes)`: settings of a network that takes milliseconds a step."""
+    base = TrainConfig(
+        image_encoder=f"clip-vit-b16@{clip_folder}",
+        text_encoder=f"clip-text-b16@{clip_folder}",
+        templates=("a photo of a {}",),
+        resolution=32,
+        width=16,
+        layers=1,
+        heads=2,
+        decoder_widths=(16, 8),
+        sampling="images",
+        prompts=3,
+        augment=0.0,
+        views=3,
+        steps=6,
+        batch_size=4,
+        warmup=0.0,
+        evaluations=2,
+        loss_stride=2,
+    )
+    return lambda **changes: replace(base, **changes)

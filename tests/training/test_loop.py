@@ -1,0 +1,268 @@
+"""What a run promises: it learns, it can be stopped anywhere, and it goes on to the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
+from fusioner.errors import FusionerError
+from fusioner.model.checkpoint import load_model
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import open_part
+from fusioner.training.loop import Pace, Result
+from fusioner.training.run import Run, train
+from fusioner.training.state import read_state
+
+Tiny = Callable[..., TrainConfig]
+ALWAYS, NEVER = Pace(checkpoint_minutes=0), Pace(checkpoint_minutes=1e9)
+
+
+def run(root: Path, out: Path, config: TrainConfig, pace: Pace = NEVER, **options: Any) -> Result:
+    part = open_part("pascal", root, options.pop("fold", None))
+    return train([part], config, Run(out, device="cpu", **options), pace)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_model(path)[0].state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(log: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in log if "loss" in line]
+
+
+class CrashError(Exception):
+    """A crash in the middle of a run."""
+
+
+def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the update of a step fail, after whatever that step saved."""
+    from fusioner.training.loop import Trainer
+
+    update = Trainer._update
+
+    def failing(self: Trainer, now: int) -> None:
+        if now == step:
+            raise CrashError
+        update(self, now)
+
+    monkeypatch.setattr(Trainer, "_update", failing)
+
+
+def test_it_learns(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(steps=60, lr=3e-3, decoder_lr=3e-3, warmup=0.1, evaluations=1)
+    result = run(voc_tree, tmp_path, config)
+    loss = losses(lines(tmp_path))
+    assert result.step == result.steps == len(loss) == 60
+    assert sum(loss[-5:]) < 0.7 * sum(loss[:5])
+    assert {"step", "loss", "miou", "lr", "images_per_s"} <= lines(tmp_path)[0].keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "metrics.jsonl",
+        "resume.pt",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.3, "drop_path": 0.2, "clip": 0.5, "choice_weight": 1.0},
+        {"ema": 0.9, "accumulate": 2, "holdout": 4},
+        {"sampling": "pairs", "prompts": 1, "augment": 0.5},
+    ],
+)
+def test_a_crashed_run_goes_on_to_the_same_weights(
+    voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    config = tiny(**changes)
+    run(voc_tree, tmp_path / "whole", config, fold=1)
+    with monkeypatch.context() as patch:
+        crash_at(4, patch)
+        with pytest.raises(CrashError):
+            run(voc_tree, tmp_path / "broken", config, ALWAYS, fold=1)
+    run(voc_tree, tmp_path / "broken", config, NEVER, resume=True, fold=1)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "broken" / name))
+    one, other = lines(tmp_path / "whole"), lines(tmp_path / "broken")
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    assert losses(one) == losses(other)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    run(voc_tree, tmp_path / "a", tiny(), Pace(prefetch=0))
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(3))  # nobody else's random numbers were touched
+    run(voc_tree, tmp_path / "b", tiny(), Pace(prefetch=3))
+    run(voc_tree, tmp_path / "c", tiny(seed=1))
+    a, b, c = (weights(tmp_path / name / "last.safetensors") for name in "abc")
+    assert same(a, b)
+    assert not same(a, c)
+
+
+def test_accumulating_gives_the_gradient_of_the_whole_batch(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(voc_tree, tmp_path / "whole", tiny(choice_weight=1.0))
+    run(voc_tree, tmp_path / "pieces", tiny(choice_weight=1.0, accumulate=4))
+    one, other = lines(tmp_path / "whole"), lines(tmp_path / "pieces")
+    assert losses(one) == pytest.approx(losses(other), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"lr": 2e-3}, "lr"), ({"seed": 5}, "seed"), ({"layers": 2}, "layers"), ({"steps": 9}, "steps")],
+)
+def test_resuming_with_other_settings_is_refused(
+    voc_tree: Path, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    run(voc_tree, tmp_path, tiny(steps=1))
+    with pytest.raises(FusionerError, match=rf"cannot resume .*: {named} differs") as caught:
+        run(voc_tree, tmp_path, tiny(steps=1, **{"steps": 1} | changes), resume=True)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_resuming_with_other_data_is_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(voc_tree, tmp_path, tiny(steps=1))
+    with pytest.raises(FusionerError, match="data differs"):
+        run(voc_tree, tmp_path, tiny(steps=1), resume=True, fold=0)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(voc_tree, tmp_path, tiny(steps=1))
+    with pytest.raises(FusionerError, match="--resume"):
+        run(voc_tree, tmp_path, tiny(steps=1))
+
+
+def test_a_damaged_state_is_named(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(voc_tree, tmp_path, tiny(steps=1))
+    state = tmp_path / "resume.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(FusionerError, match=r"resume\.pt is damaged"):
+        run(voc_tree, tmp_path, tiny(steps=1), resume=True)
+
+
+def test_a_poisoned_learning_rate_keeps_the_last_good_checkpoint(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(FusionerError, match=r"the loss is (nan|inf) at step \d+ .*resume\.pt"):
+        run(voc_tree, tmp_path, tiny(lr=1e30, decoder_lr=1e30), ALWAYS)
+    state = read_state(tmp_path, torch.device("cpu"))
+    assert state["step"] == 0
+    for path in (tmp_path / "last.safetensors",):
+        assert all(tensor.isfinite().all() and tensor.abs().max() < 100 for tensor in weights(path).values())
+
+
+def test_no_space_left(voc_tree: Path, tiny: Tiny, full_disk: Path) -> None:
+    with pytest.raises(FusionerError, match="no space left"):
+        run(voc_tree, full_disk / "run", tiny(width=256, heads=8, steps=1))
+    assert not list(full_disk.rglob("*.pt"))
+
+
+def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(steps=2, holdout=2)
+    run(voc_tree, tmp_path, config, fold=0, preset="small", command="fusioner train pascal")
+    model, card = load_model(tmp_path / "best.safetensors")
+    training = card.training
+    assert (training["dataset"], training["fold"], training["steps"], training["preset"]) == ("pascal", 0, 2, "small")
+    assert training["root"] == voc_tree.name
+    assert "aeroplane" not in training["classes"]
+    assert "cat" in training["classes"]
+    assert training["versions"].keys() == {"fusioner", "torch", "transformers"}
+    assert training["encoders"]["image"] == build_image_encoder(config.image_encoder).fingerprint()
+    assert training["held_out"] == 0  # a twentieth of so few images is none
+    assert len(training["images"]) == 16  # those that show a cat or a dog; held-out images count as seen
+    assert card.image_encoder == config.image_encoder
+    assert model.config.image_dim == 12
+
+
+def test_frozen_means_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusioner.training import run as module
+
+    kept: list[nn.Module] = []
+    build = module.build_encoders
+
+    def keeping(*arguments: Any) -> Any:
+        kept.extend(build(*arguments))
+        return kept
+
+    monkeypatch.setattr(module, "build_encoders", keeping)
+    config = tiny()
+    run(voc_tree, tmp_path, config)
+    fresh = (build_image_encoder(config.image_encoder), build_text_encoder(config.text_encoder))
+    for used, untouched in zip(kept, fresh, strict=True):
+        assert isinstance(untouched, nn.Module)
+        assert same(used.state_dict(), untouched.state_dict())
+        assert not any(module.training for module in used.modules())
+        assert all(p.grad is None and not p.requires_grad for p in used.parameters())
+
+
+def test_only_the_val_split_is_never_opened(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """Its only val image is no image at all, and would end the run with an error."""
+    assert run(voc_tree, tmp_path, tiny(steps=8)).step == 8
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import open_part
+from fusioner.training.loop import Pace
+from fusioner.training.run import Run, train
+import json
+root, out, settings, resume = sys.argv[1:]
+config = TrainConfig(**json.loads(settings))
+result = train([open_part("pascal", Path(root))], config, Run(Path(out), device="cpu", resume=resume == "1"),
+               Pace(checkpoint_minutes=0))
+print("signal", result.signal, "step", result.step)
+"""
+
+
+def start(root: Path, out: Path, config: TrainConfig, resume: bool = False) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", SCRIPT, str(root), str(out), json.dumps(config.to_dict()), str(int(resume))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for_steps(out: Path, count: int, process: "subprocess.Popen[str]") -> None:
+    log = out / "metrics.jsonl"
+    while not log.is_file() or len(log.read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def test_killed_and_interrupted_runs_go_on_to_the_same_weights(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """A kill -9 and a Ctrl-C, at moments nobody chose, against a run left alone."""
+    config, out = tiny(steps=80), tmp_path / "run"
+    killed = start(voc_tree, out, config)
+    wait_for_steps(out, 5, killed)
+    killed.kill()
+    killed.communicate()
+    done = read_state(out, torch.device("cpu"))["step"]
+    assert 0 < done < 80
+    interrupted = start(voc_tree, out, config, resume=True)
+    wait_for_steps(out, done + 5, interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    said, _ = interrupted.communicate()
+    stopped = read_state(out, torch.device("cpu"))["step"]
+    assert said == f"signal 2 step {stopped}\n"
+    assert done < stopped < 80
+    run(voc_tree, out, config, resume=True)
+    run(voc_tree, tmp_path / "alone", config)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert same(weights(out / name), weights(tmp_path / "alone" / name))

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusioner.data.coco import COCO_CLASSES
+from fusioner.errors import FusionerError
+from fusioner.training.prompts import Names, draw_prompts, read_synonyms
+
+
+@given(
+    present=st.sets(st.integers(1, 12)),
+    tiny=st.sets(st.integers(1, 12)),
+    classes=st.sets(st.integers(1, 15), min_size=1),
+    count=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_half_present_the_rest_absent(
+    present: set[int], tiny: set[int], classes: set[int], count: int, seed: int
+) -> None:
+    mask = np.array([sorted(present) + [0, 255]])
+    seen = np.array(sorted(present | tiny | {0, 255}))
+    rng = np.random.default_rng(seed)
+    drawn = draw_prompts(sorted(classes), mask, seen, count, rng)
+    there, absent = classes & present, classes - present - tiny
+    assert len(drawn) == len(set(drawn)) == min(count, len(there) + len(absent))
+    assert set(drawn) <= there | absent  # never 0, 255, an unprompted class, or one too small to be seen
+    assert len(set(drawn) & there) <= max((count + 1) // 2, count - len(absent))
+    if there:
+        assert set(drawn) & there
+    if len(absent) >= count // 2 and count > 1:
+        assert len(set(drawn) & absent) >= count // 2
+    assert drawn == draw_prompts(sorted(classes), mask, seen, count, np.random.default_rng(seed))
+
+
+def test_every_class_gets_its_turn() -> None:
+    mask, rng = np.array([[1, 2, 3]]), np.random.default_rng(0)
+    drawn = [draw_prompts(range(1, 11), mask, mask, 2, rng) for _ in range(200)]
+    assert {i for ids in drawn for i in ids} == set(range(1, 11))
+    assert {ids[0] <= 3 for ids in drawn} == {True, False}  # the present one has no place of its own
+
+
+def test_synonyms_are_drawn_and_never_name_another_class() -> None:
+    names = Names(["sofa", "cat", "tv"], {"SOFA": ["couch", "cat"], "cat": ["kitten", "pet"], "tv": ["pet"]})
+    assert set(names.words) == {"sofa", "cat", "tv", "couch", "kitten"}
+    rng = np.random.default_rng(0)
+    assert {names.words[names.draw("sofa", rng)] for _ in range(50)} == {"sofa", "couch"}
+    assert {names.words[names.draw("tv", rng)] for _ in range(50)} == {"tv"}
+
+
+def test_packaged_synonyms_are_of_known_labels(tmp_path: Path) -> None:
+    packaged = read_synonyms("packaged")
+    pascal_words = {"dining table", "potted plant", "tv monitor", *("person", "sofa", "cat", "dog", "motorbike")}
+    known = {word.casefold() for word in COCO_CLASSES} | pascal_words | {"aeroplane", "boat", "horse", "sheep"}
+    assert set(packaged) - known == set()
+    assert read_synonyms("") == {}
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"cat": "kitten"}', '{"cat": [1]}', '{"cat": [" "]}'])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "names.json"
+    path.write_text(content)
+    with pytest.raises(FusionerError, match=r"names\.json"):
+        read_synonyms(str(path))
+    path.write_text(json.dumps({"cat": ["kitten"]}))
+    assert read_synonyms(str(path)) == {"cat": ("kitten",)}
