@@ -1,0 +1,192 @@
+"""Kill the builders of a feature cache again and again, and see that nothing stale, broken or lost is ever served.
+
+    python benchmarks/cache_kill9.py --kills 50 --builders 2
+
+Builds a cache of drawn pictures with a small encoder in processes of their own, ends them with SIGKILL at random
+moments, and after every kill reads the whole cache: every entry must be what the encoder gives, bit for bit, no entry
+may have vanished, every checksum must hold. At the end a build that nobody kills must finish the rest, each entry once.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from fusioner.data.base import SegmentationData
+from fusioner.data.folder import folder as open_folder
+from fusioner.encoders.base import Frozen
+from fusioner.features import writer
+from fusioner.features.cache import FeatureCache, Shelf
+from fusioner.features.fill import fill
+from fusioner.features.shard import read_manifest, shard_names
+from fusioner.features.source import LiveSource
+from fusioner.features.upkeep import prune, verify
+
+SIDE, VIEWS = 32, 3
+
+
+class SmallEncoder(Frozen):
+    """A convolution that takes its time."""
+
+    name, dim, stride = "small", 16, 4
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.weight = torch.nn.Parameter(torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+        self.freeze()
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 16 gh gw"]:
+        """Colours of 4 x 4 patches, projected."""
+        time.sleep(self.seconds)
+        return F.normalize(torch.cat([F.conv2d(one[None] - 0.5, self.weight, stride=4) for one in images]), dim=1)
+
+    def fingerprint(self) -> str:
+        """Sha256 of the weights."""
+        return hashlib.sha256(self.weight.numpy().tobytes()).hexdigest()
+
+
+def draw(root: Path, images: int, seed: int) -> SegmentationData:
+    """A folder of noise pictures with masks."""
+    rng = np.random.default_rng(seed)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for i in range(images):
+        height, width = rng.integers(20, 60, 2)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{i:03}.png")
+        Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(root / "masks" / f"{i:03}.png")
+    (root / "classes.txt").write_text("background\nbright\n")
+    return open_folder(root)
+
+
+def start(work: Callable[[], object]) -> int:
+    """Run something in a process of its own; its id."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except KeyboardInterrupt:
+        pass
+    finally:
+        os._exit(code)
+
+
+class Trial:
+    """A cache under attack."""
+
+    def __init__(self, place: Path, images: int, seconds: float, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.place, self.caches = place, 0
+        self.data, self.encoder = draw(place / "set", images, seed), SmallEncoder(seconds)
+        live = LiveSource(self.data, SmallEncoder(0), SIDE)
+        wanted = [(item, view) for item in self.data.items for view in range(VIEWS)]
+        digests = fill(place / "digests", self.data, SmallEncoder(0), SIDE).digests
+        self.truth = {(digests[item.id], view): live.tokens(item, view)[0].half() for item, view in wanted}
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Begin a new cache."""
+        self.caches += 1
+        self.cache, self.before = self.place / f"cache{self.caches}", set()
+
+    def build(self) -> None:
+        """One builder, as a process runs it; shards are small, so that a kill meets every stage of their making."""
+        writer.SHARD_SECONDS = 0.02
+        self.random.shuffle(self.data.items)
+        fill(self.cache, self.data, self.encoder, SIDE, views=VIEWS, batch_size=2)
+
+    def shelf(self) -> Shelf:
+        """The cache as a new reader sees it."""
+        return FeatureCache(self.cache).shelf(self.encoder, SIDE)
+
+    def look(self) -> int:
+        """How many entries there are, all of them right; AssertionError tells what is wrong."""
+        shelf = self.shelf()
+        there = {key for key in self.truth if key in shelf}
+        assert len(shelf) == len(there), "an entry nobody asked for"
+        assert self.before <= there, f"{len(self.before - there)} entries were lost"
+        for key in there:
+            assert torch.equal(shelf.read([key], torch.float16)[0], self.truth[key]), "an entry is not the encoder's"
+        if self.cache.is_dir():
+            assert not (found := verify(self.cache)), f"damage: {found[0].what}"
+        self.before = there
+        return len(there)
+
+    def copies(self) -> Counter[tuple[str, int]]:
+        """How often each entry is on disk."""
+        folder = self.shelf().folder
+        manifests = [read_manifest(folder, name) for name in shard_names(folder)]
+        return Counter(entry[:2] for manifest in manifests if manifest for entry in manifest.entries)
+
+    def attack(self, builders: int, longest: float) -> int:
+        """Start builders, kill each at a moment of its own; how many were still at work then."""
+        children = [start(self.build) for _ in range(builders)]
+        killed = 0
+        for child in children:
+            time.sleep(self.random.uniform(0, longest))
+            os.kill(child, signal.SIGKILL)
+            killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        return killed
+
+    def finish(self) -> None:
+        """Let one builder end its work, and see that it did."""
+        _, status = os.waitpid(start(self.build), 0)
+        assert status == 0, f"the builder ended with status {status}"
+        assert self.look() == len(self.truth), "entries are missing after a whole build"
+        twice = [key for key, count in self.copies().items() if count > 1]
+        assert not twice, f"{len(twice)} entries are there twice"
+        assert prune(self.cache).views == 0, "a whole cache has nothing to drop"
+        left = [path.name for path in self.cache.rglob("*") if path.name.startswith(".part-")]
+        assert not left, f"left behind: {left}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--builders", type=int, default=2, help="processes building at once")
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=0.01, help="that the encoder sleeps for each batch")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # and so no threads that a fork would lose
+    with tempfile.TemporaryDirectory() as place:
+        trial = Trial(Path(place), given.images, given.seconds, given.seed)
+        begin = time.monotonic()
+        trial.finish()  # shows how long a build takes here and now
+        longest = (time.monotonic() - begin) / given.builders
+        trial.fresh()
+        killed, counts = 0, []
+        while killed < given.kills:
+            killed += trial.attack(given.builders, longest)
+            counts.append(trial.look())
+            if counts[-1] == len(trial.truth):
+                trial.finish()
+                trial.fresh()
+        trial.finish()
+        partial = sum(0 < count < len(trial.truth) for count in counts)
+        print(f"{killed} builders killed, {trial.caches} caches of {len(trial.truth)} views finished")
+        print(f"{len(counts)} looks, {partial} of them at a cache half built: nothing stale, broken, lost or twice")
+        print(f"a build by one process takes {longest * given.builders:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Cached or encoded now: the same tokens, under the same masks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusioner.data.base import SegmentationData
+from fusioner.data.transforms import Augmentation, Recipe
+from fusioner.encoders.base import Frozen
+from fusioner.errors import FusionerError
+from fusioner.features.fill import fill
+from fusioner.features.source import LiveSource, TokenSource
+
+SIDE, VIEWS = 32, 5
+
+
+class Colours(Frozen):
+    """An encoder whose token is the pixel's own colour."""
+
+    name, dim, stride = "colours", 3, 1
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(images, dim=1)
+
+    def fingerprint(self) -> str:
+        return "colours"
+
+
+def every(data: SegmentationData, views: int = VIEWS) -> list:
+    return [(item, view) for item in data.items for view in range(views)]
+
+
+def test_what_comes_back_is_the_live_encoding_in_half_precision_bit_for_bit(data, encoder, tmp_path: Path):
+    cached = fill(tmp_path / "cache", data, encoder, SIDE, views=VIEWS)
+    live = LiveSource(data, encoder, SIDE)
+    again, masks = cached.batch(every(data))
+    tokens, live_masks = live.batch(every(data))
+    assert again.shape == (len(every(data)), encoder.dim, SIDE // 4, SIDE // 4)
+    assert again.dtype == torch.float32
+    assert torch.equal(again, tokens.half().float())
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(masks, live_masks, strict=True))
+
+
+def test_single_views_and_batches_agree(data, encoder, tmp_path: Path):
+    for source in (fill(tmp_path, data, encoder, SIDE, views=3), LiveSource(data, encoder, SIDE)):
+        tokens, masks = source.batch([(data.items[1], 2), (data.items[4], 0)])
+        for i, (item, view) in enumerate([(data.items[1], 2), (data.items[4], 0)]):
+            one, mask = source.tokens(item, view)
+            assert torch.equal(one, tokens[i])
+            assert np.array_equal(mask, masks[i])
+
+
+@pytest.mark.parametrize("kind", ["cached", "live", "augmented"])
+def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path: Path, kind: str):
+    """Each class has a colour of its own, and the encoder tells colours."""
+    recipe = Recipe(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
+    source: TokenSource = {
+        "cached": lambda: fill(tmp_path, data, Colours(), 64, views=VIEWS),
+        "live": lambda: LiveSource(data, Colours(), 64),
+        "augmented": lambda: LiveSource(data, Colours(), 64, Augmentation(recipe, data.ignore)),
+    }[kind]()
+    moved = 0
+    for item, view in every(data):
+        tokens, mask = source.tokens(item, view)
+        shown = np.asarray(Image.fromarray(mask).resize((64, 64), Image.Resampling.NEAREST))
+        sure = shown != data.ignore
+        assert (tokens.argmax(dim=0).numpy() == shown)[sure].mean() > 0.9
+        original = np.asarray(Image.fromarray(data.read_mask(item)).resize((64, 64), Image.Resampling.NEAREST))
+        moved += (original == shown).mean() < 0.9
+    assert moved > len(data.items)  # or the test above would prove nothing
+
+
+def test_views_belong_to_the_picture_not_to_its_name(data, root: Path, encoder):
+    first = data.items[0]
+    (root / "images" / "twin.png").write_bytes(first.image.read_bytes())
+    (root / "masks" / "twin.png").write_bytes(first.mask.read_bytes())
+    from fusioner.data.folder import folder
+
+    again = folder(root)
+    live = LiveSource(again, encoder, SIDE)
+    (one, mask), (other, other_mask) = (live.tokens(again.by_id[name], 3) for name in (first.id, "twin"))
+    assert torch.equal(one, other)
+    assert np.array_equal(mask, other_mask)
+
+
+def test_augmented_views_are_many_and_repeatable(data, encoder):
+    live = LiveSource(data, encoder, SIDE, Augmentation(Recipe(probability=1.0)))
+    drawn = [live.tokens(data.items[0], view)[0] for view in (1, 2, 2**31 - 2, 1)]
+    assert torch.equal(drawn[0], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+
+
+def test_int8_is_near_and_half_the_size(data, encoder, tmp_path: Path):
+    said: list[str] = []
+    small = fill(tmp_path / "small", data, encoder, SIDE, views=2, dtype="int8", say=said.append)
+    large = fill(tmp_path / "large", data, encoder, SIDE, views=2)
+    exact, near = large.batch(every(data, 2))[0], small.batch(every(data, 2))[0]
+    assert 0 < (exact - near).norm(dim=1).max() < 0.02
+    assert "int8 moves a token by" in said[-1]
+    assert small.shelf.space.entry_bytes < 0.8 * large.shelf.space.entry_bytes  # 8 numbers and a scale a token
+
+
+def test_a_view_that_was_not_built_is_named(data, encoder, tmp_path: Path):
+    cached = fill(tmp_path, data, encoder, SIDE, views=2)
+    with pytest.raises(FusionerError, match="no view 2 of"):
+        cached.tokens(data.items[0], 2)
+
+
+def test_live_encoding_names_a_broken_picture_and_a_mask_of_another_size(data, encoder):
+    live, (first, second, *_) = LiveSource(data, encoder, SIDE), data.items
+    first.image.write_bytes(first.image.read_bytes()[:100])
+    with pytest.raises(FusionerError, match=r"0\.png is damaged"):
+        live.tokens(first, 0)
+    Image.new("L", (5, 7)).save(second.mask)
+    with pytest.raises(FusionerError, match=r"1\.png is 5x7 pixels"):
+        live.tokens(second, 0)
+    second.image.unlink()
+    with pytest.raises(FusionerError, match=r"cannot read image .*1\.png"):
+        live.tokens(second, 0)
