@@ -1,0 +1,127 @@
+"""The network at any number of labels and any grid, its ablation, and what goes beyond the paper."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fusioner.errors import FusionerError
+from fusioner.model.config import FusionerConfig
+from fusioner.model.fusioner import Fusioner
+
+
+def config(**changes: object) -> FusionerConfig:
+    values: dict = {"image_dim": 12, "text_dim": 10, "width": 16, "layers": 2, "heads": 2, "decoder_widths": (8, 8)}
+    return FusionerConfig(**(values | changes))
+
+
+def build(**changes: object) -> Fusioner:
+    torch.manual_seed(0)
+    model = Fusioner(config(**changes)).eval()
+    if "similarity.anchors" in dict(model.named_buffers()):
+        model.get_buffer("similarity.anchors").copy_(F.normalize(torch.randn(6, 10), dim=-1))
+    return model
+
+
+def tokens(b: int, gh: int, gw: int, posterior: int = 0) -> Tensor:
+    visual = F.normalize(torch.randn(b, 12, gh, gw), dim=1)
+    if not posterior:
+        return visual
+    return torch.cat([visual, F.normalize(torch.rand(b, posterior, gh, gw), dim=1)], dim=1)
+
+
+def text(b: int, k: int) -> Tensor:
+    return F.normalize(torch.randn(b, k, 10), dim=-1)
+
+
+@given(b=st.integers(1, 2), k=st.integers(1, 7), gh=st.integers(2, 6), gw=st.integers(2, 6), ours=st.booleans())
+@settings(max_examples=12, deadline=None)
+@torch.no_grad()
+def test_any_number_of_labels_on_any_grid(b: int, k: int, gh: int, gw: int, ours: bool) -> None:
+    extra = {"similarity": "posterior", "aligned_dim": 6} if ours else {}
+    logits = build(**extra)(tokens(b, gh, gw, 6 * ours), text(b, k))
+    assert logits.shape == (b, k, 2 * gh, 2 * gw)
+    assert logits.abs().max() <= 1 / 0.07 + 1e-3
+
+
+@torch.no_grad()
+def test_size_is_the_answers_size() -> None:
+    assert build()(tokens(1, 3, 5), text(1, 2), (17, 33)).shape == (1, 2, 17, 33)
+
+
+@torch.no_grad()
+def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
+    early, late = build(), build(fusion="late")
+    late.load_state_dict(early.state_dict())
+    image, one, other = tokens(1, 3, 4).flatten(2).transpose(1, 2), text(1, 2), text(1, 2)
+    assert torch.equal(late.fusion(image, one)[0], late.fusion(image, other)[0])
+    assert not torch.allclose(early.fusion(image, one)[0], early.fusion(image, other)[0], atol=1e-4)
+    assert torch.equal(late.fusion(image, one)[1], late.fusion(image.flip(2), one)[1])
+
+
+@torch.no_grad()
+def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
+    for extra, independent in (({}, False), ({"similarity": "posterior", "aligned_dim": 6}, True)):
+        model = build(**extra)
+        image, labels = tokens(1, 4, 3, 6 * independent), text(1, 5)
+        alone = model(image, labels[:, 1:2])
+        assert model.labels_independent is independent
+        assert torch.allclose(model(image, labels)[:, 1:2], alone, atol=1e-4) is independent
+
+
+@torch.no_grad()
+def test_similarity_rises_where_the_posterior_names_the_label() -> None:
+    model = build(similarity="posterior", aligned_dim=6)
+    assert model.similarity is not None
+    anchors = model.get_buffer("similarity.anchors")
+    p = torch.full((1, 6, 2, 2), 0.01)
+    p[0, 3, 0, 1] = 1.0
+    maps = model.similarity.maps(F.normalize(p, dim=1), anchors[None, 3:4])[0, 0]
+    assert [int(channel.argmax()) for channel in maps] == [1, 1, 1]
+
+
+@torch.no_grad()
+def test_cosine_similarity_is_the_cosine() -> None:
+    model = build(similarity="cosine", aligned_dim=10)
+    assert model.similarity is not None
+    aligned, labels = F.normalize(torch.randn(1, 10, 2, 3), dim=1), text(1, 2)
+    maps = model.similarity.maps(aligned, labels)
+    assert maps.shape == (1, 2, 1, 2, 3)
+    expected = F.cosine_similarity(aligned[0, :, 1, 2], labels[0, 1], dim=0)
+    assert maps[0, 1, 0, 1, 2].item() == pytest.approx(10 * expected.item(), abs=1e-4)
+
+
+@torch.no_grad()
+def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
+    image = tokens(1, 3, 3, 6)
+    for rate, mode, same in ((0.5, False, False), (1.0, False, True), (1.0, True, True)):
+        model = build(similarity="posterior", aligned_dim=6, prompt_dropout=rate).train(mode)
+        assert model.similarity is not None
+        guidance = torch.zeros(1, 9, 16)
+        one, other = (model._fuse(image[:, :12], model._hide(text(1, 1)), guidance, None) for _ in range(2))
+        assert torch.equal(one, other) is same
+
+
+def test_gradients_reach_every_weight() -> None:
+    model = build(similarity="posterior", aligned_dim=6, logit_bias=True, decoder_norm="layer").train()
+    model(tokens(2, 3, 4, 6), text(2, 3)).square().mean().backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"heads": 3}, "multiple of its 3 heads"),
+        ({"fusion": "middle"}, "'early' or 'late'"),
+        ({"decoder_norm": "batch"}, "'instance' or 'layer'"),
+        ({"similarity": "posterior"}, "aligned image encoder"),
+        ({"aligned_dim": 6}, "aligned image encoder"),
+        ({"similarity": "cosine", "aligned_dim": 6}, "from one model"),
+        ({"decoder_widths": ()}, "at least one"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_one_sentence(changes: dict, says: str) -> None:
+    with pytest.raises(FusionerError, match=says):
+        config(**changes)
