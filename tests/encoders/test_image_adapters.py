@@ -156,3 +156,12 @@ def test_fingerprints_tell_weights_apart(image_model: Make, tmp_path: Path) -> N
         assert isinstance(third, torch.nn.Module)
         next(third.parameters()).view(-1)[0] += 1
     assert third.fingerprint() != first.fingerprint()
+
+
+def test_half_precision_answers_in_fp32(image_model: Make) -> None:
+    encoder: Any = build_image_encoder(f"hf:{image_model('clip')[0]}")
+    images = torch.rand(1, 3, 32, 40, generator=torch.Generator().manual_seed(9))
+    exact = encoder(images)
+    rough = encoder.bfloat16()(images)
+    assert rough.dtype == torch.float32
+    assert F.cosine_similarity(exact, rough).min() > 0.99

@@ -119,3 +119,13 @@ def test_sentence_transformers_cls_pooling_is_honoured(text_model: Make, tmp_pat
 def test_siglip_reads_lower_case(text_model: Make) -> None:
     encoder = build_text_encoder(f"hf:{text_model('siglip')[0]}")
     torch.testing.assert_close(encoder(["Cat"]), encoder(["cat"]))
+
+
+def test_sentence_transformers_own_length_is_honoured(text_model: Make, tmp_path: Path) -> None:
+    folder, _ = text_model("bert")
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 5}))
+    encoder = build_text_encoder(f"hf:{tmp_path}")
+    torch.testing.assert_close(encoder(["cat dog tree sofa"]), encoder(["cat dog tree"]))  # 3 words and the two ends
+    assert not torch.allclose(encoder(["cat dog tree"]), encoder(["cat dog"]))

@@ -192,7 +192,10 @@ def load_text_encoder(source: str, name: str, kinds: tuple[str, ...] | None = No
         return ClipText(model, tokenizer, name)
     if isinstance(model, SiglipTextModel):
         return SiglipText(model, tokenizer, name)
-    return PooledText(model, tokenizer, name, reserved=family.reserved, cls=_wants_cls(folder))
+    encoder = PooledText(model, tokenizer, name, reserved=family.reserved, cls=_wants_cls(folder))
+    if trained := _json(folder / "sentence_bert_config.json").get("max_seq_length"):
+        encoder.context = min(encoder.context, int(trained))
+    return encoder
 
 
 def _text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -218,11 +221,17 @@ def _load_tokenizer(folder: Path, name: str) -> Any:
 
 def _wants_cls(folder: Path) -> bool:
     """Whether a sentence-transformers folder pools by its [CLS] token."""
-    try:
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    pooling = _json(folder / "1_Pooling" / "config.json")
     return bool(pooling.get("pooling_mode_cls_token")) or pooling.get("pooling_mode") == "cls"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An optional settings file; empty when it is missing or no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _tokenizer_settings(tokenizer: Any) -> Any:
