@@ -11,9 +11,10 @@ from PIL import Image
 
 from fusioner.cli.evaluate import evaluate, evaluation_split
 from fusioner.data.base import SegmentationData
+from fusioner.data.catalog import open_dataset
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.errors import FusionerError
-from fusioner.evaluation.leaks import trained_classes
+from fusioner.evaluation.leaks import refuse_trained_images, trained_classes
 from fusioner.model.checkpoint import ModelCard, load_model, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
@@ -46,7 +47,8 @@ def own(tmp_path: Path) -> Path:
 
 def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    evaluate("folder", root=own, model=model, out=out, bootstrap=20, device="cpu")
+    evaluate("folder", root=own, model=model, out=out, bootstrap=20, cache=tmp_path / "cache", device="cpu")
+    assert any(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*"))
     content = json.loads((out / "metrics.json").read_text())
     assert content["images"] == 2
     assert set(content["per_class"]) == {"cat", "sofa"}
@@ -78,28 +80,17 @@ def test_the_split_evaluated_on_by_default(own: Path):
     assert evaluation_split("folder", own, None) is None
 
 
-def test_tokens_are_kept_between_runs_and_change_nothing(model: Path, own: Path, tmp_path: Path):
-    cache, found = tmp_path / "cache", []
-    for run in ("plain", "filling", "filled"):
-        store = None if run == "plain" else cache
-        evaluate("folder", root=own, model=model, out=tmp_path / run, bootstrap=5, cache=store, device="cpu")
-        found.append(json.loads((tmp_path / run / "metrics.json").read_text()))
-    assert any(path.suffix == ".safetensors" for path in cache.rglob("*"))
-    assert found[1]["per_class"] == found[2]["per_class"]
-    assert found[0]["miou"] == pytest.approx(found[1]["miou"], abs=1.0), "half precision on disk"
-
-
 def test_a_model_trained_on_the_evaluated_images_is_refused(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
     digest = hashlib.sha256((own / "images" / "1.png").read_bytes()).hexdigest()
     card.training = {"images": ["0" * 12, digest[:12]]}
     save_model(tmp_path / "leaky.safetensors", network, card)
-    options = {"root": own, "model": tmp_path / "leaky.safetensors", "bootstrap": 5, "device": "cpu"}
     with pytest.raises(FusionerError, match=r"trained on 1 of the 2 images .*\(1\).*--allow-leak"):
-        evaluate("folder", out=tmp_path / "refused", **options)
-    evaluate("folder", out=tmp_path / "out", allow_leak=True, **options)
-    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert "trained on 1 of the 2" in content["notes"][0]
+        evaluate("folder", root=own, model=tmp_path / "leaky.safetensors", out=tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    items = open_dataset("folder", own).items
+    assert "trained on 1 of the 3" in refuse_trained_images(card.training, items, allowed=True)[0]
+    assert refuse_trained_images({}, items) == []
 
 
 def test_classes_that_were_trained_on_are_not_called_unseen():

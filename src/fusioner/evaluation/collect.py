@@ -14,7 +14,7 @@ from fusioner.data.base import Item, SegmentationData
 from fusioner.evaluation.evidence import Evidence, Example, Group, Plan, Rows
 from fusioner.evaluation.metrics import binary_counts, confusion
 from fusioner.evaluation.predictor import Predictor
-from fusioner.inference.decide import decide
+from fusioner.inference.decide import decide_logits, upsample
 
 _OUTSIDE = 65535
 
@@ -67,8 +67,9 @@ class _Collector:
         self._ask_pairs(index, item, mask, answers)
         self._ask_absent(index, set(np.unique(stored).tolist()), mask, answers)
         for name, ids in self.plan.groups.items():
-            probabilities = answers.ask([self.data.prompts[i] for i in ids])
-            self._score_group(name, item, mask, decide(probabilities, self.plan.threshold, self.plan.background))
+            labels = [self.data.prompts[i] for i in ids]
+            prediction = answers.decided(labels, self.plan.threshold, self.plan.background)
+            self._score_group(name, item, mask, prediction)
 
     def _ask_pairs(self, index: int, item: Item, mask: Tensor, answers: "_Answers") -> None:
         listed = self.listed.get(item.id)
@@ -127,26 +128,26 @@ class _Collector:
 
 
 class _Answers:
-    """One image's probabilities; where labels do not depend on each other each is computed once."""
+    """One image's answers, at `size` (H, W); where labels do not depend on each other each is computed once."""
 
     def __init__(self, predictor: Predictor, encoded: Any, size: tuple[int, int]):
         self.predictor, self.encoded, self.size = predictor, encoded, size
         self.known: dict[str, Float[Tensor, "h w"]] = {}
 
-    def claimed(self, label: str, threshold: float) -> Bool[Tensor, "h w"]:
+    def claimed(self, label: str, threshold: float) -> Bool[Tensor, "H W"]:
         """Pixels of one label prompted alone."""
-        return self.ask([label])[0] > threshold
+        return (upsample(self._logits([label]), self.size)[0].sigmoid_() > threshold).cpu()
 
-    def ask(self, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        """Probabilities of labels prompted together."""
+    def decided(self, labels: Sequence[str], threshold: float, background: bool) -> Integer[Tensor, "H W"]:
+        """Which of the labels prompted together wins where: 0 for none, i for the i-th."""
+        return decide_logits(self._logits(labels), self.size, threshold, background)[0].cpu()
+
+    def _logits(self, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
         if not self.predictor.independent:
-            return self._compute(labels)
+            return self.predictor.logits(self.encoded, labels)
         if new := [label for label in labels if label not in self.known]:
-            self.known |= dict(zip(new, self._compute(new), strict=True))
+            self.known |= dict(zip(new, self.predictor.logits(self.encoded, new), strict=True))
         return torch.stack([self.known[label] for label in labels])
-
-    def _compute(self, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        return self.predictor.probabilities(self.encoded, labels, self.size).cpu()
 
 
 class _Top:

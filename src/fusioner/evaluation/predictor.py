@@ -29,13 +29,13 @@ class Predictor(Protocol):
         """Do once per image what does not depend on the prompts; `rgb` is what `file` shows."""
         ...
 
-    def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
-        """Probability of each label at each pixel, at `size` (height, width)."""
+    def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
+        """How surely each label is where, at the model's own resolution; above 0 is more likely than not."""
         ...
 
 
 class Plain:
-    """A function (rgb, labels) -> probabilities (K, H, W) at the image's own size, as a Predictor."""
+    """A function (rgb, labels) -> probabilities (K, h, w) of any resolution, as a Predictor."""
 
     def __init__(self, function: Callable[[np.ndarray, Sequence[str]], Any], independent: bool = False):
         self.function, self.independent = function, independent
@@ -44,12 +44,9 @@ class Plain:
         """The image itself."""
         return rgb
 
-    def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
-        """Call the function; resize bilinearly where another size is wanted."""
-        found = torch.as_tensor(self.function(encoded, labels)).float()
-        if tuple(found.shape[1:]) == size:
-            return found
-        return torch.nn.functional.interpolate(found[None], size=size, mode="bilinear", align_corners=False)[0]
+    def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
+        """Call the function."""
+        return torch.logit(torch.as_tensor(self.function(encoded, labels)).float(), eps=1e-6)
 
 
 class SegmenterPredictor:
@@ -74,6 +71,6 @@ class SegmenterPredictor:
         found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.card.resolution)
         return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, file.name)
 
-    def probabilities(self, encoded: Any, labels: Sequence[str], size: tuple[int, int]) -> Float[Tensor, "k h w"]:
+    def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
         """The Segmenter's own."""
-        return self.segmenter.probabilities(encoded, labels, size=size)
+        return self.segmenter.own_logits(encoded, labels)

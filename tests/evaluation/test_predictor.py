@@ -1,0 +1,88 @@
+"""A real Segmenter (toy size) in the evaluation: encoded live, from a store, in windows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusioner.data.base import SegmentationData
+from fusioner.evaluation.predictor import Plain, SegmenterPredictor
+from fusioner.evaluation.run import Settings, evaluate, metrics
+from fusioner.features.cache import FeatureCache
+from fusioner.inference.segmenter import Segmenter
+
+FAST = Settings(folds=(0,), draws=10)
+
+
+def test_each_image_is_encoded_once_or_taken_from_the_store(
+    tiny_segmenter: Segmenter, voc_data: SegmentationData, tmp_path: Path
+):
+    encoder = tiny_segmenter.image_encoder
+    live = metrics(evaluate(SegmenterPredictor(tiny_segmenter), voc_data, FAST))
+    assert encoder.calls == live["images"]  # pyright: ignore[reportAttributeAccessIssue]
+    found = []
+    for _ in range(2):
+        store = FeatureCache(tmp_path)
+        predictor = SegmenterPredictor(tiny_segmenter, tokens=store.tokens)
+        found.append(metrics(evaluate(predictor, voc_data, FAST)))
+        store.close()
+        assert encoder.calls == 2 * live["images"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert found[0] == found[1]
+    assert found[0]["miou"] == pytest.approx(live["miou"], abs=1.0), "the store rounds tokens to half precision"
+    assert found[0]["pairs"] == live["pairs"]
+
+
+def test_native_resolution_slides_windows_and_uses_no_store(tiny_segmenter: Segmenter, voc_data: SegmentationData):
+    def refuse(*_: object) -> torch.Tensor:
+        raise AssertionError("windows are not in the store")
+
+    item = voc_data.items[0]
+    rgb, _ = voc_data.read(item)
+    predictor = SegmenterPredictor(tiny_segmenter, "native", refuse)
+    encoded = predictor.encode(rgb, item.image)
+    assert encoded.grid is not None
+    found = predictor.logits(encoded, ["cat", "dog"])
+    torch.testing.assert_close(found, tiny_segmenter.logits(encoded, ["cat", "dog"]))
+    content = metrics(evaluate(predictor, voc_data, replace(FAST, limit=2)))
+    assert content["images"] == 2
+
+
+def test_the_evaluation_decides_as_the_segmenter_does(tiny_segmenter: Segmenter, voc_data: SegmentationData):
+    outcome = evaluate(SegmenterPredictor(tiny_segmenter), voc_data, replace(FAST, limit=3))
+    plan = outcome.folds[0].evidence.plan
+    group = outcome.folds[0].evidence.groups["unseen"]
+    names = [voc_data.prompts[i] for i in plan.groups["unseen"]]
+    for image, counts in zip(plan.images, group.counts, strict=True):
+        rgb, mask = voc_data.read(voc_data.by_id[image])
+        label_map = tiny_segmenter(rgb, names).label_map
+        np.testing.assert_array_equal(np.bincount(label_map[mask != 255], minlength=6), counts[2])
+
+
+def test_independent_labels_give_the_same_figures_asked_apart(make_tiny_segmenter, voc_data: SegmentationData):
+    predictor = SegmenterPredictor(make_tiny_segmenter(aligned_dim=6))
+    assert predictor.independent
+    together = metrics(evaluate(predictor, voc_data, FAST))
+    predictor.independent = False
+    assert metrics(evaluate(predictor, voc_data, FAST)) == together
+
+
+def test_answers_of_any_resolution_are_scored_at_the_masks(voc_data: SegmentationData):
+    half = Plain(lambda rgb, labels: np.stack([rgb[::2, ::2, 0] > 9 for _ in labels]))
+    content = metrics(evaluate(half, voc_data, FAST))
+    assert 50 < content["fb_iou"] < 100
+
+
+def test_the_truth_may_be_smaller_than_it_looks(voc_data: SegmentationData, tmp_path: Path):
+    """A class lost by squashing is still no absent class."""
+    item = voc_data.items[0]
+    mask = np.zeros_like(np.asarray(Image.open(item.mask)))
+    mask[1, 1] = 1
+    Image.fromarray(mask).save(tmp_path / "one.png")
+    data = replace(voc_data, items=[replace(item, mask=tmp_path / "one.png")])
+    answer = Plain(lambda rgb, labels: np.zeros((len(labels), *rgb.shape[:2])))
+    evidence = evaluate(answer, data, replace(FAST, squash=4, scope="all")).folds[0].evidence
+    assert 1 not in evidence.absent.class_id
+    assert set(evidence.absent.class_id) == {2, 3, 4, 5}
