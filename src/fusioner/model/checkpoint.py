@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fusioner.errors import FusionerError
@@ -63,7 +63,8 @@ def save_model(path: str | Path, model: nn.Module, card: ModelCard, dtype: torch
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     with atomic_write(path) as beside:
-        save_file(state, beside, metadata={"format": FORMAT, "card": card.to_json()})
+        # Not save_file, which makes files that only their owner may read.
+        beside.write_bytes(save(state, metadata={"format": FORMAT, "card": card.to_json()}))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Fusioner, ModelCard]:
