@@ -101,7 +101,7 @@ def evaluate(
     settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
     todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
     writable_folder(out)
-    segmenter, file = _load(model, device)
+    segmenter, file = _load(model, device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
     start = time.monotonic()
     with progress() as track, _token_store(cache) as tokens:
@@ -122,12 +122,12 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
     return "test" if dataset == "fss1000" else "val"
 
 
-def _load(model: Path | None, device: str) -> tuple["Segmenter", Path]:
-    """The segmenter and the file its network came from."""
+def _load(model: Path | None, device: str, dataset: str) -> tuple["Segmenter", Path]:
+    """The segmenter and the file its network came from; an official checkpoint is taken for one of this data set."""
     from fusioner.encoders.embedded import weights_file
     from fusioner.inference.load import DEFAULT_MODEL, load
 
-    return load(model, device), model or weights_file(DEFAULT_MODEL)
+    return load(model, device, dataset=dataset), model or weights_file(DEFAULT_MODEL)
 
 
 def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"], allowed: bool) -> list[str]:

@@ -186,7 +186,7 @@ def load_text_encoder(source: str, name: str, kinds: tuple[str, ...] | None = No
         known = ", ".join(kinds or TEXT_FAMILIES)
         raise FusionerError(f"{name}: {folder} holds a model of type {kind!r}, not a text encoder of type {known}")
     family = TEXT_FAMILIES[kind]
-    tokenizer = _load_tokenizer(folder, name)
+    tokenizer = load_tokenizer(folder, name)
     model = load_pretrained(getattr(transformers, family.model), folder, _text_config(config), name, **family.options)
     if isinstance(model, CLIPTextModelWithProjection):
         return ClipText(model, tokenizer, name)
@@ -205,7 +205,8 @@ def _text_config(config: PretrainedConfig) -> PretrainedConfig:
     return text
 
 
-def _load_tokenizer(folder: Path, name: str) -> Any:
+def load_tokenizer(folder: Path, name: str) -> Any:
+    """The tokenizer of a folder; FusionerError, speaking of `name`, when there is none or it cannot be read."""
     # Without these files transformers may build an empty tokenizer, which maps every word to "unknown".
     if not any((folder / file).is_file() for file in _VOCABULARIES):
         raise FusionerError(

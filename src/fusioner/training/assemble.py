@@ -22,15 +22,10 @@ from fusioner.features.source import LiveSource, TokenSource
 from fusioner.features.space import default_folder
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
+from fusioner.model.official import PUBLISHED_NORMALISATION
 from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import Corpus, Part
 
-RGB = tuple[float, float, float]
-PUBLISHED_NORMALISATION: dict[str, tuple[RGB, RGB]] = {
-    "pascal": ((0.4554, 0.4298, 0.3955), (0.1181, 0.1189, 0.1338)),
-    "coco": ((0.4650, 0.4357, 0.3973), (0.1152, 0.1153, 0.1352)),
-}
-"""Mean and std of the official recipe by data set."""
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 

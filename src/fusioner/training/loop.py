@@ -56,7 +56,7 @@ class Result:
     Attributes:
         step: updates done, of `steps`; fewer where a signal ended it.
         loss, miou: of the last step, and running over about the last fifty (training images, per cent).
-        best: highest score of a saved best checkpoint, per cent; None where none was due yet.
+        best: mIoU of the best checkpoint, per cent; None where none was due yet. judged: on what.
         seconds: of this process and those it resumed; waiting: share of this one's spent waiting for data.
         signal: number of the signal that ended it; 0 where none did.
     """
@@ -66,6 +66,7 @@ class Result:
     loss: float
     miou: float
     best: float | None
+    judged: str
     seconds: float
     waiting: float
     signal: int
@@ -98,10 +99,11 @@ class Trainer:
         self.order = Order(batches.corpus.examples, config.batch_size, config.seed)
         self.steps = config.steps or self.order.steps(config.epochs)
         self.model = model.to(fabric.device)
-        self.model.decoder.to(memory_format=torch.channels_last)  # what convolutions are fastest in
+        decoder: Any = self.model.decoder
+        decoder.to(memory_format=torch.channels_last)  # what convolutions are fastest in
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False) if config.ema else None
         optimizer = build_optimizer(self.model, config)
-        compiled: Any = torch.compile(self.model) if pace.compile else self.model
+        compiled: Any = torch.compile(self.model) if self.pace.compile else self.model
         self.network, self.optimizer = fabric.setup(compiled, optimizer)
         self.running = torch.zeros(batches.corpus.offsets[-1], 3, device=fabric.device)
         self.best: float | None = None
@@ -160,7 +162,8 @@ class Trainer:
             if last:
                 waiting = waited / max(1e-9, time.monotonic() - begun)
                 score = miou(self.running)
-                return Result(step, self.steps, loss, score, self.best, self.seconds, waiting, signals.number)
+                judged = "held-out training images" if self.batches.corpus.held_out else "the training as it ran"
+                return Result(step, self.steps, loss, score, self.best, judged, self.seconds, waiting, signals.number)
             self._update(step)
             self.running.mul_(MEMORY).add_(found)
             took = time.monotonic() - tick + wait

@@ -1,0 +1,200 @@
+"""`fusioner train`: teach a fusion network one data set, or several at once."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from fusioner.training.loop import Result
+
+Name = Literal["pascal", "coco", "folder", "fss1000"]
+
+
+def train(
+    dataset: Name,
+    /,
+    *,
+    root: Path,
+    out: Path = Path("run"),
+    fold: Literal["0", "1", "2", "3", "all"] = "all",
+    preset: Literal["small", "paper"] = "small",
+    also: list[str] | None = None,
+    image_encoder: str | None = None,
+    text_encoder: str | None = None,
+    templates: Path | None = None,
+    similarity: Literal["none", "cosine", "posterior"] | None = None,
+    fusion: Literal["early", "late"] | None = None,
+    resolution: int | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    prompts: int | None = None,
+    views: int | None = None,
+    lr: float | None = None,
+    choice_weight: float | None = None,
+    holdout: int | None = None,
+    synonyms: str | None = None,
+    seed: int | None = None,
+    precision: Literal["32", "bf16", "16"] | None = None,
+    config: Path | None = None,
+    cache: str | None = None,
+    initial: Path | None = None,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+    device: str = "auto",
+    devices: int = 1,
+    compile: bool = False,
+) -> None:
+    """Train the fusion on top of frozen encoders; writes best.safetensors, last.safetensors and metrics.jsonl.
+
+    The encoders never change, so what they say of each image is computed once and kept in a cache.
+
+        fusioner train pascal --root data/pascal --fold 2 --out run
+        fusioner train folder --root my/data --steps 300
+        fusioner train pascal --root data/pascal --also coco=data/coco --also folder=my/data
+        fusioner train folder --root my/data --initial run/best.safetensors
+        fusioner train pascal --root data/pascal --fold 0 --preset paper --device cuda
+        fusioner train pascal --root data/pascal --fold 2 --out run --resume
+
+    Parameters
+    ----------
+    dataset
+        pascal, coco, folder (images/ masks/ classes.txt) or fss1000.
+    root
+        Folder of the data set.
+    out
+        Folder of the run.
+    fold
+        Hold back the classes of this fold of pascal or coco; all trains on every class.
+    preset
+        small: minutes on two cores, nothing to download; paper: every official default.
+    also
+        A further data set, NAME=FOLDER; may be given several times. Each keeps its own vocabulary.
+    image_encoder
+        Frozen image encoder by name (see `fusioner models`), NAME@/folder, hf:REPO, or several joined by a plus sign.
+    text_encoder
+        Frozen text encoder, likewise.
+    templates
+        File of prompt templates, one a line, each with {} for the label.
+    similarity
+        How the last image encoder's tokens are compared with the labels; none for the paper's network.
+    fusion
+        early (the paper's), or late (its ablation).
+    resolution
+        Side in pixels to which images are squashed.
+    steps
+        Updates.
+    epochs
+        Passes over the data, where steps is 0.
+    batch_size
+        Images an update.
+    accumulate
+        Pieces a batch is cut into, to save memory.
+    prompts
+        Names asked of an image at a time, about half of them absent from it.
+    views
+        Cached views of each image.
+    lr
+        Peak learning rate.
+    choice_weight
+        Weight of the competition among an image's names beside each name's own yes or no.
+    holdout
+        Training images set aside to choose the best checkpoint by; 0 chooses it by the training's own mIoU.
+    synonyms
+        JSON file {label: [other names]} to draw names from, or "packaged" for ours.
+    seed
+        Of everything random.
+    precision
+        Of the computation.
+    config
+        TOML file with any settings of fusioner.training.config, one `name = value` a line; flags have the last word.
+    cache
+        Folder of the feature cache, or off to encode at every step under full augmentation.
+    initial
+        Model file to start from.
+    resume
+        Go on with the run in --out where it was interrupted.
+    checkpoint_minutes
+        Time between checkpoints.
+    device
+        auto, cpu, cuda, cuda:N or mps.
+    devices
+        How many of them.
+    compile
+        Compile the network first: worth its minute on a GPU.
+    """
+    import sys
+
+    from fusioner.encoders.prompts import read_templates
+    from fusioner.training.corpus import open_part
+    from fusioner.training.loop import Pace
+    from fusioner.training.presets import preset as ready
+    from fusioner.training.run import Run
+    from fusioner.training.run import train as run
+
+    given = {
+        "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "fusion": fusion,
+        "resolution": resolution, "steps": 0 if epochs is not None and steps is None else steps, "epochs": epochs,
+        "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "views": views, "lr": lr,
+        "choice_weight": choice_weight, "holdout": holdout, "synonyms": synonyms, "seed": seed, "precision": precision,
+        "templates": None if templates is None else read_templates(templates),
+        "features": None if cache is None else "live" if cache == "off" else "cached",
+    }  # fmt: skip
+    chosen = ready(preset) if config is None else ready(preset).with_file(config)
+    chosen = chosen.changed({name: value for name, value in given.items() if value is not None})
+    parts = [open_part(dataset, root, None if fold == "all" else int(fold))]
+    parts += [open_part(*_named(one)) for one in also or ()]
+    folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
+    where = Run(out, resume, device, devices, folder, initial, preset, command_line(["fusioner", *sys.argv[1:]]))
+    finish(run(parts, chosen, where, Pace(checkpoint_minutes, compile=compile), track=track), out)
+
+
+def track(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """A bar of its own for each stretch of work before the training, whose display wants the terminal to itself."""
+    from fusioner.cli.progress import progress
+
+    with progress("views") as bar:
+        yield from bar(items, what)
+
+
+def finish(result: "Result", out: Path) -> None:
+    """Say how a training ended and what it left; where a signal ended it, end as that signal does."""
+    import signal
+    import sys
+
+    from fusioner.training.display import clock
+    from fusioner.training.state import BEST, LAST
+
+    waited = f"{result.waiting:.0%} of it waiting for data"
+    print(f"{result.step} of {result.steps} steps in {clock(result.seconds)}, {waited}")
+    if result.best is not None:
+        print(f"wrote {out / BEST} (mIoU {result.best:.1f} on {result.judged})")
+    print(f"wrote {out / LAST}" + (f"; go on with --resume --out {out}" if result.signal else ""))
+    if result.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if result.signal:
+        sys.exit(128 + result.signal)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A command as a model's card keeps it: files and folders by their own name, without the way to them."""
+    import shlex
+
+    return shlex.join(_without_folders(word) for word in words)
+
+
+def _without_folders(word: str) -> str:
+    head, equals, path = word.rpartition("=")
+    name = Path(path).name
+    return head + equals + name if name and "/" in path and "@" not in path and Path(path).exists() else word
+
+
+def _named(text: str) -> tuple[str, Path]:
+    """`NAME=FOLDER` apart."""
+    from fusioner.errors import FusionerError
+
+    name, equals, folder = text.partition("=")
+    if not equals or not folder:
+        raise FusionerError(f"--also {text}: write NAME=FOLDER, as in --also coco=data/coco")
+    return name, Path(folder).expanduser()

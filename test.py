@@ -1,0 +1,8 @@
+"""The official test command, every flag as it was; `python test.py --help`."""
+
+import sys
+
+from fusioner.cli.official import main
+
+if __name__ == "__main__":
+    sys.exit(main("test"))
