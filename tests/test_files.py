@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_a_folder_in_the_files_place_is_one_sentence(tmp_path: Path) -> None:
 def test_writable_folder_makes_it_and_leaves_it_empty(tmp_path: Path) -> None:
     assert writable_folder(tmp_path / "x" / "y") == tmp_path / "x" / "y"
     assert os.listdir(tmp_path / "x" / "y") == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_a_folder_one_may_not_write_to() -> None:
+    """As an ordinary user: root may write anywhere."""
+    code = (
+        "import os, sys\nfrom fusioner.files import writable_folder\nfrom fusioner.errors import FusionerError\n"
+        "if os.getuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    writable_folder(sys.argv[1])\nexcept FusionerError as error:\n    print(error)\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+        assert done.stdout == f"cannot write {folder}: permission denied: choose a folder you may write to\n"
+        os.chmod(folder, 0o755)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")

@@ -1,0 +1,84 @@
+"""Which files a run takes, and how their results are told apart."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusioner.cli.inputs import find_images, name_results
+from fusioner.errors import FusionerError
+
+ENDINGS = (".overlay.png", ".png", ".json")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "B.PNG", "c.tiff", "notes.txt", ".hidden.jpg", "deep/d.jpg", "deep/e.gif", "odd[1].jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_a_folder_gives_its_pictures_sorted(tree: Path) -> None:
+    paths, errors = find_images([str(tree)])
+    assert names(paths) == ["B.PNG", "a.jpg", "c.tiff", "odd[1].jpg"]
+    assert not errors
+
+
+def test_globs(tree: Path) -> None:
+    assert names(find_images([f"{tree}/*.jpg"])[0]) == ["a.jpg", "odd[1].jpg"]
+    assert names(find_images([f"{tree}/**/*.jpg"])[0]) == ["a.jpg", "d.jpg", "odd[1].jpg"]
+    assert names(find_images([f"{tree}/odd[1].jpg"])[0]) == ["odd[1].jpg"]  # a file of that very name comes first
+    assert "deep" not in names(find_images([f"{tree}/*"])[0])
+
+
+def test_each_file_once_in_the_order_named(tree: Path) -> None:
+    os.symlink(tree / "a.jpg", tree / "link.jpg")
+    paths, _ = find_images([f"{tree}/c.tiff", f"{tree}/*.jpg", f"{tree}/deep/../a.jpg"])
+    assert names(paths) == ["c.tiff", "a.jpg", "odd[1].jpg"]
+
+
+def test_what_names_nothing_is_told_and_the_rest_goes_on(tree: Path) -> None:
+    paths, errors = find_images([f"{tree}/*.webp", f"{tree}/empty", f"{tree}/a.jpg", f"{tree}/missing.jpg"])
+    assert names(paths) == ["a.jpg", "missing.jpg"]
+    assert [str(error) for error in errors] == [
+        f"no file matches {tree}/*.webp",
+        f"folder {tree}/empty holds no pictures",
+    ]
+
+
+def stems(paths: list[str], out: Path) -> list[str]:
+    return [job.stem for job in name_results([Path(path) for path in paths], out, ENDINGS)]
+
+
+def test_equal_stems_are_numbered_in_order(tmp_path: Path) -> None:
+    assert stems(["a/cat.jpg", "b/dog.jpg"], tmp_path) == ["cat", "dog"]
+    assert stems(["a/cat.jpg", "a/cat.png", "b/cat.jpg"], tmp_path) == ["cat", "cat-2", "cat-3"]
+    assert stems(["a/cat.jpg", "b/cat.jpg", "c/cat-2.jpg"], tmp_path) == ["cat", "cat-3", "cat-2"]
+    assert stems(["a/Cat.jpg", "b/cat.jpg"], tmp_path) == ["Cat", "cat-2"]
+    assert stems(["a/cat.jpg", "a/cat.overlay.jpg"], tmp_path) == ["cat", "cat.overlay-2"]
+
+
+@given(st.lists(st.sampled_from(["cat", "Cat", "cat-2", "cat-3", "cat.overlay", "dog", "cat-2-2"]), max_size=9))
+def test_no_two_results_share_a_file(wished: list[str]) -> None:
+    given_ = stems([f"{index}/{stem}.jpg" for index, stem in enumerate(wished)], Path("nowhere"))
+    files = [f"{stem}{ending}".casefold() for stem in given_ for ending in ENDINGS]
+    assert len(files) == len(set(files))
+
+
+def test_a_result_never_replaces_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").touch()
+    with pytest.raises(FusionerError, match=r"cat\.png would replace an input picture"):
+        name_results([tmp_path / "cat.png"], tmp_path, ENDINGS)
+    os.symlink(tmp_path, tmp_path / "alias")
+    with pytest.raises(FusionerError, match="would replace an input picture"):
+        name_results([tmp_path / "cat.png"], tmp_path / "alias", ENDINGS)
+    (tmp_path / "cat.jpg").touch()
+    assert name_results([tmp_path / "cat.jpg"], tmp_path, ENDINGS)  # cat.png is no input of this run

@@ -1,0 +1,153 @@
+"""The command line as a whole: quick to start, and every way out is clean."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fusioner import __version__
+from fusioner.cli import main as main_module
+from fusioner.cli.main import VERBS, build, main
+from fusioner.errors import FusionerError
+
+HEAVY = {"torch", "numpy", "transformers", "PIL", "lightning_fabric"}
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("code", ["import fusioner", "from fusioner.cli.main import main; main(['--help'])"])
+def test_nothing_heavy_is_imported(code: str) -> None:
+    done = run("-c", f"{code}\nimport sys; print('MODULES', *sys.modules)")
+    assert done.returncode == 0
+    modules = set(done.stdout.partition("MODULES")[2].split())
+    assert "fusioner" in modules
+    assert not HEAVY & modules
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_verbs_modules_are_light(verb: str) -> None:
+    home = VERBS[verb][0].partition(":")[0]
+    done = run("-c", f"import {home}, sys; print(*sys.modules)")
+    assert done.returncode == 0
+    assert not HEAVY & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "limit"), [("import fusioner", 0.3), ("from fusioner.cli.main import main; main(['--help'])", 0.5)]
+)
+def test_they_start_quickly(code: str, limit: float) -> None:
+    """Processor seconds, of which a busy machine does not make more as it does of seconds; best of three."""
+    timed = f"import time\n{code}\nprint('TOOK', time.process_time())"
+    took = min(float(run("-c", timed).stdout.rpartition("TOOK")[2]) for _ in range(3))
+    assert took < limit
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for verb, (_, line) in VERBS.items():
+        assert verb in shown
+        assert line.split()[0] in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_its_own_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"Usage: fusioner {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["predict", "train", "evaluate", "models"])
+def test_help_shows_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([verb, "--help"])
+    assert f" fusioner {verb}" in capsys.readouterr().out.split("Usage:")[1].partition("\n")[2]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["prodict"], "prodict"),
+        (["predict", "--lables", "cat"], "--labels"),
+        (["predict", "a.jpg", "--labels", "cat", "--threshold", "high"], "--threshold"),
+        (["predict", "a.jpg", "--labels", "cat", "--resolution", "huge"], "--resolution"),
+        (["predict", "a.jpg", "--labels"], "--labels"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("error: ")
+    assert reason in told.err
+    assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [(FusionerError("no such thing"), 2, "error: no such thing\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
+)
+def test_errors_of_a_verb(
+    raised: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr("fusioner.cli.models.models", fail)
+    assert main(["models"]) == code
+    assert capsys.readouterr().err == told
+
+
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("fusioner.cli.models.models", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["models"])
+
+
+def test_models_lists_the_encoders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["image encoders", "  dinov2-s-embedded"]
+    assert "  clip-vit-l14" in lines
+    assert "  minilm-embedded" in lines[lines.index("text encoders") :]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_reader_that_leaves_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "fusioner", "models"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == main_module.BROKEN_PIPE
+
+
+def test_a_full_device_is_one_line() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fusioner", "models"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write to the standard output: No space left on device\n"
+
+
+def test_building_takes_no_arguments_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fusioner", "nonsense"])
+    start = time.process_time()
+    assert build().name == ("fusioner",)
+    assert time.process_time() - start < 1
