@@ -12,7 +12,7 @@ from skimage import data
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.encoders.conse import ConSE, effnet_lite2_conse
+from fusioner.encoders.conse import ConSE, effnet_lite2, effnet_lite2_conse
 from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.encoders.embedded import minilm_embedded, read_weights, weights_file
 from fusioner.encoders.names import ANCHOR_VARIANTS, ClassName, anchor_embeddings, parse_names
@@ -159,6 +159,26 @@ def test_conse_tokens_are_posteriors_times_anchors():
     weights = (best.values / 0.7).softmax(dim=0)
     expected = F.normalize(weights @ conse.anchors[best.indices], dim=0)
     torch.testing.assert_close(conse(image)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_posterior_tokens_divided_by_their_sum_are_the_softmax():
+    encoder = effnet_lite2()
+    assert isinstance(encoder, ImageEncoder)
+    assert (encoder.name, encoder.dim, encoder.stride) == ("effnet-lite2", 1000, 14)
+    image = photo("chelsea", 84, 112)
+    tokens = encoder(image)
+    assert tokens.shape == (1, 1000, 6, 8)
+    torch.testing.assert_close(tokens.norm(dim=1), torch.ones(1, 6, 8))
+    posterior = encoder.logits(image * 2 - 1).softmax(dim=1)
+    torch.testing.assert_close(tokens / tokens.sum(dim=1, keepdim=True), posterior, rtol=1e-4, atol=1e-6)
+
+
+def test_names_may_be_mixed_with_weights():
+    variants = read_weights("imagenet_anchors.safetensors")
+    expected = F.normalize(F.normalize(variants["first"], dim=1) + 3 * F.normalize(variants["photo"], dim=1), dim=1)
+    torch.testing.assert_close(ConSE(names="first+3*photo").anchors, expected)
+    with pytest.raises(FusionerError, match=r"'first\+x\*photo'"):
+        ConSE(names="first+x*photo")
 
 
 @pytest.mark.parametrize("output_stride", [16, 32])
