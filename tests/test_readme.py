@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_the_python_lines_find_the_cat(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "samples").symlink_to(REPO / "samples")
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
-    scope: dict = {}
+    scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["result"].coverage["cat"] > 0.4
     assert scope["result"].coverage["sofa"] < 0.05

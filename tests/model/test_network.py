@@ -1,5 +1,7 @@
 """The network at any number of labels and any grid, its ablation, and what goes beyond the paper."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,12 +14,19 @@ from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 
 
-def config(**changes: object) -> FusionerConfig:
-    values: dict = {"image_dim": 12, "text_dim": 10, "width": 16, "layers": 2, "heads": 2, "decoder_widths": (8, 8)}
+def config(**changes: Any) -> FusionerConfig:
+    values: dict[str, Any] = {
+        "image_dim": 12,
+        "text_dim": 10,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "decoder_widths": (8, 8),
+    }
     return FusionerConfig(**(values | changes))
 
 
-def build(**changes: object) -> Fusioner:
+def build(**changes: Any) -> Fusioner:
     torch.manual_seed(0)
     model = Fusioner(config(**changes)).eval()
     if "similarity.anchors" in dict(model.named_buffers()):

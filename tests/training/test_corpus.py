@@ -53,7 +53,9 @@ def test_held_out_images_are_trained_on_by_no_pair(own_tree: Path) -> None:
         assert not trained & aside
         assert not {"58", "59"} & (trained | aside)
         assert {item.id for _, item in corpus.images} == trained | aside
-    assert build_corpus([part], "images", holdout=5, seed=3).digest() != corpus.digest()
+    assert build_corpus([part], "images", holdout=5, seed=3).digest() == corpus.digest()
+    assert build_corpus([part], "images", holdout=5, seed=4).digest() != corpus.digest()
+    assert build_corpus([part], "images").digest() != corpus.digest()
 
 
 def test_several_sets_keep_their_own_classes(voc_tree: Path, own_tree: Path) -> None:
