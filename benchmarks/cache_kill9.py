@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -108,11 +109,11 @@ class Trial:
         self.caches += 1
         self.cache, self.before = self.place / f"cache{self.caches}", set()
 
-    def build(self) -> None:
+    def build(self, say: Callable[[str], object] = lambda _: None) -> None:
         """One builder, as a process runs it; shards are small, so that a kill meets every stage of their making."""
         writer.SHARD_SECONDS = 0.02
         self.random.shuffle(self.data.items)
-        fill(self.cache, self.data, self.encoder, SIDE, views=VIEWS, batch_size=2)
+        fill(self.cache, self.data, self.encoder, SIDE, views=VIEWS, batch_size=2, say=say)
 
     def shelf(self) -> Shelf:
         """The cache as a new reader sees it."""
@@ -137,12 +138,20 @@ class Trial:
         manifests = [read_manifest(folder, name) for name in shard_names(folder)]
         return Counter(entry[:2] for manifest in manifests if manifest for entry in manifest.entries)
 
+    def race(self, builders: int) -> list[int]:
+        """Let several builders begin together and end; how many views each encoded."""
+        logs = [self.place / f"log{i}" for i in range(builders)]
+        children = [start(lambda log=log: self.build(lambda line: log.write_text(line))) for log in logs]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * builders, "a builder failed"
+        self.whole()
+        return [int(found[1]) if (found := re.match(r"encoded (\d+)", log.read_text())) else 0 for log in logs]
+
     def attack(self, builders: int, longest: float) -> int:
         """Start builders, kill each at a moment of its own; how many were still at work then."""
         children = [start(self.build) for _ in range(builders)]
         killed = 0
         for child in children:
-            time.sleep(self.random.uniform(0, longest))
+            time.sleep(self.random.uniform(0, longest / builders))
             os.kill(child, signal.SIGKILL)
             killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         return killed
@@ -151,6 +160,10 @@ class Trial:
         """Let one builder end its work, and see that it did."""
         _, status = os.waitpid(start(self.build), 0)
         assert status == 0, f"the builder ended with status {status}"
+        self.whole()
+
+    def whole(self) -> None:
+        """See that every entry is there, once, and nothing else."""
         assert self.look() == len(self.truth), "entries are missing after a whole build"
         twice = [key for key, count in self.copies().items() if count > 1]
         assert not twice, f"{len(twice)} entries are there twice"
@@ -171,8 +184,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         trial = Trial(Path(place), given.images, given.seconds, given.seed)
         begin = time.monotonic()
-        trial.finish()  # shows how long a build takes here and now
-        longest = (time.monotonic() - begin) / given.builders
+        shares = trial.race(given.builders)
+        longest = time.monotonic() - begin  # so long a build takes here and now
         trial.fresh()
         killed, counts = 0, []
         while killed < given.kills:
@@ -182,10 +195,10 @@ def main() -> None:
                 trial.finish()
                 trial.fresh()
         trial.finish()
+        print(f"{given.builders} builders left alone encode {' + '.join(map(str, shares))} views in {longest:.1f} s")
         partial = sum(0 < count < len(trial.truth) for count in counts)
         print(f"{killed} builders killed, {trial.caches} caches of {len(trial.truth)} views finished")
         print(f"{len(counts)} looks, {partial} of them at a cache half built: nothing stale, broken, lost or twice")
-        print(f"a build by one process takes {longest * given.builders:.1f} s")
 
 
 if __name__ == "__main__":

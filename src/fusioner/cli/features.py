@@ -8,11 +8,9 @@ from cyclopts import App
 
 if TYPE_CHECKING:
     from fusioner.features.space import Space
-    from fusioner.features.upkeep import Held
 
 app = App(name="features", help="Encode images once and keep the features: build, info, verify, prune.")
 Name = Literal["pascal", "coco", "folder", "fss1000"]
-DEFAULT_ENCODER = "dinov2-s-embedded+effnet-lite2"
 
 
 @app.command
@@ -23,9 +21,9 @@ def build(
     root: Path,
     out: Path | None = None,
     split: str | None = None,
-    views: int = 4,
-    image_encoder: str = DEFAULT_ENCODER,
-    resolution: int = 336,
+    views: int | None = None,
+    image_encoder: str | None = None,
+    resolution: int | None = None,
     dtype: Literal["fp16", "int8"] = "fp16",
     batch_size: int | None = None,
     workers: int = 2,
@@ -34,8 +32,7 @@ def build(
     """Encode every image of a data set, and light views of it, once. What is there already is not encoded again.
 
     May be stopped at any moment and started again, and run several times at once: the work is shared. The disk space
-    needed is printed before anything is encoded, and too little of it refused. The defaults are those of
-    `fusioner train --preset small`.
+    needed is printed before anything is encoded, and too little of it refused.
 
         fusioner features build pascal --root data/pascal --split train_aug
         fusioner features build folder --root my/data --out cache --image-encoder clip-vit-b16 --resolution 224
@@ -51,11 +48,11 @@ def build(
     split
         train, val ... as the set names them; default: every image.
     views
-        Views of each image: itself, and crops, mirrored or recoloured.
+        Views of each image: itself, then mirrored, recoloured and cropped ones; default: as the small training.
     image_encoder
-        Encoder, or several joined by a plus sign.
+        Encoder, or several joined by a plus sign; default: as the small training.
     resolution
-        Side in pixels to which every image is squashed.
+        Side in pixels to which every image is squashed; default: as the small training.
     dtype
         fp16, or int8: half the size, the error is printed.
     batch_size
@@ -73,10 +70,11 @@ def build(
     from fusioner.encoders.zoo import build_image_encoder
     from fusioner.features.fill import fill
     from fusioner.features.space import default_folder
+    from fusioner.training.presets import SMALL
 
     chosen = pick_device(device)
     data = open_dataset(name, root, split)
-    encoder = build_image_encoder(image_encoder)
+    encoder = build_image_encoder(image_encoder or SMALL.image_encoder)
     if isinstance(encoder, nn.Module):
         encoder.to(chosen)
     with progress("views") as track:
@@ -84,8 +82,8 @@ def build(
             out or default_folder(),
             data,
             encoder,
-            resolution,
-            views=views,
+            SMALL.resolution if resolution is None else resolution,
+            views=SMALL.views if views is None else views,
             dtype=dtype,
             batch_size=batch_size,
             workers=workers,
@@ -105,21 +103,19 @@ def info(cache: Path | None = None, /) -> None:
     cache
         Folder of the cache; default: $FUSIONER_CACHE, or the platform's folder for caches.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from fusioner.features.plan import readable
     from fusioner.features.space import default_folder
     from fusioner.features.upkeep import info as look
 
     folder = cache or default_folder()
     held = look(folder)
-    table = Table(title=f"{folder}: {readable(sum(one.size for one in held))}", title_justify="left")
-    for head in ("encoder", "weights", "px", "tokens", "type", "images", "views", "files", "size"):
-        table.add_column(head, justify="left" if head in ("encoder", "weights", "type") else "right")
+    _say(f"{folder}: {readable(sum(one.size for one in held))}")
     for one in held:
-        table.add_row(*_row(one))
-    Console().print(table)
+        space = one.space
+        _say(f"{space.encoder} (weights {space.fingerprint[:8]}) at {space.resolution} px")
+        _say(f"  {one.images} images, {one.views} views in {one.shards} files, {readable(one.size)}")
+        rounding = f", off by {one.error[0]:.2%} of a token, {one.error[1]:.2%} at worst" if one.error else ""
+        _say(f"  {space.grid[0]} x {space.grid[1]} tokens of width {space.dim}, {space.dtype}{rounding}")
 
 
 @app.command
@@ -205,16 +201,6 @@ def prune(
     _say(f"{verb} {pruned.views} views ({readable(pruned.size)}), kept {pruned.kept}")
     if pruned.unreachable:
         _say(f"kept {pruned.unreachable} views of images whose folder is not there (--missing-folders drops them)")
-
-
-def _row(held: "Held") -> tuple[str, ...]:
-    from fusioner.features.plan import readable
-
-    space = held.space
-    kind = f"{space.dtype} ({held.error[0]:.2%} off)" if held.error else space.dtype
-    tokens = f"{space.grid[0]}x{space.grid[1]}x{space.dim}"
-    counts = (str(held.images), str(held.views), str(held.shards), readable(held.size))
-    return (space.encoder, space.fingerprint[:8], str(space.resolution), tokens, kind, *counts)
 
 
 def _say(line: str) -> None:

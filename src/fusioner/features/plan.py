@@ -15,7 +15,7 @@ from fusioner.features.pictures import image_digest, read_bytes
 Track = Callable[[Sequence, str], Iterable]
 """Passes items through and moves a progress bar of that name."""
 
-_MANIFEST_BYTES = 512  # of an entry, in both places
+_MANIFEST_BYTES = 768  # of an entry, in both places
 
 
 @dataclass(frozen=True)

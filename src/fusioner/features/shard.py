@@ -23,6 +23,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from fusioner.errors import FusionerError
 from fusioner.features.quantise import Quantised
 from fusioner.features.space import Space
 from fusioner.files import atomic_write
@@ -230,8 +231,10 @@ def orphans(folder: Path) -> list[Path]:
 def _names(folder: Path, suffix: str) -> list[str]:
     try:
         return sorted(p.stem for p in folder.iterdir() if p.suffix == suffix and _SHARD.fullmatch(p.stem))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise FusionerError(f"cannot read the feature cache {folder.parent}: {error.strerror}") from error
 
 
 def remove_shard(folder: Path, name: str) -> None:

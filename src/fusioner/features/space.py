@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from fusioner.encoders.base import ImageEncoder
+from fusioner.errors import FusionerError
 
 Dtype = Literal["fp16", "int8"]
 
@@ -42,8 +43,12 @@ class Space:
 
     @classmethod
     def of(cls, encoder: ImageEncoder, resolution: int, dtype: Dtype = "fp16") -> Self:
-        """The space of an encoder's tokens at a resolution."""
-        side = max(1, resolution // encoder.stride)
+        """The space of an encoder's tokens at a resolution; FusionerError when not even one token fits in."""
+        side = resolution // encoder.stride
+        if side < 1:
+            raise FusionerError(
+                f"a token of {encoder.name} is {encoder.stride} px wide: {resolution} px are too few, take 224 or more"
+            )
         return cls(encoder.name, encoder.fingerprint(), resolution, encoder.dim, (side, side), dtype)
 
     @property

@@ -1,0 +1,114 @@
+"""`fusioner features` as it is typed, with the embedded encoder on small pictures."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner.cli.features import app
+from fusioner.errors import FusionerError
+from fusioner.features.shard import shard_names
+from fusioner.training.presets import SMALL
+
+Run = Callable[..., tuple[int, str]]
+OPTIONS = ("--image-encoder", "dinov2-s-embedded", "--resolution", "56", "--device", "cpu")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    place = tmp_path / "set"
+    for part in ("images", "masks"):
+        (place / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (30, 40, 3)).astype(np.uint8)).save(place / "images" / f"{i}.png")
+        Image.fromarray(rng.integers(0, 2, (30, 40)).astype(np.uint8)).save(place / "masks" / f"{i}.png")
+    (place / "classes.txt").write_text("background\nthing\n")
+    return place
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def typed(*words: object) -> tuple[int, str]:
+        """Exit code and what is printed."""
+        code = 0
+        try:
+            app([str(word) for word in words], result_action="return_value")
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, capsys.readouterr().out
+
+    return typed
+
+
+def test_from_building_to_pruning(run: Run, root: Path, tmp_path: Path):
+    cache = tmp_path / "cache"
+    code, out = run("build", "folder", "--root", root, "--out", cache, "--views", 2, *OPTIONS)
+    assert code == 0
+    assert "0 views are in" in out
+    assert "6 are missing and need 78.3 kB of" in out
+    assert "encoded 6 views in" in out
+    assert "none is missing" in run("build", "folder", "--root", root, "--out", cache, *OPTIONS, "--views", 1)[1]
+
+    assert run("verify", cache) == (0, f"{cache} is sound\n")
+    told = run("info", cache)[1]
+    assert "dinov2-s-embedded (weights " in told
+    assert "3 images, 6 views in 1 files" in told
+    assert "4 x 4 tokens of width 384, fp16\n" in told
+
+    folder = next(path for path in cache.iterdir() if path.is_dir())
+    path = folder / f"{shard_names(folder)[0]}.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    code, out = run("verify", cache)
+    assert code == 1
+    assert "damaged tokens: view 1 of" in out
+    code, out = run("verify", cache, "--repair")
+    assert code == 0
+    assert "encoded 1 views again, dropped 0" in out
+    assert run("verify", cache)[0] == 0
+
+    (root / "images" / "1.png").unlink()
+    assert "would drop 2 views" in run("prune", cache, "--dry-run")[1]
+    assert "dropped 2 views (24.6 kB), kept 4" in run("prune", cache)[1]
+    assert "kept 4" in run("prune", cache, "--image-encoder", "dinov2-s-embedded", "--resolution", 56)[1]
+    assert "dropped 4 views" in run("prune", cache, "--resolution", 70)[1]
+
+
+def test_int8_says_what_it_costs(run: Run, root: Path, tmp_path: Path):
+    out = run("build", "folder", "--root", root, "--out", tmp_path / "cache", "--dtype", "int8", *OPTIONS)[1]
+    cost = re.search(r"int8 moves a token by ([\d.]+)% of its length, ([\d.]+)% at worst", out)
+    assert cost
+    assert 0.1 < float(cost[1]) < float(cost[2]) < 5
+    assert f"int8, off by {cost[1]}% of a token, {cost[2]}% at worst" in run("info", tmp_path / "cache")[1]
+
+
+def test_the_default_folder_is_used(run: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FUSIONER_CACHE", str(tmp_path / "mine"))
+    run("build", "folder", "--root", root, "--views", 1, *OPTIONS)
+    assert run("verify") == (0, f"{tmp_path / 'mine'} is sound\n")
+
+
+def test_mistakes_are_errors_not_caches(run: Run, root: Path, tmp_path: Path):
+    for words, message in [
+        (("build", "folder", "--root", root, "--out", tmp_path / "c", "--image-encoder", "dino"), "unknown image"),
+        (("build", "folder", "--root", tmp_path / "no", "--out", tmp_path / "c"), "there is no folder"),
+        (("build", "folder", "--root", root, "--out", tmp_path / "c", *OPTIONS, "--views", 0), "at least 1 view"),
+        (("verify", tmp_path / "c"), "there is no feature cache"),
+        (("prune", tmp_path / "c"), "there is no feature cache"),
+    ]:
+        with pytest.raises(FusionerError, match=message):
+            run(*words)
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_defaults_are_those_of_the_small_training(run: Run, root: Path, tmp_path: Path):
+    for path in (root / "images").glob("[12].png"):
+        path.unlink()
+    out = run("build", "folder", "--root", root, "--out", tmp_path / "cache", "--device", "cpu")[1]
+    assert f"features of {SMALL.image_encoder} at {SMALL.resolution} px" in out
+    assert f"encoded {SMALL.views} views" in out

@@ -1,0 +1,25 @@
+"""Real processes: killed at any moment, or two at once."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KILL9 = Path(__file__).resolve().parents[2] / "benchmarks" / "cache_kill9.py"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_builders_killed_at_random_moments_leave_nothing_stale_broken_or_lost():
+    """Two at a time share the work; the script checks every entry after every kill. It does the many by itself."""
+    command = [sys.executable, str(KILL9), "--kills", "4", "--images", "8", "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shares = re.search(r"2 builders left alone encode (\d+) \+ (\d+) views", done.stdout)
+    assert shares, done.stdout
+    assert int(shares[1]) + int(shares[2]) == 8 * 3
+    killed = re.search(r"(\d+) builders killed", done.stdout)
+    assert killed, done.stdout
+    assert int(killed[1]) >= 4
+    assert "nothing stale, broken, lost or twice" in done.stdout
