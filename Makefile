@@ -13,9 +13,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## segment the sample photographs with the embedded model
-	$(BIN)/fusioner predict samples/chelsea.jpg --labels "cat" --out demo
+	$(BIN)/fusioner predict samples/chelsea.jpg --labels "cat, dog" --out demo
 	$(BIN)/fusioner predict samples/astronaut.jpg --labels "person, flag, rocket" --out demo
-	$(BIN)/fusioner predict samples/coffee.jpg --labels "cup, spoon, table" --out demo
+	$(BIN)/fusioner predict samples/coffee.jpg --labels "coffee cup, spoon" --out demo
 	@echo "Look at $(CURDIR)/demo/chelsea.overlay.png, astronaut.overlay.png and coffee.overlay.png"
 
 test: $(READY)  ## every test
