@@ -1,6 +1,5 @@
 """A tiny PASCAL tree of coloured rectangles, a tiny random CLIP in a folder, settings that train in milliseconds."""
 
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.training.config import TrainConfig
-
 
 BODY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 WORDS = sorted({word for name in PASCAL_CLASSES for word in name.split()} | {"dining", "table", "potted", "plant"})

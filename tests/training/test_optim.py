@@ -10,7 +10,6 @@ from fusioner.training.config import TrainConfig
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.presets import PAPER, PRESETS, SMALL, preset
 
-
 SIZES: dict[str, Any] = {"image_dim": 8, "text_dim": 6, "width": 16, "layers": 1, "heads": 2, "decoder_widths": (8, 8)}
 
 
@@ -54,7 +53,7 @@ def test_the_decoders_group_is_plain_adam() -> None:
     ours, adam = build_optimizer(model, PAPER), torch.optim.Adam(twin.decoder.parameters(), lr=PAPER.decoder_lr)
     for step in range(3):
         tokens, text = torch.randn(2, 8, 4, 4), torch.randn(2, 1, 6)
-        set_rates(ours, PAPER, 0, 10)  # the fusion's rate is 0, so that both see the same features
+        set_rates(ours, PAPER, 0, 5100)  # the fusion's rate is 0, so that both see the same features
         for network, optimizer in ((model, ours), (twin, adam)):
             optimizer.zero_grad()
             network(tokens, text).square().mean().backward()

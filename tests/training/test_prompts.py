@@ -21,7 +21,7 @@ from fusioner.training.prompts import Names, draw_prompts, read_synonyms
 def test_half_present_the_rest_absent(
     present: set[int], tiny: set[int], classes: set[int], count: int, seed: int
 ) -> None:
-    mask = np.array([sorted(present) + [0, 255]])
+    mask = np.array([[*sorted(present), 0, 255]])
     seen = np.array(sorted(present | tiny | {0, 255}))
     rng = np.random.default_rng(seed)
     drawn = draw_prompts(sorted(classes), mask, seen, count, rng)
@@ -38,7 +38,7 @@ def test_half_present_the_rest_absent(
 
 def test_every_class_gets_its_turn() -> None:
     mask, rng = np.array([[1, 2, 3]]), np.random.default_rng(0)
-    drawn = [draw_prompts(range(1, 11), mask, mask, 2, rng) for _ in range(200)]
+    drawn = [draw_prompts(range(1, 11), mask, mask[0], 2, rng) for _ in range(200)]
     assert {i for ids in drawn for i in ids} == set(range(1, 11))
     assert {ids[0] <= 3 for ids in drawn} == {True, False}  # the present one has no place of its own
 

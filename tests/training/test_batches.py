@@ -1,0 +1,186 @@
+"""From examples to tensors: what counts, what is ignored, whose names are asked for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fusioner.encoders.zoo import build_image_encoder
+from fusioner.errors import FusionerError
+from fusioner.features.fill import fill
+from fusioner.features.source import LiveSource, TokenSource
+from fusioner.training.batches import Batch, Batches, ahead, held_out, shrink, steps
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import Corpus, Order, build_corpus, open_part
+from fusioner.training.meter import iou_counts, miou
+from fusioner.training.prompts import Names
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def unlabeled_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Left half unlabeled (0), right half shoe (2); class 0 is called null."""
+    root = tmp_path_factory.mktemp("unlabeled")
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[:, SIZE // 2 :] = 2
+    for i in range(4):
+        Image.new("RGB", (SIZE, SIZE), (50 * i, 0, 99)).save(root / "images" / f"{i}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+    (root / "classes.txt").write_text("null\nhat\nshoe\nbag\n")
+    return root
+
+
+def batches(corpus: Corpus, encoder: Any, sources: list[TokenSource] | None = None, **options: Any) -> Batches:
+    names = Names(corpus.names())
+    table = torch.nn.functional.normalize(torch.eye(len(names.words)), dim=1)
+    live = sources or [LiveSource(part.data, encoder, 32) for part in corpus.parts]
+    settings: dict[str, Any] = {"prompts": 3, "size": (SIZE, SIZE), "seed": 0} | options
+    return Batches(corpus, live, names, table, **settings)
+
+
+@pytest.fixture(scope="module")
+def encoder(clip_folder: Path) -> Any:
+    return build_image_encoder(f"clip-vit-b16@{clip_folder}")
+
+
+def test_other_classes_are_negatives_and_unlabeled_pixels_are_ignored(unlabeled_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("folder", unlabeled_tree)], "images")
+    made = batches(corpus, encoder)
+    batch = made.build(corpus.examples, [(0, i) for i in range(4)], training=False)
+    target, ignore = batch.target(), batch.ignore()
+    assert batch.text.shape == (4, 3, 3)
+    for row in range(4):
+        assert sorted(batch.classes[row].tolist()) == [1, 2, 3]
+        for place, class_id in enumerate(batch.classes[row].tolist()):
+            assert ignore[row, place, :, : SIZE // 2].all()
+            assert not ignore[row, place, :, SIZE // 2 :].any()
+            assert (target[row, place, :, SIZE // 2 :] == float(class_id == 2)).all()
+            name = corpus.parts[0].data.prompts[class_id]
+            assert batch.text[row, place].argmax() == made.names.words.index(name)
+
+
+def test_each_image_is_asked_for_its_own_sets_names_only(voc_tree: Path, unlabeled_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree), open_part("folder", unlabeled_tree)], "images")
+    made = batches(corpus, encoder, prompts=6)
+    for batch in [next(steps(made, Order(corpus.examples, 28, 0), 0))]:
+        for row, example in enumerate(Order(corpus.examples, 28, 0)(0)):
+            asked = batch.classes[row][~batch.padded[row]].tolist()
+            first, end = corpus.offsets[example.part : example.part + 2]
+            assert len(asked) == (6 if example.part == 0 else 3)  # the folder has three names; the rest is padding
+            assert all(first < class_id < end for class_id in asked)
+            assert batch.ignore()[row][batch.padded[row]].all()
+
+
+def test_the_unseen_classes_of_a_fold_are_background(voc_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree, 0)], "pairs")
+    made = batches(corpus, encoder)
+    examples = [example for example in corpus.examples if example.class_id == 8][:6]
+    batch = made.build(examples, [(0, i) for i in range(6)], training=False)
+    for row, example in enumerate(examples):
+        mask = shrink(corpus.parts[0].data.read_mask(example.item), (SIZE, SIZE))
+        assert torch.equal(batch.target()[row, 0].bool(), torch.from_numpy(mask == 8))
+        assert torch.equal(batch.ignore()[row, 0], torch.from_numpy(mask == 255))
+        assert batch.labels[row].max() == 1
+
+
+def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
+    data = corpus.parts[0].data
+    cached = fill(tmp_path, data, encoder, 32, views=3)
+    live = LiveSource(data, encoder, 32)
+    live.views = 3
+    order = Order(corpus.examples, 8, 1)
+    for step in range(3):
+        one, other = (next(steps(batches(corpus, encoder, [source]), order, step)) for source in (cached, live))
+        assert (one.tokens - other.tokens).abs().max() < 1e-3  # fp16 of numbers below one
+        for name in ("text", "labels", "classes", "padded"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_cached_and_live_training_have_the_same_loss_curve(
+    voc_tree: Path, tiny: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    import json
+
+    from fusioner.training.run import Run, train
+
+    curves = []
+    for features in ("live", "cached"):
+        config = replace(tiny(steps=12), features=features)
+        run = Run(tmp_path / features, device="cpu", cache=tmp_path / "cache")
+        train([open_part("pascal", voc_tree)], config, run)
+        lines = (tmp_path / features / "metrics.jsonl").read_text().splitlines()
+        curves.append([line["loss"] for line in map(json.loads, lines) if "loss" in line])
+    assert curves[0] == pytest.approx(curves[1], rel=2e-2)
+    assert curves[0] != curves[1]  # fp16 did pass through
+
+
+def test_shares_of_processes_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "images", holdout=1)
+    made, order = batches(corpus, encoder), Order(corpus.examples, 7, 0)
+    whole = next(steps(made, order, 4))
+    parts = [next(steps(made, order, 4, rank, 2)) for rank in range(2)]
+    for rank, part in enumerate(parts):
+        assert torch.equal(part.labels, whole.labels[rank::2])
+        assert torch.allclose(part.tokens, whole.tokens[rank::2], atol=1e-6)
+    assert torch.equal(sum((part.counts() for part in parts), torch.zeros(2)), whole.counts())
+    assert [len(batch.labels) for batch in held_out(made, 4)] == [1]
+
+
+def test_pieces_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
+    whole = next(steps(batches(corpus, encoder), Order(corpus.examples, 5, 0), 0))
+    pieces = whole.pieces(3)
+    assert [len(piece.tokens) for piece in pieces] == [2, 2, 1]
+    assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)
+    assert len(whole.pieces(99)) == 5
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
+def test_shrinking_takes_the_pixel_under_each_centre(height: int, width: int, h: int, w: int) -> None:
+    mask = np.arange(height * width).reshape(height, width)
+    exact = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].double(), (h, w), mode="nearest-exact")
+    ours = shrink(mask, (h, w))
+    assert ours.shape == (h, w)
+    assert np.array_equal(shrink(mask, (height, width)), mask)
+    rows, columns = ours // width, ours % width
+    assert np.abs(rows - (np.arange(h)[:, None] + 0.5) * height / h + 0.5).max() <= 0.5 + 1e-9
+    assert np.abs(columns - (np.arange(w)[None] + 0.5) * width / w + 0.5).max() <= 0.5 + 1e-9
+    assert (ours == exact[0, 0].numpy()).mean() > 0.5 or h * w < 4  # torch rounds its ties in float32
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_making_batches_ahead_changes_nothing(depth: int) -> None:
+    def numbers() -> Iterator[Any]:
+        yield from range(5)
+        raise FusionerError("mask 5.png is broken")
+
+    seen: list[Any] = []
+    with pytest.raises(FusionerError, match="mask 5"):
+        seen += [seen.append(number) for number in ahead(numbers(), depth)]
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_iou_counts_and_their_mean() -> None:
+    labels = torch.tensor([[[1, 1, 0, -1], [2, 0, 0, -1]]], dtype=torch.int16)
+    classes, padded = torch.tensor([[3, 5, 0]]), torch.tensor([[False, False, True]])
+    batch = Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1, 3, 2), labels, classes, padded)
+    logits = torch.full((1, 3, 2, 4), -1.0)
+    logits[0, 0, 0] = 1.0  # claims both its pixels, a background pixel, and an ignored one that does not count
+    logits[0, 2] = 1.0  # padding claims everything, to no avail
+    counts = iou_counts(logits, batch, 7)
+    assert counts[3].tolist() == [2, 3, 2]
+    assert counts[5].tolist() == [0, 0, 1]
+    assert counts.sum() == 8
+    assert miou(counts) == pytest.approx(100 * (2 / 3 + 0) / 2)
+    assert miou(torch.zeros(3, 3)) == 0

@@ -1,0 +1,225 @@
+"""`fusioner train` and the official `train.py` / `test.py`, as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner.cli.main import main
+from fusioner.cli.official import OFFICIAL, OURS, parser, settings
+from fusioner.cli.train import command_line
+from fusioner.model.checkpoint import load_model
+from fusioner.training.config import TrainConfig
+from fusioner.training.presets import PAPER
+
+REPO = Path(__file__).resolve().parents[2]
+Toml = Callable[..., Path]
+
+
+@pytest.fixture
+def toml(tmp_path: Path, tiny: Callable[..., TrainConfig]) -> Toml:
+    """`toml(**changes)`: a settings file of the tiny training."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "tiny.toml"
+        path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in tiny(**changes).to_dict().items()))
+        return path
+
+    return write
+
+
+def test_train_as_a_user_types_it(voc_tree: Path, toml: Toml, tmp_path: Path, capsys: Any) -> None:
+    words = ["train", "pascal", "--root", str(voc_tree), "--fold", "1", "--config", str(toml()), "--device", "cpu"]
+    words += ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--views", "2", "--seed", "3"]
+    assert main([*words, "--steps", "5"]) == 0
+    said = capsys.readouterr()
+    assert "5 of 5 steps" in said.out
+    assert f"wrote {tmp_path / 'run' / 'best.safetensors'}" in said.out
+    assert "step 5/5" in said.err  # lines where there is no terminal
+    _, card = load_model(tmp_path / "run" / "last.safetensors")
+    assert card.training["settings"]["features"] == "cached"
+    assert (card.training["steps"], card.training["seed"], card.training["fold"]) == (5, 3, 1)
+    assert "bicycle" in card.training["classes"]
+    assert "cat" not in card.training["classes"]
+    assert main(words) == 2  # never over an earlier run
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 2  # without --steps 5 it is another training
+    assert "steps differs" in capsys.readouterr().err
+    assert main([*words, "--steps", "5", "--resume"]) == 0
+
+
+def test_several_sets_each_with_its_own_words(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    for name in ("images", "masks"):
+        (own / name).mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (20, 20), (200, 0, 0)).save(own / "images" / f"{i}.png")
+        Image.fromarray(np.full((20, 20), i, np.uint8)).save(own / "masks" / f"{i}.png")
+    (own / "classes.txt").write_text("null\ntable\nplant\n")
+    words = ["train", "pascal", "--root", str(voc_tree), "--also", f"folder={own}", "--config", str(toml())]
+    assert main([*words, "--out", str(tmp_path / "run"), "--device", "cpu", "--cache", "off"]) == 0
+    _, card = load_model(tmp_path / "run" / "best.safetensors")
+    assert card.training["also"] == [["folder", "own"]]
+    assert {"plant", "cat"} <= set(card.training["classes"])
+    assert len(card.training["images"]) == 24 + 1  # the three red pictures are one
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--also", "coco"], "NAME=FOLDER"),
+        (["--preset", "paper", "--prompts", "4"], "--prompts"),
+        (["--steps", "0"], "--steps or --epochs"),
+        (["--lr", "nan"], "--lr must be within"),
+        (["--config", "nowhere.toml"], "nowhere.toml"),
+        (["--image-encoder", "dinov9"], "dinov9"),
+        (["--also", "marsh=."], "'marsh'"),
+        (["--initial", "nowhere.safetensors", "--similarity", "none"], "nowhere.safetensors"),
+        (["--similarity", "cosine"], "--similarity cosine"),
+    ],
+)
+def test_what_does_not_work_is_said_in_one_line(
+    voc_tree: Path, toml: Toml, tmp_path: Path, capsys: Any, words: list[str], sentence: str
+) -> None:
+    settings = [] if {"--preset", "--config"} & set(words) else ["--config", str(toml())]
+    start = ["train", "pascal", "--root", str(voc_tree), "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert main([*start, *settings, "--cache", "off", *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.splitlines()[-1].startswith("error: ")
+
+
+def test_a_card_does_not_tell_where_files_lie(tmp_path: Path) -> None:
+    root = tmp_path / "secret" / "pascal"
+    root.mkdir(parents=True)
+    words = ["fusioner", "train", "pascal", "--root", str(root), "--also", f"folder={root}", "--out", "new/run"]
+    assert command_line(words) == "fusioner train pascal --root pascal --also folder=pascal --out new/run"
+
+
+def test_the_official_flags_stay_as_they_are() -> None:
+    frozen = {
+        "dataset_name": "coco",
+        "dataset_root": "./data",
+        "fold": 0,
+        "batch_size": 32,
+        "aug_prob": 0.5,
+        "test_with_org_resolution": False,
+        "target_size": [224, 224],
+        "scale_range": [0.5, 1.0],
+        "warmup_epochs": 10,
+        "training_epochs": 500,
+        "beta1": 0.9,
+        "fusion_lr": 0.001,
+        "fusion_min_lr": 2e-6,
+        "decoder_lr": 0.001,
+        "wd": 0.01,
+        "wd_end": 0.4,
+        "drop_path_rate": 0.0,
+        "transformer_dropout": 0.0,
+        "transformer_heads": 8,
+        "transformer_layers": 12,
+        "transformer_width": 512,
+        "temperature": 0.07,
+        "load_ckpt_path": None,
+        "device": "cuda",
+    }
+    given = vars(parser("train.py").parse_args([]))
+    assert {name: given[name] for name in frozen} == frozen
+    assert {flag.removeprefix("--") for flag in OFFICIAL} == set(frozen)
+    assert set(given) == {flag.removeprefix("--") for flag in (*OFFICIAL, *OURS)}
+
+
+def test_the_official_defaults_are_the_paper_preset() -> None:
+    assert settings(parser("train.py").parse_args([])) == PAPER
+    words = ["--warmup_epochs", "1", "--training_epochs", "3", "--transformer_width", "64", "--scale_range", "0.7", "1"]
+    changed = settings(parser("train.py").parse_args([*words, "--wd", "0.1", "--fusion_lr", "0.5"]))
+    assert (changed.epochs, changed.warmup, changed.decoder_widths) == (4, 0.25, (64,) * 4)
+    assert (changed.crop, changed.weight_decay, changed.lr) == (0.7, 0.1, 0.5)
+
+
+def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(REPO / name), *map(str, words)]
+    return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+
+
+def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Training on fold 0, then testing its unseen classes both at 224-style and at native resolution."""
+    tree = tmp_path / "pascal"  # with a val image that can be read, named as a pair of the published list
+    base = tree / "VOCdevkit" / "VOC2012"
+    for folder in (base / "JPEGImages", base / "ImageSets" / "Segmentation", tree / "SegmentationClassAug"):
+        folder.mkdir(parents=True)
+    for place in ("VOCdevkit/VOC2012/JPEGImages", "SegmentationClassAug"):
+        for path in (voc_tree / place).glob("2007_0000[01]*"):
+            (tree / place / path.name).write_bytes(path.read_bytes())
+    Image.new("RGB", (60, 40), (0, 90, 200)).save(base / "JPEGImages" / "2007_000033.jpg")
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 10:50] = 1  # 2007_000033 is listed in fold 0 as an aeroplane
+    Image.fromarray(mask).save(tree / "SegmentationClassAug" / "2007_000033.png")
+    lists = base / "ImageSets" / "Segmentation"
+    lists.joinpath("train_aug.txt").write_text("\n".join(f"2007_{i:06d}" for i in range(20)))
+    lists.joinpath("val.txt").write_text("2007_000033\n")
+    common = (
+        "--dataset_name",
+        "pascal",
+        "--dataset_root",
+        tree,
+        "--fold",
+        0,
+        "--device",
+        "cpu",
+        "--target_size",
+        32,
+        32,
+    )
+    small = ("--transformer_width", 16, "--transformer_layers", 1, "--transformer_heads", 2, "--batch_size", 4)
+    epochs = ("--warmup_epochs", 1, "--training_epochs", 1)
+    encoders = ("--image_encoder", f"clip-vit-l14@{clip_folder}", "--text_encoder", f"clip-text-l14@{clip_folder}")
+    trained = script("train.py", *common, *small, *epochs, *encoders, "--out", tmp_path / "run")
+    assert trained.returncode == 0, trained.stderr
+    model, card = load_model(tmp_path / "run" / "best.safetensors")
+    assert card.training["preset"] == "paper"
+    assert card.mean == (0.4554, 0.4298, 0.3955)
+    assert model.config.decoder_widths == (16,) * 4
+    for extra in ((), ("--test_with_org_resolution",)):
+        out = tmp_path / f"report{len(extra)}"
+        best = ("--load_ckpt_path", tmp_path / "run" / "best.safetensors")
+        tested = script("test.py", *common, *best, *extra, "--out", out)
+        assert tested.returncode == 0, tested.stderr
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert metrics["pairs"] == 1
+        assert 0 <= metrics["miou"] <= 100
+    assert script("test.py", *common).returncode == 2
+    wrong = script("train.py", *common, "--target_size", 32, 48)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+def test_two_processes_train_as_one(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
+    """The same global batch on two gloo processes: the same losses within the noise of adding in another order."""
+    settings = toml(steps=8, choice_weight=1.0, holdout=1)
+    words = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu", "--cache", "off"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fusioner"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    two = subprocess.run(
+        [*launch, *words, "--out", str(tmp_path / "two")], env=environment, text=True, capture_output=True, check=False
+    )
+    assert two.returncode == 0, two.stderr
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
+    one, other = ([line for line in log if "loss" in line] for log in logs)
+    assert len(one) == len(other) == 8
+    for a, b in zip(one, other, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["miou"] == pytest.approx(b["miou"], abs=1)
+    weights = [load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() < 0.02, name
