@@ -6,7 +6,6 @@ Reading takes no lock: a shard is there whole or not at all, and a file deleted 
 """
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,7 +40,7 @@ class Shelf:
         self.folder, self.space = folder, space
         self._manifests: dict[str, Manifest | None] = {}
         self._index: dict[Key, tuple[str, int]] = {}
-        self._mapped: OrderedDict[str, Rows] = OrderedDict()
+        self._mapped: dict[str, Rows] = {}
         self.refresh()
 
     def __len__(self) -> int:
@@ -51,20 +50,20 @@ class Shelf:
         return key in self._index
 
     def refresh(self) -> None:
-        """Take in what other processes have added or removed."""
-        names = shard_names(self.folder)
-        if gone := self._manifests.keys() - set(names):
-            for name in gone:
-                del self._manifests[name]
-                self._mapped.pop(name, None)
-            self._index = {}
-        for name in names:
-            if name not in self._manifests:
-                self._manifests[name] = self._read(name)
-                self._enter(name)
-        if gone:
-            for name in names:
-                self._enter(name)
+        """Take in what other processes have added or removed; other threads may read meanwhile."""
+        known = self._manifests
+        self._manifests = {
+            name: known[name] if name in known else self._read(name) for name in shard_names(self.folder)
+        }
+        gone = known.keys() - self._manifests.keys()
+        for name in gone:
+            self._mapped.pop(name, None)
+        index = {} if gone else self._index
+        for name, manifest in self._manifests.items():
+            if manifest and (gone or name not in known):
+                for row, entry in enumerate(manifest.entries):
+                    index.setdefault((entry.digest, entry.view), (name, row))
+        self._index = index
 
     def get(self, digest: str, view: int) -> Stored | None:
         """A view's stored numbers, mapped from disk; None where there are none.
@@ -112,28 +111,26 @@ class Shelf:
             size = (self.folder / f"{name}.safetensors").stat().st_size
         except FileNotFoundError:
             return None
-        return manifest if size == len(manifest.header) + manifest.data_bytes else None
-
-    def _enter(self, name: str) -> None:
-        manifest = self._manifests[name]
-        for row, entry in enumerate(manifest.entries if manifest else ()):
-            self._index.setdefault((entry.digest, entry.view), (name, row))
+        return manifest if size == manifest.head_bytes + manifest.data_bytes else None
 
     def _rows(self, name: str) -> Rows:
-        if name not in self._mapped:
-            manifest = self._manifests[name]
-            assert manifest is not None  # or nothing would point here
-            try:
-                self._mapped[name] = Rows(self.folder / f"{name}.safetensors", manifest)
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                mend = f"fusioner features verify {self.folder.parent} --repair"
-                raise FusionerError(f"the feature cache is damaged ({error}): run `{mend}`") from error
-            if len(self._mapped) > _MAPPED:
-                self._mapped.popitem(last=False)
-        self._mapped.move_to_end(name)
-        return self._mapped[name]
+        rows = self._mapped.get(name)
+        if rows is not None:
+            return rows
+        manifest = self._manifests.get(name)
+        if manifest is None:
+            raise FileNotFoundError(name)
+        try:
+            rows = Rows(self.folder / f"{name}.safetensors", manifest)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            mend = f"fusioner features verify {self.folder.parent} --repair"
+            raise FusionerError(f"the feature cache is damaged ({error}): run `{mend}`") from error
+        self._mapped[name] = rows
+        if len(self._mapped) > _MAPPED:
+            self._mapped.pop(next(iter(self._mapped)), None)
+        return rows
 
 
 class FeatureCache:

@@ -63,7 +63,7 @@ class Manifest:
     entries: tuple[Entry, ...]
     error: tuple[float, float] | None = None
 
-    @cached_property
+    @property
     def text(self) -> str:
         """Its JSON, in ASCII, beginning with the checksum of all that follows."""
         content = {"format": FORMAT, "space": self.space.to_dict(), "error": self.error, "entries": self.entries}
@@ -82,7 +82,7 @@ class Manifest:
         error = tuple(content["error"]) if content["error"] else None
         return cls(Space.from_dict(content["space"]), tuple(Entry(*row) for row in content["entries"]), error)
 
-    @cached_property
+    @property
     def header(self) -> bytes:
         """The head of the safetensors file, to the byte."""
         tensors, offset = {}, 0
@@ -92,6 +92,11 @@ class Manifest:
         head = json.dumps({"__metadata__": {"manifest": self.text}, **tensors}, separators=(",", ":")).encode()
         head += b" " * (-len(head) % 8)
         return len(head).to_bytes(8, "little") + head
+
+    @cached_property
+    def head_bytes(self) -> int:
+        """Length of `header`."""
+        return len(self.header)
 
     @property
     def data_bytes(self) -> int:
@@ -117,8 +122,8 @@ class Rows:
         size = path.stat().st_size
         # Found from the end, so that a broken header does not matter.
         start = size - manifest.data_bytes
-        if start != len(manifest.header):
-            raise OSError(f"{path} has {size} bytes, not {len(manifest.header) + manifest.data_bytes}")
+        if start != manifest.head_bytes:
+            raise OSError(f"{path} has {size} bytes, not {manifest.head_bytes + manifest.data_bytes}")
         try:
             raw = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[start:]
         except RuntimeError as error:  # how torch says that the file went away in between
