@@ -68,4 +68,4 @@ def test_from_a_folder_to_masks(folder: Path, tmp_path: Path) -> None:
     answer = json.loads((tmp_path / "masks" / "6.json").read_text())
     mask = np.asarray(Image.open(tmp_path / "masks" / "6.png"))
     assert mask.shape == (120, 160)
-    assert [label["pixels"] for label in answer["labels"]] == [int((mask == i).sum()) for i in (1, 2)]
+    assert [segment["pixels"] for segment in answer["segments"]] == [int((mask == i).sum()) for i in (1, 2)]

@@ -54,7 +54,7 @@ def test_no_class_is_invented(picture: int, seed: int, recipe: Recipe):
 def test_sixteen_bit_masks_keep_their_ids_and_their_own_ignore_value():
     rgb, mask = scene(1)
     mask = mask.astype(np.uint16) + 40_001
-    shifted = Recipe(probability=1.0, jitter=0, noise=0, elastic=0, crop=1.0, scale=0, rotate=0, shift=0.4)
+    shifted = Recipe(probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, scale=0.0, rotate=0.0, shift=0.4)
     _, mask2 = Augmentation(shifted, ignore=65535)(rgb, mask, np.random.default_rng(3))
     assert mask2.dtype == np.uint16
     assert 65535 in mask2
@@ -107,7 +107,9 @@ def test_inputs_are_left_alone():
 def test_a_rotated_square_stays_a_square_in_a_wide_picture():
     mask = np.zeros((80, 200), np.uint8)
     mask[20:60, 80:120] = 1
-    turned = Recipe(probability=1.0, jitter=0, noise=0, elastic=0, crop=1.0, shift=0, scale=0, rotate=45, flip=False)
+    turned = Recipe(
+        probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, shift=0.0, scale=0.0, rotate=45.0, flip=False
+    )
     _, mask2 = Augmentation(turned)(COLOURS[mask], mask, np.random.default_rng(0))
     assert (mask2 == 1).sum() == pytest.approx(1600, rel=0.05)
     assert (mask2 == 255).any()

@@ -116,7 +116,7 @@ def test_legend_of_five_hundred_labels_ends_with_a_count() -> None:
     "name", ["кошка", "猫とソファ", "قطة", "🐈‍⬛", "a\u0301", "\u0000", "\ud800", "x" * 500, "Đường", "हिन्दी", "\u202e"]
 )
 def test_any_name_can_be_drawn(name: str) -> None:
-    strip = legend([Entry(7, name, colour(7), 0.5), Entry(8, "cat", colour(8), 0)], 400, most=200)
+    strip = legend([Entry(7, name, colour(7), 0.5), Entry(8, "cat", colour(8), 0.0)], 400, most=200)
     assert np.asarray(strip).min() < 100  # something is written
     assert strip.width == 400
 
@@ -128,7 +128,7 @@ def test_letters_no_font_has_become_the_number() -> None:
 
 
 def test_share_text() -> None:
-    assert [share_text(share) for share in (0, 0.0004, 0.1234, 1)] == ["not found", "<0.1 %", "12.3 %", "100.0 %"]
+    assert [share_text(share) for share in (0.0, 0.0004, 0.1234, 1.0)] == ["not found", "<0.1 %", "12.3 %", "100.0 %"]
 
 
 def test_paint_takes_any_numbers() -> None:

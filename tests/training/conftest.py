@@ -1,6 +1,6 @@
 """A tiny PASCAL tree of coloured rectangles, a tiny random CLIP in a folder, settings that train in milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,15 @@ BODY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attentio
 WORDS = sorted({word for name in PASCAL_CLASSES for word in name.split()} | {"dining", "table", "potted", "plant"})
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<unk>", "<s>", "</s>", "a", "photo", "of", "tv", *WORDS])}
 IMAGES = 24
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums come out to the last bit only with the same number of threads; child processes here have one, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def colour(class_id: int) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import split
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_several_sets_each_with_its_own_words(voc_tree: Path, toml: Toml, tmp_pa
     [
         (["--also", "coco"], "NAME=FOLDER"),
         (["--preset", "paper", "--prompts", "4"], "--prompts"),
-        (["--steps", "0"], "--steps or --epochs"),
+        (["--steps", "0", "--epochs", "0"], "--steps or --epochs"),
         (["--lr", "nan"], "--lr must be within"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--image-encoder", "dinov9"], "dinov9"),
@@ -150,6 +151,7 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
     """Training on fold 0, then testing its unseen classes both at 224-style and at native resolution."""
     tree = tmp_path / "pascal"  # with a val image that can be read, named as a pair of the published list
@@ -166,23 +168,11 @@ def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path
     lists = base / "ImageSets" / "Segmentation"
     lists.joinpath("train_aug.txt").write_text("\n".join(f"2007_{i:06d}" for i in range(20)))
     lists.joinpath("val.txt").write_text("2007_000033\n")
-    common = (
-        "--dataset_name",
-        "pascal",
-        "--dataset_root",
-        tree,
-        "--fold",
-        0,
-        "--device",
-        "cpu",
-        "--target_size",
-        32,
-        32,
-    )
-    small = ("--transformer_width", 16, "--transformer_layers", 1, "--transformer_heads", 2, "--batch_size", 4)
-    epochs = ("--warmup_epochs", 1, "--training_epochs", 1)
-    encoders = ("--image_encoder", f"clip-vit-l14@{clip_folder}", "--text_encoder", f"clip-text-l14@{clip_folder}")
-    trained = script("train.py", *common, *small, *epochs, *encoders, "--out", tmp_path / "run")
+    common = [*split("--dataset_name pascal --fold 0 --device cpu --target_size 32 32 --dataset_root"), tree]
+    small = split("--transformer_width 16 --transformer_layers 1 --transformer_heads 2 --batch_size 4")
+    small += split("--warmup_epochs 1 --training_epochs 1")
+    encoders = ["--image_encoder", f"clip-vit-l14@{clip_folder}", "--text_encoder", f"clip-text-l14@{clip_folder}"]
+    trained = script("train.py", *common, *small, *encoders, "--out", tmp_path / "run")
     assert trained.returncode == 0, trained.stderr
     model, card = load_model(tmp_path / "run" / "best.safetensors")
     assert card.training["preset"] == "paper"
@@ -201,6 +191,7 @@ def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
     """The same global batch on two gloo processes: the same losses within the noise of adding in another order."""
     settings = toml(steps=8, choice_weight=1.0, holdout=1)

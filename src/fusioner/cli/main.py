@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from cyclopts import App, CycloptsError
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 2: wrong arguments or bad input, said on stderr in one `error:` line; 130: interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a label in any language must not fail on a narrow terminal
+        if isinstance(stream, TextIOWrapper):  # a label in any language must not fail on a narrow terminal
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -76,7 +76,7 @@ class Augmentation:
         return (add_noise(rgb, r.noise, rng) if on[5] else rgb.copy()), mask.copy()
 
 
-def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[Rgb, Mask]:
+def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h2 w2 3"], Integer[ndarray, "h2 w2"]]:
     """Light view number `index` of an image, for caching features of a few views of every image.
 
     View 0 is the image itself; odd views are mirrored, views from 2 on are cropped (45 to 100 % of the area, by
@@ -91,7 +91,7 @@ def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[Rgb, Mask]:
     return jitter(_frame(rgb, index, rng), 0.3, rng), view_mask(mask, index, seed)
 
 
-def view_mask(mask: Mask, index: int, seed: int) -> Mask:
+def view_mask(mask: Mask, index: int, seed: int) -> Integer[ndarray, "h2 w2"]:
     """The mask of `view` without the picture: what a cache of features needs."""
     return mask if index == 0 else _frame(mask, index, np.random.default_rng((seed, index)))
 

@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.evaluation.evidence import Evidence, Example, Group, Plan, Rows
+from fusioner.evaluation.evidence import IGNORED, Evidence, Example, Group, Plan, Rows
 from fusioner.evaluation.metrics import binary_counts, confusion
 from fusioner.evaluation.predictor import Predictor
 from fusioner.inference.decide import decide_logits, upsample
 
-_OUTSIDE = 65535
+Row = tuple[int, int, list[int] | list[float]]
+"""Index of the image, class id, values."""
 
 
 def collect(
@@ -49,7 +50,7 @@ class _Collector:
         self.listed: dict[str, Counter[int]] = {}
         for image, class_id in plan.pairs:
             self.listed.setdefault(image, Counter())[class_id] += 1
-        self.tables: dict[str, list[tuple[int, int, list[float]]]] = {"pairs": [], "blind": [], "absent": []}
+        self.tables: dict[str, list[Row]] = {"pairs": [], "blind": [], "absent": []}
         self.counts: dict[str, list[np.ndarray]] = {name: [] for name in plan.groups}
         self.confusion = {name: np.zeros((len(ids) + 1,) * 2, np.int64) for name, ids in plan.groups.items()}
         self.best, self.worst = _Top(examples, 1), _Top(examples, -1)
@@ -101,9 +102,9 @@ class _Collector:
         ids = self.plan.groups[name]
         table = torch.zeros(65536, dtype=torch.int64)  # classes nobody asked for are background here
         table[list(ids)] = torch.arange(1, len(ids) + 1)
-        table[self.data.ignore] = _OUTSIDE
+        table[self.data.ignore] = IGNORED
         truth = table[mask]
-        cells = confusion(prediction, truth, len(ids) + 1, ignore=_OUTSIDE)
+        cells = confusion(prediction, truth, len(ids) + 1, ignore=IGNORED)
         counts = torch.stack([cells.diagonal(), cells.sum(dim=1), cells.sum(dim=0)])
         self.counts[name].append(counts.numpy())
         self.confusion[name] += cells.numpy()
@@ -113,7 +114,9 @@ class _Collector:
     def _keep(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, mask: Tensor) -> None:
         if not (self.best.wants(score) or self.worst.wants(score)):
             return
-        truth = (mask == ids[0]).long() if self.plan.pairs else mask
+        truth = mask
+        if self.plan.pairs:
+            truth = (mask == ids[0]).long().masked_fill(mask == self.data.ignore, IGNORED)
         maps = (prediction.numpy().astype(np.uint16), truth.numpy().astype(np.uint16))
         example = Example(score, item.id, ids, *maps)
         self.best.add(example)
@@ -181,7 +184,7 @@ def _squash(mask: Integer[Tensor, "h w"], side: int) -> Integer[Tensor, "s s"]:
     return resized[0, 0].long()
 
 
-def _rows(rows: list[tuple[int, int, list[float]]]) -> Rows:
+def _rows(rows: list[Row]) -> Rows:
     if not rows:
         return Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
     images, class_ids, values = zip(*rows, strict=True)

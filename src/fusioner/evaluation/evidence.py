@@ -13,6 +13,9 @@ from fusioner.data.base import Pair
 NEUTRAL = "object"
 """The one text of the blind measure: it names nothing, so what it earns is saliency."""
 
+IGNORED = 65535
+"""In an example's truth: pixels that count nowhere."""
+
 
 @dataclass(frozen=True)
 class Plan:

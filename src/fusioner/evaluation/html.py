@@ -12,7 +12,7 @@ from jaxtyping import Integer
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
-from fusioner.evaluation.evidence import Evidence, Example, Group
+from fusioner.evaluation.evidence import IGNORED, Evidence, Example, Group
 from fusioner.evaluation.report import MEASURES, class_rows, figure_head, figure_rows, notes, shown, title
 from fusioner.evaluation.run import Outcome, metrics
 from fusioner.evaluation.statistics import Figure
@@ -22,6 +22,8 @@ from fusioner.inference.render import paint
 
 HEIGHT = 200  # of a picture, px
 MATRIX = 31  # more classes than this make no readable confusion matrix
+_GREY = 120
+_SIDES = "Answer left, truth right; grey pixels count nowhere."
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8882;--bar:#2f6fe0}
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem}
@@ -111,7 +113,7 @@ def _pictures(evidence: Evidence, data: SegmentationData, where: str) -> list[st
     for name, examples in (("Best", evidence.best), ("Worst", evidence.worst)):
         if examples:
             cards = "".join(_card(example, data) for example in examples)
-            parts.append(f"<h2>{name} {len(examples)}{where}</h2><p>Answer left, truth right.</p>")
+            parts.append(f"<h2>{name} {len(examples)}{where}</h2><p>{_SIDES}</p>")
             parts.append(f"<div class=cards>{cards}</div>")
     return parts
 
@@ -139,5 +141,8 @@ def _painted(rgb: np.ndarray, labels: Integer[np.ndarray, "h w"]) -> np.ndarray:
     """The photograph under a label map of any size, at the report's height."""
     width = max(1, round(rgb.shape[1] * HEIGHT / rgb.shape[0]))
     small = np.asarray(Image.fromarray(rgb).resize((width, HEIGHT), Image.Resampling.BOX))
-    resized = Image.fromarray(labels.astype(np.int32)).resize((width, HEIGHT), Image.Resampling.NEAREST)
-    return paint(small, np.asarray(resized), 0.5)
+    shrunk = Image.fromarray(labels.astype(np.int32)).resize((width, HEIGHT), Image.Resampling.NEAREST)
+    numbers = np.asarray(shrunk)
+    ignored = numbers == IGNORED
+    painted = paint(small, np.where(ignored, 0, numbers), 0.5)
+    return np.where(ignored[..., None], painted // 4 + _GREY, painted)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ TokenSource = Callable[[ImageEncoder, Path, int], Tensor]
 """(encoder, image file, resolution) -> tokens (1, D, Gh, Gw) of the squashed image; `FeatureCache.tokens` is one."""
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """Anything that can be evaluated; a Segmenter through `SegmenterPredictor`, a plain function through `Plain`.
 

@@ -44,7 +44,7 @@ def provenance(command: str, model: Path, segmenter: "Segmenter", resolution: st
     content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     for kind, encoder in (("image", segmenter.image_encoder), ("text", segmenter.text_encoder)):
         content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
-    content |= {"device": str(segmenter.device), "resolution": resolution, "training": segmenter.card.training}
+    content |= {"device": str(segmenter.device), "resolution": resolution, "training": _short(segmenter.card.training)}
     return content
 
 
@@ -161,6 +161,11 @@ def _value(summary: Summary, name: str) -> str:
 def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
     body = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+
+
+def _short(training: dict[str, Any]) -> dict[str, Any]:
+    """The card's entry without its list of thousands of image marks; their number stays."""
+    return {k: len(v) if k == "images" and isinstance(v, list) else v for k, v in training.items()}
 
 
 def _versions() -> dict[str, str]:

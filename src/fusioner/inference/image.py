@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, from_numpy
 
 from fusioner.errors import FusionerError
 
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
+ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses to decode
 # Pillow's other readers are left out: some start programs (EPS), none of them is how photographs are kept.
@@ -87,7 +87,7 @@ def resize(images: Num[Tensor, "*b c h w"], size: tuple[int, int]) -> Num[Tensor
     return resized if images.ndim == 4 else resized[0]
 
 
-def _open_file(path: Path) -> BinaryIO:
+def _open_file(path: Path) -> IO[bytes]:
     try:
         if path.is_dir():
             raise FusionerError(f"{path} is a folder, not an image")
@@ -101,7 +101,7 @@ def _open_file(path: Path) -> BinaryIO:
         raise FusionerError(f"cannot read image {path}: {reason}") from error
 
 
-def _read_stream(stream: BinaryIO, name: str) -> UInt8[np.ndarray, "h w 3"]:
+def _read_stream(stream: IO[bytes], name: str) -> UInt8[np.ndarray, "h w 3"]:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
@@ -49,7 +48,7 @@ class Segmentation:
         threshold: float = 0.5,
         background: bool = True,
         name: str = "image",
-    ) -> Self:
+    ) -> "Segmentation":
         """Decide every pixel of `image` from logits of any resolution, one plane a label, on any device.
 
         Raises:

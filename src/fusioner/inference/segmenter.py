@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from fusioner.model.fusioner import Fusioner
 
 Resolution = Literal["fast", "native"]
 CANVAS = 2**27  # float32 logits kept of all labels of one image: 512 MiB
-FEATURES = 2**26  # float32 features the decoder may make at once: 256 MiB
+FEATURES = 2**26  # float32 numbers the network may hold at once in its widest layer: 256 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class Segmenter:
     @classmethod
     def from_checkpoint(
         cls, path: str | Path, device: str | torch.device | None = None, templates: Sequence[str] | None = None
-    ) -> Self:
+    ) -> "Segmenter":
         """Load a file of `fusioner train` and the encoders its card names; `templates` replace the card's.
 
         Raises:
@@ -132,7 +132,7 @@ class Segmenter:
         clean = check_labels(labels)
         return self._segment(self.encode(image, resolution), clean, threshold, background)
 
-    def set_image(self, image: ImageSource, resolution: Resolution = "fast") -> Self:
+    def set_image(self, image: ImageSource, resolution: Resolution = "fast") -> "Segmenter":
         """Encode `image` once and keep it for `segment`."""
         self._current = self.encode(image, resolution)
         return self
@@ -189,7 +189,7 @@ class Segmenter:
                 logits = self._network(encoded.tokens, text, None)[0]
             else:
                 logits = self._windows(encoded.tokens, text, encoded.grid)
-        if not logits.isfinite().all():
+        if not logits.sum().isfinite():  # one number, where isfinite of all would need as much memory again
             raise FusionerError("the model answers with numbers that are not finite: its checkpoint is broken")
         return logits
 
@@ -213,7 +213,7 @@ class Segmenter:
             return self.image_encoder(images.to(self.device)).float()
 
     def _windows(
-        self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k d"], grid: WindowGrid
+        self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], grid: WindowGrid
     ) -> Float[Tensor, "k h w"]:
         share = math.sqrt(CANVAS / (len(text) * grid.height * grid.width))
         side = grid.crop if share >= 1 else max(1, int(grid.crop * share))
@@ -225,14 +225,15 @@ class Segmenter:
         return canvas.mean()
 
     def _network(
-        self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k d"], size: tuple[int, int] | None
+        self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
     ) -> Float[Tensor, "n k h w"]:
         """The trained network, labels in portions where they do not depend on each other."""
-        portion = len(text)
-        if self.model.labels_independent:
-            widths = self.model.config.decoder_widths
-            cells = math.prod(size) if size else tokens[0, 0].numel() * 4 ** (len(widths) - 1)
-            portion = max(1, FEATURES // (max(widths) * cells * len(tokens)))
+        portion, config = len(text), self.model.config
+        if self.model.labels_independent:  # each brings its own tokens and features
+            n = tokens[0, 0].numel()
+            cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
+            numbers = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
+            portion = max(1, FEATURES // (numbers * len(tokens)))
         parts = [self.model(tokens, some.expand(len(tokens), -1, -1), size) for some in text.split(portion)]
         return torch.cat(parts, dim=1)
 

@@ -64,9 +64,12 @@ def load_official(
     """
     path = Path(path).expanduser()
     parts = _split(_read(path), path)
-    image = clip_vision_from_openai(_only_visual(parts["img_model"]), heads=clip_heads, name="official-clip")
     words = _tokenizer(path, tokenizer)
-    text = clip_text_from_openai(parts["text_model"], words, heads=clip_heads, name="official-clip-text")
+    try:
+        image = clip_vision_from_openai(_only_visual(parts["img_model"]), heads=clip_heads, name="official-clip")
+        text = clip_text_from_openai(parts["text_model"], words, heads=clip_heads, name="official-clip-text")
+    except FusionerError as error:
+        raise FusionerError(f"{path} is no checkpoint of the official code: {error}") from error
     image.mean, image.std = PUBLISHED_NORMALISATION[dataset]
     config = _config(parts, path, (image.dim, text.dim), heads, temperature)
     model = Fusioner(config)
