@@ -47,9 +47,7 @@ def test_rates_move_as_the_official_ones(model: Fusioner) -> None:
 
 def test_the_decoders_group_is_plain_adam() -> None:
     torch.manual_seed(0)
-    model = Fusioner(
-        FusionerConfig(**SIZES, decoder_norm="layer")
-    )  # gradients above noise
+    model = Fusioner(FusionerConfig(**SIZES, decoder_norm="layer"))  # gradients above noise
     twin = Fusioner(model.config)
     twin.load_state_dict(model.state_dict())
     ours, adam = build_optimizer(model, PAPER), torch.optim.Adam(twin.decoder.parameters(), lr=PAPER.decoder_lr)
