@@ -1,6 +1,7 @@
 """Every kind of picture a user may hand over, made here and read back."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -56,6 +57,17 @@ def test_all_sources_give_the_same(photo: np.ndarray, tmp_path: Path) -> None:
         sources = [path, str(path), path.read_bytes(), file, Image.open(path), photo, Image.fromarray(photo)]
         for source in sources:
             assert np.array_equal(read_image(source), photo)
+
+
+def test_a_pipe_and_a_text_file(photo: np.ndarray, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as sender:
+        sender.write(encoded(Image.fromarray(photo[:9, :9]), "PNG"))
+        sender.close()
+        assert np.array_equal(read_image(pipe), photo[:9, :9])
+    (tmp_path / "a.txt").write_text("text")
+    with (tmp_path / "a.txt").open() as text, pytest.raises(FusionerError, match="binary mode"):
+        read_image(text)  # type: ignore[arg-type]
 
 
 def test_the_callers_array_is_not_shared(photo: np.ndarray) -> None:

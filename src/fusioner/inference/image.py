@@ -4,9 +4,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, from_numpy
 
 from fusioner.errors import FusionerError
 
-ImageSource: TypeAlias = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray
+ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses to decode
 # Pillow's other readers are left out: some start programs (EPS), none of them is how photographs are kept.
@@ -58,7 +58,7 @@ def read_image(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
         with _open_file(Path(source)) as file:
             return _read_stream(file, str(source))
     if hasattr(source, "read"):
-        return _read_stream(source, str(getattr(source, "name", "the image")))
+        return _read_stream(_whole(source), str(getattr(source, "name", "the image")))
     raise FusionerError(f"an image is a path, bytes, an open file, a Pillow image or an array, not {type(source)}")
 
 
@@ -87,7 +87,7 @@ def resize(images: Num[Tensor, "*b c h w"], size: tuple[int, int]) -> Num[Tensor
     return resized if images.ndim == 4 else resized[0]
 
 
-def _open_file(path: Path) -> IO[bytes]:
+def _open_file(path: Path) -> BufferedReader:
     try:
         if path.is_dir():
             raise FusionerError(f"{path} is a folder, not an image")
@@ -101,7 +101,17 @@ def _open_file(path: Path) -> IO[bytes]:
         raise FusionerError(f"cannot read image {path}: {reason}") from error
 
 
-def _read_stream(stream: IO[bytes], name: str) -> UInt8[np.ndarray, "h w 3"]:
+def _whole(stream: BinaryIO) -> BytesIO:
+    """All that a stream holds, from its start where it can go back there (a pipe cannot)."""
+    if stream.seekable():
+        stream.seek(0)
+    content = stream.read()
+    if not isinstance(content, bytes):
+        raise FusionerError("the image's file must be opened in binary mode ('rb')")
+    return BytesIO(content)
+
+
+def _read_stream(stream: BytesIO | BufferedReader, name: str) -> UInt8[np.ndarray, "h w 3"]:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
@@ -170,7 +180,7 @@ def _from_array(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
     return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
-def _eight_bits(values: Num[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+def _eight_bits(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """Scale by the range the type or, for wide types, the values tell: 1, 255, 65535, else their own least and most."""
     if values.dtype == np.uint8:
         return values
