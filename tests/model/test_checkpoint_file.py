@@ -35,13 +35,6 @@ def test_half_precision_halves_the_file_and_loads_as_float(tmp_path: Path) -> No
     assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.float32}
 
 
-def test_equal_models_are_equal_bytes(tmp_path: Path) -> None:
-    model = Fusioner(SHAPE)
-    for name in ("a", "b"):
-        save_model(tmp_path / name, model, CARD)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(FusionerError, match="no model file"):
