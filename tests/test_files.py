@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fusioner.errors import FusionerError
 from fusioner.files import atomic_write, writable_folder
@@ -48,6 +49,14 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_modes_follow_the_umask_whoever_writes(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "plain.bin") as beside:
+        beside.write_bytes(b"x")
+    with atomic_write(tmp_path / "weights.safetensors") as beside:
+        save_file({"a": torch.zeros(1)}, beside)
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain.bin").stat().st_mode
 
 
 def test_a_file_in_the_folders_place_is_one_sentence(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +40,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     beside = path.with_name(f".part-{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
         yield beside
+        beside.chmod(mode)  # safetensors leaves its files to their owner alone
         _flush(beside)
         os.replace(beside, path)
     except OSError as error:

@@ -125,6 +125,21 @@ def test_cached_and_live_training_have_the_same_loss_curve(
     assert curves[0] != curves[1]  # fp16 did pass through
 
 
+def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "pairs")
+    source = LiveSource(corpus.parts[0].data, encoder, 32)
+    source.views = 1
+    order, flipped = Order(corpus.examples, 12, 0), 0
+    plain = next(steps(batches(corpus, encoder, [source]), order, 0))
+    mirrored = next(steps(batches(corpus, encoder, [source], mirror=True), order, 0))
+    for row in range(12):
+        turn = not torch.equal(mirrored.tokens[row], plain.tokens[row])
+        flipped += turn
+        assert torch.equal(mirrored.tokens[row], plain.tokens[row].flip(-1) if turn else plain.tokens[row])
+        assert torch.equal(mirrored.labels[row], plain.labels[row].flip(-1) if turn else plain.labels[row])
+    assert 0 < flipped < 12
+
+
 def test_shares_of_processes_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_part("pascal", voc_tree)], "images", holdout=1)
     made, order = batches(corpus, encoder), Order(corpus.examples, 7, 0)

@@ -156,7 +156,7 @@ def _mirrored(
     tokens: Float[Tensor, "b d gh gw"], masks: list[Integer[ndarray, "h w"]], which: list[bool]
 ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
     """Left and right exchanged where `which` says so."""
-    flipped = torch.where(torch.tensor(which)[:, None, None, None], tokens.flip(-1), tokens)
+    flipped = torch.where(torch.tensor(which, device=tokens.device)[:, None, None, None], tokens.flip(-1), tokens)
     return flipped, [mask[:, ::-1] if flip else mask for mask, flip in zip(masks, which, strict=True)]
 
 
