@@ -79,6 +79,7 @@ def draw(root: Path, images: int, seed: int) -> SegmentationData:
 def start(work: Callable[[], object]) -> int:
     """Run something in a process of its own; its id."""
     sys.stdout.flush()
+    torch.set_num_threads(1)  # a forked child has lost the threads of its parent's pool
     if child := os.fork():
         return child
     code = 1
