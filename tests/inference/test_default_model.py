@@ -1,0 +1,51 @@
+"""`fusioner.load()` as a user meets it: no network, real photographs, things where everybody sees them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+import fusioner
+
+
+@pytest.fixture(scope="module")
+def seg() -> "fusioner.Segmenter":
+    return fusioner.load(device="cpu")
+
+
+def test_a_cat_is_a_cat_and_nothing_else(seg: "fusioner.Segmenter", tmp_path: Path) -> None:
+    path = tmp_path / "chelsea.jpg"
+    Image.fromarray(data.chelsea()).save(path)
+    result = seg(path, ["cat", "sofa"])
+    assert isinstance(result, fusioner.Segmentation)
+    assert result.mask("cat")[100:250, 150:300].mean() > 0.95  # the face
+    assert not result.mask("cat")[:60, 400:].any()  # the blurred corner
+    assert result.coverage["sofa"] < 0.05
+    assert result.scores["cat"] > 0.7
+    assert sorted(result.save(tmp_path / "out", path.stem)) == ["json", "mask", "overlay"]
+
+
+def test_one_encoding_many_questions(seg: "fusioner.Segmenter") -> None:
+    seg.set_image(data.astronaut())
+    person = seg.segment("person").mask("person")
+    assert person[80:160, 190:260].mean() > 0.9  # the face
+    assert not person[100:250, 380:].any()  # the shuttle
+    assert seg.segment(["cat", "sofa"]).coverage["cat"] < 0.02
+    everything = seg.segment(["person", "wall"], background=False)
+    assert everything.label_map.min() == 1
+
+
+def test_a_label_does_not_depend_on_its_company(seg: "fusioner.Segmenter") -> None:
+    encoded = seg.encode(data.coffee())
+    alone = seg.own_logits(encoded, ["cup"])
+    among = seg.own_logits(encoded, ["table", "cup", "spoon"])
+    if seg.model.labels_independent:
+        assert np.allclose(alone[0], among[1], atol=1e-3)
+
+
+def test_mirrored_in_mirrored_out(seg: "fusioner.Segmenter") -> None:
+    there = seg(data.chelsea(), ["cat"]).mask("cat")
+    back = seg(data.chelsea()[:, ::-1], ["cat"]).mask("cat")[:, ::-1]
+    assert (there == back).mean() > 0.95
