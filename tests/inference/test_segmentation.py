@@ -41,7 +41,7 @@ def test_what_it_tells(result: Segmentation) -> None:
     assert result.label_map[5, 80] == 0
     assert result.mask("sofa").dtype == bool
     assert np.array_equal(result.mask("sofa"), result.label_map == 2)
-    assert result.pixels["cat"] == result.mask("cat").sum()
+    assert result.areas["cat"] == result.mask("cat").sum()
     assert result.coverage["cat"] == pytest.approx(result.mask("cat").mean())
     assert result.coverage["dog"] == 0
     assert list(result.found) == ["cat", "sofa"]
@@ -105,7 +105,7 @@ def test_the_files(result: Segmentation, tmp_path: Path) -> None:
     assert told["mask"]["bits"] == 8
     for number, segment in enumerate(told["segments"], start=1):
         assert segment["id"] == number
-        assert segment["pixels"] == result.pixels[segment["label"]]
+        assert segment["pixels"] == result.areas[segment["label"]]
         assert segment["score"] == pytest.approx(result.scores[segment["label"]], abs=1e-6)
         assert segment["rle"]["size"] == [60, 90]
         assert np.array_equal(coco.decode(segment["rle"]), result.label_map == number)

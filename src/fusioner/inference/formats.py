@@ -1,10 +1,10 @@
-"""The files a segmentation is kept in: a picture, an indexed mask, and JSON with COCO run lengths."""
+"""The files a segmentation is kept in: what each kind is called, and who writes it."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt16
@@ -12,49 +12,58 @@ from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.files import atomic_write
-from fusioner.inference.palette import colour, colours
+from fusioner.inference import exports
+from fusioner.inference.palette import colours, hex_colour
 
 if TYPE_CHECKING:
     from fusioner.inference.segmentation import Segmentation
 
 
-def save(result: "Segmentation", folder: str | Path, stem: str = "image") -> dict[str, Path]:
-    """Write every kind of `KINDS` to `<folder>/<stem><ending>` -> paths by kind; all of them or, on an error, none.
+class Kind(NamedTuple):
+    """One way to keep a segmentation.
 
-    Raises:
-        FusionerError: the folder cannot be written to, or `stem` is no file name.
+    Attributes:
+        ending: of the file's name, after the stem.
+        media_type: what HTTP calls it.
+        write: (segmentation, open binary file) -> None.
+        text: what it is, for menus and help.
     """
-    if not stem.strip(".") or Path(stem).name != stem:
-        raise FusionerError(f"'{stem}' is no file name: give one without folders")
-    paths = {kind: Path(folder) / f"{stem}{ending}" for kind, (ending, _) in KINDS.items()}
-    with ExitStack() as stack:  # files get their names only after the last of them is written
-        for kind, path in paths.items():
-            KINDS[kind][1](result, stack.enter_context(atomic_write(path)))
-    return paths
+
+    ending: str
+    media_type: str
+    write: Callable[["Segmentation", BinaryIO], None]
+    text: str
 
 
-def write_overlay(result: "Segmentation", path: Path) -> None:
-    """The picture with legend, as PNG."""
-    result.overlay().save(path, format="PNG")
+def describe(result: "Segmentation") -> dict[str, Any]:
+    """All there is to tell as plain values: the image, how it was decided, and per label what was found.
 
-
-def write_mask(result: "Segmentation", path: Path) -> None:
-    """Label numbers at the image's size, 0 = background: a palette PNG, or 16-bit grey for more than 255 labels."""
-    mask_image(result.label_map, len(result.labels)).save(path, format="PNG")
-
-
-def write_json(result: "Segmentation", path: Path) -> None:
-    """`describe` as UTF-8 JSON."""
-    text = json.dumps(describe(result), ensure_ascii=False, indent=1)
-    path.write_bytes(text.encode("utf-8", "replace"))  # file names need not be valid text
-
-
-KINDS: dict[str, tuple[str, Callable[["Segmentation", Path], None]]] = {
-    "overlay": (".overlay.png", write_overlay),
-    "mask": (".png", write_mask),
-    "json": (".json", write_json),
-}
-"""What `save` writes: kind -> (ending, writer)."""
+    `rle` is COCO's compressed run-length encoding, as pycocotools reads it; `box` is [x, y, width, height]; of each
+    of the `polygons` the first ring is the outline and the others are holes, see `inference.polygons`.
+    """
+    return {
+        "image": result.name,
+        "width": result.width,
+        "height": result.height,
+        "labels": list(result.labels),
+        "threshold": result.threshold,
+        "background": result.background,
+        "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
+        "segments": [
+            {
+                "id": number,
+                "label": label,
+                "color": hex_colour(number),
+                "pixels": result.areas[label],
+                "coverage": round(result.coverage[label], 6),
+                "score": round(result.scores[label], 6),
+                "box": list(result.boxes[label]),
+                "rle": exports.run_lengths(result, label),
+                "polygons": [[ring.tolist() for ring in polygon] for polygon in result.polygons(label)],
+            }
+            for number, label in enumerate(result.labels, start=1)
+        ],
+    }
 
 
 def mask_bits(labels: int) -> int:
@@ -71,47 +80,65 @@ def mask_image(label_map: UInt16[np.ndarray, "h w"], labels: int) -> Image.Image
     return image
 
 
-def describe(result: "Segmentation") -> dict[str, Any]:
-    """All there is to tell as plain values: the image, how it was decided, and per label what was found.
+def _write_overlay(result: "Segmentation", file: BinaryIO) -> None:
+    result.overlay().save(file, format="PNG")
 
-    `rle` is COCO's compressed run-length encoding, as pycocotools reads it.
+
+def _write_mask(result: "Segmentation", file: BinaryIO) -> None:
+    mask_image(result.label_map, len(result.labels)).save(file, format="PNG")
+
+
+def _as_json(convert: Callable[["Segmentation"], dict[str, Any]]) -> Callable[["Segmentation", BinaryIO], None]:
+    return lambda result, file: exports.write_plain(convert(result), file)
+
+
+def _as_text(convert: Callable[["Segmentation"], str]) -> Callable[["Segmentation", BinaryIO], None]:
+    return lambda result, file: exports.write_text(convert(result), file)
+
+
+KINDS: dict[str, Kind] = {
+    "overlay": Kind(".overlay.png", "image/png", _write_overlay, "the picture in colours, with a legend"),
+    "mask": Kind(".png", "image/png", _write_mask, "indexed mask: 0 background, i the i-th label"),
+    "json": Kind(".json", "application/json", _as_json(describe), "all there is to tell, as JSON"),
+    "coco": Kind(".coco.json", "application/json", _as_json(exports.coco), "COCO, run lengths and polygons"),
+    "labelme": Kind(".labelme.json", "application/json", _as_json(exports.labelme), "LabelMe polygons"),
+    "yolo": Kind(".yolo.txt", "text/plain", _as_text(exports.yolo), "YOLO (Ultralytics) polygons"),
+    "cvat": Kind(".cvat.xml", "application/xml", _as_text(exports.cvat), "CVAT for images 1.1, masks"),
+    "geojson": Kind(".geojson", "application/geo+json", _as_json(exports.geojson), "GeoJSON polygons, in pixels"),
+    "npz": Kind(".npz", "application/octet-stream", exports.write_npz, "NumPy: map, probabilities, labels"),
+}
+"""What `save` and `to_bytes` know."""
+
+DEFAULT_KINDS = ("overlay", "mask", "json")
+
+
+def save(
+    result: "Segmentation", folder: str | Path, stem: str = "image", kinds: Sequence[str] = DEFAULT_KINDS
+) -> dict[str, Path]:
+    """Write `<folder>/<stem><ending>` for each of `kinds` -> paths by kind; all of them or, on an error, none.
+
+    Raises:
+        FusionerError: the folder cannot be written to, `stem` is no file name, or a kind is unknown.
     """
-    lengths = run_lengths(result)
-    return {
-        "image": result.name,
-        "width": result.width,
-        "height": result.height,
-        "labels": list(result.labels),
-        "threshold": result.threshold,
-        "background": result.background,
-        "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
-        "segments": [
-            {
-                "id": number,
-                "label": label,
-                "color": "#{:02X}{:02X}{:02X}".format(*colour(number)),
-                "pixels": result.pixels[label],
-                "coverage": round(result.coverage[label], 6),
-                "score": round(result.scores[label], 6),
-                "rle": lengths[number - 1],
-            }
-            for number, label in enumerate(result.labels, start=1)
-        ],
-    }
+    if not stem.strip(".") or Path(stem).name != stem:
+        raise FusionerError(f"'{stem}' is no file name: give one without folders")
+    paths = {kind: Path(folder) / f"{stem}{find_kind(kind).ending}" for kind in kinds}
+    with ExitStack() as stack:  # files get their names only after the last of them is written
+        for kind, path in paths.items():
+            with stack.enter_context(atomic_write(path)).open("wb") as file:
+                KINDS[kind].write(result, file)
+    return paths
 
 
-def run_lengths(result: "Segmentation") -> list[dict[str, Any]]:
-    """COCO RLE of every label's mask: {"size": [height, width], "counts": str}."""
-    from pycocotools import mask
-
-    columns = np.asfortranarray(result.label_map)
-    empty = _encode(mask, np.zeros_like(columns, dtype=np.uint8, order="F"))
-    return [
-        _encode(mask, (columns == number).view(np.uint8)) if result.pixels[label] else dict(empty)
-        for number, label in enumerate(result.labels, start=1)
-    ]
+def to_bytes(result: "Segmentation", kind: str) -> bytes:
+    """The content of the file that `save` would write; FusionerError when the kind is unknown."""
+    stream = BytesIO()
+    find_kind(kind).write(result, stream)
+    return stream.getvalue()
 
 
-def _encode(mask: Any, plane: np.ndarray) -> dict[str, Any]:
-    encoded = mask.encode(plane)
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+def find_kind(name: str) -> Kind:
+    """The kind of that name; FusionerError when there is none."""
+    if name not in KINDS:
+        raise FusionerError(f"there is no format '{name}': choose from {', '.join(KINDS)}")
+    return KINDS[name]

@@ -32,12 +32,12 @@ _NO_LETTER = "\U0010fffe"  # a code point that no font draws: what it shows is t
 
 @dataclass(frozen=True)
 class Entry:
-    """A name of the legend, with its number in the map; `share` 0 means not found."""
+    """A name of the legend, with its number in the map; `share` 0 means not found, None that it is of no interest."""
 
     number: int
     name: str
     colour: Colour
-    share: float
+    share: float | None
 
 
 def legend(entries: Sequence[Entry], width: int, most: int) -> Image.Image:
@@ -56,7 +56,7 @@ def legend(entries: Sequence[Entry], width: int, most: int) -> Image.Image:
             x, row = margin, row + 1
         if row == rows:
             _, x, row = places.pop()
-            cell = _text(f"+ {len(entries) - index + 1} more", size, FAINT)
+            cell = write_line(f"+ {len(entries) - index + 1} more", size, FAINT)
             places.append((cell, x, row))
             break
         places.append((cell, x, row))
@@ -75,14 +75,16 @@ def share_text(share: float) -> str:
 
 
 def _cell(entry: Entry, size: int) -> Image.Image:
-    found = entry.share > 0
-    name = _text(_shorten(entry.name), size, INK if found else FAINT, f"label {entry.number}")
-    share = _text(share_text(entry.share), size, FAINT)
+    found = entry.share != 0
+    name = write_line(_shorten(entry.name), size, INK if found else FAINT, f"label {entry.number}")
+    share = None if entry.share is None else write_line(share_text(entry.share), size, FAINT)
     chip, space = round(size * 1.05), round(size * 0.55)
-    cell = Image.new("RGB", (chip + space + name.width + space + share.width, name.height), PAPER)
+    width = chip + space + name.width + (space + share.width if share else 0)
+    cell = Image.new("RGB", (width, name.height), PAPER)
     cell.paste(_chip(entry.colour, chip, found), (0, (cell.height - chip) // 2))
     cell.paste(name, (chip + space, 0))
-    cell.paste(share, (chip + 2 * space + name.width, 0))
+    if share:
+        cell.paste(share, (chip + 2 * space + name.width, 0))
     return cell
 
 
@@ -95,8 +97,8 @@ def _chip(colour: Colour, side: int, filled: bool) -> Image.Image:
     return big.resize((side, side), Image.Resampling.BOX)
 
 
-def _text(text: str, size: int, ink: Colour, otherwise: str = "?") -> Image.Image:
-    """One line of text, as wide as it is, or `otherwise` where no font has its letters."""
+def write_line(text: str, size: int, ink: Colour, otherwise: str = "?") -> Image.Image:
+    """One line of text, as wide as it is, `size` px; or `otherwise` where no font has its letters."""
     font = _font_for(text, size)
     if font is None:
         text, font = otherwise, ImageFont.load_default(size)

@@ -31,6 +31,11 @@ def colour(number: int) -> Colour:
     return _oklch(_LIGHTNESS[turn % len(_LIGHTNESS)], 0.16, 0.5 + turn * _GOLDEN_ANGLE)
 
 
+def hex_colour(number: int) -> str:
+    """`colour` as "#RRGGBB"."""
+    return "#{:02X}{:02X}{:02X}".format(*colour(number))
+
+
 def colours(count: int) -> list[Colour]:
     """Colours of the numbers 0 .. count - 1."""
     return [colour(number) for number in range(count)]

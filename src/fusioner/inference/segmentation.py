@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusioner.errors import FusionerError
 from fusioner.inference.decide import chunks, decide_logits
+from fusioner.inference.polygons import Polygon, trace
 
 
 @dataclass(eq=False)
@@ -22,7 +23,7 @@ class Segmentation:
         image: the photograph, upright RGB.
         labels: what was asked for; the i-th (from 1) is `i` in `label_map`.
         label_map: for every pixel the number of its label; 0 is background.
-        scores: label -> mean probability over the pixels it got; 0.0 where it got none.
+        scores: label -> how sure it is as a whole: mean probability over the pixels it got; 0.0 where it got none.
         threshold, background: how it was decided; without background every pixel has a label.
         name: the image's file name, where it came from a file.
         logits: the model's answer at its own resolution. Probabilities at full resolution are made from it when asked
@@ -85,7 +86,7 @@ class Segmentation:
         return self.image.shape[0]
 
     @cached_property
-    def pixels(self) -> dict[str, int]:
+    def areas(self) -> dict[str, int]:
         """Label -> number of its pixels."""
         counts = np.bincount(self.label_map.ravel(), minlength=len(self.labels) + 1)[1:]
         return dict(zip(self.labels, counts.tolist(), strict=True))
@@ -93,13 +94,23 @@ class Segmentation:
     @property
     def coverage(self) -> dict[str, float]:
         """Label -> its share of the image, 0..1."""
-        return {label: count / self.label_map.size for label, count in self.pixels.items()}
+        return {label: count / self.label_map.size for label, count in self.areas.items()}
 
     @property
     def found(self) -> dict[str, float]:
         """Coverage of the labels that have a pixel, largest first."""
         present = {label: share for label, share in self.coverage.items() if share}
         return dict(sorted(present.items(), key=lambda item: -item[1]))
+
+    @cached_property
+    def boxes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Label -> (x, y, width, height) around all its pixels, px; (0, 0, 0, 0) where it has none."""
+        boxes = dict.fromkeys(self.labels, (0, 0, 0, 0))
+        for label in self.found:
+            mask = self.mask(label)
+            x, y = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
+            boxes[label] = (int(x[0]), int(y[0]), int(x[-1] - x[0]) + 1, int(y[-1] - y[0]) + 1)
+        return boxes
 
     def number(self, label: str) -> int:
         """What stands for `label` in the map, 1..K; FusionerError when it was not asked for."""
@@ -111,10 +122,43 @@ class Segmentation:
         """Where `label` is; FusionerError when it was not asked for."""
         return self.label_map == self.number(label)
 
+    def polygons(self, label: str) -> list[Polygon]:
+        """The outlines of the label's regions along pixel edges, each with its holes; see `inference.polygons`."""
+        number = self.number(label)
+        x, y, width, height = self.boxes[label]
+        inside = self.label_map[y : y + height, x : x + width] == number
+        return [[ring + np.array([x, y]) for ring in polygon] for polygon in trace(inside)]
+
+    def cutout(self, label: str, *, soft: bool = False, crop: bool = True) -> Image.Image:
+        """The label's pixels alone, as RGBA.
+
+        Args:
+            label: one of `labels`.
+            soft: the label's probability as alpha, instead of all or nothing.
+            crop: to the label's box; False keeps the image's size.
+
+        Raises:
+            FusionerError: the label was not asked for, or has no pixel.
+        """
+        alpha = self.probability(label) if soft else self.mask(label)
+        x, y, width, height = self.boxes[label]
+        if not width:
+            raise FusionerError(f"there is no '{label}' in {self.name} to cut out: lower the threshold")
+        rgba = np.dstack([self.image, (alpha * np.float32(255) + 0.5).astype(np.uint8)])
+        return Image.fromarray(rgba[y : y + height, x : x + width] if crop else rgba)
+
     def probability(self, label: str) -> Float16[np.ndarray, "h w"]:
         """How surely every pixel shows `label`, 0..1; FusionerError when it was not asked for."""
         number = self.number(label)
         return next(chunks(self.logits[number - 1 : number], self.image.shape[:2]))[0].half().numpy()
+
+    @cached_property
+    def confidence(self) -> Float16[np.ndarray, "h w"]:
+        """How sure the decision is at every pixel, 0..1: its label's probability, or 1 - that of the likeliest label
+        where background won. (Per label, see `scores`.)
+        """
+        _, best = decide_logits(self.logits, self.image.shape[:2], background=False)
+        return np.where(self.label_map, best, 1 - best).astype(np.float16)
 
     @property
     def probabilities(self) -> Float16[np.ndarray, "k h w"]:
@@ -132,14 +176,23 @@ class Segmentation:
 
         return overlay(self, opacity=opacity, legend=legend)
 
-    def save(self, folder: str | Path, stem: str = "image") -> dict[str, Path]:
-        """Write `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json` -> their paths by kind.
+    def save(
+        self, folder: str | Path, stem: str = "image", kinds: Sequence[str] = ("overlay", "mask", "json")
+    ) -> dict[str, Path]:
+        """Write `<stem><ending>` for each of `kinds`, keys of `inference.formats.KINDS` -> their paths by kind.
 
-        All three or, when one cannot be written, none; files of those names are replaced.
+        By default `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. All of them or, when one cannot
+        be written, none; files of those names are replaced.
 
         Raises:
-            FusionerError: the folder cannot be written to, or `stem` is no file name.
+            FusionerError: the folder cannot be written to, `stem` is no file name, or a kind is unknown.
         """
         from fusioner.inference.formats import save
 
-        return save(self, folder, stem)
+        return save(self, folder, stem, kinds)
+
+    def to_bytes(self, kind: str) -> bytes:
+        """The content of the file that `save` writes for that kind; FusionerError when it is unknown."""
+        from fusioner.inference.formats import to_bytes
+
+        return to_bytes(self, kind)
