@@ -189,7 +189,7 @@ def test_making_batches_ahead_changes_nothing(depth: int) -> None:
 def test_iou_counts_and_their_mean() -> None:
     labels = torch.tensor([[[1, 1, 0, -1], [2, 0, 0, -1]]], dtype=torch.int16)
     classes, padded = torch.tensor([[3, 5, 0]]), torch.tensor([[False, False, True]])
-    batch = Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1, 3, 2), labels, classes, padded)
+    batch = Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1, 3, 2), labels, classes, padded, torch.tensor([-1]))
     logits = torch.full((1, 3, 2, 4), -1.0)
     logits[0, 0, 0] = 1.0  # claims both its pixels, a background pixel, and an ignored one that does not count
     logits[0, 2] = 1.0  # padding claims everything, to no avail

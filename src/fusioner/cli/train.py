@@ -23,6 +23,7 @@ def train(
     text_encoder: str | None = None,
     templates: Path | None = None,
     similarity: Literal["none", "cosine", "posterior"] | None = None,
+    memory: bool | None = None,
     fusion: Literal["early", "late"] | None = None,
     resolution: int | None = None,
     steps: int | None = None,
@@ -79,6 +80,8 @@ def train(
         File of prompt templates, one a line, each with {} for the label.
     similarity
         How the last image encoder's tokens are compared with the labels; none for the paper's network.
+    memory
+        Remember what the classes look like before training starts, and let the network read it by name.
     fusion
         early (the paper's), or late (its ablation).
     resolution
@@ -134,7 +137,8 @@ def train(
     from fusioner.training.run import train as run
 
     given = {
-        "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "fusion": fusion,
+        "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "memory": memory,
+        "fusion": fusion,
         "resolution": resolution, "steps": 0 if epochs is not None and steps is None else steps, "epochs": epochs,
         "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "views": views, "lr": lr,
         "choice_weight": choice_weight, "holdout": holdout, "synonyms": synonyms, "seed": seed, "precision": precision,

@@ -23,6 +23,8 @@ class FusionerConfig:
         aligned_dim: number of those channels.
         prompt_dropout: chance that training hides a label's embedding from the fusion and leaves it the similarity
             alone, so that unseen words are no stranger; 1 hides it always, at inference too.
+        memory: beyond the paper, with similarity "posterior": number of trained names whose looks are remembered (see
+            `model.memory`); 0 for none.
         logit_bias: beyond the paper. Learn one scale and one bias for the logits, so that 0.5 can mean 0.5.
     """
 
@@ -41,6 +43,7 @@ class FusionerConfig:
     similarity: Literal["none", "cosine", "posterior"] = "none"
     aligned_dim: int = 0
     prompt_dropout: float = 0.0
+    memory: int = 0
     logit_bias: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +62,10 @@ class FusionerConfig:
             raise FusionerError(
                 f"similarity {self.similarity!r} with {self.aligned_dim} aligned image channels: "
                 "name an aligned image encoder last in the list"
+            )
+        if self.memory and self.similarity != "posterior":
+            raise FusionerError(
+                f"a memory reads a classifier's posterior: it needs similarity 'posterior', not {self.similarity!r}"
             )
         if self.similarity == "cosine" and self.aligned_dim != self.text_dim:
             raise FusionerError(

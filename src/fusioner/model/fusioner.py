@@ -6,7 +6,7 @@ Letters: B images, K labels, D channels, Gh Gw token grid, H W pixels.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
@@ -44,6 +44,7 @@ class Fusioner(nn.Module):
         tokens: Float[Tensor, "b d gh gw"],
         text: Float[Tensor, "b k dt"],
         size: tuple[int, int] | None = None,
+        portion: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b k h w"]:
         """Logits of every label at every pixel.
 
@@ -51,22 +52,30 @@ class Fusioner(nn.Module):
             tokens: unit-length image tokens of any grid; aligned channels, where configured, come last.
             text: unit-length label embeddings, any number of labels.
             size: (H, W) of the answer; None keeps the decoder's own resolution, 8x the grid with four decoder widths.
+            portion: in training, which portion of the training images each belongs to, see `model.memory`.
         """
         if self.similarity is None:
             return self._fuse(tokens, text, None, size)
         b, k = text.shape[:2]
-        visual, aligned = tokens.split([tokens.shape[1] - self.config.aligned_dim, self.config.aligned_dim], dim=1)
-        guidance = self.similarity(aligned, text).flatten(0, 1)
-        asked = self._hide(text.reshape(b * k, 1, -1))
+        visual, aligned = self.split(tokens)
+        hidden = self._hidden(b, k, text.device)
+        unseen = hidden if self.training else None
+        guidance = self.similarity(visual, aligned, text, unseen, portion).flatten(0, 1)
+        asked = (text * ~hidden[..., None]).reshape(b * k, 1, -1)
         logits = self._fuse(visual.repeat_interleave(k, dim=0), asked, guidance, size)
         return logits.view(b, k, *logits.shape[-2:])
 
-    def _hide(self, text: Float[Tensor, "bk 1 dt"]) -> Float[Tensor, "bk 1 dt"]:
-        """Prompt dropout: zeros in place of some labels' embeddings while training, of all where the rate is 1."""
+    def split(self, tokens: Float[Tensor, "b d gh gw"]) -> tuple[Tensor, Tensor]:
+        """Visual tokens and aligned channels apart."""
+        visual, aligned = tokens.split([tokens.shape[1] - self.config.aligned_dim, self.config.aligned_dim], dim=1)
+        return visual, aligned
+
+    def _hidden(self, b: int, k: int, device: torch.device) -> Bool[Tensor, "b k"]:
+        """Prompt dropout: labels whose words the fusion must do without; all of them always where the rate is 1."""
         rate = self.config.prompt_dropout
         if rate == 0.0 or (rate < 1.0 and not self.training):
-            return text
-        return text * (torch.rand(len(text), 1, 1, device=text.device) >= rate)
+            return torch.zeros(b, k, dtype=torch.bool, device=device)
+        return torch.rand(b, k, device=device) < rate
 
     def _fuse(
         self,

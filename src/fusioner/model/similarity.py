@@ -7,10 +7,11 @@ Letters: B images, K labels, D text width, M anchor names, Gh Gw grid, C channel
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
+from fusioner.model.memory import CHANNELS, Memory, features, log_posterior
 
 # Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
 NEARBY = 0.06  # softmax temperature over a label's cosines with the anchor names
@@ -25,35 +26,55 @@ class Similarity(nn.Module):
     "posterior": aligned tokens are a classifier's posterior over M named classes, scaled to unit length. Each label
     spreads over the names nearest to it in text space, and reads three channels there: the log of the softened
     posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
+    With `config.memory` three channels more say what trained classes of nearby names look like (`model.memory`).
     Every map comes twice: as it is, and as its maximum over the image, which says whether the label is there at all.
     """
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
         self.kind = config.similarity
-        channels = 2 * (3 if self.kind == "posterior" else 1)
+        self.memory = Memory(config) if config.memory else None
+        channels = 2 * ((3 if self.kind == "posterior" else 1) + (CHANNELS if self.memory else 0))
         self.proj = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         if self.kind == "posterior":
             self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
 
     anchors: Float[Tensor, "m d"]
 
-    def forward(self, aligned: Float[Tensor, "b a gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k n w"]:
-        """Guidance for each label's visual tokens, in row-major grid order."""
-        maps = self.maps(aligned, text).flatten(3)  # (B, K, C, N)
+    def forward(
+        self,
+        visual: Float[Tensor, "b v gh gw"],
+        aligned: Float[Tensor, "b a gh gw"],
+        text: Float[Tensor, "b k d"],
+        hidden: Bool[Tensor, "b k"] | None = None,
+        portion: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b k n w"]:
+        """Guidance for each label's visual tokens, in row-major grid order; `hidden` and `portion` as in `Memory`."""
+        maps = self.maps(aligned, text)
+        if self.memory is not None:
+            known = self.memory(self.features(visual, aligned), text, hidden, portion)
+            maps = torch.cat([maps, known], dim=2)
+        maps = maps.flatten(3)  # (B, K, C, N)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
         return self.proj(torch.cat([maps, peaks], dim=2).transpose(2, 3))
+
+    def features(
+        self, visual: Float[Tensor, "b v gh gw"], aligned: Float[Tensor, "b a gh gw"]
+    ) -> Float[Tensor, "b f gh gw"]:
+        """What the memory keeps of each patch."""
+        return features(visual, log_posterior(aligned))
 
     def maps(self, aligned: Float[Tensor, "b a gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c gh gw"]:
         """The channels before their projection, each about unit scale."""
         if self.kind == "cosine":
             return 10.0 * torch.einsum("bdhw,bkd->bkhw", aligned, text)[:, :, None]
-        p = aligned / aligned.sum(dim=1, keepdim=True).clamp_min(1e-6)
-        log_p = p.clamp_min(1e-7).log()
+        log_p = log_posterior(aligned)
         near = (text @ self.anchors.T / NEARBY).softmax(dim=-1)  # (B, K, M)
         mass = torch.einsum("bmhw,bkm->bkhw", (log_p / SOFT).softmax(dim=1), near)
         logit = torch.einsum("bmhw,bkm->bkhw", log_p - log_p.mean(dim=1, keepdim=True), near)
-        return torch.stack([((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, self._conse_z(p, text) / 2.0], dim=2)
+        return torch.stack(
+            [((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, self._conse_z(log_p.exp(), text) / 2.0], dim=2
+        )
 
     def _conse_z(self, p: Float[Tensor, "b m gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k gh gw"]:
         token = F.normalize(torch.einsum("bmhw,md->bdhw", p, self.anchors), dim=1)

@@ -68,8 +68,10 @@ def build_encoders(config: TrainConfig, dataset: str, device: torch.device) -> t
     return image, text
 
 
-def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -> Fusioner:
+def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, names: int = 0) -> Fusioner:
     """The network for these encoders, its weights drawn by the seed; torch's own random numbers stay untouched.
+
+    `names` is how many a memory has to hold, where the settings want one.
 
     Raises:
         FusionerError: sizes that do not go together.
@@ -91,6 +93,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -
         similarity=config.similarity,
         aligned_dim=aligned,
         prompt_dropout=config.prompt_dropout,
+        memory=names if config.memory else 0,
         logit_bias=config.logit_bias,
     )
     with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from fusioner.features.source import TokenSource
-from fusioner.training.corpus import Corpus, Example, Order
+from fusioner.training.corpus import Corpus, Example, Order, portion_of
 from fusioner.training.prompts import Names, draw_prompts
 
 LIVE_VIEWS = 2**31 - 1
@@ -31,6 +31,7 @@ class Batch:
         labels: at each pixel i = the image's i-th prompt, 0 = anything else, -1 = ignored.
         classes: class of each prompt, numbered through all parts (`Corpus.offsets`).
         padded: prompts that only fill up the tensor.
+        portion: of the training images that each belongs to (`corpus.portion_of`); -1 for held-out images.
     """
 
     tokens: Float[Tensor, "b d gh gw"]
@@ -38,6 +39,7 @@ class Batch:
     labels: Int16[Tensor, "b h w"]
     classes: Int64[Tensor, "b p"]
     padded: Bool[Tensor, "b p"]
+    portion: Int64[Tensor, " b"]
 
     def target(self) -> Float[Tensor, "b p h w"]:
         """1 where a pixel shows the prompt."""
@@ -63,7 +65,7 @@ class Batch:
         return [Batch(*parts) for parts in zip(*split, strict=True)]
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.tokens, self.text, self.labels, self.classes, self.padded
+        return self.tokens, self.text, self.labels, self.classes, self.padded, self.portion
 
 
 class Batches:
@@ -113,7 +115,8 @@ class Batches:
             rows[i, : len(ids)] = [self.names.draw(words[class_id], rng) for class_id in ids]
             classes[i, : len(ids)] = np.array(ids, np.int64) + self.corpus.offsets[example.part]
             padded[i, : len(ids)] = False
-        arrays = (torch.from_numpy(array) for array in (labels, classes, padded))
+        portion = np.array([portion_of(example.item.id) if training else -1 for example in examples])
+        arrays = (torch.from_numpy(array) for array in (labels, classes, padded, portion))
         return Batch(tokens, self.table[torch.from_numpy(rows)], *arrays)
 
     def _view(self, example: Example, rng: np.random.Generator) -> int:

@@ -28,6 +28,8 @@ class TrainConfig:
         width, layers, heads, mlp_ratio, dropout, drop_path, temperature, fusion, decoder_widths, decoder_norm,
             logit_bias, similarity, prompt_dropout: the network, see `model.config.FusionerConfig`. Similarity, where
             not "none", reads the tokens of the last encoder named in `image_encoder`.
+        memory: remember what the classes look like before training starts, and let the network read it by name (see
+            `model.memory`); needs similarity "posterior".
         sampling: "pairs": a step sees (image, class) pairs and prompts each image with its one class, as the paper;
             "images": a step sees images and prompts each with several of its set's classes.
         prompts: with "images": prompts an image; up to half are present in it, the others are not.
@@ -78,6 +80,7 @@ class TrainConfig:
     logit_bias: bool = False
     similarity: Literal["none", "cosine", "posterior"] = "none"
     prompt_dropout: float = 0.0
+    memory: bool = False
     sampling: Sampling = "pairs"
     prompts: int = 1
     features: Literal["live", "cached"] = "live"

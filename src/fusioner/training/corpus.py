@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from fusioner.training.config import Sampling
 
 SPLITS = {"pascal": "train_aug", "coco": "train", "folder": "train", "fss1000": "train"}
 """What of each data set is trained on."""
+
+PORTIONS = 4
+"""What is fitted to the training images (`memory`) is also fitted without each of so many portions of them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class Corpus:
             line = "" if example is None else f"{example.part}|{example.item.id}|{example.class_id}"
             total.update(f"{line}\n".encode())
         return total.hexdigest()
+
+
+def portion_of(image: str) -> int:
+    """The portion of the training images that one belongs to, by its id."""
+    return crc32(image.encode()) % PORTIONS
 
 
 def open_part(name: str, root: Path, fold: int | None = None) -> Part:

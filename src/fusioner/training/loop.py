@@ -184,7 +184,7 @@ class Trainer:
             piece = piece.to(self.fabric.device)
             final = number == len(pieces) - 1
             with nullcontext() if learn else torch.no_grad():
-                logits = self.network(piece.tokens, piece.text, piece.labels.shape[-2:])
+                logits = self.network(piece.tokens, piece.text, piece.labels.shape[-2:], piece.portion)
                 loss = self._loss(logits, piece, counts)
             if learn:
                 with self.fabric.no_backward_sync(self.network, enabled=not final):

@@ -21,6 +21,8 @@ SMALL = TrainConfig(
     decoder_widths=(64, 32),
     # A hidden label must be found by similarity alone, as an unseen one is.
     prompt_dropout=0.5,
+    # Hundreds of looks at once, which so light a network would need long to learn.
+    memory=True,
     # Chosen on training images by how well single patches are told apart without any training.
     templates=("{}", "a photo of a {}."),
     # Keeps how strongly an image answers at all, so that absent names can be refused.

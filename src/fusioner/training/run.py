@@ -15,6 +15,7 @@ from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import Order, Part, build_corpus
 from fusioner.training.display import Display
 from fusioner.training.loop import Pace, Result, Trainer
+from fusioner.training.memory import fit_memory
 from fusioner.training.prompts import Names, read_synonyms
 from fusioner.training.provenance import describe
 from fusioner.training.state import RESUME
@@ -68,9 +69,11 @@ def train(
     names = Names(corpus.names(), read_synonyms(config.synonyms))
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
-    model = build_network(config, image, text)
+    model = build_network(config, image, text, len(corpus.names()))
     if run.initial:
-        load_state(model, load_model(run.initial)[0].state_dict(), str(run.initial))
+        start = load_model(run.initial)[0].state_dict()
+        own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name and name in start}
+        load_state(model, start | own, str(run.initial))  # what is remembered is this corpus's own
     about = describe(
         corpus,
         config,
@@ -82,6 +85,8 @@ def train(
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
+    if config.memory:
+        fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed)
     side = max(1, config.resolution // config.loss_stride)
     batches = Batches(corpus, sources, names, table, config.prompts, (side, side), config.seed, config.mirror)
     identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
