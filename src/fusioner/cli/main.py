@@ -14,6 +14,7 @@ BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes: ours, then the 
 
 VERBS = {
     "predict": ("fusioner.cli.predict:predict", "Find what you name in pictures."),
+    "serve": ("fusioner.cli.serve:serve", "Serve a page and an HTTP API."),
     "train": ("fusioner.cli.train:train", "Train the fusion network on a data set."),
     "evaluate": ("fusioner.cli.evaluate:evaluate", "Measure a model on a data set."),
     "data": ("fusioner.cli.data:app", "Look into a data set: count and check it, or make a contact sheet."),
