@@ -1,0 +1,291 @@
+// Puts the page together: opening pictures, typing labels, settings, downloads and the session's history.
+
+import { asks, ask, askJson } from "./api.js";
+import { createDownloads, fallbackName } from "./downloads.js";
+import { createHistory } from "./history.js";
+import { createLabelList } from "./labels.js";
+import { Picture } from "./picture.js";
+import { asSeen, createStage } from "./stage.js";
+import { parse, percent, stem, summary } from "./words.js";
+
+const KEPT = 24; // pictures of the session
+const SETTLED = 400; // ms without a change, before it is told
+
+const $ = (id) => document.getElementById(id);
+const settings = { threshold: 0.5, background: true, opacity: 0.45, outlines: true };
+
+/** What the page holds. */
+export const session = { model: null, current: null, pictures: [], settings };
+
+const stage = createStage(settings, { alone: isolate, decided, say });
+const history = createHistory($("pictures"), show);
+const showLabels = createLabelList($("labels"), $("label-row"), {
+  decide: stage.draw,
+  paint: stage.repaint,
+  remove,
+  alone: (label) => isolate(session.current.alone === label ? null : label),
+});
+
+// --- pictures
+
+async function open(file, words = session.current?.labels.map((label) => label.word) ?? []) {
+  const name = file.name || "pasted picture";
+  complain("picture-error");
+  if (file.type && !file.type.startsWith("image/")) return complain("picture-error", `${name} is not a picture.`);
+  const before = session.current;
+  const picture = new Picture(file, name, session.model.labels_independent ?? true, { working, planes });
+  words.forEach((word) => picture.add(word));
+  const visible = await preview(picture);
+  if (visible) show(picture);
+  try {
+    await picture.upload();
+  } catch (error) {
+    picture.close();
+    if (session.current === picture) before ? show(before) : (document.body.dataset.state = "empty");
+    return complain("picture-error", `${name}: ${error.message}`, error, () => open(file, words));
+  }
+  session.pictures.unshift(picture);
+  session.pictures.splice(KEPT).forEach((old) => old.close());
+  show(picture);
+  if (!visible) complain("picture-error", `This browser cannot show ${name}; its masks are right all the same.`);
+  await complete(picture);
+}
+
+/** Whether the browser itself can show the file: then it is seen at once, before the server has read it. */
+async function preview(picture) {
+  const image = new Image();
+  image.src = picture.url;
+  try {
+    await image.decode();
+  } catch {
+    return false;
+  }
+  picture.size = { width: image.naturalWidth, height: image.naturalHeight };
+  return true;
+}
+
+function show(picture) {
+  session.current = picture;
+  document.body.dataset.state = "open";
+  stage.show(picture);
+  planes(picture);
+  working(picture);
+  if (matchMedia("(pointer: fine)").matches) $("words").focus();
+}
+
+function planes(picture) {
+  if (picture === session.current) stage.draw();
+}
+
+function working(picture) {
+  if (picture !== session.current) return;
+  $("working").textContent = picture.working;
+  $("reading").hidden = !picture.reading;
+  showLabels(picture);
+}
+
+async function complete(picture) {
+  complain("words-error");
+  try {
+    await picture.complete();
+  } catch (error) {
+    complain("words-error", error.message, error, () => complete(picture));
+  }
+}
+
+// --- labels
+
+function addWords(text) {
+  const picture = session.current;
+  complain("words-error");
+  for (const word of parse(text)) {
+    if (picture.labels.some((label) => label.word.toLowerCase() === word.toLowerCase())) {
+      complain("words-error", `${word} is in the list already.`);
+    } else if (picture.labels.length >= (session.model.max_labels ?? Infinity)) {
+      complain("words-error", `This server takes ${session.model.max_labels} labels at once.`);
+    } else {
+      picture.add(word);
+    }
+  }
+  showLabels(picture);
+  history.show(session.pictures, picture);
+  complete(picture);
+}
+
+function remove(label) {
+  const picture = session.current;
+  picture.remove(label);
+  stage.draw();
+  history.show(session.pictures, picture);
+  complete(picture);
+}
+
+function isolate(label) {
+  session.current.alone = label;
+  stage.repaint();
+  showLabels(session.current);
+  say(label ? `${label.word} alone` : "all labels");
+}
+
+// --- what is told
+
+let settling = 0;
+
+function decided(picture) {
+  showLabels(picture);
+  history.show(session.pictures, picture);
+  clearTimeout(settling);
+  settling = setTimeout(() => {
+    if (picture.shown.length) say(summary(picture));
+    history.draw(picture, stage.layers());
+  }, SETTLED);
+}
+
+function say(text) {
+  $("live").textContent = text;
+}
+
+/** One sentence at its place, or none; where waiting may help, with a button to try again. */
+function complain(place, text = "", error = null, again = null) {
+  $(place).replaceChildren(text);
+  if (!again || (error.status && error.status < 429)) return;
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
+  button.className = "link";
+  button.addEventListener("click", again);
+  $(place).append(" ", button);
+}
+
+asks.patience = (seconds) => {
+  $("working").textContent = `The server is busy; asking again in ${seconds} s`;
+};
+asks.key = (refused) => {
+  $("key-form").hidden = false;
+  $("key-error").textContent = refused ? "The server does not know this key." : "";
+  $("key").focus();
+  return new Promise((resolve) => {
+    $("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      $("key-form").hidden = true;
+      resolve($("key").value.trim());
+    };
+  });
+};
+
+// --- what the user does
+
+for (const button of document.querySelectorAll("[data-open]")) button.addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", async () => {
+  const files = [...$("file").files];
+  $("file").value = "";
+  await openAll(files);
+});
+
+async function openAll(files) {
+  for (const file of files) await open(file);
+}
+
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length) openAll([...event.clipboardData.files]);
+});
+
+let dragging = 0; // elements deep
+document.addEventListener("dragenter", () => ($("drop").hidden = ++dragging === 0));
+document.addEventListener("dragleave", () => ($("drop").hidden = --dragging === 0));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  dragging = 0;
+  $("drop").hidden = true;
+  openAll([...event.dataTransfer.files]);
+});
+
+$("words").addEventListener("input", () => {
+  if (/[,\n]/.test($("words").value)) takeWords();
+});
+$("words").addEventListener("keydown", (event) => {
+  const last = session.current?.labels.at(-1);
+  if (event.key === "Backspace" && !$("words").value && last) remove(last);
+});
+$("words-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  takeWords();
+});
+
+function takeWords() {
+  const text = $("words").value;
+  $("words").value = "";
+  addWords(text);
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && session.current?.alone) isolate(null);
+});
+
+function connect(id, act) {
+  let waiting = 0;
+  $(id).addEventListener("input", (event) => {
+    settings[id] = event.target.type === "checkbox" ? event.target.checked : Number(event.target.value);
+    showSettings();
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(act);
+  });
+}
+connect("threshold", stage.draw);
+connect("background", stage.draw);
+connect("opacity", stage.repaint);
+connect("outlines", stage.repaint);
+
+function showSettings() {
+  $("threshold").value = settings.threshold;
+  $("threshold").disabled = !settings.background;
+  $("threshold-value").textContent = percent(settings.threshold);
+  $("opacity-value").textContent = percent(settings.opacity);
+}
+
+// --- start
+
+async function make(kind) {
+  const picture = session.current;
+  if (kind !== "seen") {
+    const { blob, name } = await picture.download(kind, settings);
+    return { blob, name: name || fallbackName(picture, kind) };
+  }
+  const page = asSeen(picture, settings, stage.photo);
+  const blob = await new Promise((resolve) => page.toBlob(resolve, "image/png"));
+  return { blob, name: `${stem(picture.name)}.seen.png` };
+}
+
+async function showSamples() {
+  for (const sample of await askJson("GET", "v1/samples")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    const image = Object.assign(new Image(), { src: sample.url, alt: "" });
+    const words = document.createElement("span");
+    words.textContent = sample.labels.join(", ");
+    button.title = `${sample.name}. ${sample.credit}`;
+    button.setAttribute("aria-label", `${sample.name}: find ${words.textContent}`);
+    button.append(image, words);
+    button.addEventListener("click", async () => {
+      const { blob } = await ask("GET", sample.url);
+      await open(new File([blob], sample.url.split("/").at(-1), { type: blob.type }), sample.labels);
+    });
+    $("samples").append(Object.assign(document.createElement("li"), {}));
+    $("samples").lastChild.append(button);
+  }
+}
+
+async function start() {
+  $("host").textContent = location.host;
+  try {
+    const { models } = await askJson("GET", "v1/models");
+    session.model = models[0];
+    settings.threshold = session.model.threshold;
+    showSettings();
+    createDownloads($("downloads"), session.model.formats, make, (text) => complain("download-error", text));
+    await showSamples();
+  } catch (error) {
+    complain("picture-error", error.message, error, () => location.reload());
+  }
+}
+
+start();

@@ -1,0 +1,65 @@
+// The list of labels: a row each, with colour, name, share, hide and remove.
+
+import { percent } from "./words.js";
+
+/**
+ * @param list the <ul>; `template` holds a row
+ * @param on.decide() something that changes the decision, on.paint() only its looks, on.remove(label), on.alone(label)
+ */
+export function createLabelList(list, template, on) {
+  const rows = new Map(); // label -> <li>
+
+  function makeRow(label) {
+    const row = template.content.firstElementChild.cloneNode(true);
+    const [colour, name, eye, remove] = row.querySelectorAll("input, button");
+    row.dataset.word = label.word;
+    name.firstElementChild.textContent = label.word;
+    colour.setAttribute("aria-label", `Colour of ${label.word}`);
+    eye.setAttribute("aria-label", `Hide ${label.word}`);
+    remove.setAttribute("aria-label", `Remove ${label.word}`);
+    colour.addEventListener("input", () => {
+      label.colour = colour.value;
+      on.paint();
+    });
+    eye.addEventListener("click", () => {
+      label.hidden = !label.hidden;
+      on.decide();
+    });
+    name.addEventListener("click", () => on.alone(label));
+    remove.addEventListener("click", () => {
+      const next = row.nextElementSibling ?? row.previousElementSibling;
+      on.remove(label);
+      next?.querySelector(".remove").focus();
+    });
+    return row;
+  }
+
+  function update(row, label, picture) {
+    const [colour, name, eye] = row.querySelectorAll("input, button");
+    const share = picture.shares.get(label);
+    colour.value = label.colour;
+    row.style.setProperty("--colour", label.colour);
+    row.style.setProperty("--share", share ?? 0);
+    row.classList.toggle("hidden", label.hidden);
+    row.classList.toggle("waiting", !label.plane && picture.working !== "");
+    row.querySelector(".share").textContent = label.hidden ? "hidden" : share === undefined ? "" : percent(share);
+    name.setAttribute("aria-pressed", String(picture.alone === label));
+    name.title = `Show ${label.word} alone`;
+    eye.setAttribute("aria-pressed", String(label.hidden));
+  }
+
+  /** Bring the rows up to date with the picture's labels; rows that stay keep their focus. */
+  return function show(picture) {
+    for (const [label, row] of rows) {
+      if (picture.labels.includes(label)) continue;
+      row.remove();
+      rows.delete(label);
+    }
+    for (const label of picture.labels) {
+      if (!rows.has(label)) rows.set(label, makeRow(label));
+      const row = rows.get(label);
+      if (!row.isConnected) list.append(row);
+      update(row, label, picture);
+    }
+  };
+}

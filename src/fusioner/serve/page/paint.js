@@ -1,0 +1,47 @@
+// Label map -> translucent colours with outlines, to lie over the photograph.
+
+import { channels } from "./palette.js";
+
+const INK = [12, 14, 18];
+const REST = 0.18; // how far what is not asked for steps back
+const DIMMED = 0.72; // the same while one label is shown alone
+
+/**
+ * Paint the map on a canvas, which takes the map's size.
+ *
+ * `shades[i]` is the colour ("#rrggbb") of number i + 1; `alone` is the number shown by itself, or 0.
+ */
+export function paint(canvas, map, { width, height }, shades, { opacity, outlines, alone }) {
+  canvas.width = width;
+  canvas.height = height;
+  const context = canvas.getContext("2d");
+  const picture = context.createImageData(width, height);
+  const pixels = new Uint32Array(picture.data.buffer);
+  const fills = new Uint32Array(shades.length + 1);
+  const lines = new Uint32Array(shades.length + 1);
+  fills[0] = lines[0] = shades.length ? packed(INK, alone ? DIMMED : REST) : 0;
+  shades.forEach((shade, index) => {
+    const shown = !alone || alone === index + 1;
+    fills[index + 1] = shown ? packed(channels(shade), alone ? opacity / 2 : opacity) : fills[0];
+    lines[index + 1] = shown && outlines ? packed(channels(shade), 1) : fills[index + 1];
+  });
+  const thickness = Math.max(1, Math.round(Math.max(width, height) / 400));
+  for (let y = 0, i = 0; y < height; y++) {
+    const up = y >= thickness ? thickness * width : 0;
+    const down = y + thickness < height ? thickness * width : 0;
+    for (let x = 0; x < width; x++, i++) {
+      const number = map[i];
+      const left = x >= thickness ? thickness : 0;
+      const right = x + thickness < width ? thickness : 0;
+      const inside =
+        map[i - up] === number && map[i + down] === number && map[i - left] === number && map[i + right] === number;
+      pixels[i] = inside ? fills[number] : lines[number];
+    }
+  }
+  context.putImageData(picture, 0, 0);
+}
+
+/** RGBA as one little-endian number, the order of canvas bytes on every machine browsers run on. */
+function packed([red, green, blue], alpha) {
+  return ((Math.round(255 * alpha) << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+}

@@ -1,0 +1,162 @@
+// The picture itself: decided, painted, and read out where the pointer or the keyboard points.
+
+import { countPixels, decide, floorOf, probability } from "./decide.js";
+import { paint } from "./paint.js";
+import { createView } from "./view.js";
+import { percent } from "./words.js";
+
+const SIDE = 1200; // longest side of the map that is decided for the screen, px
+const MOST = 4096; // the same for the picture that is downloaded
+const BARS = 4;
+const STRIDE = 0.02; // of the picture, that a key moves the point which is read
+
+const $ = (id) => document.getElementById(id);
+
+/**
+ * @param settings { threshold, background, opacity, outlines }, read whenever something is drawn
+ * @param on.alone(label | null), on.decided(picture), on.say(text)
+ */
+export function createStage(settings, on) {
+  const [frame, photo, overlay, probe, split] = ["frame", "photo", "overlay", "probe", "split"].map($);
+  let picture = null;
+  let spot = null; // the point of the picture that is read
+  const view = createView(frame, [photo, overlay], {
+    tap: (point) => isolateAt(point),
+    hover: (point) => read(point),
+    change: (scale) => ($("zoom-value").textContent = `${Math.round(100 * scale)} %`),
+  });
+
+  function show(next) {
+    if (picture !== next) {
+      picture = next;
+      photo.src = picture.url;
+      photo.alt = picture.name;
+      read(null);
+      if (picture.size) view.show(picture.size);
+    }
+    draw();
+  }
+
+  /** Decide every pixel anew, then paint. */
+  function draw() {
+    if (!picture?.size) return;
+    const { map, pixels } = decided(picture, settings, within(picture.size, SIDE, true));
+    picture.map = map;
+    picture.shares = new Map(picture.shown.map((label, index) => [label, pixels[index + 1] / map.data.length]));
+    repaint();
+    on.decided(picture);
+  }
+
+  function repaint() {
+    if (!picture?.map) return;
+    paintMap(overlay, picture, settings, picture.map);
+    if (spot) read(spot);
+  }
+
+  function isolateAt(point) {
+    const label = labelAt(point);
+    on.alone(label === picture.alone ? null : label);
+  }
+
+  function labelAt({ u, v }) {
+    const { data, width, height } = picture.map;
+    return picture.shown[data[Math.floor(v * height) * width + Math.floor(u * width)] - 1] ?? null;
+  }
+
+  function likeliest({ u, v }) {
+    return picture.shown
+      .map((label) => ({ label, share: probability(label.plane, picture.grid, u, v) }))
+      .sort((a, b) => b.share - a.share)
+      .slice(0, BARS);
+  }
+
+  /** Name the label at the point, and the likeliest few with bars. */
+  function read(point) {
+    spot = point;
+    probe.hidden = !point || !picture?.shown.length;
+    if (probe.hidden) return;
+    const label = labelAt(point);
+    const title = document.createElement("b");
+    title.textContent = label?.word ?? "background";
+    probe.replaceChildren(title, ...likeliest(point).map(bar));
+    probe.style.setProperty("--threshold", settings.threshold);
+    const room = frame.getBoundingClientRect();
+    const { width, height } = probe.getBoundingClientRect();
+    const x = point.x + 18 + width > room.width ? point.x - 18 - width : point.x + 18;
+    const y = Math.min(Math.max(8, point.y + 18), room.height - height - 8);
+    probe.style.transform = `translate(${Math.max(8, x)}px, ${y}px)`;
+  }
+
+  function step(key) {
+    const { u, v } = spot ?? { u: 0.5, v: 0.5 };
+    const [du, dv] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[key];
+    const inside = (value) => Math.min(0.999, Math.max(0, value));
+    read(view.locate(inside(u + du * STRIDE), inside(v + dv * STRIDE)));
+    const first = labelAt(spot)?.word ?? "background";
+    on.say([first, ...likeliest(spot).map(({ label, share }) => `${label.word} ${percent(share)}`)].join(", "));
+  }
+
+  frame.addEventListener("keydown", (event) => {
+    if (event.shiftKey && event.key.startsWith("Arrow") && picture?.map) {
+      event.preventDefault();
+      step(event.key);
+    } else if (event.key === "Enter" && spot) {
+      isolateAt(spot);
+    }
+  });
+  frame.addEventListener("blur", () => read(null));
+  for (const [id, act] of [["zoom-in", view.zoomIn], ["zoom-out", view.zoomOut], ["zoom-reset", view.reset]]) {
+    $(id).addEventListener("click", act);
+  }
+
+  function compare() {
+    split.hidden = !$("compare").checked;
+    $("masks").style.clipPath = split.hidden ? "" : `inset(0 0 0 ${split.value}%)`;
+  }
+  split.addEventListener("input", compare);
+  $("compare").addEventListener("change", compare);
+
+  /** What lies on each other: the photograph, where the browser can show it, and the masks. */
+  const layers = () => (photo.naturalWidth ? [photo, overlay] : [overlay]);
+  return { show, draw, repaint, layers, photo };
+}
+
+/** The picture with its masks as they look now, at its own size -> canvas. */
+export function asSeen(picture, settings, photo) {
+  const size = within(picture.size, MOST);
+  const masks = document.createElement("canvas");
+  paintMap(masks, picture, settings, decided(picture, settings, size).map);
+  const page = Object.assign(document.createElement("canvas"), size);
+  const context = page.getContext("2d");
+  context.drawImage(photo, 0, 0, size.width, size.height);
+  context.drawImage(masks, 0, 0);
+  return page;
+}
+
+function decided(picture, { threshold, background }, size) {
+  const planes = picture.shown.map((label) => label.plane);
+  const data = decide(planes, picture.grid ?? { width: 1, height: 1 }, size, floorOf(threshold, background));
+  return { map: { ...size, data }, pixels: countPixels(data, planes.length) };
+}
+
+function paintMap(canvas, picture, { opacity, outlines }, map) {
+  const shades = picture.shown.map((label) => label.colour);
+  const alone = picture.shown.indexOf(picture.alone) + 1;
+  paint(canvas, map.data, map, shades, { opacity, outlines, alone });
+}
+
+/** The size scaled to a longest side of `side`; smaller ones stay, unless they are to be enlarged. */
+function within({ width, height }, side, enlarge = false) {
+  const factor = side / Math.max(width, height);
+  if (factor >= 1 && !enlarge) return { width, height };
+  return { width: Math.max(1, Math.round(width * factor)), height: Math.max(1, Math.round(height * factor)) };
+}
+
+function bar({ label, share }) {
+  const row = document.createElement("p");
+  row.append(Object.assign(document.createElement("i")), label.word, Object.assign(document.createElement("span")));
+  row.lastChild.textContent = percent(share);
+  row.style.setProperty("--colour", label.colour);
+  row.style.setProperty("--share", share);
+  return row;
+}

@@ -1,0 +1,27 @@
+// What the page says.
+
+/** 0.614 -> "61 %"; small shares keep a digit, so that something never reads as nothing. */
+export function percent(share) {
+  const value = 100 * share;
+  if (value === 0 || value >= 9.95) return `${Math.round(value)} %`;
+  return value < 0.1 ? "< 0.1 %" : `${value.toFixed(1)} %`;
+}
+
+/** "cat 61 %, sofa not found" */
+export function summary(picture) {
+  return picture.labels
+    .filter((label) => picture.shares.has(label))
+    .sort((a, b) => picture.shares.get(b) - picture.shares.get(a))
+    .map((label) => `${label.word} ${picture.shares.get(label) ? percent(picture.shares.get(label)) : "not found"}`)
+    .join(", ");
+}
+
+/** Typed text -> words: commas and line breaks part them, spaces around them and twice within do not count. */
+export function parse(text) {
+  return text.split(/[,\n]/).map((word) => word.trim().replace(/\s+/g, " ")).filter(Boolean);
+}
+
+/** File name without its ending. */
+export function stem(name) {
+  return name.replace(/\.[^.]*$/, "") || "picture";
+}
