@@ -9,15 +9,15 @@ may have vanished, every checksum must hold. At the end a build that nobody kill
 
 import argparse
 import hashlib
-import os
+import multiprocessing
 import random
 import re
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -76,20 +76,19 @@ def draw(root: Path, images: int, seed: int) -> SegmentationData:
     return open_folder(root)
 
 
-def start(work: Callable[[], object]) -> int:
-    """Run something in a process of its own; its id."""
-    sys.stdout.flush()
-    torch.set_num_threads(1)  # a forked child has lost the threads of its parent's pool
-    if child := os.fork():
-        return child
-    code = 1
-    try:
-        work()
-        code = 0
-    except KeyboardInterrupt:
-        pass
-    finally:
-        os._exit(code)
+# Builders are forked from a server that has imported all they need and computed nothing: from a process that has used
+# torch's threads they would inherit a broken pool.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["__main__", "fusioner.features.fill"])
+
+
+def build(root: Path, cache: Path, seconds: float, seed: int, log: Path) -> None:
+    """One builder, as a process runs it; shards are small, so that a kill meets every stage of their making."""
+    torch.set_num_threads(1)
+    writer.SHARD_SECONDS = 0.02
+    data = open_folder(root)
+    random.Random(seed).shuffle(data.items)
+    fill(cache, data, SmallEncoder(seconds), SIDE, views=VIEWS, batch_size=2, say=log.write_text)
 
 
 class Trial:
@@ -97,7 +96,7 @@ class Trial:
 
     def __init__(self, place: Path, images: int, seconds: float, seed: int) -> None:
         self.random = random.Random(seed)
-        self.place, self.caches = place, 0
+        self.place, self.caches, self.seconds = place, 0, seconds
         self.data, self.encoder = draw(place / "set", images, seed), SmallEncoder(seconds)
         live = LiveSource(self.data, SmallEncoder(0), SIDE)
         wanted = [(item, view) for item in self.data.items for view in range(VIEWS)]
@@ -110,11 +109,12 @@ class Trial:
         self.caches += 1
         self.cache, self.before = self.place / f"cache{self.caches}", set()
 
-    def build(self, say: Callable[[str], object] = lambda _: None) -> None:
-        """One builder, as a process runs it; shards are small, so that a kill meets every stage of their making."""
-        writer.SHARD_SECONDS = 0.02
-        self.random.shuffle(self.data.items)
-        fill(self.cache, self.data, self.encoder, SIDE, views=VIEWS, batch_size=2, say=say)
+    def start(self, log: str = "log") -> BaseProcess:
+        """A builder at work, its images in an order of its own."""
+        seed, log_file = self.random.randrange(2**32), self.place / log
+        builder = FORKS.Process(target=build, args=(self.place / "set", self.cache, self.seconds, seed, log_file))
+        builder.start()
+        return builder
 
     def shelf(self) -> Shelf:
         """The cache as a new reader sees it."""
@@ -141,26 +141,24 @@ class Trial:
 
     def race(self, builders: int) -> list[int]:
         """Let several builders begin together and end; how many views each encoded."""
-        logs = [self.place / f"log{i}" for i in range(builders)]
-        children = [start(lambda log=log: self.build(lambda line: log.write_text(line))) for log in logs]
-        assert [os.waitpid(child, 0)[1] for child in children] == [0] * builders, "a builder failed"
+        logs = [f"log{i}" for i in range(builders)]
+        join([self.start(log) for log in logs])
         self.whole()
-        return [int(found[1]) if (found := re.match(r"encoded (\d+)", log.read_text())) else 0 for log in logs]
+        said = [(self.place / log).read_text() for log in logs]
+        return [int(found[1]) if (found := re.match(r"encoded (\d+)", line)) else 0 for line in said]
 
     def attack(self, builders: int, longest: float) -> int:
         """Start builders, kill each at a moment of its own; how many were still at work then."""
-        children = [start(self.build) for _ in range(builders)]
-        killed = 0
-        for child in children:
+        started = [self.start() for _ in range(builders)]
+        for builder in started:
             time.sleep(self.random.uniform(0, longest / builders))
-            os.kill(child, signal.SIGKILL)
-            killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        return killed
+            builder.kill()
+            builder.join()
+        return sum(builder.exitcode == -signal.SIGKILL for builder in started)
 
     def finish(self) -> None:
         """Let one builder end its work, and see that it did."""
-        _, status = os.waitpid(start(self.build), 0)
-        assert status == 0, f"the builder ended with status {status}"
+        join([self.start()])
         self.whole()
 
     def whole(self) -> None:
@@ -173,6 +171,13 @@ class Trial:
         assert not left, f"left behind: {left}"
 
 
+def join(builders: Sequence[BaseProcess]) -> None:
+    """Wait for builders; AssertionError unless all end well."""
+    for builder in builders:
+        builder.join()
+    assert [builder.exitcode for builder in builders] == [0] * len(builders), "a builder failed"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
@@ -181,7 +186,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.01, help="that the encoder sleeps for each batch")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    torch.set_num_threads(1)  # and so no threads that a fork would lose
     with tempfile.TemporaryDirectory() as place:
         trial = Trial(Path(place), given.images, given.seconds, given.seed)
         begin = time.monotonic()
