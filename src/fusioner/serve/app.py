@@ -110,7 +110,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        card = (await service.model()).card
+        segmenter = await service.model()
+        card = segmenter.card
         media_types = {kind: one.media_type for kind, one in KINDS.items()}
         return {
             "models": [
@@ -121,6 +122,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                     "resolution": card.resolution,
                     "threshold": card.threshold,
                     "max_labels": service.limits.labels,
+                    "labels_independent": segmenter.model.labels_independent,
                     "formats": media_types | {LOGITS: "application/json"},
                 }
             ]
