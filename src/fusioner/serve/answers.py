@@ -2,7 +2,7 @@
 
 import base64
 import json
-from typing import Any
+import math
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,17 @@ from torch import Tensor
 from fusioner.inference.formats import KINDS
 from fusioner.inference.image import resize
 from fusioner.inference.segmentation import Segmentation
+from fusioner.serve.problems import ApiError
 
 CELLS = 2**20  # of one label's plane; a finer grid would not be told apart on a screen
 NUMBERS = 2**24  # of all planes together: 32 MiB
+PROBABILITIES = 2**26  # of one npz: 128 MiB
+
+
+def check_size(kind: str, labels: int, size: tuple[int, int]) -> None:
+    """ApiError 422 for the one format that grows with labels times pixels, where it would fill the memory."""
+    if kind == "npz" and labels * math.prod(size) > PROBABILITIES:
+        raise ApiError(422, "npz holds every label's probability at every pixel, too many here: ask for fewer labels")
 
 
 def file_answer(result: Segmentation, kind: str, stem: str) -> tuple[bytes, str, str]:
@@ -21,9 +29,7 @@ def file_answer(result: Segmentation, kind: str, stem: str) -> tuple[bytes, str,
     return result.to_bytes(kind), KINDS[kind].media_type, stem + KINDS[kind].ending
 
 
-def logits_answer(
-    logits: Float[Tensor, "k h w"], labels: list[str], size: tuple[int, int], threshold: float
-) -> dict[str, Any]:
+def logits_answer(logits: Float[Tensor, "k h w"], labels: list[str], size: tuple[int, int], threshold: float) -> bytes:
     """The `logits` format: planes of 16 bits (logit = low + step * value), for the page to decide by itself.
 
     Planes of more than `CELLS` cells, or `NUMBERS` together, are made smaller.
@@ -34,7 +40,7 @@ def logits_answer(
     low = planes.min().item()
     step = max((planes.max().item() - low) / 65535, 1e-9)
     values = ((planes - low) / step).round_().to(torch.int32).numpy().astype("<u2")
-    return {
+    content = {
         "width": size[1],
         "height": size[0],
         "labels": labels,
@@ -44,8 +50,4 @@ def logits_answer(
         "step": step,
         "planes": [base64.b64encode(plane.tobytes()).decode("ascii") for plane in values],
     }
-
-
-def as_json(content: Any) -> bytes:
-    """Compact UTF-8."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

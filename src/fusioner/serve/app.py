@@ -14,10 +14,11 @@ from starlette.middleware.cors import CORSMiddleware
 from fusioner import __version__
 from fusioner.inference.formats import KINDS
 from fusioner.inference.segmenter import Segmenter
+from fusioner.serve.admission import Admission, until_gone
 from fusioner.serve.bodies import LOGITS, Image, ImageQuestion, Question, read_body
 from fusioner.serve.guard import Access, Guard
 from fusioner.serve.problems import ApiError, add_handlers
-from fusioner.serve.service import Service, until_gone
+from fusioner.serve.service import Service
 from fusioner.serve.settings import Limits
 
 PAGE = Path(__file__).with_name("page")
@@ -58,42 +59,35 @@ def create_app(
     add_handlers(app)
     _add_routes(app, service)
     app.mount("/static", StaticFiles(directory=PAGE, check_dir=False), name="static")
+    app.add_middleware(Admission, queue=service.queue)  # the last added is the first to see a request
+    app.add_middleware(Guard, access=access, body=limits.body, metrics=service.metrics)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(access.origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "Content-Disposition"],
         )
-    app.add_middleware(Guard, access=access, body=limits.body, metrics=service.metrics)
     return app
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/segment")
     async def segment(request: Request) -> Response:
+        body = await read_body(request, ImageQuestion)
+
         async def work() -> Response:
-            body = await read_body(request, ImageQuestion)
+            return await service.answer(await service.encode(body.image, body.name, body.resolution), body)
 
-            async def rest() -> Response:
-                kept = await service.encode(body.image, body.name, body.resolution)
-                return await service.answer(kept, body)
-
-            return await until_gone(request, rest())
-
-        return await service.run(request, work)
+        return await until_gone(request, work())
 
     @app.post("/v1/images", status_code=201)
     async def add_image(request: Request) -> Response:
-        async def work() -> Response:
-            body = await read_body(request, Image)
-            kept = await until_gone(request, service.encode(body.image, body.name, body.resolution))
-            height, width = kept.encoded.size
-            return JSONResponse(
-                {"id": service.store.add(kept), "width": width, "height": height, "name": kept.name}, 201
-            )
-
-        return await service.run(request, work)
+        body = await read_body(request, Image)
+        kept = await until_gone(request, service.encode(body.image, body.name, body.resolution))
+        height, width = kept.encoded.size
+        return JSONResponse({"id": service.store.add(kept), "width": width, "height": height, "name": kept.name}, 201)
 
     @app.delete("/v1/images/{id}", status_code=204)
     async def remove_image(id: str) -> Response:
@@ -102,11 +96,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/images/{id}/segment")
     async def segment_image(id: str, request: Request) -> Response:
-        async def work() -> Response:
-            body = await read_body(request, Question)
-            return await until_gone(request, service.answer(service.store.get(id), body))
-
-        return await service.run(request, work)
+        body = await read_body(request, Question)
+        return await until_gone(request, service.answer(service.store.get(id), body))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -140,7 +131,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         if not service.ready:
-            raise ApiError(503, "the server is shutting down" if service.draining else "the model is being loaded")
+            raise ApiError(
+                503, "the server is shutting down" if service.queue.draining else "the model is being loaded"
+            )
         return {"status": "ready"}
 
     @app.get("/metrics")

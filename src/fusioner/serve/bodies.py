@@ -116,7 +116,7 @@ async def _read_form(headers: Headers, stream: AsyncIterator[bytes]) -> Mapping[
     try:
         parser = _InMemory(headers, stream, max_files=1, max_fields=16, max_part_size=FIELD_BYTES)  # type: ignore[arg-type]
         form = await parser.parse()
-    except (MultiPartException, ValueError) as error:
+    except (MultiPartException, ValueError, LookupError) as error:  # LookupError: a charset that is none
         raise ApiError(400, f"the multipart body cannot be read: {getattr(error, 'message', error)}") from error
     try:
         return await _fields(form)
@@ -126,17 +126,18 @@ async def _read_form(headers: Headers, stream: AsyncIterator[bytes]) -> Mapping[
 
 async def _fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
+    name = "image"
     for key, value in form.multi_items():
         if key in fields:
             raise ApiError(422, f"the field '{key}' is there twice")
         if isinstance(value, UploadFile):
             fields[key] = await value.read()
-            fields.setdefault("name", _file_name(value.filename))
+            name = _file_name(value.filename)
         elif key == "image":
             raise ApiError(422, "the field 'image' is a file: send it with a file name (curl: -F image=@photo.jpg)")
         elif value or key == "labels":  # an input left empty in a form is as good as none
             fields[key] = value
-    return fields
+    return {"name": name, **fields}
 
 
 def _file_name(sent: str | None) -> str:

@@ -36,7 +36,7 @@ class Metrics:
         """Gauges that are read off the service when asked for."""
         for name, text, read in (
             ("queue_jobs", "Jobs that wait for the model.", lambda: service.engine.waiting),
-            ("requests_in_progress", "Requests let in and not answered yet.", lambda: service.in_progress),
+            ("requests_in_progress", "Requests let in and not answered yet.", lambda: service.queue.in_progress),
             ("cache_bytes", "Memory of the kept images.", lambda: service.store.bytes),
             ("cache_images", "Kept images.", lambda: len(service.store)),
             ("ready", "1 when /readyz says so.", lambda: float(service.ready)),

@@ -1,4 +1,4 @@
-"""Uploaded bytes to pixels: the size is known before any pixel is decoded."""
+"""Uploaded bytes are looked at before they are decoded, and decoded pixels share one budget."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,35 +10,44 @@ from PIL import Image
 from fusioner.inference.image import FORMATS
 from fusioner.serve.problems import ApiError
 
+SCANS = 100
+"""Passes over the pixels in one JPEG; photographs have up to a dozen. A small file with thousands keeps a decoder busy
+for hours."""
 
-def count_pixels(content: bytes, limit: int) -> int:
-    """Pixels the file's header announces, 0 when it cannot be read; ApiError 413 for more than `limit`."""
+
+def check_picture(content: bytes, limit: int) -> int:
+    """Pixels that the file's header announces, 0 when it cannot be read (`read_image` will say why).
+
+    Raises:
+        ApiError: 413 for more than `limit` pixels, 422 for a JPEG made to be slow.
+    """
+    megapixels = f"this server's limit of {limit / 1e6:g} megapixels"
     try:
         with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            width, height = image.size
+            (width, height), kind = image.size, image.format
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ApiError(413, f"the image is over this server's limit of {limit / 1e6:g} megapixels") from error
-    except Exception:  # why it cannot be read is for `read_image` to say
+        raise ApiError(413, f"the image is over {megapixels}") from error
+    except Exception:
         return 0
     if width * height > limit:
-        size = f"{width} x {height} pixels"
-        raise ApiError(413, f"the image's {size} are over this server's limit of {limit / 1e6:g} megapixels")
+        raise ApiError(413, f"the image has {width} x {height} pixels, over {megapixels}")
+    if kind in ("JPEG", "MPO") and content.count(b"\xff\xda") > SCANS:
+        raise ApiError(422, f"the JPEG has more than {SCANS} scans: save it anew")
     return width * height
 
 
 class Budget:
-    """Pixels in work at once: a large image waits until there is room for it, and lets small ones wait behind it."""
+    """Pixels in work at once, first come, first served."""
 
     def __init__(self, total: int) -> None:
         self._total, self._used = total, 0
-        self._room = asyncio.Condition()
-        self._line = asyncio.Lock()
+        self._room, self._line = asyncio.Condition(), asyncio.Lock()
 
     @asynccontextmanager
     async def spend(self, pixels: int) -> AsyncIterator[None]:
-        """Hold so many pixels of the budget."""
+        """Hold so many pixels of the budget, as soon as they are free."""
         pixels = min(pixels, self._total)
-        async with self._line, self._room:  # one at a time waits for room, so that none is overtaken for ever
+        async with self._line, self._room:  # the first in line waits for room, the others for the first
             await self._room.wait_for(lambda: self._used + pixels <= self._total)
             self._used += pixels
         try:

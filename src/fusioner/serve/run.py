@@ -16,21 +16,31 @@ from fusioner.serve.app import create_app
 from fusioner.serve.guard import Access
 from fusioner.serve.settings import Limits
 
+GRACE = 10  # seconds that clients have to read their last answer
+
 
 class Server(uvicorn.Server):
     """uvicorn that on SIGTERM or SIGINT first finishes what the service accepted, telling newcomers 503 meanwhile."""
 
     def __init__(self, load: Callable[[], Segmenter], limits: Limits, access: Access) -> None:
         app = create_app(load, limits, access, self.fail)
-        super().__init__(uvicorn.Config(app, log_level=logging.WARNING, access_log=False, server_header=False))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level=logging.WARNING,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
         self.service = app.state.service
         self.failure: BaseException | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once."""
-        if self.service.draining:
+        if self.service.queue.draining:
             self.should_exit = self.force_exit = True
-        self.service.draining = True
+        self.service.queue.draining = True
 
     def fail(self, error: BaseException) -> None:
         """The model cannot be loaded: end, and let `serve` raise the reason."""
@@ -38,7 +48,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn asks ten times a second whether to end."""
-        if self.service.draining and not self.service.in_progress:
+        if self.service.queue.draining and not self.service.queue.in_progress:
             self.should_exit = True
         return await super().on_tick(counter)
 
