@@ -1,7 +1,7 @@
 // Requests to the server that served this page. Everything that goes wrong comes out as an ApiError with one sentence.
 
 const PATIENCE = 6; // times a busy server is asked again
-const GONE = "The server does not answer: see whether fusioner serve is still running.";
+const GONE = "the server does not answer: see whether it is still running.";
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -61,10 +61,9 @@ function send(method, path, body, sent) {
 async function sentence(reply) {
   try {
     const { message } = JSON.parse(await reply.response.text()).error;
-    const text = message[0].toUpperCase() + message.slice(1);
-    return /[.!?]$/.test(text) ? text : `${text}.`;
+    return /[.!?]$/.test(message) ? message : `${message}.`;
   } catch {
-    return `The server answered with status ${reply.status}, and no word why.`;
+    return `the server answered with status ${reply.status} and no word why.`;
   }
 }
 

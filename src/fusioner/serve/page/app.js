@@ -6,7 +6,7 @@ import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
 import { asSeen, createStage } from "./stage.js";
-import { parse, percent, stem, summary } from "./words.js";
+import { capital, parse, percent, stem, summary } from "./words.js";
 
 const KEPT = 24; // pictures of the session
 const SETTLED = 400; // ms without a change, before it is told
@@ -32,11 +32,12 @@ async function open(file, words = session.current?.labels.map((label) => label.w
   const name = file.name || "pasted picture";
   complain("picture-error");
   if (file.type && !file.type.startsWith("image/")) return complain("picture-error", `${name} is not a picture.`);
+  await modelKnown;
   const before = session.current;
   const picture = new Picture(file, name, session.model.labels_independent ?? true, { working, planes });
   words.forEach((word) => picture.add(word));
-  const visible = await preview(picture);
-  if (visible) show(picture);
+  await preview(picture);
+  if (picture.visible) show(picture);
   try {
     await picture.upload();
   } catch (error) {
@@ -47,21 +48,16 @@ async function open(file, words = session.current?.labels.map((label) => label.w
   session.pictures.unshift(picture);
   session.pictures.splice(KEPT).forEach((old) => old.close());
   show(picture);
-  if (!visible) complain("picture-error", `This browser cannot show ${name}; its masks are right all the same.`);
+  if (!picture.visible) complain("picture-error", `This browser cannot show ${name}; its masks are right all the same.`);
   await complete(picture);
 }
 
-/** Whether the browser itself can show the file: then it is seen at once, before the server has read it. */
+/** Most files the browser itself can show: they are seen at once, before the server has read them. */
 async function preview(picture) {
   const image = new Image();
   image.src = picture.url;
-  try {
-    await image.decode();
-  } catch {
-    return false;
-  }
-  picture.size = { width: image.naturalWidth, height: image.naturalHeight };
-  return true;
+  picture.visible = await image.decode().then(() => true, () => false);
+  if (picture.visible) picture.size = { width: image.naturalWidth, height: image.naturalHeight };
 }
 
 function show(picture) {
@@ -89,7 +85,7 @@ async function complete(picture) {
   try {
     await picture.complete();
   } catch (error) {
-    complain("words-error", error.message, error, () => complete(picture));
+    complain("words-error", capital(error.message), error, () => complete(picture));
   }
 }
 
@@ -148,6 +144,7 @@ function say(text) {
 /** One sentence at its place, or none; where waiting may help, with a button to try again. */
 function complain(place, text = "", error = null, again = null) {
   $(place).replaceChildren(text);
+  if (text) $(place).scrollIntoView({ block: "nearest" });
   if (!again || (error.status && error.status < 429)) return;
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
   button.className = "link";
@@ -274,18 +271,15 @@ async function showSamples() {
   }
 }
 
-async function start() {
-  $("host").textContent = location.host;
-  try {
-    const { models } = await askJson("GET", "v1/models");
-    session.model = models[0];
-    settings.threshold = session.model.threshold;
-    showSettings();
-    createDownloads($("downloads"), session.model.formats, make, (text) => complain("download-error", text));
-    await showSamples();
-  } catch (error) {
-    complain("picture-error", error.message, error, () => location.reload());
-  }
+async function meetModel() {
+  $("where").textContent = "The model is being loaded …";
+  const { models } = await askJson("GET", "v1/models");
+  session.model = models[0];
+  settings.threshold = session.model.threshold;
+  showSettings();
+  createDownloads($("downloads"), session.model.formats, make, (text) => complain("download-error", text));
+  $("where").textContent = `Your pictures go to ${location.host} and nowhere else.`;
 }
 
-start();
+const modelKnown = showSamples().then(meetModel);
+modelKnown.catch((error) => complain("picture-error", capital(error.message), error, () => location.reload()));

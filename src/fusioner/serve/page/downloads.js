@@ -1,7 +1,7 @@
 // One button a kind of file: most are made by the server, "as seen" here.
 
 import { ApiError } from "./api.js";
-import { stem } from "./words.js";
+import { capital, stem } from "./words.js";
 
 const NAMES = {
   overlay: ["Overlay", "The picture with masks and a legend, PNG"],
@@ -21,7 +21,7 @@ const NAMES = {
  * @param make(kind) -> promise of { blob, name }; its errors are handed to `complain`
  */
 export function createDownloads(home, formats, make, complain) {
-  for (const kind of Object.keys(formats)) {
+  for (const kind of Object.keys(formats).filter((kind) => kind !== "logits")) {
     const [name, title] = NAMES[kind] ?? [kind, formats[kind]];
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name, title });
     button.className = "button";
@@ -38,7 +38,7 @@ export function createDownloads(home, formats, make, complain) {
       save(blob, name);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      complain(error.message);
+      complain(capital(error.message));
     } finally {
       button.ariaBusy = "false";
     }

@@ -42,7 +42,7 @@ export function createLabelList(list, template, on) {
     row.style.setProperty("--share", share ?? 0);
     row.classList.toggle("hidden", label.hidden);
     row.classList.toggle("waiting", !label.plane && picture.working !== "");
-    row.querySelector(".share").textContent = label.hidden ? "hidden" : share === undefined ? "" : percent(share);
+    row.querySelector(".share").textContent = label.hidden ? "hidden" : share === undefined ? "" : share ? percent(share) : "not found";
     name.setAttribute("aria-pressed", String(picture.alone === label));
     name.title = `Show ${label.word} alone`;
     eye.setAttribute("aria-pressed", String(label.hidden));

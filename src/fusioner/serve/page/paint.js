@@ -22,7 +22,7 @@ export function paint(canvas, map, { width, height }, shades, { opacity, outline
   fills[0] = lines[0] = shades.length ? packed(INK, alone ? DIMMED : REST) : 0;
   shades.forEach((shade, index) => {
     const shown = !alone || alone === index + 1;
-    fills[index + 1] = shown ? packed(channels(shade), alone ? opacity / 2 : opacity) : fills[0];
+    fills[index + 1] = shown ? packed(channels(shade), alone ? opacity / 3 : opacity) : fills[0];
     lines[index + 1] = shown && outlines ? packed(channels(shade), 1) : fills[index + 1];
   });
   const thickness = Math.max(1, Math.round(Math.max(width, height) / 400));

@@ -19,6 +19,7 @@ export class Picture {
     this.url = URL.createObjectURL(file);
     this.labels = []; // { word, colour, hidden, plane }
     this.alone = null; // the label shown by itself
+    this.visible = false; // whether the browser can show the file
     this.size = null; // { width, height }, px
     this.map = null; // { data, width, height }: what was decided last, numbers into `shown`
     this.shares = new Map(); // label -> its share of the picture, of those in `shown`

@@ -31,6 +31,7 @@ export function createStage(settings, on) {
       picture = next;
       photo.src = picture.url;
       photo.alt = picture.name;
+      photo.hidden = !picture.visible;
       read(null);
       if (picture.size) view.show(picture.size);
     }
@@ -117,7 +118,7 @@ export function createStage(settings, on) {
   $("compare").addEventListener("change", compare);
 
   /** What lies on each other: the photograph, where the browser can show it, and the masks. */
-  const layers = () => (photo.naturalWidth ? [photo, overlay] : [overlay]);
+  const layers = () => (picture.visible ? [photo, overlay] : [overlay]);
   return { show, draw, repaint, layers, photo };
 }
 
@@ -128,7 +129,7 @@ export function asSeen(picture, settings, photo) {
   paintMap(masks, picture, settings, decided(picture, settings, size).map);
   const page = Object.assign(document.createElement("canvas"), size);
   const context = page.getContext("2d");
-  context.drawImage(photo, 0, 0, size.width, size.height);
+  if (picture.visible) context.drawImage(photo, 0, 0, size.width, size.height);
   context.drawImage(masks, 0, 0);
   return page;
 }
@@ -154,7 +155,8 @@ function within({ width, height }, side, enlarge = false) {
 
 function bar({ label, share }) {
   const row = document.createElement("p");
-  row.append(Object.assign(document.createElement("i")), label.word, Object.assign(document.createElement("span")));
+  const name = Object.assign(document.createElement("em"), { textContent: label.word });
+  row.append(document.createElement("i"), name, document.createElement("span"));
   row.lastChild.textContent = percent(share);
   row.style.setProperty("--colour", label.colour);
   row.style.setProperty("--share", share);

@@ -21,6 +21,11 @@ export function parse(text) {
   return text.split(/[,\n]/).map((word) => word.trim().replace(/\s+/g, " ")).filter(Boolean);
 }
 
+/** A sentence's first letter large. */
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
 /** File name without its ending. */
 export function stem(name) {
   return name.replace(/\.[^.]*$/, "") || "picture";
