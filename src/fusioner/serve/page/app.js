@@ -186,8 +186,13 @@ document.addEventListener("paste", (event) => {
 });
 
 let dragging = 0; // elements deep
-document.addEventListener("dragenter", () => ($("drop").hidden = ++dragging === 0));
-document.addEventListener("dragleave", () => ($("drop").hidden = --dragging === 0));
+document.addEventListener("dragenter", (event) => {
+  dragging++;
+  $("drop").hidden = !event.dataTransfer.types.includes("Files");
+});
+document.addEventListener("dragleave", () => {
+  if (--dragging === 0) $("drop").hidden = true;
+});
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => {
   event.preventDefault();
