@@ -1,13 +1,14 @@
 """Which files a run takes, and how their results are told apart."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusioner.cli.inputs import find_images, name_results
+from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.errors import FusionerError
 
 ENDINGS = (".overlay.png", ".png", ".json")
@@ -22,31 +23,52 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(paths: list[Path]) -> list[str]:
+def names(paths: Iterable[Path]) -> list[str]:
     return [path.name for path in paths]
 
 
 def test_a_folder_gives_its_pictures_sorted(tree: Path) -> None:
-    paths, errors = find_images([str(tree)])
+    paths, errors = find_inputs([str(tree)])
     assert names(paths) == ["B.PNG", "a.jpg", "c.tiff", "odd[1].jpg"]
     assert not errors
 
 
 def test_globs(tree: Path) -> None:
-    assert names(find_images([f"{tree}/*.jpg"])[0]) == ["a.jpg", "odd[1].jpg"]
-    assert names(find_images([f"{tree}/**/*.jpg"])[0]) == ["a.jpg", "d.jpg", "odd[1].jpg"]
-    assert names(find_images([f"{tree}/odd[1].jpg"])[0]) == ["odd[1].jpg"]  # a file of that very name comes first
-    assert "deep" not in names(find_images([f"{tree}/*"])[0])
+    assert names(find_inputs([f"{tree}/*.jpg"])[0]) == ["a.jpg", "odd[1].jpg"]
+    assert names(find_inputs([f"{tree}/**/*.jpg"])[0]) == ["a.jpg", "d.jpg", "odd[1].jpg"]
+    assert names(find_inputs([f"{tree}/odd[1].jpg"])[0]) == ["odd[1].jpg"]  # a file of that very name comes first
+    assert "deep" not in names(find_inputs([f"{tree}/*"])[0])
 
 
 def test_each_file_once_in_the_order_named(tree: Path) -> None:
     os.symlink(tree / "a.jpg", tree / "link.jpg")
-    paths, _ = find_images([f"{tree}/c.tiff", f"{tree}/*.jpg", f"{tree}/deep/../a.jpg"])
+    paths, _ = find_inputs([f"{tree}/c.tiff", f"{tree}/*.jpg", f"{tree}/deep/../a.jpg"])
     assert names(paths) == ["c.tiff", "a.jpg", "odd[1].jpg"]
 
 
+def test_folders_inside_folders_keep_their_results_apart(tree: Path) -> None:
+    for name in ("deep/deeper/a.jpg", ".git/x.jpg", "out/a.overlay.png"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    os.symlink(tree, tree / "deep" / "loop")
+    found, errors = find_inputs([str(tree)], recursive=True, out=tree / "deep" / ".." / "out")
+    assert [str(path.relative_to(tree)) for path in found][4:] == ["deep/d.jpg", "deep/e.gif", "deep/deeper/a.jpg"]
+    assert not errors
+    jobs = name_results(found, Path("to"), ENDINGS)
+    assert [str(job.folder / job.stem) for job in jobs if job.stem == "a"] == ["to/a", "to/deep/deeper/a"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_must_not_be_read_is_told(tree: Path) -> None:
+    (tree / "deep").chmod(0)
+    found, (error,) = find_inputs([str(tree)], recursive=True)
+    (tree / "deep").chmod(0o755)
+    assert len(found) == 4
+    assert str(error) == f"cannot read folder {tree}/deep: Permission denied"
+
+
 def test_what_names_nothing_is_told_and_the_rest_goes_on(tree: Path) -> None:
-    paths, errors = find_images([f"{tree}/*.webp", f"{tree}/empty", f"{tree}/a.jpg", f"{tree}/missing.jpg"])
+    paths, errors = find_inputs([f"{tree}/*.webp", f"{tree}/empty", f"{tree}/a.jpg", f"{tree}/missing.jpg"])
     assert names(paths) == ["a.jpg", "missing.jpg"]
     assert [str(error) for error in errors] == [
         f"no file matches {tree}/*.webp",
@@ -55,7 +77,7 @@ def test_what_names_nothing_is_told_and_the_rest_goes_on(tree: Path) -> None:
 
 
 def stems(paths: list[str], out: Path) -> list[str]:
-    return [job.stem for job in name_results([Path(path) for path in paths], out, ENDINGS)]
+    return [job.stem for job in name_results({Path(path): Path() for path in paths}, out, ENDINGS)]
 
 
 def test_equal_stems_are_numbered_in_order(tmp_path: Path) -> None:
@@ -64,6 +86,16 @@ def test_equal_stems_are_numbered_in_order(tmp_path: Path) -> None:
     assert stems(["a/cat.jpg", "b/cat.jpg", "c/cat-2.jpg"], tmp_path) == ["cat", "cat-3", "cat-2"]
     assert stems(["a/Cat.jpg", "b/cat.jpg"], tmp_path) == ["Cat", "cat-2"]
     assert stems(["a/cat.jpg", "a/cat.overlay.jpg"], tmp_path) == ["cat", "cat.overlay-2"]
+
+
+def test_videos_and_pictures_do_not_share_names(tmp_path: Path) -> None:
+    assert stems(["clip.mp4", "clip.jpg"], tmp_path) == ["clip", "clip"]  # clip.overlay.mp4 is not clip.overlay.png
+    assert stems(["clip.mp4", "b/clip.MOV"], tmp_path) == ["clip", "clip-2"]
+    assert stems(["clip.mp4", "clip-000120.jpg"], tmp_path) == ["clip-2", "clip-000120"]  # the name of a frame
+    assert stems(["clip.mp4", "clip-12.jpg", "-"], tmp_path) == ["clip", "clip-12", "stdin"]
+    (tmp_path / "clip.overlay.mp4").touch()
+    with pytest.raises(FusionerError, match=r"clip\.overlay\.mp4 would replace an input"):
+        stems([f"{tmp_path}/clip.mp4", f"{tmp_path}/clip.overlay.mp4"], tmp_path)
 
 
 @given(st.lists(st.sampled_from(["cat", "Cat", "cat-2", "cat-3", "cat.overlay", "dog", "cat-2-2"]), max_size=9))
@@ -76,9 +108,9 @@ def test_no_two_results_share_a_file(wished: list[str]) -> None:
 def test_a_result_never_replaces_a_picture(tmp_path: Path) -> None:
     (tmp_path / "cat.png").touch()
     with pytest.raises(FusionerError, match=r"cat\.png would replace an input picture"):
-        name_results([tmp_path / "cat.png"], tmp_path, ENDINGS)
+        name_results({tmp_path / "cat.png": Path()}, tmp_path, ENDINGS)
     os.symlink(tmp_path, tmp_path / "alias")
     with pytest.raises(FusionerError, match="would replace an input picture"):
-        name_results([tmp_path / "cat.png"], tmp_path / "alias", ENDINGS)
+        name_results({tmp_path / "cat.png": Path()}, tmp_path / "alias", ENDINGS)
     (tmp_path / "cat.jpg").touch()
-    assert name_results([tmp_path / "cat.jpg"], tmp_path, ENDINGS)  # cat.png is no input of this run
+    assert name_results({tmp_path / "cat.jpg": Path()}, tmp_path, ENDINGS)  # cat.png is no input of this run

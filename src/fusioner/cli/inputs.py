@@ -1,87 +1,149 @@
-"""Which pictures the user means, and what their results are called."""
+"""Which pictures and videos the user means, and what their results are called."""
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 from fusioner.errors import FusionerError
 
+STDIN = Path("-")
+VIDEOS = (
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+)
+"""Lower-case endings of the files that are taken for videos."""
+VIDEO_ENDING = ".overlay.mp4"
+
 
 @dataclass(frozen=True)
 class Job:
-    """One picture and the stem of the files made of it."""
+    """One input, and the folder and the stem of the files made of it."""
 
     path: Path
+    folder: Path
     stem: str
 
+    @property
+    def name(self) -> str:
+        """Of the input, without folders."""
+        return "stdin" if self.path == STDIN else self.path.name
 
-def find_images(names: Sequence[str]) -> tuple[list[Path], list[FusionerError]]:
-    """Files, folders (their pictures, not those of folders inside) and globs (`**` goes down) -> picture files.
 
-    In the order named, folders and globs sorted, each file once. What names nothing comes back as an error, so that
-    the rest can go on; a file that is missing or no picture is found out when it is read.
+def find_inputs(
+    names: Sequence[str], recursive: bool = False, out: Path | None = None
+) -> tuple[dict[Path, Path], list[FusionerError]]:
+    """Files, folders, globs (`**` goes down) and `-` -> {file: the subfolder its results go to}.
+
+    In the order named, folders and globs sorted, each file once. A folder gives its pictures; with `recursive` also
+    those of the folders inside, except hidden ones and `out`, and their results keep the folders apart. What names
+    nothing comes back as an error, so that the rest can go on; a file that is missing or no picture is found out when
+    it is read.
     """
-    paths: dict[str, Path] = {}
+    found: dict[Path, Path] = {}
+    known: set[str] = set()
     errors: list[FusionerError] = []
     for name in names:
         try:
-            for path in _expand(name):
-                paths.setdefault(os.path.realpath(path), path)
+            some = _expand(name, recursive, out, errors)
         except FusionerError as error:
             errors.append(error)
-    return list(paths.values()), errors
+            continue
+        for path, below in some.items():
+            if (real := os.path.realpath(path)) not in known:
+                known.add(real)
+                found[path] = below
+    return found, errors
 
 
-def name_results(paths: Sequence[Path], out: Path, endings: Iterable[str]) -> list[Job]:
-    """Give every picture the stem of its results: its own; where that is taken, with -2, -3, ... in the order named.
+def name_results(found: Mapping[Path, Path], out: Path, endings: Iterable[str]) -> list[Job]:
+    """Give every input the stem of its results: its own; where that is taken, with -2, -3, ... in the order named.
+
+    Inputs are taken apart by subfolder. A video's results are STEM-000120 and the like, and STEM.overlay.mp4.
 
     Raises:
-        FusionerError: a result would replace one of the pictures.
+        FusionerError: a result would replace one of the inputs.
     """
     endings = tuple(endings)
-    wished, taken = {path.stem.casefold() for path in paths}, set[str]()
-    pictures = {_identity(path) for path in paths}
+    wished = {_key(below, _stem(path)): is_video(path) for path, below in found.items()}
+    # A picture clip-000120.jpg wants the names of a frame of clip.mp4: then the video is numbered.
+    framed = {m[1] for key, video in wished.items() if not video and (m := re.fullmatch(r"(.+)-\d{6,}", key))}
+    inputs = {_identity(path) for path in found}
+    taken: set[str] = set()
     jobs: list[Job] = []
-    for path in paths:
-        stem, number = path.stem, 1
-        while _files(stem, endings) & taken or (number > 1 and stem.casefold() in wished):
+    for path, below in found.items():
+        stem, number, parts = _stem(path), 1, (VIDEO_ENDING,) if is_video(path) else endings
+        while (
+            _files(below, stem, parts) & taken
+            or (number > 1 and _key(below, stem) in wished)
+            or (is_video(path) and _key(below, stem) in framed)
+        ):
             number += 1
-            stem = f"{path.stem}-{number}"
-        taken |= _files(stem, endings)
-        for ending in endings:
-            if (result := out / f"{stem}{ending}").exists() and _identity(result) in pictures:
+            stem = f"{_stem(path)}-{number}"
+        taken |= _files(below, stem, parts)
+        for ending in parts:
+            if (result := out / below / f"{stem}{ending}").exists() and _identity(result) in inputs:
                 raise FusionerError(f"{result} would replace an input picture: choose another folder with --out")
-        jobs.append(Job(path, stem))
+        jobs.append(Job(path, out / below, stem))
     return jobs
 
 
-def _expand(name: str) -> list[Path]:
+def is_video(path: Path) -> bool:
+    """By the ending of its name."""
+    return path.suffix.lower() in VIDEOS
+
+
+def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerError]) -> dict[Path, Path]:
     path = Path(name).expanduser()
     if path.is_dir():
-        from fusioner.inference.image import image_suffixes
-
-        endings = image_suffixes()
-        try:
-            inside = sorted(path.iterdir())
-        except OSError as error:
-            raise FusionerError(f"cannot read folder {path}: {error.strerror or error}") from error
-        found = [one for one in inside if one.suffix.lower() in endings and one.name[0] != "." and one.is_file()]
-        if not found:
+        before = len(errors)
+        found = _pictures(path, recursive, out, errors.append)
+        if not found and len(errors) == before:
             raise FusionerError(f"folder {path} holds no pictures")
         return found
     if any(letter in name for letter in "*?[") and not path.exists():
-        found = sorted(one for one in map(Path, glob(str(path), recursive=True)) if not one.is_dir())
-        if not found:
+        matches = sorted(one for one in map(Path, glob(str(path), recursive=True)) if not one.is_dir())
+        if not matches:
             raise FusionerError(f"no file matches {name}")
-        return found
-    return [path]
+        return dict.fromkeys(matches, Path())
+    return {path: Path()}
 
 
-def _files(stem: str, endings: tuple[str, ...]) -> set[str]:
-    """Names as a file system that ignores case keeps them apart."""
-    return {f"{stem}{ending}".casefold() for ending in endings}
+def _pictures(
+    folder: Path, recursive: bool, out: Path | None, complain: Callable[[FusionerError], None]
+) -> dict[Path, Path]:
+    """The pictures of a folder -> where they lie below it; links to folders are not followed."""
+    from fusioner.inference.image import image_suffixes
+
+    def unreadable(error: OSError) -> None:
+        complain(FusionerError(f"cannot read folder {error.filename}: {error.strerror or error}"))
+
+    suffixes, results = image_suffixes(), out and os.path.realpath(out)
+    found: dict[Path, Path] = {}
+    for root, folders, files in os.walk(folder, onerror=unreadable):
+        here = Path(root)
+        folders[:] = sorted(one for one in folders if one[0] != "." and os.path.realpath(here / one) != results)
+        for path in (here / name for name in sorted(files)):
+            if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file():
+                found[path] = here.relative_to(folder)
+        if not recursive:
+            break
+    return found
+
+
+def _stem(path: Path) -> str:
+    return "stdin" if path == STDIN else path.stem
+
+
+def _key(below: Path, stem: str) -> str:
+    """A name as a file system that ignores case keeps it apart."""
+    return str(below / stem).casefold()
+
+
+def _files(below: Path, stem: str, endings: tuple[str, ...]) -> set[str]:
+    return {_key(below, f"{stem}{ending}") for ending in endings}
 
 
 def _identity(path: Path) -> tuple[int, int] | str:

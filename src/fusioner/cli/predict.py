@@ -1,14 +1,15 @@
-"""`fusioner predict`: pictures and names in, masks out."""
+"""`fusioner predict`: pictures, videos and names in, masks out."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
-    from fusioner.inference.segmentation import Segmentation
+    from fusioner.cli.segmenting import Asked
     from fusioner.inference.segmenter import Segmenter
 
 
@@ -17,33 +18,60 @@ def predict(
     labels: str | None = None,
     labels_file: Path | None = None,
     out: Path = Path("fusioner-out"),
+    format: str | None = None,
+    recursive: bool = False,
+    every: int = 10,
+    skip_existing: bool = False,
+    contact_sheet: Path | None = None,
+    csv: Path | None = None,
     model: Path | None = None,
     threshold: float | None = None,
     background: bool = True,
     resolution: Literal["fast", "native"] = "fast",
     device: str = "auto",
     templates: Path | None = None,
+    workers: int = 4,
 ) -> int:
-    """Find what you name in pictures.
+    """Find what you name in pictures and videos.
 
     Writes for each picture NAME.overlay.png (colours and a legend to look at), NAME.png (mask: 0 background, i the
-    i-th label) and NAME.json (pixels, mean probability and COCO run lengths of each label). Of two pictures with one
-    NAME the later becomes NAME-2. A picture that cannot be read is told on stderr, the others are still done, and the
-    exit code is 2.
+    i-th label) and NAME.json (pixels, mean probability, outlines of each label). Of two pictures with one NAME the
+    later becomes NAME-2. Of a video every 10th frame is taken: its results are NAME-000120.png and so on, its overlay
+    is a video, NAME.overlay.mp4. What cannot be read is told on stderr, the rest is still done, and the exit code is 2;
+    after Ctrl-C it is 130, and what was finished is kept.
 
         fusioner predict photo.jpg --labels "cat, sofa"
-        fusioner predict holiday/ "more/*.png" --labels "dog, sky" --out masks
+        fusioner predict holiday/ "more/*.png" --labels "dog, sky" --out masks --contact-sheet sheet.jpg --csv table.csv
+        fusioner predict archive/ --recursive --labels "dog" --format mask,coco --skip-existing
+        fusioner predict clip.mp4 --labels "dog, ball" --every 5 --format overlay
+        cat photo.jpg | fusioner predict - --labels "cat" --out - > mask.png
 
     Parameters
     ----------
     images
-        Picture files, folders of pictures, or globs.
+        Picture files, folders of pictures, globs, video files, or - for a picture on the standard input.
     labels
         What to find, separated by commas.
     labels_file
         What to find, one label a line (UTF-8); adds to --labels.
     out
-        Folder for the results; results of the same name are replaced.
+        Folder for the results; results of the same name are replaced. - writes the one result of one picture to the
+        standard output.
+    format
+        What to write, separated by commas: overlay, mask, json, coco, labelme, yolo, cvat, geojson, npz. Default:
+        overlay,mask,json; for --out - mask.
+    recursive
+        Take the pictures of folders inside folders too; results are put into folders of the same names.
+    every
+        Of a video take every so many frames.
+    skip_existing
+        Leave pictures alone whose results are all there, newer than the picture and the --model file, and, where json
+        is among them, of the same labels, threshold and background.
+    contact_sheet
+        Picture to write (.png or .jpg): all that was segmented on pages of 60, the second named NAME-2.
+    csv
+        Table to write: per picture and label what was found, pixels, coverage, score and box (x y width height), and
+        the errors.
     model
         Model file of `fusioner train`; without it the one inside the package.
     threshold
@@ -56,53 +84,55 @@ def predict(
         auto, cpu, cuda, cuda:N or mps.
     templates
         File of prompt templates, one a line, each with {} for the label.
+    workers
+        Threads that read the next pictures, and as many that write results, while the model works; about twice as many
+        pictures are held in memory. 0: none.
     """
-    from fusioner.cli.inputs import find_images, name_results
-    from fusioner.cli.progress import progress
-    from fusioner.files import writable_folder
-
     wanted = _labels(labels, labels_file)
     if threshold is not None and not 0 <= threshold <= 1:
         raise FusionerError(f"--threshold is a probability between 0 and 1, not {threshold}")
     if not images:
-        raise FusionerError("name at least one picture, folder or glob")
-    paths, errors = find_images(images)
-    jobs = name_results(paths, out, (".overlay.png", ".png", ".json"))
+        raise FusionerError("name at least one picture, folder, glob or video")
+    for name, number, least in (("every", every, 1), ("workers", workers, 0)):
+        if number < least:
+            raise FusionerError(f"--{name} is {least} or more, not {number}")
+
+    from fusioner.cli.earlier import Earlier
+    from fusioner.cli.inputs import find_inputs, name_results
+    from fusioner.cli.progress import progress
+    from fusioner.cli.segmenting import Asked, Run
+    from fusioner.cli.summary import Summary
+    from fusioner.files import writable_folder
+    from fusioner.inference.contact import ContactSheet
+    from fusioner.inference.formats import KINDS
+
+    to_stdout = str(out) == "-"
+    kinds = _kinds(format or ("mask" if to_stdout else "overlay,mask,json"))
+    asked = Asked(wanted, threshold, background, resolution, kinds)
+    found, errors = find_inputs(images, recursive, out)
+    if to_stdout:
+        if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(kinds) != 1:
+            raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
+        return _to_stdout(next(iter(found)), asked, lambda: _load(model, device, templates))
+    jobs = name_results(found, out, [KINDS[kind].ending for kind in kinds])
+    sheet = ContactSheet(contact_sheet, wanted) if contact_sheet else None
+    if contact_sheet:
+        results = [job.folder / f"{job.stem}{KINDS[kind].ending}" for job in jobs for kind in kinds]
+        _keep_apart(contact_sheet, [*found, *results])
+    run = Run(asked, workers, Summary(csv) if csv else None, sheet)
     for error in errors:
-        _complain(error)
-    failed = len(errors)
+        run.fail(error)
     if jobs:
         writable_folder(out)
-        with progress(after=0.0 if len(jobs) > 1 else 2.0) as track:
-            segment = _load(model, device, templates)
-            for job in track(jobs, "segmenting"):
-                try:
-                    result = segment(
-                        job.path, wanted, threshold=threshold, background=background, resolution=resolution
-                    )
-                    overlay = result.save(out, job.stem)["overlay"]
-                    print(f"{job.path}: {found_text(result)} -> {overlay}", flush=True)
-                except FusionerError as error:
-                    _complain(error)
-                    failed += 1
-    done = len(errors) + len(jobs) - failed
-    print(f"{_count(done)} segmented into {out}" + (f", {failed} failed" if failed else ""))
-    return 2 if failed else 0
-
-
-def found_text(result: "Segmentation", most: int = 8) -> str:
-    """`cat 61.4 %, sofa 2.8 %; not found: dog`, the largest first and no more than `most` of each."""
-    from fusioner.inference.legend import share_text
-
-    found = [f"{label} {share_text(share)}" for label, share in result.found.items()]
-    missing = [label for label in result.labels if label not in result.found]
-    text = _some(found, most) or "nothing found"
-    return f"{text}; not found: {_some(missing, most)}" if found and missing else text
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    with progress(after=0.0 if len(jobs) > 1 else 2.0) as work:
+        segmenter = _load(model, device, templates) if jobs else None
+        try:
+            if segmenter:
+                earlier = Earlier(asked.told(segmenter), [model] if model else []) if skip_existing else None
+                run.segment(jobs, segmenter, every, work.meter("segmenting", len(jobs)), earlier)
+        finally:  # also after Ctrl-C
+            run.end(out)
+    return 2 if run.failed else 0
 
 
 def _labels(typed: str | None, file: Path | None) -> list[str]:
@@ -113,6 +143,20 @@ def _labels(typed: str | None, file: Path | None) -> list[str]:
     return check_labels([*(parse_labels(typed) if typed is not None else ()), *(read_labels(file) if file else ())])
 
 
+def _kinds(names: str) -> tuple[str, ...]:
+    from fusioner.inference.formats import find_kind
+
+    kinds = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    for kind in kinds:
+        find_kind(kind)
+    return kinds
+
+
+def _keep_apart(sheet: Path, others: Sequence[Path]) -> None:
+    if os.path.realpath(sheet) in {os.path.realpath(path) for path in others}:
+        raise FusionerError(f"--contact-sheet {sheet} would replace a picture or a result: give it another name")
+
+
 def _load(model: Path | None, device: str, templates: Path | None) -> "Segmenter":
     from fusioner.encoders.prompts import read_templates
     from fusioner.inference.load import load
@@ -120,9 +164,16 @@ def _load(model: Path | None, device: str, templates: Path | None) -> "Segmenter
     return load(model, device, read_templates(templates) if templates else None)
 
 
-def _complain(error: FusionerError) -> None:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+def _to_stdout(path: Path, asked: "Asked", load: "Callable[[], Segmenter]") -> int:
+    """Write the one result of one picture there; what is to be told goes to stderr."""
+    from fusioner.cli.inputs import STDIN, is_video
+    from fusioner.cli.segmenting import found_text
 
-
-def _count(pictures: int) -> str:
-    return f"{pictures} picture" + ("" if pictures == 1 else "s")
+    if is_video(path):
+        raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
+    result = asked.of(sys.stdin.buffer if path == STDIN else path, load())
+    result.name = "stdin" if path == STDIN else path.name
+    sys.stdout.buffer.write(result.to_bytes(asked.kinds[0]))
+    sys.stdout.buffer.flush()
+    print(f"{path}: {found_text(result)}", file=sys.stderr)
+    return 0

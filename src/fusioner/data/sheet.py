@@ -9,9 +9,8 @@ from PIL import Image
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.errors import FusionerError
+from fusioner.inference.contact import arrange, shrink
 from fusioner.inference.segmentation import Segmentation
-
-_PAPER = (255, 255, 255)
 
 
 def contact_sheet(data: SegmentationData, count: int = 12, columns: int = 4, width: int = 360) -> Image.Image:
@@ -27,17 +26,7 @@ def contact_sheet(data: SegmentationData, count: int = 12, columns: int = 4, wid
         raise FusionerError(f"a contact sheet needs at least one cell, not {count} in {columns} columns")
     chosen = np.linspace(0, len(data.items) - 1, min(count, len(data.items))).round().astype(int)
     cells = [_cell(data, data.items[i], width) for i in chosen]
-    gap = max(4, width // 40)
-    tops = [gap] * min(columns, len(cells))
-    places = []
-    for cell in cells:  # each goes below the shortest column, so that tall and wide pictures leave no holes
-        column = tops.index(min(tops))
-        places.append((gap + column * (width + gap), tops[column]))
-        tops[column] += cell.height + gap
-    sheet = Image.new("RGB", (len(tops) * (width + gap) + gap, max(tops)), _PAPER)
-    for cell, place in zip(cells, places, strict=True):
-        sheet.paste(cell, place)
-    return sheet
+    return arrange(cells, columns, gap=max(4, width // 40))
 
 
 def labelled(rgb: UInt8[np.ndarray, "h w 3"], mask: Integer[np.ndarray, "h w"], data: SegmentationData) -> Image.Image:
@@ -68,7 +57,5 @@ def _cell(data: SegmentationData, item: Item, width: int) -> Image.Image:
     """Shrunk before it is drawn on, so that legends are equally large in all cells."""
     rgb, mask = data.read(item)
     size = width, max(1, round(len(rgb) * width / rgb.shape[1]))
-    small = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)
-    shrunk = Image.fromarray(mask.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
-    picture = labelled(np.asarray(small), np.asarray(shrunk), data)
+    picture = labelled(*shrink(rgb, mask, size), data)
     return picture if picture.width == width else picture.resize((width, round(picture.height * width / picture.width)))
