@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
+    from fusioner.client import Client
     from fusioner.encoders.zoo import available_models
     from fusioner.inference.load import load
     from fusioner.inference.segmentation import Segmentation
     from fusioner.inference.segmenter import Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["FusionerError", "Segmentation", "Segmenter", "available_models", "load"]
+__all__ = ["Client", "FusionerError", "Segmentation", "Segmenter", "available_models", "load"]
 
 _HOMES = {
     "load": "fusioner.inference.load",
     "Segmenter": "fusioner.inference.segmenter",
     "Segmentation": "fusioner.inference.segmentation",
     "available_models": "fusioner.encoders.zoo",
+    "Client": "fusioner.client",
 }
 
 

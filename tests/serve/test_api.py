@@ -1,22 +1,163 @@
-"""Every route of the API, over TCP, on the toy model."""
+"""Every route of the API, over TCP, on the toy model: what it answers is what the Segmenter says."""
 
 import base64
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusioner.inference.formats import KINDS
+from fusioner.inference.segmenter import Segmenter
+
+LABELS = ["cat", "sofa", "window"]
 
 
-def test_segment_by_form(server, photo) -> None:
-    answer = server.http.post("/v1/segment", files={"image": ("cat.jpg", photo)}, data={"labels": "cat, sofa"})
+@pytest.fixture(scope="module")
+def segmenter(make_tiny_segmenter: Callable[..., Segmenter]) -> Segmenter:
+    return make_tiny_segmenter()
+
+
+@pytest.fixture(scope="module")
+def kept(server: Any, photo: bytes) -> str:
+    return server.http.post("/v1/images", files={"image": ("chelsea.jpg", photo)}).json()["id"]
+
+
+@pytest.fixture(scope="module")
+def small(photo: bytes) -> bytes:
+    """64 x 48 pixels, for looks at native resolution."""
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(photo)).resize((64, 48)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("resolution", ["fast", "native"])
+@pytest.mark.parametrize("way", ["form", "json"])
+def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, resolution: Any) -> None:
+    fields = {"labels": ", ".join(LABELS), "threshold": 0.3, "background": False, "resolution": resolution}
+    if way == "form":
+        answer = server.http.post("/v1/segment", files={"image": ("cat.jpg", small)}, data=fields)
+    else:
+        fields |= {"image": base64.b64encode(small).decode(), "labels": LABELS, "name": "cat.jpg"}
+        answer = server.http.post("/v1/segment", json=fields)
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    assert (told["width"], told["height"], told["labels"], told["image"]) == (451, 300, ["cat", "sofa"], "cat.jpg")
+    result = segmenter(small, LABELS, threshold=0.3, background=False, resolution=resolution)
+    assert told["image"] == "cat.jpg"
+    assert told["threshold"] == 0.3
+    assert not told["background"]
+    assert [one["pixels"] for one in told["segments"]] == [result.areas[label] for label in LABELS]
+    assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''cat.json"
 
 
-def test_images(server, photo) -> None:
-    answer = server.http.post("/v1/images", json={"image": base64.b64encode(photo).decode()})
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_is_what_the_segmenter_writes(
+    server: Any, segmenter: Segmenter, photo: bytes, kept: str, kind: str
+) -> None:
+    answer = server.http.post(f"/v1/images/{kept}/segment", json={"labels": LABELS, "format": kind})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].partition(";")[0] == KINDS[kind].media_type
+    assert answer.headers["content-disposition"].endswith(f"''chelsea{KINDS[kind].ending}")
+    result = segmenter(photo, LABELS)
+    result.name = "chelsea.jpg"
+    if kind == "npz":
+        with np.load(io.BytesIO(answer.content)) as sent, np.load(io.BytesIO(result.to_bytes(kind))) as own:
+            for key in own:
+                assert np.array_equal(sent[key], own[key])
+    else:
+        assert answer.content == result.to_bytes(kind)
+
+
+def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, photo: bytes, kept: str) -> None:
+    told = server.http.post(f"/v1/images/{kept}/segment", json={"labels": LABELS, "format": "logits"}).json()
+    grid = told["grid"]["height"], told["grid"]["width"]
+    planes = np.stack([np.frombuffer(base64.b64decode(plane), "<u2").reshape(grid) for plane in told["planes"]])
+    logits = told["low"] + told["step"] * planes.astype(np.float64)
+    own = segmenter.own_logits(segmenter.encode(photo), LABELS)
+    assert np.abs(logits - own.numpy()).max() <= told["step"] * 0.51
+    assert (told["width"], told["height"], told["labels"], told["threshold"]) == (451, 300, LABELS, 0.5)
+
+
+def test_logits_of_a_native_look_are_made_small(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
+    from fusioner.serve.answers import CELLS, NUMBERS, logits_answer
+
+    wide = json.loads(logits_answer(torch.randn(1, 1000, 3000), ["a"], (1000, 3000), 0.5))["grid"]
+    assert 0.99 * CELLS < wide["height"] * wide["width"] <= CELLS
+    many = json.loads(logits_answer(torch.randn(20, 950, 950), [str(i) for i in range(20)], (950, 950), 0.5))
+    assert 20 * many["grid"]["height"] * many["grid"]["width"] <= NUMBERS
+    flat = json.loads(logits_answer(torch.full((1, 4, 4), 2.5), ["a"], (4, 4), 0.5))
+    assert flat["low"] == 2.5
+    assert not np.frombuffer(base64.b64decode(flat["planes"][0]), "<u2").any()
+
+
+def test_keep_ask_and_forget(server: Any, photo: bytes) -> None:
+    answer = server.http.post(
+        "/v1/images", json={"image": "data:image/jpeg;base64," + base64.b64encode(photo).decode()}
+    )
     assert answer.status_code == 201, answer.text
-    kept = answer.json()
-    assert kept == {"id": kept["id"], "width": 451, "height": 300, "name": "image"}
-    for kind in server.http.get("/v1/models").json()["models"][0]["formats"]:
-        answer = server.http.post(f"/v1/images/{kept['id']}/segment", json={"labels": "cat", "format": kind})
-        assert answer.status_code == 200, (kind, answer.text)
-    assert server.http.delete(f"/v1/images/{kept['id']}").status_code == 204
-    assert server.http.delete(f"/v1/images/{kept['id']}").status_code == 404
+    told = answer.json()
+    assert told == {"id": told["id"], "width": 451, "height": 300, "name": "image"}
+    assert len(told["id"]) >= 22  # 128 bits
+    path = f"/v1/images/{told['id']}"
+    assert server.http.post(f"{path}/segment", json={"labels": "cat"}).json()["labels"] == ["cat"]
+    assert server.http.delete(path).status_code == 204
+    for gone in (server.http.delete(path), server.http.post(f"{path}/segment", json={"labels": "cat"})):
+        assert gone.status_code == 404
+        assert "upload it again" in gone.json()["error"]["message"]
+
+
+def test_models_samples_and_health(server: Any, segmenter: Segmenter) -> None:
+    (model,) = server.http.get("/v1/models").json()["models"]
+    assert model["resolution"] == segmenter.card.resolution
+    assert set(model["formats"]) == {*KINDS, "logits"}
+    for sample in server.http.get("/v1/samples").json():
+        with Image.open(io.BytesIO(server.http.get(sample["url"]).content)) as image:
+            assert image.format == "JPEG"
+    assert server.http.get("/healthz").json() == {"status": "alive"}
+    assert server.http.get("/readyz").json() == {"status": "ready"}
+
+
+def test_labels_with_commas(server: Any, photo: bytes) -> None:
+    wanted = ["cat, the grey one", "sofa"]
+    told = server.http.post("/v1/segment", files={"image": photo}, data={"labels": json.dumps(wanted)})
+    assert told.json()["labels"] == wanted
+
+
+def test_the_page_may_load_nothing_from_elsewhere(server: Any) -> None:
+    page = server.http.get("/")
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert server.http.get("/v1/models").headers["cache-control"] == "no-store"
+    for path in ("/docs", "/redoc", "/static/../app.py", "/static/%2e%2e/app.py"):
+        assert server.http.get(path).status_code == 404
+
+
+def test_metrics(server: Any, photo: bytes, kept: str) -> None:
+    def read() -> dict[str, float]:
+        lines = server.http.get("/metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if x[0] != "#")}
+
+    before = read()
+    server.http.post(f"/v1/images/{kept}/segment", json={"labels": "cat"})
+    server.http.post("/v1/images/nonsense/segment", json={"labels": "cat"})
+    server.http.get("/nowhere/at/all")
+    after = read()
+    route = 'fusioner_requests_total{method="POST",route="/v1/images/{id}/segment",status="%s"}'
+    for status in (200, 404):
+        assert after[route % status] == before.get(route % status, 0) + 1
+    assert not any("nowhere" in name for name in after)  # a stranger cannot make the table grow
+    assert after["fusioner_cache_images"] >= 1
+    assert after["fusioner_cache_bytes"] > 451 * 300 * 3
+    assert after["fusioner_ready"] == 1
+    assert after["fusioner_batch_images_count"] >= 1
+    assert after['fusioner_cache_lookups_total{found="True"}'] > before.get(
+        'fusioner_cache_lookups_total{found="True"}', 0
+    )
+    assert after['fusioner_cache_lookups_total{found="False"}'] >= 1

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -88,7 +89,7 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if media_type == "application/json":
-            return kind.model_validate_json(await request.body())
+            return kind.model_validate_json(await request.body(), strict=True)
         if media_type == "multipart/form-data" and "image" in kind.model_fields:
             return kind.model_validate(await _read_form(request.headers, request.stream()))
     except ValidationError as error:
@@ -120,6 +121,8 @@ async def _read_form(headers: Headers, stream: AsyncIterator[bytes]) -> Mapping[
         raise ApiError(400, f"the multipart body cannot be read: {getattr(error, 'message', error)}") from error
     try:
         return await _fields(form)
+    except ValueError as error:
+        raise ApiError(422, f"labels: starts like a JSON list and is none: {error}") from error
     finally:
         await form.close()
 
@@ -135,6 +138,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             name = _file_name(value.filename)
         elif key == "image":
             raise ApiError(422, "the field 'image' is a file: send it with a file name (curl: -F image=@photo.jpg)")
+        elif key == "labels" and value.lstrip().startswith("["):  # a list, for labels that hold commas
+            fields[key] = from_json(value)
         elif value or key == "labels":  # an input left empty in a form is as good as none
             fields[key] = value
     return {"name": name, **fields}

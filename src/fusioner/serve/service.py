@@ -62,6 +62,11 @@ class Service:
             rgb = await self._thread(read_image, content)
             return Kept(await self.engine.encode(rgb, resolution), name)
 
+    def kept(self, id: str) -> Kept:
+        """An image sent before; ApiError 404 when there is none."""
+        self.metrics.lookups.labels(id in self.store).inc()
+        return self.store.get(id)
+
     async def answer(self, kept: Kept, question: Question) -> Response:
         """Find the labels and write the answer in the format asked for."""
         labels, size = check_question(question, self.limits), kept.encoded.size

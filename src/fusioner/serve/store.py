@@ -31,6 +31,9 @@ class Store:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
     def add(self, kept: Kept) -> str:
         """Keep an image -> its id; ApiError 413 when it alone is over the budget."""
         cost = kept.nbytes
