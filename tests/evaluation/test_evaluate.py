@@ -265,3 +265,43 @@ def test_fss1000_is_prompted_class_by_class(shared: Path):
     assert content["images"] == content["pairs"] == 20
     assert content["miou"] == pytest.approx(content["blind_miou"])
     assert all(len(labels) == 1 for labels in seen)
+
+
+@pytest.fixture
+def mosaics(tmp_path: Path) -> SegmentationData:
+    """FSS-like classes named as PASCAL's, each in the colour that the predictors above read."""
+    for name in PASCAL_CLASSES[1:9]:
+        (tmp_path / name).mkdir()
+        mask = np.zeros((20, 20), np.uint8)
+        mask[4:12, 5:16] = 255
+        rgb = np.repeat((mask[..., None] > 0) * np.uint8(PASCAL_CLASSES.index(name) * 10), 3, axis=-1)
+        Image.fromarray(mask).save(tmp_path / name / "1.png")
+        Image.fromarray(rgb).save(tmp_path / name / "1.jpg", quality=100, subsampling=0)
+    return open_dataset("mosaic4", tmp_path)
+
+
+def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData):
+    asked: list[tuple[str, ...]] = []
+
+    def near(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        """The oracle for JPEG's colours."""
+        asked.append(tuple(labels))
+        seen = np.rint(rgb[..., 0] / 10).astype(int)
+        return np.stack([seen == PASCAL_CLASSES.index(x) if x != "object" else seen > 0 for x in labels]).astype(float)
+
+    outcome = evaluate(Plain(near), mosaics, FAST)
+    content = metrics(outcome)
+    assert content["protocol"] == "mosaic4"
+    assert (content["images"], content["pairs"]) == (2, 8)
+    assert {len(labels) for labels in asked} == {1, 4}
+    assert len({name for labels in asked if len(labels) == 4 for name in labels}) == 8
+    assert content["miou"] == content["alone_miou"] == content["background_iou"] == 100
+    assert content["blind_miou"] == pytest.approx(25)
+    assert set(content["per_class"]) == set(PASCAL_CLASSES[1:9])
+    assert "absent_area" not in content
+
+
+def test_names_of_a_mosaic_compete(mosaics: SegmentationData):
+    found = figures(evaluate(Plain(saliency), mosaics, FAST))
+    assert found["alone_miou"] == pytest.approx(25, abs=1)
+    assert found["miou"] < 10, "the first of four equal names takes all"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fusioner.data.check import Checked
 
 app = App(name="data", help="Look into a data set: count and check it, or make a contact sheet.")
-Name = Literal["pascal", "coco", "folder", "fss1000"]
+Name = Literal["pascal", "coco", "folder", "fss1000", "mosaic4"]
 
 
 @app.command
@@ -28,7 +28,7 @@ def check(name: Name, /, *, root: Path, split: str | None = None) -> None:
     Parameters
     ----------
     name
-        pascal, coco, folder or fss1000.
+        Which data set; docs/data.md tells what DIR holds for each.
     root
         Folder of the data set.
     split
@@ -65,7 +65,7 @@ def show(name: Name, /, *, root: Path, out: Path, split: str | None = None, coun
     Parameters
     ----------
     name
-        pascal, coco, folder or fss1000.
+        Which data set; docs/data.md tells what DIR holds for each.
     root
         Folder of the data set.
     out

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fusioner.cli.data import Name
+
 if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
     from fusioner.evaluation.evidence import Plan
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    dataset: Literal["pascal", "coco", "folder", "fss1000"],
+    dataset: Name,
     /,
     *,
     root: Path,
@@ -38,11 +40,13 @@ def evaluate(
     """Evaluate a model; prints tables, writes metrics.json, report.md and report.html.
 
     pascal and coco are PASCAL-5i and COCO-20i: every listed (image, class) pair is prompted alone, beside measures that
-    this protocol leaves out (all classes at once, absent classes, a prompt that says nothing). A folder of your own is
-    evaluated with all its class names at once.
+    this protocol leaves out (all classes at once, absent classes, a prompt that says nothing). mosaic4 tiles four
+    FSS-1000 images of four classes and prompts the four names at once. A folder of your own is evaluated with all its
+    class names at once.
 
         fusioner evaluate pascal --root data/pascal --fold 2 --model run/best.safetensors --out report
         fusioner evaluate coco --root data/coco --fold all --protocol hsnet
+        fusioner evaluate mosaic4 --root data/fss1000
         fusioner evaluate folder --root my/data --split val
 
     Parameters
@@ -74,7 +78,7 @@ def evaluate(
     limit
         At most so many images of each fold, spread evenly.
     seed
-        Of the draws, the choice of absent classes and the bootstrap.
+        Of the draws, the mosaics, the choice of absent classes and the bootstrap.
     bootstrap
         Samples of the 95 % intervals.
     cache
@@ -96,7 +100,8 @@ def evaluate(
     from fusioner.evaluation.run import evaluate as run
     from fusioner.files import writable_folder
 
-    data = open_dataset(dataset, root, evaluation_split(dataset, root, split))
+    options = {"seed": seed} if dataset == "mosaic4" else {}
+    data = open_dataset(dataset, root, evaluation_split(dataset, root, split), **options)
     folds = (0, 1, 2, 3) if fold == "all" else (int(fold),)
     settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
     todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
@@ -119,7 +124,7 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
         return None if split == "all" else split
     if dataset == "folder":
         return "val" if (root / "val.txt").is_file() else None
-    return "test" if dataset == "fss1000" else "val"
+    return "test" if dataset in ("fss1000", "mosaic4") else "val"
 
 
 def _load(model: Path | None, device: str, dataset: str) -> tuple["Segmenter", Path]:

@@ -31,6 +31,11 @@ class Item:
     mask: Path
     class_id: int | None = None
 
+    @property
+    def photographs(self) -> tuple[Path, ...]:
+        """The files whose pixels are shown: `image`, but for items made of several."""
+        return (self.image,)
+
 
 @dataclass
 class SegmentationData:

@@ -2,28 +2,31 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.coco import coco20i
 from fusioner.data.folder import folder
 from fusioner.data.fss1000 import fss1000
+from fusioner.data.mosaic4 import mosaic4
 from fusioner.data.pascal import pascal
 from fusioner.errors import FusionerError
 
-DATASETS: dict[str, Callable[[Path, str | None], SegmentationData]] = {
+DATASETS: dict[str, Callable[..., SegmentationData]] = {
     "pascal": pascal,
     "coco": coco20i,
     "folder": folder,
     "fss1000": fss1000,
+    "mosaic4": mosaic4,
 }
 
 
-def open_dataset(name: str, root: Path, split: str | None = None) -> SegmentationData:
-    """Open a data set of the catalog.
+def open_dataset(name: str, root: Path, split: str | None = None, **options: Any) -> SegmentationData:
+    """Open a data set of the catalog; `options` are the set's own (the `seed` of mosaic4).
 
     Raises:
         FusionerError: an unknown name, or whatever the set's own builder finds wrong.
     """
     if name not in DATASETS:
         raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(DATASETS)}")
-    return DATASETS[name](Path(root), split)
+    return DATASETS[name](Path(root), split, **options)

@@ -11,6 +11,8 @@ TREE = """\
     abacus/1.jpg, abacus/1.png (0 / 255) ... abacus/10.jpg, abacus/10.png
     ab_wheel/1.jpg ...   (one folder a class)"""
 
+SPLITS = ("train", "val", "test")
+
 
 def fss1000_classes(split: str) -> list[str]:
     """Folder names of the official split: train (520), val (240) or test (240)."""
@@ -31,16 +33,19 @@ def fss1000(root: Path, split: str | None = None) -> SegmentationData:
     root = Path(root)
     if not root.is_dir():
         raise FusionerError(f"there is no folder {root}; it must hold\n{TREE}")
-    if split not in (None, "train", "val", "test"):
+    if split not in (None, *SPLITS):
         raise FusionerError(f"fss1000 has no split {split!r}; choose train, val or test")
     found = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     official = found if split is None else set(fss1000_classes(split))
     problems = [f"{len(lost)} classes of {split} have no folder: {some(lost)}"] if (lost := official - found) else []
+    if split and (own := found.difference(*(fss1000_classes(part) for part in SPLITS))):
+        problems.append(f"{len(own)} folders are no FSS-1000 classes and left out (--split all takes all): {some(own)}")
     names = sorted(found & official)
     items = [item for i, name in enumerate(names, start=1) for item in _items(root / name, i, problems)]
     if not items:
         which = "no class folder" if split is None else f"none of the {len(official)} official classes of {split}"
-        raise FusionerError(f"{which} with images and masks in {root}; it must hold\n{TREE}")
+        other = "" if split is None else " (--split all takes folders of any name)"
+        raise FusionerError(f"{which} with images and masks in {root}{other}; it must hold\n{TREE}")
     return SegmentationData("fss1000", ("background", *names), items, problems=problems)
 
 

@@ -59,7 +59,7 @@ class _Collector:
     def visit(self, index: int, item: Item) -> None:
         """One image: its pairs, the blind prompt, absent classes, and the groups."""
         rgb, stored = self.data.read(item)
-        encoded = self.predictor.encode(rgb, item.image)
+        encoded = self.predictor.encode(rgb, item.image if len(item.photographs) == 1 else None)
         mask = torch.from_numpy(stored.astype(np.int64))
         if self.plan.squash:
             mask = _squash(mask, self.plan.squash)
@@ -67,10 +67,8 @@ class _Collector:
         answers = _Answers(self.predictor, encoded, (mask.shape[0], mask.shape[1]))
         self._ask_pairs(index, item, mask, answers)
         self._ask_absent(index, set(np.unique(stored).tolist()), mask, answers)
-        for name, ids in self.plan.groups.items():
-            labels = [self.data.prompts[i] for i in ids]
-            prediction = answers.decided(labels, self.plan.threshold, self.plan.background)
-            self._score_group(name, item, mask, prediction)
+        for name in self.plan.groups:
+            self._score_group(name, item, mask, self._ask_group(name, item, answers))
 
     def _ask_pairs(self, index: int, item: Item, mask: Tensor, answers: "_Answers") -> None:
         listed = self.listed.get(item.id)
@@ -82,7 +80,9 @@ class _Collector:
             claimed = answers.claimed(self.data.prompts[class_id], self.plan.threshold)
             counts = binary_counts(claimed, mask == class_id, ignored)
             self.tables["pairs"] += [(index, class_id, counts.flatten().tolist())] * times
-            self._keep(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), claimed, mask)
+            if "all" not in self.plan.groups:
+                truth = (mask == class_id).long().masked_fill(ignored, IGNORED)
+                self._keep(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), claimed, truth)
             if blind is not None:
                 earned = binary_counts(blind, mask == class_id, ignored).flatten().tolist()
                 self.tables["blind"] += [(index, class_id, earned)] * times
@@ -98,6 +98,16 @@ class _Collector:
             share = float(claimed.sum() / valid.sum().clamp(min=1))
             self.tables["absent"].append((index, class_id, [share, float(not claimed.any())]))
 
+    def _ask_group(self, name: str, item: Item, answers: "_Answers") -> Integer[Tensor, "H W"]:
+        """Which class of a group wins where, numbered from 1 as the group lists them; 0 is background."""
+        ids = self.plan.groups[name]
+        numbers = range(1, len(ids) + 1)
+        if self.plan.listed_only:
+            numbers = [k for k in numbers if ids[k - 1] in self.listed[item.id]]
+        labels = [self.data.prompts[ids[k - 1]] for k in numbers]
+        winners = answers.decided(labels, self.plan.threshold, self.plan.background)
+        return torch.tensor([0, *numbers])[winners.long()]
+
     def _score_group(self, name: str, item: Item, mask: Tensor, prediction: Tensor) -> None:
         ids = self.plan.groups[name]
         table = torch.zeros(65536, dtype=torch.int64)  # classes nobody asked for are background here
@@ -108,15 +118,12 @@ class _Collector:
         counts = torch.stack([cells.diagonal(), cells.sum(dim=1), cells.sum(dim=0)])
         self.counts[name].append(counts.numpy())
         self.confusion[name] += cells.numpy()
-        if not self.plan.pairs and counts[1, 1:].any():
+        if name == "all" and counts[1, 1:].any():
             self._keep(_image_miou(counts), item, ids, prediction, truth)
 
-    def _keep(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, mask: Tensor) -> None:
+    def _keep(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, truth: Tensor) -> None:
         if not (self.best.wants(score) or self.worst.wants(score)):
             return
-        truth = mask
-        if self.plan.pairs:
-            truth = (mask == ids[0]).long().masked_fill(mask == self.data.ignore, IGNORED)
         maps = (prediction.numpy().astype(np.uint16), truth.numpy().astype(np.uint16))
         example = Example(score, item.id, ids, *maps)
         self.best.add(example)

@@ -25,7 +25,9 @@ class Plan:
         protocol: its name in reports.
         images: every image to visit, by id.
         pairs: (image, class) prompts decided one at a time; a pair drawn twice is listed twice.
-        groups: classes prompted together, by name; the argmax decides.
+        groups: classes prompted together, by name; the argmax decides. The figures of a group called "all" are the
+            protocol's own.
+        listed_only: prompt each image with those classes of a group only that `pairs` lists for it.
         absent: up to this many classes of `asked` that are not in an image are prompted there, one at a time.
         asked: the classes the pairs and the absent prompts come from.
         blind: the text prompted instead of every pair's class name; None leaves the measure out.
@@ -39,6 +41,7 @@ class Plan:
     images: tuple[str, ...]
     pairs: tuple[Pair, ...] = ()
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    listed_only: bool = False
     absent: int = 0
     asked: tuple[int, ...] = ()
     blind: str | None = NEUTRAL

@@ -16,7 +16,6 @@ from fusioner.evaluation.evidence import IGNORED, Evidence, Example, Group
 from fusioner.evaluation.report import MEASURES, class_rows, figure_head, figure_rows, notes, shown, title
 from fusioner.evaluation.run import Outcome, metrics
 from fusioner.evaluation.statistics import Figure
-from fusioner.inference.image import read_image
 from fusioner.inference.palette import colour
 from fusioner.inference.render import paint
 
@@ -119,7 +118,7 @@ def _pictures(evidence: Evidence, data: SegmentationData, where: str) -> list[st
 
 
 def _card(example: Example, data: SegmentationData) -> str:
-    rgb = read_image(data.by_id[example.image].image)
+    rgb, _ = data.read(data.by_id[example.image])
     here = set(np.unique(example.prediction)) | set(np.unique(example.truth))
     legend = "".join(
         f"<span class=chip style='background:rgb{colour(k)}'></span>{escape(data.classes[i])}"

@@ -1,6 +1,7 @@
 """Whether a model was trained on what it is evaluated on: by the images' bytes, and by the words it was asked for."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from fusioner.data.base import Item, SegmentationData
@@ -22,7 +23,8 @@ def refuse_trained_images(training: Mapping[str, Any], items: Sequence[Item], al
     """
     marks = set(training.get("images") or ())
     digits = len(next(iter(marks), ""))
-    seen = [item.id for item in items if digits and image_digest(read_bytes(item.image))[:digits] in marks]
+    mark = cache(lambda file: image_digest(read_bytes(file))[:digits])
+    seen = [item.id for item in items if digits and any(mark(file) in marks for file in item.photographs)]
     if not seen:
         return []
     sentence = (

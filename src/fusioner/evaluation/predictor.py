@@ -26,8 +26,8 @@ class Predictor(Protocol):
 
     independent: bool
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path) -> Any:
-        """Do once per image what does not depend on the prompts; `rgb` is what `file` shows."""
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> Any:
+        """Do once per image what does not depend on the prompts; `rgb` is what `file` shows (None: made of several)."""
         ...
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
@@ -41,7 +41,7 @@ class Plain:
     def __init__(self, function: Callable[[np.ndarray, Sequence[str]], Any], independent: bool = False):
         self.function, self.independent = function, independent
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path) -> np.ndarray:
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> np.ndarray:
         """The image itself."""
         return rgb
 
@@ -65,9 +65,9 @@ class SegmenterPredictor:
         self.independent = segmenter.model.labels_independent
         self.tokens = tokens if resolution == "fast" else None
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path) -> EncodedImage:
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> EncodedImage:
         """Tokens of the image, from the store where there is one."""
-        if self.tokens is None:
+        if self.tokens is None or file is None:
             return self.segmenter.encode(rgb, resolution=self.resolution)
         found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.card.resolution)
         return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, file.name)

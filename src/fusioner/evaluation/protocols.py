@@ -3,6 +3,7 @@
 - `official`: PASCAL: every val pair of the fold once; COCO: the first 1000 pairs, sorted by image, then class.
 - `hsnet`: 1000 draws with a seed: a class of the fold, then one of its pairs (an image may be drawn again).
 - `full`: every val pair of the fold once.
+- `mosaic4`: the four names of a mosaic prompted together, the likeliest wins; see `data.mosaic4`.
 - `argmax` (own folders): all classes prompted together on every image, the likeliest wins.
 
 In the first three each pair is prompted alone with its class's name and decided at the threshold; what is listed but
@@ -17,6 +18,7 @@ import numpy as np
 
 from fusioner.data.base import Missing, Pair, SegmentationData, present_pairs
 from fusioner.data.folds import Lists, fold_classes, fold_pairs
+from fusioner.data.mosaic4 import Mosaic
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evidence import Plan
 
@@ -77,6 +79,17 @@ def pairs_plan(data: SegmentationData) -> Plan:
     """FSS-1000: every image once, prompted with its class. Its masks say nothing of other classes."""
     pairs = tuple((item.id, item.class_id) for item in data.items if item.class_id is not None)
     return Plan(protocol="full", images=tuple(item.id for item in data.items), pairs=pairs, asked=data.class_ids)
+
+
+def mosaic_plan(data: SegmentationData) -> Plan:
+    """Mosaic-4: an image's four names together, the likeliest wins, background competes; beside it each name alone.
+
+    No absent prompts: the masks of FSS-1000 mark one class each and say nothing of the others.
+    """
+    mosaics = [item for item in data.items if isinstance(item, Mosaic)]
+    pairs = tuple((item.id, tile.class_id) for item in mosaics for tile in item.tiles if tile.class_id is not None)
+    images = tuple(item.id for item in mosaics)
+    return Plan("mosaic4", images, pairs, groups={"all": data.class_ids}, listed_only=True, asked=data.class_ids)
 
 
 def folder_plan(data: SegmentationData, seed: int = 0) -> Plan:

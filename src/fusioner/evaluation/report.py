@@ -26,7 +26,8 @@ MEASURES = {
     "seen_argmax_miou": ("seen argmax mIoU", "the same with the classes of training"),
     "harmonic": ("harmonic mean", "of argmax mIoU, unseen and seen"),
     "background_iou": ("background IoU", "of the argmax; left out of its mean"),
-    "blind_miou": ("blind mIoU", "the protocol with one neutral text for every name: what saliency alone earns"),
+    "alone_miou": ("alone mIoU", "each name of an image prompted alone instead of together"),
+    "blind_miou": ("blind mIoU", "one neutral text prompted alone for every name: what saliency alone earns"),
     "absent_area": ("absent area", "share of the image claimed for a class that is not in it (lower is better)"),
     "absent_refused": ("absent refused", "share of such prompts for which not one pixel was claimed"),
 }

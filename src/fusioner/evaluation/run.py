@@ -11,8 +11,11 @@ from fusioner.errors import FusionerError
 from fusioner.evaluation.collect import collect
 from fusioner.evaluation.evidence import Evidence, Plan
 from fusioner.evaluation.predictor import Predictor
-from fusioner.evaluation.protocols import Protocol, Scope, fold_plan, folder_plan, limited, pairs_plan
+from fusioner.evaluation.protocols import Protocol, Scope, fold_plan, folder_plan, limited, mosaic_plan, pairs_plan
 from fusioner.evaluation.statistics import Figure, Summary, summarise
+
+LARGEST_MATRIX = 100
+"""Larger confusion matrices stay out of metrics.json."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ def plans(data: SegmentationData, settings: Settings) -> dict[int | None, tuple[
             fold: fold_plan(data, fold, settings.protocol, **options) for fold in settings.folds
         }
     else:
-        made = {None: (pairs_plan(data) if data.name == "fss1000" else folder_plan(data, settings.seed), None)}
+        own = {"fss1000": pairs_plan, "mosaic4": mosaic_plan}
+        made = {None: (own[data.name](data) if data.name in own else folder_plan(data, settings.seed), None)}
     finished = {}
     for fold, (plan, missing) in made.items():
         shorter = plan if settings.limit is None else limited(plan, settings.limit)
@@ -129,7 +133,7 @@ def metrics(outcome: Outcome) -> dict[str, Any]:
         }
         for fold, one in outcome.folds.items()
         for name, group in one.evidence.groups.items()
-        if name != "seen"
+        if name != "seen" and len(group.class_ids) <= LARGEST_MATRIX
     }
     return content | {"notes": outcome.notes}
 

@@ -39,8 +39,8 @@ class Summary:
     """Figures by name, overall and per class.
 
     Attributes:
-        figures: `miou`, `fb_iou`, `argmax_miou`, `seen_argmax_miou`, `harmonic`, `background_iou`, `absent_area`,
-            `absent_refused`, `blind_miou`; those that were measured.
+        figures: `miou`, `fb_iou`, `argmax_miou`, `seen_argmax_miou`, `harmonic`, `background_iou`, `alone_miou`,
+            `blind_miou`, `absent_area`, `absent_refused`; those that were measured.
         per_class: class id -> IoU of the protocol; argmax_per_class: class id -> IoU when all compete.
         images, pairs, absent_prompts: how many the figures rest on.
     """
@@ -97,8 +97,11 @@ def _measure(evidence: Evidence, weights: Weights) -> dict[Key, Values]:
     found: dict[Key, Values] = {}
     if len(evidence.pairs.image):
         ids, iou, fb = _fold_iou(evidence.pairs, weights)
-        found |= {("figure", "miou"): _mean(iou), ("figure", "fb_iou"): fb}
-        found |= {("class", str(i)): iou[:, k] for k, i in enumerate(ids)}
+        if "all" in evidence.groups:
+            found["figure", "alone_miou"] = _mean(iou)
+        else:
+            found |= {("figure", "miou"): _mean(iou), ("figure", "fb_iou"): fb}
+            found |= {("class", str(i)): iou[:, k] for k, i in enumerate(ids)}
     argmax = {name: _argmax_iou(group, weights) for name, group in evidence.groups.items()}
     if "all" in argmax:
         found |= _only_argmax(evidence, argmax["all"], weights)
@@ -113,7 +116,7 @@ def _measure(evidence: Evidence, weights: Weights) -> dict[Key, Values]:
 
 
 def _only_argmax(evidence: Evidence, iou: Float[np.ndarray, "draws c"], weights: Weights) -> dict[Key, Values]:
-    """Sets without pairs: the argmax among all classes is the protocol itself."""
+    """Sets without folds: the argmax among all classes is the protocol itself."""
     group = evidence.groups["all"]
     found: dict[Key, Values] = {("figure", "miou"): _mean(iou[:, 1:])}
     if evidence.plan.background:
