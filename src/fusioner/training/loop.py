@@ -28,7 +28,7 @@ from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import Order
 from fusioner.training.display import Display
 from fusioner.training.losses import choice, masked_bce
-from fusioner.training.meter import MEMORY, iou_counts, miou
+from fusioner.training.meter import MEMORY, THRESHOLDS, iou_counts, miou
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.signals import StopSignals
 from fusioner.training.state import BEST, LAST, RESUME, Log, check_same, read_state, write_state
@@ -126,6 +126,7 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.running.copy_(state["running"])
         self.best, self.start, self.seconds = state["best"], state["step"], state["seconds"]
+        self.card = replace(self.card, threshold=state.get("threshold", self.card.threshold))
         return True
 
     def fit(self) -> Result:
@@ -218,26 +219,31 @@ class Trainer:
         return step == self.steps or (step > 0 and step % every == 0)
 
     def _keep_best(self, step: int, log: Log | None) -> None:
-        """Score the weights; where they are the best so far, save them as best.safetensors."""
-        score = self._held_out_miou() if self.batches.corpus.held_out else miou(self.running)
+        """Score the weights; where they are the best so far, save them as best.safetensors with their threshold."""
+        held = bool(self.batches.corpus.held_out)
+        scores, at = (self._held_out_mious(), THRESHOLDS) if held else ([miou(self.running)], [self.card.threshold])
+        score, threshold = max(zip(scores, at, strict=True))
         if log:
-            log.add(step, **{"held_out_miou" if self.batches.corpus.held_out else "best_by_miou": score})
+            log.add(step, **{"held_out_miou" if held else "best_by_miou": score, "threshold": threshold})
         if self.best is None or score > self.best:
-            self.best = score
+            self.best, self.card = score, replace(self.card, threshold=threshold)
             self._save_weights(BEST, step)
 
     @torch.no_grad()
-    def _held_out_miou(self) -> float:
+    def _held_out_mious(self) -> list[float]:
+        """One mIoU for each of `THRESHOLDS`."""
         network: Any = self.ema or self.model
         network.eval()
-        counts = torch.zeros_like(self.running)
+        counts = torch.zeros(len(THRESHOLDS), *self.running.shape, device=self.fabric.device)
         share = held_out(self.batches, self.config.batch_size, self.fabric.global_rank, self.fabric.world_size)
         for batch in share:
             batch = batch.to(self.fabric.device)
             with self.fabric.autocast():
-                logits = network(batch.tokens, batch.text, batch.labels.shape[-2:])
-            counts += iou_counts(logits.float(), batch, len(counts))
-        return miou(torch.tensor(self._sum(list(counts.flatten()))).view_as(counts))
+                logits = network(batch.tokens, batch.text, batch.labels.shape[-2:]).float()
+            for total, threshold in zip(counts, THRESHOLDS, strict=True):
+                total += iou_counts(logits, batch, len(total), threshold)
+        summed = torch.tensor(self._sum(list(counts.flatten()))).view_as(counts)
+        return [miou(one) for one in summed]
 
     def _save(self, step: int) -> None:
         """Write last.safetensors and resume.pt."""
@@ -255,6 +261,7 @@ class Trainer:
                 "precision": self.fabric.strategy.precision.state_dict(),
                 "running": self.running,
                 "best": self.best,
+                "threshold": self.card.threshold,
                 "seconds": self.seconds,
             },
         )

@@ -1,0 +1,99 @@
+"""What is remembered before training starts, and the threshold that is chosen while it goes on."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.encoders.embedded import minilm_embedded
+from fusioner.encoders.prompts import LabelEmbedder
+from fusioner.encoders.zoo import build_image_encoder
+from fusioner.features.source import LiveSource
+from fusioner.model.checkpoint import load_model
+from fusioner.training.assemble import build_network
+from fusioner.training.batches import Batch
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import PORTIONS, build_corpus, open_part, portion_of
+from fusioner.training.loop import Pace
+from fusioner.training.memory import fit_memory
+from fusioner.training.meter import THRESHOLDS, iou_counts
+from fusioner.training.run import Run, train
+
+
+@pytest.fixture
+def remembering(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainConfig:
+    encoders = f"clip-vit-b16@{clip_folder}+effnet-lite2"
+    return tiny(
+        image_encoder=encoders, text_encoder="minilm-embedded", similarity="posterior", memory=True, resolution=64
+    )
+
+
+@torch.no_grad()
+def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
+    voc_tree: Path, remembering: TrainConfig
+) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
+    image, text = build_image_encoder(remembering.image_encoder), minilm_embedded()
+    embed = LabelEmbedder(text, ("{}",))
+    model = build_network(remembering, image, text, len(corpus.names()))
+    source = LiveSource(corpus.parts[0].data, image, remembering.resolution)
+    fit_memory(model, corpus, [source], embed(corpus.names()))
+    assert model.similarity is not None
+    memory = model.similarity.memory
+    assert memory is not None
+    shown = {1, 2, 3, 8, 12}
+    assert {row + 1 for row in memory.floors[:-1].nonzero().flatten().tolist()} == shown
+    assert len(memory.cross_looks) == PORTIONS
+    for item in corpus.parts[0].data.items[:6]:
+        tokens, masks = source.batch([(item, 0)])
+        ids = sorted(set(masks[0].flatten().tolist()) & shown)
+        there, absent = embed([PASCAL_CLASSES[i] for i in ids]), embed([PASCAL_CLASSES[i] for i in shown - set(ids)])
+        features = model.similarity.features(*model.split(tokens))
+        peaks = [memory(features, words[None])[0, :, 0].amax((1, 2)) for words in (there, absent)]
+        assert peaks[0].min() > peaks[1].max()
+    rest = [example for example in corpus.examples if portion_of(example.item.id) != 0]
+    without = build_network(remembering, image, text, len(corpus.names()))
+    fit_memory(without, replace(corpus, examples=tuple(rest)), [source], embed(corpus.names()))
+    looks = without.get_buffer("similarity.memory.looks")
+    torch.testing.assert_close(memory.cross_looks[0], looks, atol=1e-3, rtol=1e-3)
+
+
+def test_a_run_saves_what_it_remembers_and_starts_others(
+    voc_tree: Path, remembering: TrainConfig, tmp_path: Path
+) -> None:
+    def run(name: str, fold: int | None, initial: Path | None = None) -> Path:
+        train([open_part("pascal", voc_tree, fold)], remembering, Run(tmp_path / name, device="cpu", initial=initial))
+        return tmp_path / name / "last.safetensors"
+
+    first = run("first", None)
+    state, card = load_model(first)[0].state_dict(), load_model(first)[1]
+    assert card.config.memory == 20
+    assert not any("cross" in name for name in state)
+    second = load_model(run("second", 0, first))[0].state_dict()  # fewer classes: its own memory, the other's weights
+    assert second["similarity.memory.names"].shape[0] == 15
+
+
+def test_the_best_threshold_on_held_out_images_is_the_models_own(
+    voc_tree: Path, tiny: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    part = open_part("pascal", voc_tree)
+    train([part], tiny(holdout=1, logit_bias=True), Run(tmp_path, device="cpu"), Pace(checkpoint_minutes=60))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = max((line for line in lines if "threshold" in line), key=lambda line: line["held_out_miou"])
+    assert load_model(tmp_path / "best.safetensors")[1].threshold == best["threshold"]
+    assert best["threshold"] in THRESHOLDS
+
+
+def test_a_threshold_is_a_probability() -> None:
+    labels = torch.tensor([[[1, 1, 0, -1]]], dtype=torch.int16)
+    batch = Batch(
+        torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2), labels, torch.tensor([[2]]), torch.zeros(1, 1, dtype=torch.bool),
+        torch.tensor([-1]),
+    )  # fmt: skip
+    logits = torch.logit(torch.tensor([[[[0.65, 0.3, 0.3, 0.9]]]]))
+    right = {t: iou_counts(logits, batch, 3, t)[2].tolist() for t in (0.2, 0.5, 0.7)}
+    assert right == {0.2: [2, 3, 2], 0.5: [1, 1, 2], 0.7: [0, 0, 2]}
