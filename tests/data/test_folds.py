@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from fusioner.data.base import Item, SegmentationData, present_pairs
+from fusioner.data.catalog import open_dataset
+from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
 from fusioner.data.fss1000 import fss1000_classes
 from fusioner.data.pascal import PASCAL_CLASSES, pascal
@@ -24,6 +26,31 @@ def test_pascal_folds_are_runs_of_five_and_coco_folds_every_fourth():
             seen, held_out = fold_classes(name, fold)
             assert not set(seen) & set(held_out)
             assert len(seen) + len(held_out) == count
+
+
+def test_a_coco_model_is_tested_on_the_pascal_classes_it_was_not_taught():
+    published = [  # the table of RePRI (CVPR 2021)
+        {"aeroplane", "boat", "chair", "diningtable", "dog", "person"},
+        {"horse", "sofa", "bicycle", "bus"},
+        {"bird", "car", "pottedplant", "sheep", "train", "tvmonitor"},
+        {"bottle", "cat", "cow", "motorbike"},
+    ]
+    for fold, names in enumerate(published):
+        seen, unseen = fold_classes("coco-to-pascal", fold)
+        assert {PASCAL_CLASSES[i] for i in unseen} == names
+        assert sorted(seen + unseen) == list(range(1, 21))
+        pairs = fold_pairs("coco-to-pascal", fold, "val")
+        assert {c for _, c in pairs} == set(unseen)
+        assert set(pairs) < set(published_pairs("pascal", "val"))
+    assert sum(len(fold_pairs("coco-to-pascal", fold, "val")) for fold in range(4)) == 346 + 451 + 725 + 346
+    with pytest.raises(FusionerError, match="train on a fold of coco"):
+        fold_pairs("coco-to-pascal", 0, "train")
+
+
+def test_pascal_is_prompted_in_cocos_words(shared: Path):
+    data = open_dataset("coco-to-pascal", shared / "data" / "pascal", "val")
+    assert set(data.prompts[1:]) <= set(COCO_CLASSES)
+    assert data.classes == PASCAL_CLASSES
 
 
 @pytest.mark.parametrize(

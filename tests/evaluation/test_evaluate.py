@@ -12,7 +12,7 @@ from PIL import Image
 from fusioner.data.base import SegmentationData
 from fusioner.data.catalog import open_dataset
 from fusioner.data.folds import fold_pairs
-from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.pascal import COCO_WORDS, PASCAL_CLASSES
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evidence import IGNORED
 from fusioner.evaluation.predictor import Plain
@@ -265,6 +265,23 @@ def test_fss1000_is_prompted_class_by_class(shared: Path):
     assert content["images"] == content["pairs"] == 20
     assert content["miou"] == pytest.approx(content["blind_miou"])
     assert all(len(labels) == 1 for labels in seen)
+
+
+def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Path):
+    data = open_dataset("coco-to-pascal", colour_voc, "val")
+    asked: set[str] = set()
+
+    def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        asked.update(labels)
+        ours = [next((k for k, v in COCO_WORDS.items() if v == label), label) for label in labels]
+        return oracle(rgb, ours)
+
+    content = metrics(evaluate(Plain(listen), data, FAST))
+    assert (content["dataset"], content["protocol"]) == ("coco-to-pascal", "official")
+    assert content["miou"] == content["argmax_miou"] == 100
+    assert set(content["per_class"]) <= {"aeroplane", "boat", "chair", "diningtable", "dog", "person"}
+    assert {"airplane", "dining table", "tv", "couch"} <= asked
+    assert "aeroplane" not in asked
 
 
 @pytest.fixture

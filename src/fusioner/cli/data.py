@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fusioner.data.check import Checked
 
 app = App(name="data", help="Look into a data set: count and check it, or make a contact sheet.")
-Name = Literal["pascal", "coco", "folder", "fss1000", "mosaic4"]
+Name = Literal["pascal", "coco", "coco-to-pascal", "folder", "fss1000", "mosaic4"]
 
 
 @app.command

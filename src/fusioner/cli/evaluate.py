@@ -40,12 +40,14 @@ def evaluate(
     """Evaluate a model; prints tables, writes metrics.json, report.md and report.html.
 
     pascal and coco are PASCAL-5i and COCO-20i: every listed (image, class) pair is prompted alone, beside measures that
-    this protocol leaves out (all classes at once, absent classes, a prompt that says nothing). mosaic4 tiles four
+    this protocol leaves out (all classes at once, absent classes, a prompt that says nothing). coco-to-pascal asks a
+    model of a fold of coco for the PASCAL classes that were not in its training. mosaic4 tiles four
     FSS-1000 images of four classes and prompts the four names at once. A folder of your own is evaluated with all its
     class names at once.
 
         fusioner evaluate pascal --root data/pascal --fold 2 --model run/best.safetensors --out report
         fusioner evaluate coco --root data/coco --fold all --protocol hsnet
+        fusioner evaluate coco-to-pascal --root data/pascal --fold 0 --model coco_fold0.safetensors
         fusioner evaluate mosaic4 --root data/fss1000
         fusioner evaluate folder --root my/data --split val
 
@@ -60,7 +62,7 @@ def evaluate(
     out
         Folder for the reports.
     fold
-        Fold of pascal or coco, or all four and their mean.
+        Fold of pascal, coco or coco-to-pascal, or all four and their mean.
     protocol
         official: PASCAL every val pair once, COCO the first 1000; hsnet: 1000 seeded draws; full: every pair.
     lists
@@ -129,10 +131,11 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
 
 def _load(model: Path | None, device: str, dataset: str) -> tuple["Segmenter", Path]:
     """The segmenter and the file its network came from; an official checkpoint is taken for one of this data set."""
+    trained_on = dataset.partition("-to-")[0]
     from fusioner.encoders.embedded import weights_file
     from fusioner.inference.load import DEFAULT_MODEL, load
 
-    return load(model, device, dataset=dataset), model or weights_file(DEFAULT_MODEL)
+    return load(model, device, dataset=trained_on), model or weights_file(DEFAULT_MODEL)
 
 
 def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"], allowed: bool) -> list[str]:

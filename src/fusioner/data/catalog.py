@@ -9,12 +9,13 @@ from fusioner.data.coco import coco20i
 from fusioner.data.folder import folder
 from fusioner.data.fss1000 import fss1000
 from fusioner.data.mosaic4 import mosaic4
-from fusioner.data.pascal import pascal
+from fusioner.data.pascal import coco_to_pascal, pascal
 from fusioner.errors import FusionerError
 
 DATASETS: dict[str, Callable[..., SegmentationData]] = {
     "pascal": pascal,
     "coco": coco20i,
+    "coco-to-pascal": coco_to_pascal,
     "folder": folder,
     "fss1000": fss1000,
     "mosaic4": mosaic4,

@@ -1,4 +1,4 @@
-"""Folds of PASCAL-5i and COCO-20i, and the published lists of (image, class) pairs.
+"""Folds of PASCAL-5i, COCO-20i and COCO to PASCAL, and the published lists of (image, class) pairs.
 
 A fold's classes are "unseen": training never asks for them, evaluation asks for nothing else. Lists:
 
@@ -20,11 +20,13 @@ from typing import Literal
 import numpy as np
 
 from fusioner.data.base import Pair, SegmentationData
+from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.pascal import COCO_WORDS, PASCAL_CLASSES
 from fusioner.errors import FusionerError
 
 Lists = Literal["official", "hsnet"]
 FOLDS = (0, 1, 2, 3)
-WITH_FOLDS = ("pascal", "coco")
+WITH_FOLDS = ("pascal", "coco", "coco-to-pascal")
 """Data sets that have them."""
 
 
@@ -32,6 +34,8 @@ def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]
     """(seen, unseen) class ids of a fold.
 
     PASCAL-5i: unseen 5 * fold + 1 ... 5 * fold + 5. COCO-20i: unseen fold + 1, fold + 5, ... (0-based i, i + 4, ...).
+    COCO to PASCAL: unseen are the PASCAL classes whose COCO class is unseen in that fold of COCO-20i (6, 4, 6 and 4 of
+    them: the lists of Boudiaf et al., RePRI, CVPR 2021, which HSNet takes over).
 
     Raises:
         FusionerError: a data set without folds, or a fold outside 0..3.
@@ -42,8 +46,12 @@ def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]
         everything, unseen = range(1, 21), range(5 * fold + 1, 5 * fold + 6)
     elif name == "coco":
         everything, unseen = range(1, 81), range(fold + 1, 81, 4)
+    elif name == "coco-to-pascal":
+        held_out = {COCO_CLASSES[i] for i in fold_classes("coco", fold)[1]}
+        everything = range(1, 21)
+        unseen = [i for i in everything if COCO_WORDS.get(PASCAL_CLASSES[i], PASCAL_CLASSES[i]) in held_out]
     else:
-        raise FusionerError(f"data set {name!r} has no folds; pascal and coco have")
+        raise FusionerError(f"data set {name!r} has no folds; {', '.join(WITH_FOLDS)} have")
     return tuple(i for i in everything if i not in unseen), tuple(unseen)
 
 
@@ -53,7 +61,7 @@ def fold_pairs(
     """(image id, class id) pairs of a fold, sorted by image, then class.
 
     Args:
-        name: "pascal" or "coco".
+        name: one of `WITH_FOLDS`.
         fold: 0..3.
         split: "train" (pairs of the seen classes) or "val" (pairs of the unseen classes).
         lists: whose training list; see the module's docstring.
@@ -71,6 +79,10 @@ def fold_pairs(
         if data is None:
             raise FusionerError("the official training list of pascal is read off the masks: pass the opened data set")
         return data.pairs(seen)
+    if name == "coco-to-pascal":
+        if split == "train":
+            raise FusionerError("coco-to-pascal is there to be tested on: train on a fold of coco")
+        name = "pascal"
     wanted = set(seen if split == "train" else unseen)
     return [pair for pair in published_pairs(name, split) if pair[1] in wanted]
 

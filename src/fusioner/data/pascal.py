@@ -1,5 +1,6 @@
 """PASCAL VOC 2012 with the SBD masks, in the tree that the PASCAL-5i papers share."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
@@ -11,6 +12,12 @@ PASCAL_CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """VOC's own spelling; index = mask value, 255 in a mask = ignore."""
+
+COCO_WORDS = {
+    "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
+    "sofa": "couch", "tvmonitor": "tv",
+}  # fmt: skip
+"""What COCO calls PASCAL's classes, where it has other words."""
 
 _PROMPTS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
@@ -43,6 +50,12 @@ def pascal(root: Path, split: str | None = None) -> SegmentationData:
         raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{TREE}")
     prompts = tuple(_PROMPTS.get(name, name) for name in PASCAL_CLASSES)
     return SegmentationData("pascal", PASCAL_CLASSES, items, prompts=prompts, problems=problems)
+
+
+def coco_to_pascal(root: Path, split: str | None = None) -> SegmentationData:
+    """The same set for models of COCO-20i: prompted in COCO's words; its folds hold what COCO's fold held back."""
+    words = tuple(COCO_WORDS.get(name, name) for name in PASCAL_CLASSES)
+    return replace(pascal(root, split), name="coco-to-pascal", prompts=words)
 
 
 def _listed(folder: Path, split: str | None, masks: dict[str, Path]) -> list[str]:

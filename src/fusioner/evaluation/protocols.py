@@ -38,7 +38,7 @@ def fold_plan(
     scope: Scope = "fold",
     seed: int = 0,
 ) -> tuple[Plan, Missing]:
-    """The plan of one fold of PASCAL-5i or COCO-20i, with the honest measures beside the protocol.
+    """The plan of one fold of PASCAL-5i, COCO-20i or COCO to PASCAL, with the honest measures beside the protocol.
 
     On every image: all unseen classes together (`argmax_miou`), all seen classes together (for `harmonic`), up to five
     unseen classes that are not in it, one at a time (`absent_area`, `absent_refused`), and for every pair the neutral
