@@ -76,13 +76,13 @@ def test_a_threshold_outside_zero_to_one_is_refused(threshold: float) -> None:
 def test_streaming_decides_as_all_at_once(
     logits: Tensor, size: tuple[int, int], threshold: float, background: bool, chunk: int
 ) -> None:
-    usual = decide_module.CHUNK
-    decide_module.CHUNK = chunk
+    usual = decide_module.CHUNK, decide_module.BAND
+    decide_module.CHUNK = decide_module.BAND = chunk
     try:
         numbers, best = decide_logits(logits, size, threshold, background)
         streamed = torch.cat(list(chunks(logits, size)))
     finally:
-        decide_module.CHUNK = usual
+        decide_module.CHUNK, decide_module.BAND = usual
     p = upsample(logits, size).sigmoid()  # the last bit of a sigmoid depends on how many are computed at once
     assert torch.allclose(streamed, p, rtol=0, atol=1e-6)
     rivals = torch.cat([torch.full_like(p[:1], threshold if background else -1.0), p])
@@ -97,9 +97,8 @@ def test_hopeless_labels_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(100, 12, 10) - 5
     logits[17], logits[60, :6] = 3.0, 9.0
     upsampled = []
-    monkeypatch.setattr(
-        decide_module, "upsample", lambda some, size: upsampled.append(len(some)) or upsample(some, size)
-    )
+    whole = decide_module._upsample_rows
+    monkeypatch.setattr(decide_module, "_upsample_rows", lambda *a: upsampled.append(len(a[1])) or whole(*a))
     for background in (True, False):
         numbers, _ = decide_logits(logits, (50, 60), 0.5, background)
         assert numbers.unique().tolist() == [18, 61]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fusioner.errors import FusionerError
-from fusioner.inference.decide import chunks, decide_logits
+from fusioner.inference.decide import chunks, decide_bands, decide_logits
 from fusioner.inference.polygons import Polygon, trace
 
 
@@ -57,13 +57,18 @@ class Segmentation:
         """
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
-        numbers, best = (part.cpu().numpy() for part in decide_logits(logits, image.shape[:2], threshold, background))
-        pixels = np.bincount(numbers.ravel(), minlength=len(labels) + 1)
-        means = (np.bincount(numbers.ravel(), best.ravel(), len(labels) + 1) / np.maximum(pixels, 1)).tolist()[1:]
+        size = image.shape[:2]
+        label_map = np.empty(size, np.uint16)
+        sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
+        for rows, numbers, best in decide_bands(logits, size, threshold, background):
+            label_map[rows] = numbers = numbers.cpu().numpy()
+            sums += np.bincount(numbers.ravel(), best.cpu().numpy().ravel(), len(sums))
+            pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
+        means = (sums / np.maximum(pixels, 1)).tolist()[1:]
         return cls(
             image=image,
             labels=tuple(labels),
-            label_map=numbers.astype(np.uint16),
+            label_map=label_map,
             scores=dict(zip(labels, means, strict=True)),
             threshold=float(threshold),
             background=background,
