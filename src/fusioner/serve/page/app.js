@@ -81,7 +81,6 @@ function working(picture) {
 }
 
 async function complete(picture) {
-  complain("words-error");
   try {
     await picture.complete();
   } catch (error) {
@@ -110,6 +109,7 @@ function addWords(text) {
 
 function remove(label) {
   const picture = session.current;
+  complain("words-error");
   picture.remove(label);
   stage.draw();
   history.show(session.pictures, picture);
@@ -148,7 +148,10 @@ function complain(place, text = "", error = null, again = null) {
   if (!again || (error.status && error.status < 429)) return;
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Try again" });
   button.className = "link";
-  button.addEventListener("click", again);
+  button.addEventListener("click", () => {
+    complain(place);
+    again();
+  });
   $(place).append(" ", button);
 }
 
@@ -240,8 +243,9 @@ connect("outlines", stage.repaint);
 function showSettings() {
   $("threshold").value = settings.threshold;
   $("threshold").disabled = !settings.background;
-  $("threshold-value").textContent = percent(settings.threshold);
-  $("opacity-value").textContent = percent(settings.opacity);
+  for (const id of ["threshold", "opacity"]) {
+    $(id).ariaValueText = $(`${id}-value`).textContent = percent(settings[id]);
+  }
 }
 
 // --- start

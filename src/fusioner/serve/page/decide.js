@@ -26,15 +26,14 @@ export function decide(planes, grid, { width, height }, floor) {
   const map = new Uint16Array(width * height);
   const best = new Float32Array(width);
   const row = new Float32Array(grid.width);
-  const columns = neighbours(grid.width, width);
-  const rows = neighbours(grid.height, height);
+  const spans = spansOf(grid.width, width);
   for (let y = 0; y < height; y++) {
+    const [above, below, weight] = between(((y + 0.5) * grid.height) / height - 0.5, grid.height);
+    const line = map.subarray(y * width, (y + 1) * width);
     best.fill(floor);
-    const above = rows.first[y] * grid.width;
-    const below = rows.second[y] * grid.width;
     for (let k = 0; k < planes.length; k++) {
-      blend(planes[k], above, below, rows.weight[y], row);
-      takeBetter(row, columns, best, map, y * width, k + 1);
+      blend(planes[k], above * grid.width, below * grid.width, weight, row);
+      takeBetter(row, spans, floor, best, line, k + 1);
     }
   }
   return map;
@@ -55,13 +54,18 @@ export function probability(plane, grid, u, v) {
   return 1 / (1 + Math.exp(-(at(above) * (1 - fy) + at(below) * fy)));
 }
 
-function takeBetter(row, { first, second, weight }, best, map, start, number) {
-  for (let x = 0; x < best.length; x++) {
-    const left = row[first[x]];
-    const value = left + (row[second[x]] - left) * weight[x];
-    if (value > best[x]) {
-      best[x] = value;
-      map[start + x] = number;
+/** Write `number` where the row's values, interpolated, are above the best so far. */
+function takeBetter(row, { starts, weights }, floor, best, line, number) {
+  for (let cell = 0; cell < row.length; cell++) {
+    const left = row[cell];
+    const right = row[Math.min(cell + 1, row.length - 1)];
+    if (left <= floor && right <= floor) continue; // nor is anything between them above it
+    for (let x = starts[cell]; x < starts[cell + 1]; x++) {
+      const value = left + (right - left) * weights[x];
+      if (value > best[x]) {
+        best[x] = value;
+        line[x] = number;
+      }
     }
   }
 }
@@ -72,13 +76,16 @@ function blend(plane, above, below, weight, row) {
   }
 }
 
-/** For each of `count` pixels the two cells it lies between, and how far it is towards the second. */
-function neighbours(cells, count) {
-  const first = new Uint32Array(count);
-  const second = new Uint32Array(count);
-  const weight = new Float32Array(count);
-  for (let i = 0; i < count; i++) [first[i], second[i], weight[i]] = between(((i + 0.5) * cells) / count - 0.5, cells);
-  return { first, second, weight };
+/** Which of `count` pixels lie between a cell and the next (from its start to the next start), and how far on. */
+function spansOf(cells, count) {
+  const starts = new Uint32Array(cells + 1).fill(count);
+  const weights = new Float32Array(count);
+  for (let x = count - 1; x >= 0; x--) {
+    const [first, , weight] = between(((x + 0.5) * cells) / count - 0.5, cells);
+    starts.fill(x, 0, first + 1);
+    weights[x] = weight;
+  }
+  return { starts, weights };
 }
 
 function between(position, cells) {

@@ -14,7 +14,7 @@ const DIMMED = 0.72; // the same while one label is shown alone
 export function paint(canvas, map, { width, height }, shades, { opacity, outlines, alone }) {
   canvas.width = width;
   canvas.height = height;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // in ordinary memory: pixels are put there
   const picture = context.createImageData(width, height);
   const pixels = new Uint32Array(picture.data.buffer);
   const fills = new Uint32Array(shades.length + 1);

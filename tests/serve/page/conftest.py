@@ -1,0 +1,51 @@
+"""A real browser for the tests of the page."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def chromium() -> "Iterator[Browser]":
+    """Debian's Chromium without a window, driven by Playwright; tests that need it skip without either."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright for the tests of the page")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium: apt-get install chromium for the tests of the page")
+    switches = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+    switches += ["disable-component-update", "disable-sync"]
+    playwright.expect.set_options(timeout=60_000)  # a busy machine is no failure
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=[f"--{switch}" for switch in switches])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
+    """`visit(address, **options of the browser's context)`: the page opened anew.
+
+    Anything the page says on the console fails the test, but for the answers that it provokes on purpose.
+    """
+    said: list[str] = []
+    contexts = []
+
+    def visit(address: str, **options: Any) -> "Page":
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert [text for text in said if not text.startswith("Failed to load resource")] == []

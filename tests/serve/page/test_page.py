@@ -1,0 +1,196 @@
+"""The page with the model inside the package on a real photograph, in a real browser."""
+
+import json
+import re
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from fusioner.inference.segmenter import Segmenter
+
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
+LABELS = ["person", "flag", "space shuttle"]
+
+
+@pytest.fixture(scope="module")
+def default_server(chromium: "Browser", start_server: Callable[..., Any]) -> Any:
+    import fusioner
+
+    return start_server(load=fusioner.load)
+
+
+@pytest.fixture(scope="module")
+def default_model(default_server: Any) -> "Segmenter":
+    default_server.http.get("/v1/models", timeout=120).raise_for_status()  # answers once the model is loaded
+    return default_server.service.engine.segmenter
+
+
+@pytest.fixture
+def astronaut(visit: Callable[..., "Page"], default_server: Any) -> "Page":
+    """The page with the first sample open and its three labels found."""
+    from playwright.sync_api import expect
+
+    page = visit(default_server.address)
+    page.get_by_role("button", name="Eileen Collins").click()
+    expect(page.locator("#live")).to_have_text(re.compile("person .*%"))
+    return page
+
+
+def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
+    visit: Callable[..., "Page"], default_server: Any, default_model: "Segmenter"
+):
+    from playwright.sync_api import expect
+
+    page = visit(default_server.address)
+    asked: list[list[str]] = []
+    page.on("request", lambda request: request.url.endswith("/segment") and asked.append(request.post_data_json))
+    page.locator("#file").set_input_files(SAMPLES / "astronaut.jpg")
+    expect(page.locator("#reading")).to_be_visible()
+    looks = [_painted(page)]
+    for word in LABELS:  # the first while the picture is still being read
+        page.get_by_label("What to find").fill(word)
+        page.keyboard.press("Enter")
+        row = page.locator(f"#labels li[data-word='{word}'] .share")
+        expect(row).to_have_text(re.compile("%$"))
+        looks.append(_painted(page))
+    assert len(set(looks)) == 4
+    assert [question["labels"] for question in asked] == [[word] for word in LABELS]
+
+    photograph = np.asarray(Image.open(SAMPLES / "astronaut.jpg").convert("RGB"))
+    for threshold, background in ((0.25, True), (0.6, True), (0.25, False)):
+        page.get_by_role("switch", name="Background").set_checked(background)
+        if background:
+            page.get_by_label("Threshold").fill(str(threshold))
+        theirs = default_model(photograph, LABELS, threshold=threshold, background=background)
+        digits = page.evaluate(_DECIDE, [theirs.width, theirs.height])
+        ours = np.array([*digits], int).reshape(theirs.label_map.shape)
+        assert (ours == theirs.label_map).mean() > 0.999
+        for word, share in theirs.coverage.items():
+            expect(page.locator(f"#labels li[data-word='{word}'] .share")).to_have_text(_percent(share))
+    assert len(asked) == 3  # neither threshold nor background was a question to the server
+
+
+_DECIDE = """async ([width, height]) => {
+  const { session } = await import("/static/app.js");
+  const { decide, floorOf } = await import("/static/decide.js");
+  const { current, settings } = session;
+  const floor = floorOf(settings.threshold, settings.background);
+  return decide(current.shown.map((label) => label.plane), current.grid, { width, height }, floor).join("");
+}"""
+
+
+def test_a_redecision_is_instant(astronaut: "Page"):
+    times = astronaut.evaluate("""async () => {
+      const { session } = await import("/static/app.js");
+      const { decide } = await import("/static/decide.js");
+      const { grid, shown } = session.current;
+      const five = [0, 1, 2, 0, 1].map((index) => shown[index].plane);
+      return [...Array(40)].map(() => {
+        const start = performance.now();
+        decide(five, grid, { width: 1000, height: 700 }, 0);
+        return performance.now() - start;
+      });
+    }""")
+    assert min(times) < 50  # ms; the least, since the machine has other work
+
+
+def test_the_pointer_reads_labels_and_a_click_shows_one_alone(astronaut: "Page", default_model: "Segmenter"):
+    from playwright.sync_api import expect
+
+    page = astronaut
+    probabilities = default_model.probabilities(default_model.encode(SAMPLES / "astronaut.jpg"), LABELS)
+    box = page.locator("#photo").bounding_box()
+    frame = page.locator("#frame").bounding_box()
+    assert box
+    assert frame
+    for x, y in ((250, 200), (425, 200), (330, 60)):  # a face, the shuttle, nothing
+        place = {
+            "x": box["x"] - frame["x"] + (x + 0.5) * box["width"] / 512,
+            "y": box["y"] - frame["y"] + (y + 0.5) * box["height"] / 512,
+        }
+        page.hover("#frame", position=place)
+        here = {word: float(probabilities[k, y, x]) for k, word in enumerate(LABELS)}
+        best = max(here, key=lambda word: here[word])
+        expect(page.locator("#probe b")).to_have_text(best if here[best] > 0.25 else "background")
+        shown = page.locator("#probe p").all_inner_texts()
+        assert [text.split("\n")[0] for text in shown] == sorted(here, key=lambda word: -here[word])
+        told = [float(re.search(r"([\d.]+) %", text)[1]) / 100 for text in shown]  # type: ignore[index]
+        assert told == pytest.approx(sorted(here.values(), reverse=True), abs=0.02)
+
+    whole = _painted(page)
+    page.click("#frame", position={"x": frame["width"] / 2, "y": frame["height"] / 2})
+    expect(page.get_by_role("button", name="person", exact=True)).to_have_attribute("aria-pressed", "true")
+    assert _painted(page) != whole
+    page.keyboard.press("Escape")
+    assert _painted(page) == whole
+    page.get_by_role("button", name="flag", exact=True).click()
+    assert _painted(page) != whole
+    page.get_by_role("button", name="flag", exact=True).click()
+    assert _painted(page) == whole
+
+
+def test_every_download_opens_and_is_as_decided_on_the_page(astronaut: "Page", default_model: "Segmenter"):
+    page = astronaut
+    page.get_by_label("Threshold").fill("0.4")
+    page.get_by_role("button", name="Hide flag").click()
+    files = {}
+    for button in page.locator("#downloads button").all():
+        with page.expect_download() as download:
+            button.click()
+        files[button.get_attribute("data-kind")] = Path(download.value.path()).read_bytes()
+        assert download.value.suggested_filename.startswith("astronaut.")
+    theirs = default_model(SAMPLES / "astronaut.jpg", ["person", "space shuttle"], threshold=0.4)
+    assert set(files) >= {"seen", "overlay", "mask", "json", "coco", "labelme", "yolo", "cvat", "geojson", "npz"}
+    for kind in ("seen", "overlay", "mask"):
+        Image.open(BytesIO(files[kind])).verify()
+    assert (np.asarray(Image.open(BytesIO(files["mask"]))) == theirs.label_map).all()
+    told = json.loads(files["json"])
+    assert (told["labels"], told["threshold"]) == (["person", "space shuttle"], 0.4)
+
+    seen = np.asarray(Image.open(BytesIO(files["seen"])).convert("RGB")).astype(int)
+    photograph = theirs.image.astype(int)
+    blue = seen[..., 2] - seen[..., 0] - photograph[..., 2] + photograph[..., 0]  # the first label's colour
+    assert seen.shape == photograph.shape
+    assert np.median(blue[theirs.label_map == 1]) > 50 > abs(np.median(blue[theirs.label_map == 0]))
+
+
+def test_no_serious_finding_of_axe(visit: Callable[..., "Page"], default_server: Any):
+    from playwright.sync_api import expect
+
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    for options in ({"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}}):
+        page = visit(default_server.address, reduced_motion="reduce", **options)
+        expect(page.locator("#samples button")).to_have_count(3)
+        findings = axe.run(page).response["violations"]
+        page.get_by_role("button", name="Chelsea").click()
+        expect(page.locator("#live")).to_have_text(re.compile("cat .*%, sofa not found"))
+        page.get_by_role("switch", name="Before and after").check()
+        findings += axe.run(page).response["violations"]
+        assert [
+            (one["id"], one["nodes"][0]["html"]) for one in findings if one["impact"] in ("serious", "critical")
+        ] == []
+
+
+def _painted(page: "Page") -> int:
+    """A number that stands for what is painted over the photograph."""
+    return page.locator("#overlay").evaluate("""canvas => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
+    }""")
+
+
+def _percent(share: float) -> re.Pattern[str]:
+    """What the page may say of a share; it decides at the screen's size, so the last digit may be one off."""
+    if not share:
+        return re.compile("^not found$")
+    digits = 1 if share < 0.0995 else 0
+    near = [f"{100 * share + turn / 10**digits:.{digits}f}" for turn in (-1, 0, 1)]
+    return re.compile(rf"^({'|'.join(map(re.escape, near))}) %$")

@@ -1,0 +1,302 @@
+"""What one does on the page, in a real browser; a toy model answers, and that in milliseconds."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
+
+
+@pytest.fixture
+def opened(visit: Callable[..., "Page"], server: Any) -> Callable[..., "Page"]:
+    """`opened(labels, **options of the browser)`: the page with the cat's picture and these labels."""
+
+    def opened(labels: str = "cat, sofa, wall", **options: Any) -> "Page":
+        page = visit(server.address, **options)
+        page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
+        page.get_by_label("What to find").fill(labels)
+        page.keyboard.press("Enter")
+        _settled(page, labels.split(", "))
+        return page
+
+    return opened
+
+
+def test_labels_are_parted_at_commas_and_named_once(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat")
+    words = page.get_by_label("What to find")
+    words.press_sequentially(" polar   bear,Cat,")
+    _settled(page, ["cat", "polar bear"])
+    expect(page.locator("#words-error")).to_have_text("Cat is in the list already.")
+    words.fill("a\nb, ,c")  # as pasted
+    words.press("Enter")
+    _settled(page, ["cat", "polar bear", "a b", "c"])  # a text box has no line breaks
+    words.press("Backspace")
+    _settled(page, ["cat", "polar bear", "a b"])
+
+
+def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat, sofa")
+    looks = [_painted(page)]
+
+    def changed() -> bool:
+        """Whether the masks look as never before."""
+        looks.append(_painted(page))
+        return looks[-1] not in looks[:-1]
+
+    first, second = page.locator("#labels li").all()
+    first.get_by_role("button", name="Hide cat").click()
+    assert changed()
+    expect(first.locator(".share")).to_have_text("hidden")
+    first.get_by_role("button", name="Hide cat").click()
+    assert _painted(page) == looks[0]
+    first.get_by_label("Colour of cat").fill("#ff00ff")
+    assert changed()
+    page.get_by_label("Opacity").fill("0.9")
+    assert changed()
+    page.get_by_role("switch", name="Outlines").uncheck()
+    assert changed()
+    second.get_by_role("button", name="Remove sofa").click()
+    assert changed()
+    expect(page.locator("#labels li")).to_have_count(1)
+    expect(page.get_by_role("button", name="Remove cat")).to_be_focused()
+
+
+def test_before_and_after(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened()
+    page.get_by_role("switch", name="Before and after").check()
+    page.get_by_label("Divider of before and after").fill("100")
+    before = page.locator("#frame").screenshot()
+    page.get_by_label("Divider of before and after").fill("0")
+    after = page.locator("#frame").screenshot()
+    assert before != after
+    divider = page.get_by_label("Divider of before and after").bounding_box()
+    assert divider
+    page.mouse.move(divider["x"] + 22, divider["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(divider["x"] + divider["width"] / 2, divider["y"] + 80, steps=4)
+    page.mouse.up()
+    assert abs(float(page.get_by_label("Divider of before and after").input_value()) - 50) < 5
+    expect(page.locator("#masks")).to_have_css("clip-path", re.compile(r"inset\(0px 0px 0px (4[5-9]|5[0-5])"))
+    page.get_by_role("switch", name="Before and after").uncheck()
+    expect(page.get_by_label("Divider of before and after")).to_be_hidden()
+
+
+def test_zoom_and_pan(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened()
+    frame, zoom = page.locator("#frame"), page.locator("#zoom-value")
+    box = frame.bounding_box()
+    assert box
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    whole = _place(page)
+    page.get_by_role("button", name="Zoom in").click()
+    expect(zoom).to_have_text("125 %")
+    page.mouse.move(*middle)
+    page.mouse.wheel(0, -400)
+    expect(zoom).to_have_text(re.compile(r"^2\d\d %$"))
+    zoomed = _place(page)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 40, middle[1] - 25, steps=3)
+    page.mouse.up()
+    dragged = _place(page)
+    assert (dragged["x"] - zoomed["x"], dragged["y"] - zoomed["y"]) == pytest.approx((-40, -25), abs=6)
+    assert page.locator("#labels [aria-pressed=true]").count() == 0  # a drag is no click
+    frame.focus()
+    page.keyboard.press("ArrowLeft")
+    assert _place(page)["x"] == pytest.approx(dragged["x"] + 60, abs=1)
+    for key, text in (("0", "100 %"), ("+", "125 %"), ("-", "100 %")):
+        page.keyboard.press(key)
+        expect(zoom).to_have_text(text)
+    assert _place(page) == whole
+
+
+def test_pinch(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    box = page.locator("#frame").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *apart: float) -> None:
+        points = [{"x": x + side * one, "y": y, "id": side} for one in apart for side in (-1, 1)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})  # type: ignore[arg-type]
+
+    fingers("touchStart", 30)
+    for apart in (35, 45, 60, 75, 90):
+        fingers("touchMove", apart)
+    fingers("touchEnd")
+    expect(page.locator("#zoom-value")).to_have_text(re.compile(r"^(2[5-9]|3[0-5])\d %$"))
+
+
+def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat, sofa")
+    looks = _painted(page)
+    page.get_by_role("button", name="Remove sofa").click()
+    page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
+    expect(page.locator("#pictures li")).to_have_count(3)
+    _settled(page, ["cat"])  # taken over from the picture before
+    page.get_by_label("What to find").fill("sofa")
+    page.keyboard.press("Enter")
+    _settled(page, ["cat", "sofa"])
+    assert _painted(page) != looks
+    asked: list[str] = []
+    page.on("request", lambda request: request.url.startswith("http") and asked.append(request.url))
+    page.get_by_role("button", name="chelsea.jpg: cat", exact=True).click()
+    _settled(page, ["cat"])
+    expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")
+    page.get_by_role("button", name="astronaut.jpg: cat, sofa", exact=True).click()
+    _settled(page, ["cat", "sofa"])
+    assert asked == []
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_can_be_dropped_and_pasted(visit: Callable[..., "Page"], server: Any, way: str):
+    from playwright.sync_api import expect
+
+    page = visit(server.address)
+    page.evaluate(
+        """async (way) => {
+          const blob = await (await fetch("/static/samples/coffee.jpg")).blob();
+          const carried = new DataTransfer();
+          carried.items.add(new File([blob], "cup.jpg", { type: blob.type }));
+          const send = (kind) => new DragEvent(kind, { dataTransfer: carried, bubbles: true, cancelable: true });
+          if (way === "paste") document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: carried }));
+          else for (const kind of ["dragenter", "dragover", "drop"]) document.body.dispatchEvent(send(kind));
+        }""",
+        way,
+    )
+    expect(page.locator("#pictures button")).to_have_attribute("aria-label", "cup.jpg")
+    expect(page.locator("#drop")).to_be_hidden()
+
+
+def test_without_a_mouse(visit: Callable[..., "Page"], server: Any):
+    from playwright.sync_api import expect
+
+    page = visit(server.address)
+    expect(page.locator("#samples button")).to_have_count(3)
+    for _ in range(3):  # a file of one's own, or the first two samples
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Chelsea")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("What to find")).to_be_focused()
+    _settled(page, ["cat", "sofa"])
+    page.keyboard.type("wall,")
+    _settled(page, ["cat", "sofa", "wall"])
+    expect(page.locator("#live")).to_have_text(re.compile("wall"))
+
+    looks = _painted(page)
+    for name, key in (
+        ("Add", ""),
+        ("Colour of cat", ""),
+        ("cat", "Enter"),
+        ("Hide cat", "Space"),
+        ("Remove cat", "Enter"),
+    ):
+        page.keyboard.press("Tab")
+        focused = page.locator(":focus")
+        expect(focused).to_have_accessible_name(name)
+        assert focused.evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+        if key:
+            page.keyboard.press(key)
+            assert _painted(page) != looks
+            looks = _painted(page)
+    _settled(page, ["sofa", "wall"])
+
+    page.locator("#frame").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    expect(page.locator("#live")).to_have_text(re.compile(r"^[\w ]+, \w+ [\d.]+ %, \w+ [\d.]+ %$"))
+    expect(page.locator("#probe")).to_be_visible()
+    threshold = page.get_by_label("Threshold")
+    threshold.focus()
+    page.keyboard.press("End")
+    expect(page.locator("#live")).to_have_text("sofa not found, wall not found")
+    page.keyboard.press("Home")
+    expect(page.locator("#live")).to_have_text(re.compile(r"\d %"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_has_all_in_one_column(opened: Callable[..., "Page"], scheme: str):
+    page = opened(
+        "cat, a label so long that it can never fit into one line",
+        color_scheme=scheme,
+        viewport={"width": 390, "height": 844},
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for part in page.locator("button:visible, input:visible").all():
+        box = part.bounding_box()
+        assert box
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert min(box["width"], box["height"]) >= 24, part.evaluate("it => it.outerHTML")
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(re.findall(r"\d+", paper)[0])
+    assert red > 240 if scheme == "light" else red < 40
+
+
+def test_colours_are_those_of_the_overlay(visit: Callable[..., "Page"], server: Any):
+    from fusioner.inference.palette import colour
+
+    page = visit(server.address)
+    ours = page.evaluate("""async () => {
+      const { channels, colour } = await import("/static/palette.js");
+      return [...Array(40).keys()].map((index) => channels(colour(index)));
+    }""")
+    assert [tuple(one) for one in ours[:10]] == [colour(number) for number in range(1, 11)]
+    assert len({tuple(one) for one in ours}) == 40
+
+
+def test_a_model_whose_labels_depend_on_each_other_is_asked_for_all(
+    visit: Callable[..., "Page"], start_server: Callable[..., Any], make_tiny_segmenter: Callable[..., Any]
+):
+    dependent = start_server(load=make_tiny_segmenter)
+    assert not dependent.http.get("/v1/models").json()["models"][0]["labels_independent"]
+    page = visit(dependent.address)
+    asked: list[list[str]] = []
+    page.on("request", lambda request: request.url.endswith("/segment") and asked.append(request.post_data_json))
+    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
+    for word, labels in (("cat", ["cat"]), ("sofa", ["cat", "sofa"])):
+        page.get_by_label("What to find").fill(word)
+        page.keyboard.press("Enter")
+        _settled(page, labels)
+    page.get_by_role("button", name="Remove cat").click()
+    _settled(page, ["sofa"])
+    assert [question["labels"] for question in asked] == [["cat"], ["cat", "sofa"], ["sofa"]]
+
+
+def _settled(page: "Page", labels: list[str]) -> None:
+    """Wait until exactly these labels are decided about."""
+    from playwright.sync_api import expect
+
+    expect(page.locator("#labels .name")).to_have_text(labels)
+    expect(page.locator("#labels .share")).to_have_text([re.compile(r"%$|^not found$")] * len(labels))
+    expect(page.locator("#working")).to_be_hidden()
+
+
+def _painted(page: "Page") -> int:
+    """A number that stands for what is painted over the photograph."""
+    return page.locator("#overlay").evaluate("""canvas => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
+    }""")
+
+
+def _place(page: "Page") -> "Any":
+    return page.locator("#photo").bounding_box()
