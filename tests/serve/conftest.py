@@ -1,18 +1,17 @@
 """Real servers on free ports: the toy model behind uvicorn, in a thread of the test's own process."""
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
-
     from fusioner.inference.segmenter import Segmenter
     from fusioner.serve.run import Server
 
@@ -25,77 +24,78 @@ def photo() -> bytes:
     return (SAMPLES / "chelsea.jpg").read_bytes()
 
 
-class Running:
-    """A server, its service and a client; `service` may be looked at, the client speaks to it over TCP."""
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    """Wait for what will happen soon."""
+    end = monotonic() + seconds
+    while not condition():
+        assert monotonic() < end, "it did not happen"
+        sleep(0.005)
 
-    def __init__(self, server: "Server", address: str) -> None:
-        self.server, self.service, self.address = server, server.service, address
-        self.http = httpx.Client(base_url=address, timeout=30)
+
+class Running:
+    """A server, its service to look at, and a client that speaks to it over TCP.
+
+    Attributes:
+        gate: while it is closed (cleared), the image encoder waits before every forward.
+        at_gate: the encoder is waiting.
+        encoder: the toy image encoder; `calls` counts its forwards.
+    """
+
+    def __init__(self, server: "Server", address: str, thread: threading.Thread) -> None:
+        self.server, self.service, self.address, self.thread = server, server.service, address, thread
+        self.http = httpx.Client(base_url=address, timeout=60)
+        self.gate = threading.Event()
+        self.gate.set()
+        self._background = ThreadPoolExecutor(32)
+        until(lambda: self.service.engine.segmenter)
+        self.encoder: Any = self.service.engine.segmenter.image_encoder
+        self.encoder.register_forward_pre_hook(self._stop_at_gate)
+        self.at_gate = False
+
+    def _stop_at_gate(self, *_: Any) -> None:
+        self.at_gate = not self.gate.is_set()
+        self.gate.wait(30)
+        self.at_gate = False
+
+    def later(self, method: str, path: str, **content: Any) -> Any:
+        """A request in the background, on a connection of its own -> the future of its answer."""
+        return self._background.submit(httpx.request, method, self.address + path, timeout=60, **content)
+
+    @property
+    def busy(self) -> int:
+        """Requests in progress."""
+        return self.service.queue.in_progress
+
+    def stop(self) -> None:
+        """End the server, and see that it ends."""
+        self.gate.set()
+        self._background.shutdown()
+        self.http.close()
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
 
 
 @pytest.fixture(scope="module")
 def start_server(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Iterator[Callable[..., Running]]":
-    """`start_server(load=..., limits=..., key=..., origins=..., host=...)`: stopped at the module's end."""
+    """`start_server(limits=..., key=..., origins=..., host=...)`: stopped at the module's end."""
     from fusioner.serve.run import make_server
 
-    started: list[tuple[Running, threading.Thread]] = []
+    started: list[Running] = []
 
     def start(load: "Callable[[], Segmenter]" = make_tiny_segmenter, **options: Any) -> Running:
         server, listener, address = make_server(load, port=0, **options)
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
         thread.start()
-        running = Running(server, address)
-        started.append((running, thread))
-        return running
+        started.append(Running(server, address, thread))
+        return started[-1]
 
     yield start
-    for running, thread in started:
-        running.http.close()
-        running.server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    for running in started:
+        running.stop()
 
 
 @pytest.fixture(scope="module")
 def server(start_server: "Callable[..., Running]") -> Running:
     """One with everything at its default."""
     return start_server()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> "Iterator[Browser]":
-    """Debian's Chromium without a window, driven by Playwright; tests that need it skip without either."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright for the tests of the page")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("no chromium: apt-get install chromium for the tests of the page")
-    switches = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-    switches += ["disable-component-update", "disable-sync"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=[f"--{switch}" for switch in switches])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
-    """`visit(address, **options of the browser's context)`: the page opened anew.
-
-    Anything the page says on the console fails the test, but for the answers that it provokes on purpose.
-    """
-    said: list[str] = []
-    contexts = []
-
-    def visit(address: str, **options: Any) -> "Page":
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(address)
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-    assert [text for text in said if not text.startswith("Failed to load resource")] == []

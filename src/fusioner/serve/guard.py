@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -79,14 +79,14 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.access.host in _LOCAL and urlsplit(f"//{host}").hostname not in _LOCAL:
+        if self.access.host in _LOCAL and _split(f"//{host}").hostname not in _LOCAL:
             raise ApiError(403, "this server answers to localhost only: start it with --host to serve other names")
-        if origin and origin not in self.access.origins and urlsplit(origin).netloc != host:
+        if origin and origin not in self.access.origins and _split(origin).netloc != host:
             raise ApiError(403, f"pages of {origin} may not call this server: allow them with --cors-origin")
         path, asks = scope["path"], scope["method"] != "OPTIONS"
         if self.access.key and asks and (path.startswith("/v1/") or path == "/metrics"):
-            sent = headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(sent.encode(), self.access.key.encode()):
+            scheme, _, sent = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), self.access.key.encode()):
                 raise ApiError(401, "send the API key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
         if headers.get("content-length", "0").isdigit() and int(headers.get("content-length", "0")) > self.body:
             raise self._too_large()
@@ -98,3 +98,10 @@ class Guard:
         for name, value in _ALWAYS.items():
             headers.setdefault(name, value)
         headers.setdefault("Cache-Control", "no-store" if path.startswith("/v1/") else "no-cache")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

@@ -40,6 +40,7 @@ class Server(uvicorn.Server):
         """The first signal drains, the second ends at once."""
         if self.service.queue.draining:
             self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # it would show a traceback for every request cut off
         self.service.queue.draining = True
 
     def fail(self, error: BaseException) -> None:

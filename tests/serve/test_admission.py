@@ -1,0 +1,214 @@
+"""Too many, too slow, gone: what the server does with requests it cannot or need not answer."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from fusioner.serve.settings import Limits
+
+from .conftest import Running, until
+
+
+@pytest.fixture(scope="module")
+def small(start_server: Callable[..., Running]) -> Running:
+    """A server that takes three requests at a time, of 1 MB."""
+    return start_server(limits=Limits(requests=3, body_mb=1))
+
+
+@pytest.fixture(scope="module")
+def hasty(start_server: Callable[..., Running]) -> Running:
+    """A server that gives up after half a second."""
+    return start_server(limits=Limits(timeout=0.5))
+
+
+@pytest.fixture
+def closed(request: pytest.FixtureRequest) -> Iterator[Callable[[Running], None]]:
+    """`closed(server)` closes its gate until the test's end."""
+    servers: list[Running] = []
+
+    def close(server: Running) -> None:
+        servers.append(server)
+        server.gate.clear()
+
+    yield close
+    for server in servers:
+        server.gate.set()
+        until(lambda server=server: server.busy == 0)
+
+
+def ask(photo: bytes, **fields: Any) -> dict[str, Any]:
+    return {"files": {"image": ("cat.jpg", photo)}, "data": {"labels": "cat"} | fields}
+
+
+def connect(server: Running) -> socket.socket:
+    address = urlsplit(server.address)
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close() is felt at once
+    return connection
+
+
+def raw(photo: bytes) -> bytes:
+    """The bytes of a whole request to segment."""
+    request = httpx.Request("POST", "http://localhost/v1/segment", **ask(photo))
+    lines = [f"{name}: {value}" for name, value in request.headers.items()]
+    return "\r\n".join(["POST /v1/segment HTTP/1.1", *lines, "", ""]).encode() + request.read()
+
+
+def test_a_full_queue_says_when_to_come_again(small: Running, photo: bytes, closed: Any) -> None:
+    closed(small)
+    answers = [small.later("POST", "/v1/segment", **ask(photo)) for _ in range(3)]
+    until(lambda: small.busy == 3)
+    refused = small.http.post("/v1/segment", **ask(photo))
+    assert refused.status_code == 429
+    assert refused.json()["error"] == {"code": "busy", "message": "3 requests are in progress: try again later"}
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/models", "/"):  # these are answered all the same
+        assert small.http.get(path).status_code == 200
+    small.gate.set()
+    assert [answer.result().status_code for answer in answers] == [200] * 3
+    assert small.http.post("/v1/segment", **ask(photo)).status_code == 200
+
+
+def test_an_answer_that_takes_too_long(hasty: Running, photo: bytes, closed: Any) -> None:
+    hasty.http.post("/v1/segment", **ask(photo))  # warm
+    closed(hasty)
+    for _ in range(2):  # the first is with the model, the second waits
+        late = hasty.http.post("/v1/segment", **ask(photo))
+        assert late.status_code == 503
+        assert "no answer within 0.5 s" in late.json()["error"]["message"]
+        assert int(late.headers["Retry-After"]) >= 1
+    calls = hasty.encoder.calls
+    hasty.gate.set()
+    until(lambda: hasty.http.post("/v1/segment", **ask(photo)).status_code == 200)
+    assert hasty.encoder.calls <= calls + 2 + 1  # the one it was at and the new one; a busy machine may need another
+    assert hasty.busy == 0
+
+
+def test_a_slow_sender_loses_the_place(hasty: Running, photo: bytes) -> None:
+    whole = raw(photo)
+    with connect(hasty) as sender:
+        sender.sendall(whole[: len(whole) // 2])
+        until(lambda: hasty.busy == 1)
+        assert b"503 Service Unavailable" in sender.recv(10_000)
+        until(lambda: hasty.busy == 0)
+
+
+def test_whoever_does_not_read_keeps_the_place(
+    start_server: Callable[..., Running], make_tiny_segmenter: Callable[..., Any], photo: bytes
+) -> None:
+    server = start_server(lambda: make_tiny_segmenter(256), limits=Limits(timeout=8))
+    kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
+    body = b'{"format":"logits","labels":"' + ",".join(f"thing {i}" for i in range(200)).encode() + b'"}'
+    head = f"POST /v1/images/{kept}/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connect(server) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert reader.recv(15) == b"HTTP/1.1 200 OK"
+        assert server.busy == 1
+        until(lambda: server.busy == 0)  # the time limit is over
+    assert server.http.post(f"/v1/images/{kept}/segment", json={"labels": "cat"}).status_code == 200
+
+
+def test_nobody_works_for_a_client_that_left(small: Running, photo: bytes, closed: Any) -> None:
+    closed(small)
+    calls = small.encoder.calls
+    first = small.later("POST", "/v1/segment", **ask(photo))
+    until(lambda: small.at_gate)
+    with connect(small) as leaver:
+        leaver.sendall(raw(photo))
+        until(lambda: small.service.engine.waiting == 1)
+    until(lambda: small.busy == 1)
+    small.gate.set()
+    assert first.result().status_code == 200
+    assert small.http.post("/v1/segment", **ask(photo)).status_code == 200
+    assert small.encoder.calls == calls + 2
+    metrics = small.http.get("/metrics").text
+    assert 'fusioner_requests_total{method="POST",route="/v1/segment",status="499"} 1.0' in metrics
+
+
+def test_killed_in_the_middle_of_an_upload(small: Running, photo: bytes) -> None:
+    for share in (0.02, 0.5, 0.99):
+        with connect(small) as leaver:
+            whole = raw(photo)
+            leaver.sendall(whole[: int(len(whole) * share)])
+            until(lambda: small.busy == 1)
+        until(lambda: small.busy == 0)
+    assert small.http.post("/v1/segment", **ask(photo)).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_over_the_limit(small: Running, chunked: bool) -> None:
+    def pieces() -> Iterator[bytes]:
+        for _ in range(30):
+            yield bytes(100_000)
+
+    content: Any = pieces() if chunked else bytes(3_000_000)
+    answer = httpx.post(f"{small.address}/v1/images", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["message"] == "the body is over this server's limit of 1 MB"
+    until(lambda: small.busy == 0)
+
+
+def test_shutting_down_finishes_what_was_accepted(start_server: Callable[..., Running], photo: bytes) -> None:
+    server = start_server()
+    server.gate.clear()
+    accepted = server.later("POST", "/v1/segment", **ask(photo))
+    until(lambda: server.busy == 1)
+    server.server.handle_exit(signal.SIGTERM, None)
+    refused = server.http.get("/readyz"), server.http.post("/v1/segment", **ask(photo))
+    assert [answer.status_code for answer in refused] == [503, 503]
+    assert refused[1].json()["error"]["message"] == "the server is shutting down"
+    assert server.http.get("/healthz").status_code == 200
+    server.gate.set()
+    assert accepted.result().status_code == 200
+    server.thread.join(30)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.address}/healthz")
+
+
+def test_a_second_signal_does_not_wait(start_server: Callable[..., Running], photo: bytes) -> None:
+    server = start_server()
+    server.gate.clear()
+    accepted = server.later("POST", "/v1/segment", **ask(photo))
+    until(lambda: server.busy == 1)
+    for _ in range(2):
+        server.server.handle_exit(signal.SIGINT, None)
+    server.thread.join(30)
+    assert not server.thread.is_alive()
+    assert accepted.exception() or accepted.result().is_error
+
+
+def test_many_at_once_get_what_each_would_get_alone(server: Running, photo: bytes) -> None:
+    from io import BytesIO
+
+    from PIL import Image, ImageOps
+
+    with Image.open(BytesIO(photo)) as cat:
+        images = [cat, ImageOps.mirror(cat), ImageOps.flip(cat), cat.resize((100, 80))]
+    jobs = [(image, ["cat", f"thing {number}", "sofa"][: 1 + number % 3]) for number, image in enumerate(images * 6)]
+
+    def one(job: tuple[Any, list[str]]) -> dict[str, Any]:
+        stream = BytesIO()
+        job[0].save(stream, "PNG")
+        answer = httpx.post(
+            f"{server.address}/v1/segment",
+            files={"image": stream.getvalue()},
+            data={"labels": ",".join(job[1])},
+            timeout=60,
+        )
+        return answer.json()
+
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        answers = list(threads.map(one, jobs))
+    segmenter = server.service.engine.segmenter
+    for (image, labels), answer in zip(jobs, answers, strict=True):
+        alone = segmenter(image, labels)
+        assert answer["labels"] == labels
+        for segment, label in zip(answer["segments"], labels, strict=True):
+            assert abs(segment["pixels"] - alone.areas[label]) <= 0.001 * image.width * image.height

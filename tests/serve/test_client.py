@@ -1,0 +1,121 @@
+"""fusioner.Client against the real server."""
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fusioner
+from fusioner.errors import FusionerError
+from fusioner.inference.segmenter import Segmenter
+from fusioner.serve.settings import Limits
+
+from .conftest import Running, until
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
+LABELS = ["cat", "a sofa, grey"]
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Any:
+    with fusioner.Client(server.address) as client:
+        yield client
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "array", "image"])
+def test_it_finds_what_the_segmenter_finds(
+    client: fusioner.Client, make_tiny_segmenter: Callable[..., Segmenter], photo: bytes, tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(photo)
+    opened = Image.open(io.BytesIO(photo))
+    image: Any = {"path": path, "bytes": photo, "array": np.asarray(opened), "image": opened}[form]
+    options: Any = {"threshold": 0.4, "background": False}
+    found = client.segment(image, LABELS, **options)
+    own = make_tiny_segmenter()(photo, LABELS, **options)
+    assert np.array_equal(found.label_map, own.label_map)
+    assert found.labels == own.labels
+    assert np.array_equal(found.mask("cat"), own.mask("cat"))
+    for label in LABELS:
+        assert abs(found.scores[label] - own.scores[label]) < 1e-5
+        assert abs(found.coverage[label] - own.coverage[label]) < 1e-5
+    assert found.description["image"] == ("cat.jpg" if form == "path" else "image")
+    with pytest.raises(FusionerError, match="'dog' is not among the labels"):
+        found.mask("dog")
+
+
+def test_upload_once_ask_often(server: Running, client: fusioner.Client, photo: bytes) -> None:
+    calls = server.encoder.calls
+    image = client.upload(photo)
+    assert (image.width, image.height) == (451, 300)
+    for labels in (["cat"], "cat, sofa"):
+        assert np.array_equal(image.segment(labels).label_map, client.segment(photo, labels).label_map)
+    assert server.encoder.calls == calls + 3
+    image.delete()
+    assert image.segment("cat").labels == ("cat",)  # it was sent again
+    with Image.open(io.BytesIO(image.export("cat", "overlay"))) as overlay:
+        assert overlay.width >= 451
+
+
+def test_exports_and_models(client: fusioner.Client, photo: bytes) -> None:
+    (model,) = client.models()
+    for kind in model["formats"]:
+        assert client.export(photo, "cat", kind)
+
+
+def test_a_busy_server_is_asked_again(start_server: Callable[..., Running], photo: bytes) -> None:
+    server = start_server(limits=Limits(requests=1))
+    server.gate.clear()
+    first = server.later("POST", "/v1/segment", files={"image": photo}, data={"labels": "cat"})
+    until(lambda: server.at_gate)
+    refused = server.service.metrics.requests.labels("other", "POST", 429)._value
+    answers: list[Any] = []
+    with fusioner.Client(server.address) as client:
+        thread = threading.Thread(target=lambda: answers.append(client.segment(photo, "cat")))
+        thread.start()
+        until(lambda: refused.get() == 1)
+        server.gate.set()
+        thread.join()
+    assert answers[0].labels == ("cat",)
+    assert first.result().status_code == 200
+
+    server.gate.clear()
+    first = server.later("POST", "/v1/segment", files={"image": photo}, data={"labels": "cat"})
+    until(lambda: server.at_gate)
+    with (
+        fusioner.Client(server.address, patience=0) as client,
+        pytest.raises(FusionerError, match="1 requests are in progress"),
+    ):
+        client.segment(photo, "cat")
+    server.gate.set()
+    assert first.result().status_code == 200
+
+
+def test_the_key(start_server: Callable[..., Running], photo: bytes) -> None:
+    server = start_server(key="secret")
+    assert fusioner.Client(server.address, "secret").segment(photo, "cat").labels == ("cat",)
+    with pytest.raises(FusionerError, match="send the API key"):
+        fusioner.Client(server.address).models()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:8000", "ftp://127.0.0.1", "http://[", "nonsense"])
+def test_no_server(url: str) -> None:
+    with pytest.raises(FusionerError, match=r"no answer from"):
+        fusioner.Client(url).models()
+
+
+def test_errors_are_sentences(client: fusioner.Client, tmp_path: Path, photo: bytes) -> None:
+    with pytest.raises(FusionerError, match=r"cannot read image .*none\.jpg: No such file"):
+        client.segment(tmp_path / "none.jpg", "cat")
+    with pytest.raises(FusionerError, match="label 2 of 2 is empty"):
+        client.segment(photo, "cat,")
+    with pytest.raises(FusionerError, match="format: is one of"):
+        client.export(photo, "cat", "gif")
+    with pytest.raises(FusionerError, match="damaged or cut short"):
+        client.upload(photo[:2000])
