@@ -126,7 +126,7 @@ def test_no_root_and_no_such_set(tmp_path: Path):
         with pytest.raises(FusionerError, match="nowhere"):
             open_dataset(name, tmp_path / "nowhere")
     with pytest.raises(FusionerError, match=r"pascal, coco, .*folder, fss1000"):
-        open_dataset("cityscapes", tmp_path)
+        open_dataset("imagenet", tmp_path)
 
 
 def test_coco_pairs_up_annotations_and_reports_the_rest(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Whole evaluations with predictors whose figures are known beforehand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fusioner.data.pascal import COCO_WORDS, PASCAL_CLASSES
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evidence import IGNORED
 from fusioner.evaluation.predictor import Plain
-from fusioner.evaluation.protocols import draw_pairs, fold_plan, folder_plan, limited
+from fusioner.evaluation.protocols import argmax_plan, draw_pairs, fold_plan, limited
 from fusioner.evaluation.run import Outcome, Settings, evaluate, metrics
 
 WORDS = {"dining table": "diningtable", "potted plant": "pottedplant", "tv monitor": "tvmonitor"}
@@ -30,7 +30,8 @@ def colours_seen(rgb: np.ndarray) -> np.ndarray:
 
 def oracle(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     """Reads the truth off the colours; knows nothing of names it was not told."""
-    known = [PASCAL_CLASSES.index(WORDS.get(label, label)) if label != "object" else -1 for label in labels]
+    names = [WORDS.get(label, label) for label in labels]
+    known = [PASCAL_CLASSES.index(name) if name in PASCAL_CLASSES else -1 for name in names]
     return np.stack([colours_seen(rgb) == i for i in known]).astype(np.float32)
 
 
@@ -241,7 +242,7 @@ def test_an_own_folder_is_an_argmax_over_all_its_classes(tmp_path: Path):
 
 def test_unlabeled_pixels_are_neither_background_nor_scored(tmp_path: Path):
     data = own_folder(tmp_path, "null")
-    assert not folder_plan(data).background
+    assert not argmax_plan(data).background
 
     def rough(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
         """Right on every labelled pixel, wild elsewhere, and never above the threshold."""
@@ -282,6 +283,23 @@ def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Pa
     assert set(content["per_class"]) <= {"aeroplane", "boat", "chair", "diningtable", "dog", "person"}
     assert {"airplane", "dining table", "tv", "couch"} <= asked
     assert "aeroplane" not in asked
+
+
+def outdoors(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """The oracle, never sure of itself, that sees sky wherever there is no class."""
+    return 0.4 * np.stack([colours_seen(rgb) == 0 if x == "sky" else oracle(rgb, [x])[0] for x in labels])
+
+
+def test_background_is_scored_as_each_benchmark_defines_it(colour_voc: Path):
+    def miou(name: str, predictor: Callable[[np.ndarray, Sequence[str]], np.ndarray]) -> float:
+        return figures(evaluate(Plain(predictor), open_dataset(name, colour_voc, "val"), FAST))["miou"]
+
+    assert miou("pas20", oracle) == miou("pas21", oracle) == miou("pas20b", outdoors) == 100
+    assert miou("pas20", outdoors) == 100, "no threshold and no background to lose to"
+    assert miou("pas20b", oracle) < 100, "a background that no other class claims goes to the first name"
+    present = len(metrics(evaluate(Plain(oracle), open_dataset("pas21", colour_voc, "val"), FAST))["per_class"])
+    share = figures(evaluate(Plain(empty), open_dataset("pas21", colour_voc, "val"), FAST))["background_iou"]
+    assert miou("pas21", empty) == pytest.approx(share / (present + 1)), "background is one of the classes averaged"
 
 
 @pytest.fixture

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from fusioner.data.check import Checked
 
 app = App(name="data", help="Look into a data set: count and check it, or make a contact sheet.")
-Name = Literal["pascal", "coco", "coco-to-pascal", "folder", "fss1000", "mosaic4"]
+Name = Literal[
+    "pascal", "coco", "coco-to-pascal", "folder", "fss1000", "mosaic4", "ade150", "ade847", "context59", "context459",
+    "coco-stuff", "coco-object", "cityscapes", "camvid", "pas20", "pas20b", "pas21",
+]  # fmt: skip
 
 
 @app.command
@@ -93,12 +96,12 @@ def show(name: Name, /, *, root: Path, out: Path, split: str | None = None, coun
 def _classes(data: "SegmentationData", checked: "Checked") -> "Table":
     from rich.table import Table
 
-    total = max(checked.pixels, 1)
+    total, values = max(checked.pixels, 1), {i: value for value, i in data.stored.items()}
     table = Table(title=f"{data.name}: {checked.images} images, {len(checked.by_class)} classes", title_justify="left")
     for head in ("id", "class", "images", "pixels %"):
         table.add_column(head, justify="left" if head == "class" else "right")
     for i, (images, pixels) in checked.by_class.items():
-        table.add_row(str(i - data.offset), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
+        table.add_row(str(values[i]), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
     if not data.unlabeled_is_ignore:
         table.add_row("0", data.classes[0], "", f"{100 * checked.background / total:.2f}")
     table.add_row("", "ignored", "", f"{100 * checked.ignored / total:.2f}")

@@ -42,13 +42,14 @@ def evaluate(
     pascal and coco are PASCAL-5i and COCO-20i: every listed (image, class) pair is prompted alone, beside measures that
     this protocol leaves out (all classes at once, absent classes, a prompt that says nothing). coco-to-pascal asks a
     model of a fold of coco for the PASCAL classes that were not in its training. mosaic4 tiles four
-    FSS-1000 images of four classes and prompts the four names at once. A folder of your own is evaluated with all its
-    class names at once.
+    FSS-1000 images of four classes and prompts the four names at once. All other sets, among them a folder of your own,
+    are evaluated with all their class names at once.
 
         fusioner evaluate pascal --root data/pascal --fold 2 --model run/best.safetensors --out report
         fusioner evaluate coco --root data/coco --fold all --protocol hsnet
         fusioner evaluate coco-to-pascal --root data/pascal --fold 0 --model coco_fold0.safetensors
         fusioner evaluate mosaic4 --root data/fss1000
+        fusioner evaluate ade150 --root data/ade
         fusioner evaluate folder --root my/data --split val
 
     Parameters
@@ -126,7 +127,7 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
         return None if split == "all" else split
     if dataset == "folder":
         return "val" if (root / "val.txt").is_file() else None
-    return "test" if dataset in ("fss1000", "mosaic4") else "val"
+    return "test" if dataset in ("fss1000", "mosaic4", "camvid") else "val"
 
 
 def _load(model: Path | None, device: str, dataset: str) -> tuple["Segmenter", Path]:

@@ -1,7 +1,7 @@
 """What every data set is here: images with masks, class names, and a reader that checks both."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,7 +47,9 @@ class SegmentationData:
         items: images with masks, in a fixed order.
         unlabeled_is_ignore: id 0 is no background but "nobody looked": read() turns it into `ignore`.
         prompts: words to prompt a class with, by id (default: `classes` with spaces for underscores).
-        offset: added to the values of the mask files (1 for sets whose value 0 is an ordinary class).
+        values: value in the mask files -> class id, None where it counts nowhere; empty: the value is the id.
+        others: words to prompt beside the classes, for what is background under its own name.
+        background_counts: the set's mIoU averages background too.
         problems: what was found missing or unusable while the set was opened, one sentence each.
     """
 
@@ -56,7 +58,9 @@ class SegmentationData:
     items: list[Item]
     unlabeled_is_ignore: bool = False
     prompts: tuple[str, ...] = ()
-    offset: int = 0
+    values: Mapping[int, int | None] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    background_counts: bool = False
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,29 +127,29 @@ class SegmentationData:
             )
 
     @cached_property
+    def stored(self) -> dict[int, int | None]:
+        """Every value that the mask files may hold -> class id, None where it counts nowhere."""
+        ids = {i: i for i, name in enumerate(self.classes) if i == 0 or name}
+        return {self.ignore: None, **(self.values or ids)}
+
+    @cached_property
     def _lookup(self) -> np.ndarray:
         """Stored mask value -> class id or `ignore`, for all 65536 values."""
-        dtype = np.uint8 if self.ignore == 255 else np.uint16
-        table = np.full(65536, self.ignore, dtype)
-        known = np.arange(self.offset, len(self.classes))
-        table[known - self.offset] = known.astype(dtype)
-        if self.unlabeled_is_ignore and self.offset == 0:
-            table[0] = self.ignore
+        table = np.full(65536, self.ignore, np.uint8 if self.ignore == 255 else np.uint16)
+        for value, class_id in self.stored.items():
+            if class_id or (class_id == 0 and not self.unlabeled_is_ignore):
+                table[value] = class_id
         return table
 
     def _check_values(self, values: Sequence[int] | np.ndarray, path: Path) -> None:
         for value in values:
-            class_id = int(value) + self.offset
-            known = class_id < len(self.classes) and (class_id == 0 or self.classes[class_id])
-            if not known and value != self.ignore:
+            if int(value) not in self.stored:
+                named = {stored: self.classes[i] for stored, i in self.stored.items() if i is not None}
+                first, last = min(named), max(named)
                 raise FusionerError(
                     f"mask {path} holds value {value}, which is no class of {self.name} "
-                    f"({self._range()}; {self.ignore} = ignore)"
+                    f"({first} = {named[first]} ... {last} = {named[last]}; {self.ignore} = ignore)"
                 )
-
-    def _range(self) -> str:
-        last, first = len(self.classes) - 1, self.offset
-        return f"0 = {self.classes[first]} ... {last - self.offset} = {self.classes[last]}"
 
     def _read_binary(self, item: Item, class_id: int) -> np.ndarray:
         from fusioner.inference.image import read_image

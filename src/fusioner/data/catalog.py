@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusioner.data.base import SegmentationData
+from fusioner.data.benchmarks import BENCHMARKS
 from fusioner.data.coco import coco20i
 from fusioner.data.folder import folder
 from fusioner.data.fss1000 import fss1000
@@ -19,6 +20,7 @@ DATASETS: dict[str, Callable[..., SegmentationData]] = {
     "folder": folder,
     "fss1000": fss1000,
     "mosaic4": mosaic4,
+    **BENCHMARKS,
 }
 
 

@@ -49,12 +49,13 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
 def _assemble(names: dict[int, str], items: list[Item], problems: list[str]) -> SegmentationData:
     first = names.get(0, "background")
     unlabeled = first.casefold() in UNLABELED_NAMES
-    offset = 0 if unlabeled or first.casefold() == "background" else 1
+    ordinary = not unlabeled and first.casefold() != "background"
     classes = [names.get(i, "") for i in range(max(names) + 1)]
     classes[0] = first
-    classes = ["unlabeled", *classes] if offset else classes
+    values = {i: i + 1 for i, name in enumerate(classes) if name} if ordinary else {}
+    classes = ["unlabeled", *classes] if ordinary else classes
     return SegmentationData(
-        "folder", tuple(classes), items, unlabeled or offset == 1, _prompts(classes), offset, problems
+        "folder", tuple(classes), items, unlabeled or ordinary, _prompts(classes), values, problems=problems
     )
 
 

@@ -105,8 +105,9 @@ class _Collector:
         if self.plan.listed_only:
             numbers = [k for k in numbers if ids[k - 1] in self.listed[item.id]]
         labels = [self.data.prompts[ids[k - 1]] for k in numbers]
-        winners = answers.decided(labels, self.plan.threshold, self.plan.background)
-        return torch.tensor([0, *numbers])[winners.long()]
+        others = self.plan.others
+        winners = answers.decided([*labels, *others], self.plan.threshold, self.plan.background and not others)
+        return torch.tensor([0, *numbers, *(0 for _ in others)])[winners.long()]
 
     def _score_group(self, name: str, item: Item, mask: Tensor, prediction: Tensor) -> None:
         ids = self.plan.groups[name]

@@ -32,6 +32,8 @@ class Plan:
         asked: the classes the pairs and the absent prompts come from.
         blind: the text prompted instead of every pair's class name; None leaves the measure out.
         background: whether a pixel may belong to no class of a group.
+        others: words prompted beside a group; the pixels they win are background, and none are below the threshold.
+        background_counts: the protocol's mIoU averages background too.
         threshold: probability above which a pixel is taken.
         squash: score at this side in pixels (masks resized by nearest) instead of at each mask's own size.
         seed: of the choice of absent classes.
@@ -46,6 +48,8 @@ class Plan:
     asked: tuple[int, ...] = ()
     blind: str | None = NEUTRAL
     background: bool = True
+    others: tuple[str, ...] = ()
+    background_counts: bool = False
     threshold: float = 0.5
     squash: int | None = None
     seed: int = 0

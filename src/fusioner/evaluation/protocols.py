@@ -4,7 +4,7 @@
 - `hsnet`: 1000 draws with a seed: a class of the fold, then one of its pairs (an image may be drawn again).
 - `full`: every val pair of the fold once.
 - `mosaic4`: the four names of a mosaic prompted together, the likeliest wins; see `data.mosaic4`.
-- `argmax` (own folders): all classes prompted together on every image, the likeliest wins.
+- `argmax` (benchmarks, own folders): all classes prompted together on every image, the likeliest wins.
 
 In the first three each pair is prompted alone with its class's name and decided at the threshold; what is listed but
 not on disk is left out and counted. Beside them stand the measures the binary protocol leaves out (see `fold_plan`).
@@ -92,8 +92,8 @@ def mosaic_plan(data: SegmentationData) -> Plan:
     return Plan("mosaic4", images, pairs, groups={"all": data.class_ids}, listed_only=True, asked=data.class_ids)
 
 
-def folder_plan(data: SegmentationData, seed: int = 0) -> Plan:
-    """Own folders: all classes of the set together on every image; background competes where the set has one."""
+def argmax_plan(data: SegmentationData, seed: int = 0) -> Plan:
+    """Benchmarks and own folders: all classes of the set together on every image; its background competes, if any."""
     background = not data.unlabeled_is_ignore
     return Plan(
         protocol="argmax",
@@ -103,6 +103,8 @@ def folder_plan(data: SegmentationData, seed: int = 0) -> Plan:
         absent=ABSENT_PROMPTS if background else 0,
         asked=data.class_ids,
         background=background,
+        others=data.others,
+        background_counts=data.background_counts,
         seed=seed,
     )
 

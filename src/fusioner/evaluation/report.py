@@ -25,7 +25,7 @@ MEASURES = {
     "argmax_miou": ("argmax mIoU", "all unseen classes prompted together, the likeliest wins, background competes"),
     "seen_argmax_miou": ("seen argmax mIoU", "the same with the classes of training"),
     "harmonic": ("harmonic mean", "of argmax mIoU, unseen and seen"),
-    "background_iou": ("background IoU", "of the argmax; left out of its mean"),
+    "background_iou": ("background IoU", "of the argmax; only pas20b, pas21 and coco-object count it in the mean"),
     "alone_miou": ("alone mIoU", "each name of an image prompted alone instead of together"),
     "blind_miou": ("blind mIoU", "one neutral text prompted alone for every name: what saliency alone earns"),
     "absent_area": ("absent area", "share of the image claimed for a class that is not in it (lower is better)"),

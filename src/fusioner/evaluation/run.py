@@ -11,7 +11,7 @@ from fusioner.errors import FusionerError
 from fusioner.evaluation.collect import collect
 from fusioner.evaluation.evidence import Evidence, Plan
 from fusioner.evaluation.predictor import Predictor
-from fusioner.evaluation.protocols import Protocol, Scope, fold_plan, folder_plan, limited, mosaic_plan, pairs_plan
+from fusioner.evaluation.protocols import Protocol, Scope, argmax_plan, fold_plan, limited, mosaic_plan, pairs_plan
 from fusioner.evaluation.statistics import Figure, Summary, summarise
 
 LARGEST_MATRIX = 100
@@ -75,7 +75,7 @@ def plans(data: SegmentationData, settings: Settings) -> dict[int | None, tuple[
         }
     else:
         own = {"fss1000": pairs_plan, "mosaic4": mosaic_plan}
-        made = {None: (own[data.name](data) if data.name in own else folder_plan(data, settings.seed), None)}
+        made = {None: (own[data.name](data) if data.name in own else argmax_plan(data, settings.seed), None)}
     finished = {}
     for fold, (plan, missing) in made.items():
         shorter = plan if settings.limit is None else limited(plan, settings.limit)

@@ -118,7 +118,7 @@ def _measure(evidence: Evidence, weights: Weights) -> dict[Key, Values]:
 def _only_argmax(evidence: Evidence, iou: Float[np.ndarray, "draws c"], weights: Weights) -> dict[Key, Values]:
     """Sets without folds: the argmax among all classes is the protocol itself."""
     group = evidence.groups["all"]
-    found: dict[Key, Values] = {("figure", "miou"): _mean(iou[:, 1:])}
+    found: dict[Key, Values] = {("figure", "miou"): _mean(iou if evidence.plan.background_counts else iou[:, 1:])}
     if evidence.plan.background:
         found |= {("figure", "fb_iou"): _argmax_fb(group, weights), ("figure", "background_iou"): iou[:, 0]}
     present = group.counts[:, 1, 1:].sum(axis=0) > 0

@@ -1,0 +1,229 @@
+"""The benchmarks of open-vocabulary segmentation, in their official trees: one table, read by one function.
+
+Class names are in `names/`, a line a class in the benchmark's order: the name, and after a tab the words to prompt it
+with where these differ. Pixels that a benchmark leaves unlabeled count nowhere; PAS-20b, PAS-21 and COCO-Object have a
+background, which is one of the classes their mIoU averages.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+from fusioner.data.base import Item, SegmentationData
+from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.layout import find_folder, read_lines, some
+from fusioner.data.pascal import pascal
+from fusioner.errors import FusionerError
+
+STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+"""Ids of COCO's things that nobody annotated, as COCO-Stuff's masks count them (its ids are COCO's less one)."""
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""labelIds of the 19 classes that are evaluated, in the order of their train ids."""
+_STUFF_IDS = tuple(i for i in range(182) if i not in STUFF_GAPS)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Where a benchmark's files are and what the values of its masks mean.
+
+    Attributes:
+        tree: shown when something is missing.
+        images, masks: folders, the first that exists; `{}` stands for the split as the tree calls it.
+        values: stored value -> class id (0 background, None ignored); empty: the value is the id.
+        splits: our name of a split -> the tree's.
+        endings: what follows the id in the name of an image and of a mask file.
+        listed: text list of a split's ids, where folders do not tell.
+        classes: what to read from `names/`, or the names themselves.
+        background: 0 is a class of the benchmark, instead of "nobody looked here".
+    """
+
+    tree: str
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    classes: str | tuple[str, ...]
+    values: Mapping[int, int | None]
+    splits: Mapping[str, str]
+    endings: tuple[str, str] = (".jpg", ".png")
+    listed: str | None = None
+    background: bool = False
+
+
+def _counted(ids: tuple[int, ...] | range, ignored: tuple[int, ...]) -> dict[int, int | None]:
+    """Values that are classes 1, 2, ... in this order, and those that count nowhere."""
+    return {**dict.fromkeys(ignored), **{value: i for i, value in enumerate(ids, start=1)}}
+
+
+_COCO_STUFF = Spec(
+    tree="""\
+    images/{train2017,val2017}/000000000139.jpg ...
+    annotations/{train2017,val2017}/000000000139.png ...   (stuffthingmaps: 0..181 with gaps, 255 = unlabeled)""",
+    images=("images/{}", "coco_stuff164k/images/{}", "{}"),
+    masks=("annotations/{}", "coco_stuff164k/annotations/{}", "stuffthingmaps_trainval2017/{}"),
+    classes="stuff171",
+    values=_counted(_STUFF_IDS, ignored=(255,)),
+    splits={"train": "train2017", "val": "val2017"},
+)
+
+SPECS: dict[str, Spec] = {
+    "ade150": Spec(
+        tree="""\
+    ADEChallengeData2016/images/{training,validation}/ADE_val_00000001.jpg ...
+    ADEChallengeData2016/annotations/{training,validation}/ADE_val_00000001.png ...   (0 = other, 1..150)""",
+        images=("ADEChallengeData2016/images/{}", "images/{}"),
+        masks=("ADEChallengeData2016/annotations/{}", "annotations/{}"),
+        classes="ade150",
+        values={},
+        splits={"train": "training", "val": "validation"},
+    ),
+    "ade847": Spec(
+        tree="""\
+    ADE20K_2021_17_01/images_detectron2/{training,validation}/ADE_val_00000001.jpg ...
+    ADE20K_2021_17_01/annotations_detectron2/{training,validation}/ADE_val_00000001.tif ...
+        (0..846, 65535 = ignore: what MaskFormer's prepare_ade20k_full_sem_seg.py writes)""",
+        images=("ADE20K_2021_17_01/images_detectron2/{}", "images_detectron2/{}"),
+        masks=("ADE20K_2021_17_01/annotations_detectron2/{}", "annotations_detectron2/{}"),
+        classes="ade847",
+        values=_counted(range(847), ignored=(65535,)),
+        splits={"train": "training", "val": "validation"},
+        endings=(".jpg", ".tif"),
+    ),
+    "context59": Spec(
+        tree="""\
+    VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg ...
+    VOCdevkit/VOC2010/SegmentationClassContext/2008_000002.png ...   (0 = other, 1..59)
+    VOCdevkit/VOC2010/ImageSets/SegmentationContext/{train,val}.txt""",
+        images=("VOCdevkit/VOC2010/JPEGImages", "VOC2010/JPEGImages", "JPEGImages"),
+        masks=tuple(f"{top}SegmentationClassContext" for top in ("VOCdevkit/VOC2010/", "VOC2010/", "")),
+        classes="context59",
+        values={},
+        splits={"train": "train", "val": "val"},
+        listed="ImageSets/SegmentationContext/{}.txt",
+    ),
+    "context459": Spec(
+        tree="""\
+    VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg ...
+    VOCdevkit/VOC2010/annotations_detectron2/pc459_{train,val}/2008_000002.tif ...
+        (LabelMap of the .mat files less one: 0..458, 459 or 65535 = ignore)""",
+        images=("VOCdevkit/VOC2010/JPEGImages", "VOC2010/JPEGImages", "JPEGImages"),
+        masks=tuple(f"{top}annotations_detectron2/pc459_{{}}" for top in ("VOCdevkit/VOC2010/", "VOC2010/", "")),
+        classes="context459",
+        values=_counted(range(459), ignored=(459, 65535)),
+        splits={"train": "train", "val": "val"},
+        endings=(".jpg", ".tif"),
+    ),
+    "coco-stuff": _COCO_STUFF,
+    "coco-object": replace(
+        _COCO_STUFF,
+        classes=COCO_CLASSES[1:],
+        values=dict.fromkeys((*range(91, 182), 255), 0) | _counted(tuple(i for i in _STUFF_IDS if i < 91), ignored=()),
+        background=True,
+    ),
+    "cityscapes": Spec(
+        tree="""\
+    leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png ...
+    gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png ...   (0..33, of which 19 are evaluated)""",
+        images=("leftImg8bit/{}",),
+        masks=("gtFine/{}",),
+        classes="cityscapes",
+        values=_counted(CITYSCAPES_IDS, ignored=(*(i for i in range(34) if i not in CITYSCAPES_IDS), 255)),
+        splits={"train": "train", "val": "val"},
+        endings=("_leftImg8bit.png", "_gtFine_labelIds.png"),
+    ),
+    "camvid": Spec(
+        tree="""\
+    {train,val,test}/0001TP_008550.png ...
+    {train,val,test}annot/0001TP_008550.png ...   (SegNet's eleven classes: 0..10, 11 = unlabelled)""",
+        images=("{}", "CamVid/{}"),
+        masks=("{}annot", "CamVid/{}annot"),
+        classes="camvid",
+        values=_counted(range(11), ignored=(11,)),
+        splits={"train": "train", "val": "val", "test": "test"},
+        endings=(".png", ".png"),
+    ),
+}
+
+
+def benchmark(name: str, root: Path, split: str | None = None) -> SegmentationData:
+    """A set of `SPECS` under `root`; split None takes every split that is there.
+
+    Raises:
+        FusionerError: a missing folder or list (named, with the expected tree), an unknown split, or no usable image.
+    """
+    spec, problems = SPECS[name], list[str]()
+    if split is not None and split not in spec.splits:
+        raise FusionerError(f"{name} has no split {split!r}; choose {' or '.join(spec.splits)}")
+    parts = [split] if split else [part for part in spec.splits if _is_there(spec, root, part)] or ["val"]
+    items = [item for part in parts for item in _items(spec, root, part, problems)]
+    if not items:
+        raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{spec.tree}")
+    classes, prompts = read_names(spec.classes) if isinstance(spec.classes, str) else (spec.classes, spec.classes)
+    first = "background" if spec.background else "unlabeled"
+    return SegmentationData(
+        name,
+        (first, *classes),
+        items,
+        unlabeled_is_ignore=not spec.background,
+        prompts=(first, *prompts),
+        values=spec.values,
+        background_counts=spec.background,
+        problems=problems,
+    )
+
+
+def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(class names, words to prompt them with) of a list in `names/`."""
+    lines = (files("fusioner.data") / "names" / f"{name}.txt").read_text("utf-8").splitlines()
+    return tuple(line.split("\t")[0] for line in lines), tuple(line.split("\t")[-1] for line in lines)
+
+
+def pas20(root: Path, split: str | None = None) -> SegmentationData:
+    """PASCAL VOC's 20 classes against each other; its background is scored nowhere."""
+    return replace(pascal(root, split), name="pas20", unlabeled_is_ignore=True)
+
+
+def pas20b(root: Path, split: str | None = None) -> SegmentationData:
+    """Background is what one of PASCAL-Context's 39 other classes wins (OpenSeg's reading), and a class of the mean."""
+    data = pascal(root, split)
+    taken = {*data.prompts, "table"}  # VOC's dining table
+    others = tuple(word for word in read_names("context59")[1] if word not in taken)
+    return replace(data, name="pas20b", others=others, background_counts=True)
+
+
+def pas21(root: Path, split: str | None = None) -> SegmentationData:
+    """Background is what no class claims above the threshold, and a class of the mean."""
+    return replace(pascal(root, split), name="pas21", background_counts=True)
+
+
+BENCHMARKS: dict[str, Callable[..., SegmentationData]] = {
+    **{name: partial(benchmark, name) for name in SPECS},
+    "pas20": pas20,
+    "pas20b": pas20b,
+    "pas21": pas21,
+}
+
+
+def _is_there(spec: Spec, root: Path, split: str) -> bool:
+    return any((root / folder.format(spec.splits[split])).is_dir() for folder in spec.masks)
+
+
+def _items(spec: Spec, root: Path, split: str, problems: list[str]) -> list[Item]:
+    part = spec.splits[split]
+    image_folder, mask_folder = (
+        find_folder(root, tuple(folder.format(part) for folder in folders), spec.tree)
+        for folders in (spec.images, spec.masks)
+    )
+    images, masks = (_by_id(f, e) for f, e in zip((image_folder, mask_folder), spec.endings, strict=True))
+    wanted = list(masks) if spec.listed is None else read_lines(mask_folder.parent / spec.listed.format(part))
+    if lost := [i for i in wanted if i not in images or i not in masks]:
+        problems.append(f"{len(lost)} images of {split} have no image or mask file: {some(lost)}")
+    if "{}" in spec.images[0] and (lonely := images.keys() - masks.keys()):
+        problems.append(f"{len(lonely)} images of {split} have no mask: {some(lonely)}")
+    return [Item(i, images[i], masks[i]) for i in wanted if i in images and i in masks]
+
+
+def _by_id(folder: Path, ending: str) -> dict[str, Path]:
+    """Files of a folder and those below it whose names end so, by what comes before it, sorted."""
+    found = sorted(path for path in folder.rglob(f"*{ending}") if not path.name.startswith("."))
+    return {path.name.removesuffix(ending): path for path in found}

@@ -1,0 +1,167 @@
+"""The benchmarks on small trees in their official formats: every value a mask may hold, and what becomes of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner.data.benchmarks import BENCHMARKS, CITYSCAPES_IDS, SPECS, STUFF_GAPS, read_names
+from fusioner.data.catalog import open_dataset
+from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.folds import published_pairs
+from fusioner.errors import FusionerError
+
+TREES = {  # name -> images, masks, what the first may hold in order of its classes, ignored values, split and its size
+    "ade150": ("ADEChallengeData2016/images/validation/{}.jpg", "ADEChallengeData2016/annotations/validation/{}.png"),
+    "ade847": ("ADE20K_2021_17_01/images_detectron2/validation/{}.jpg",
+               "ADE20K_2021_17_01/annotations_detectron2/validation/{}.tif"),
+    "context59": ("VOCdevkit/VOC2010/JPEGImages/{}.jpg", "VOCdevkit/VOC2010/SegmentationClassContext/{}.png"),
+    "context459": ("VOCdevkit/VOC2010/JPEGImages/{}.jpg",
+                   "VOCdevkit/VOC2010/annotations_detectron2/pc459_val/{}.tif"),
+    "coco-stuff": ("images/val2017/{}.jpg", "annotations/val2017/{}.png"),
+    "coco-object": ("images/val2017/{}.jpg", "annotations/val2017/{}.png"),
+    "cityscapes": ("leftImg8bit/val/ulm/{}_leftImg8bit.png", "gtFine/val/ulm/{}_gtFine_labelIds.png"),
+    "camvid": ("val/{}.png", "valannot/{}.png"),
+}  # fmt: skip
+CLASS_VALUES = {
+    "ade150": range(1, 151),
+    "ade847": range(847),
+    "context59": range(1, 60),
+    "context459": range(459),
+    "coco-stuff": [i for i in range(182) if i not in STUFF_GAPS],
+    "coco-object": [i for i in range(91) if i not in STUFF_GAPS],
+    "cityscapes": CITYSCAPES_IDS,
+    "camvid": range(11),
+}
+UNSCORED = {
+    "ade150": (0, 255), "ade847": (65535,), "context59": (0, 255), "context459": (459, 65535), "coco-stuff": (255,),
+    "cityscapes": (0, 4, 9, 30, 255), "camvid": (11, 255),
+}  # fmt: skip
+NO_CLASS = {"ade150": 151, "ade847": 847, "context59": 60, "context459": 460, "coco-stuff": 11, "coco-object": 25,
+            "cityscapes": 34, "camvid": 12}  # fmt: skip
+
+
+def add(root: Path, name: str, image: str, values: object, split: str = "val") -> None:
+    """One image whose mask holds these values in one row."""
+    pixels = np.array([list(values)])  # pyright: ignore[reportArgumentType]
+    picture, mask = (root / pattern.format(image) for pattern in TREES[name])
+    if split != "val":
+        picture, mask = (
+            Path(str(p).replace("validation", "training").replace("val", "train")) for p in (picture, mask)
+        )
+    for path in (picture, mask):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (pixels.shape[1], 1), (9, 90, 200)).save(picture)
+    Image.fromarray(pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)).save(mask)
+    if name == "context59":
+        lists = root / "VOCdevkit" / "VOC2010" / "ImageSets" / "SegmentationContext"
+        lists.mkdir(parents=True, exist_ok=True)
+        with (lists / f"{split}.txt").open("a") as file:
+            file.write(f"{image}\n")
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_value_of_the_official_masks_is_its_class(tmp_path: Path, name: str):
+    add(tmp_path, name, "a_000001", CLASS_VALUES[name])
+    data = open_dataset(name, tmp_path, "val")
+    rgb, mask = data.read(data.items[0])
+    assert [item.id for item in data.items] == ["a_000001"]
+    assert rgb.shape[:2] == mask.shape
+    np.testing.assert_array_equal(mask[0], np.arange(1, len(data.classes)))
+    assert data.class_ids == tuple(range(1, len(data.classes)))
+    assert len(data.prompts) == len(data.classes) == len(set(data.prompts))
+    assert not data.problems
+    assert data.unlabeled_is_ignore == (name != "coco-object")
+
+
+@pytest.mark.parametrize("name", UNSCORED)
+def test_what_is_unlabeled_counts_nowhere(tmp_path: Path, name: str):
+    add(tmp_path, name, "a", UNSCORED[name])
+    data = open_dataset(name, tmp_path, "val")
+    assert set(np.unique(data.read_mask(data.items[0]))) == {data.ignore}
+
+
+@pytest.mark.parametrize("name", NO_CLASS)
+def test_a_value_the_benchmark_does_not_know_names_the_file(tmp_path: Path, name: str):
+    add(tmp_path, name, "a", [NO_CLASS[name]])
+    data = open_dataset(name, tmp_path, "val")
+    with pytest.raises(FusionerError, match=rf"holds value {NO_CLASS[name]}, which is no class of {name}"):
+        data.read(data.items[0])
+
+
+def test_stuff_and_unlabeled_are_the_background_of_coco_object(tmp_path: Path):
+    add(tmp_path, "coco-object", "a", [0, 89, 91, 181, 255])
+    data = open_dataset("coco-object", tmp_path, "val")
+    np.testing.assert_array_equal(data.read_mask(data.items[0]), [[1, 80, 0, 0, 0]])
+    assert data.classes == COCO_CLASSES
+    assert data.background_counts
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_splits_and_files_without_partner(tmp_path: Path, name: str):
+    value = next(iter(CLASS_VALUES[name]))
+    for image, split in (("a", "val"), ("b", "val"), ("c", "train")):
+        add(tmp_path, name, image, [value], split)
+    (tmp_path / TREES[name][0].format("b")).unlink()
+    data = open_dataset(name, tmp_path, "val")
+    assert [item.id for item in data.items] == ["a"]
+    assert "b" in data.problems[0]
+    assert [item.id for item in open_dataset(name, tmp_path).items] == ["c", "a"]
+    with pytest.raises(FusionerError, match="no split 'dev'; choose train or val"):
+        open_dataset(name, tmp_path, "dev")
+    (tmp_path / TREES[name][1].format("a")).unlink()
+    with pytest.raises(FusionerError, match="no image of split val"):
+        open_dataset(name, tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "some"),
+    [
+        ("ade150", 150, {1: "wall", 13: "person", 150: "flag"}),
+        ("ade847", 847, {1: "wall", 2: "building", 192: "traveling bag", 847: "adding machine"}),
+        ("context59", 59, {1: "aeroplane", 17: "chair", 59: "wood"}),
+        ("context459", 459, {1: "accordion", 2: "aeroplane", 459: "wool"}),
+        ("stuff171", 171, {1: "person", 80: "toothbrush", 81: "banner", 171: "wood"}),
+        ("cityscapes", 19, {1: "road", 12: "person", 19: "bicycle"}),
+        ("camvid", 11, {1: "sky", 7: "sign symbol", 11: "bicyclist"}),
+    ],
+)
+def test_class_lists_are_complete_and_in_order(name: str, count: int, some: dict[int, str]):
+    names, prompts = read_names(name)
+    assert len(names) == len({n.casefold() for n in names}) == len({p.casefold() for p in prompts}) == count
+    assert {i: prompts[i - 1] for i in some} == some
+    assert all(line == line.strip() for line in (*names, *prompts))
+
+
+def test_lists_that_overlap_agree():
+    stuff, prompts = read_names("stuff171")
+    assert stuff[:80] == COCO_CLASSES[1:]
+    assert dict(zip(stuff, prompts, strict=True))["wall-brick"] == "brick wall"
+    assert set(read_names("context59")[0]) <= set(read_names("context459")[0])
+    assert len(SPECS) + 3 == len(BENCHMARKS)
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    image = published_pairs("pascal", "val")[0][0]
+    for part, pixels in (("VOCdevkit/VOC2012/JPEGImages", (9, 90, 200)), ("SegmentationClassAug", None)):
+        (tmp_path / part).mkdir(parents=True)
+        if pixels:
+            Image.new("RGB", (4, 1), pixels).save(tmp_path / part / f"{image}.jpg")
+        else:
+            Image.fromarray(np.array([[0, 1, 20, 255]], np.uint8)).save(tmp_path / part / f"{image}.png")
+    return tmp_path
+
+
+def test_three_readings_of_pascals_background(voc: Path):
+    pas20, pas20b, pas21 = (open_dataset(name, voc, "val") for name in ("pas20", "pas20b", "pas21"))
+    np.testing.assert_array_equal(pas20.read_mask(pas20.items[0]), [[255, 1, 20, 255]])
+    for data in (pas20b, pas21):
+        np.testing.assert_array_equal(data.read_mask(data.items[0]), [[0, 1, 20, 255]])
+        assert data.background_counts
+    assert not pas20.background_counts
+    assert len(pas20b.others) == 39
+    assert {"sky", "grass", "wall"} < set(pas20b.others)
+    assert not {"table", "sofa", "tv monitor", "potted plant"} & set(pas20b.others)
+    assert pas21.others == ()
