@@ -1,0 +1,142 @@
+"""What the page says when something goes wrong, and how it gets over it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+SAMPLES = Path(__file__).resolve().parents[3] / "samples"
+
+
+def test_files_that_are_no_pictures_are_refused_in_a_sentence(
+    visit: Callable[..., "Page"], server: Any, tmp_path: Path
+):
+    from playwright.sync_api import expect
+
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "broken.jpg").write_bytes((SAMPLES / "chelsea.jpg").read_bytes()[:2000])
+    (tmp_path / "empty.png").write_bytes(b"")
+    page = visit(server.address)
+    said = page.get_by_role("alert").filter(has_text=re.compile("."))
+    page.locator("#file").set_input_files(tmp_path / "notes.txt")
+    expect(said).to_have_text("notes.txt is not a picture.")
+    page.locator("#file").set_input_files(tmp_path / "broken.jpg")
+    expect(said).to_have_text(re.compile(r"^broken\.jpg: [^{}]+\.$"))
+    expect(page.get_by_role("heading", name="Name things in words")).to_be_visible()
+
+    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")  # a good one: all is well
+    expect(page.locator("#pictures li")).to_have_count(1)
+    expect(said).to_have_count(0)
+    page.locator("#file").set_input_files(tmp_path / "empty.png")
+    expect(said).to_have_text(re.compile(r"^empty\.png: [^{}]+\.$"))
+    expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")  # the good one stays
+    expect(page.locator("#pictures li")).to_have_count(1)
+
+
+def test_a_picture_that_the_browser_cannot_show_is_segmented(visit: Callable[..., "Page"], server: Any, tmp_path: Path):
+    from PIL import Image
+    from playwright.sync_api import expect
+
+    with Image.open(SAMPLES / "chelsea.jpg") as photograph:
+        photograph.save(tmp_path / "scan.tiff")
+    page = visit(server.address)
+    page.locator("#file").set_input_files(tmp_path / "scan.tiff")
+    expect(page.locator("#picture-error")).to_contain_text("This browser cannot show scan.tiff")
+    page.get_by_label("What to find").fill("cat,")
+    expect(page.locator("#labels .share")).to_have_text(re.compile("%|found"))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="As seen").click()
+    with Image.open(download.value.path()) as seen:
+        assert seen.size == (451, 300)
+
+
+def test_too_large_a_file(visit: Callable[..., "Page"], server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from playwright.sync_api import expect
+
+    from fusioner.serve.settings import Limits
+
+    with (tmp_path / "huge.jpg").open("wb") as huge:
+        huge.truncate(Limits().body + 10**6)
+    page = visit(server.address)
+    page.locator("#file").set_input_files(tmp_path / "huge.jpg")
+    expect(page.get_by_role("alert").filter(has_text="huge.jpg")).to_contain_text("over this server's limit")
+    monkeypatch.setattr(server.service, "limits", replace(server.service.limits, megapixels=0.1))
+    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
+    expect(page.get_by_role("alert").filter(has_text="chelsea.jpg")).to_contain_text("megapixels")
+
+
+def test_a_busy_server_is_asked_again(visit: Callable[..., "Page"], server: Any, monkeypatch: pytest.MonkeyPatch):
+    from playwright.sync_api import expect
+
+    page = visit(server.address)
+    expect(page.locator("#samples button")).to_have_count(3)
+    with monkeypatch.context() as full:
+        full.setattr(server.service.queue, "limits", replace(server.service.limits, requests=0))
+        page.get_by_role("button", name="Chelsea").click()
+        expect(page.locator("#working")).to_contain_text(re.compile(r"The server is busy; asking again in \d+ s"))
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
+    expect(page.locator("#working")).to_be_hidden()
+
+
+def test_a_picture_that_the_server_let_go_of_is_sent_again(visit: Callable[..., "Page"], server: Any):
+    from playwright.sync_api import expect
+
+    page = visit(server.address)
+    ids: list[str] = []
+    page.on("response", lambda answer: answer.url.endswith("/v1/images") and ids.append(answer.json()["id"]))
+    page.get_by_role("button", name="Chelsea").click()
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
+    server.http.delete(f"/v1/images/{ids[0]}").raise_for_status()
+    page.get_by_label("What to find").fill("ear,")
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 3)
+    assert len(ids) == 2
+    expect(page.locator("#words-error")).to_be_hidden()
+
+
+def test_a_label_that_the_server_refuses(visit: Callable[..., "Page"], server: Any):
+    from playwright.sync_api import expect
+
+    page = visit(server.address)
+    page.get_by_role("button", name="Chelsea").click()
+    page.get_by_label("What to find").fill("x" * 300 + ",")
+    expect(page.locator("#words-error")).to_contain_text("300 characters")
+    page.get_by_role("button", name="Remove xxx").click()
+    page.get_by_label("What to find").fill("ear,")
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 3)
+    expect(page.locator("#words-error")).to_be_hidden()
+
+
+def test_a_server_that_is_gone_can_be_tried_again(visit: Callable[..., "Page"], start_server: Callable[..., Any]):
+    from playwright.sync_api import expect
+
+    running = start_server()
+    page = visit(running.address)
+    page.get_by_role("button", name="Chelsea").click()
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
+    page.context.set_offline(True)
+    page.get_by_label("What to find").fill("ear,")
+    expect(page.locator("#words-error")).to_contain_text("The server does not answer")
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 3)
+    expect(page.locator("#words-error")).to_be_hidden()
+
+
+def test_a_server_with_a_key_asks_for_it_in_place(visit: Callable[..., "Page"], start_server: Callable[..., Any]):
+    from playwright.sync_api import expect
+
+    page = visit(start_server(key="open sesame").address)
+    for key in ("wrong", "open sesame"):
+        page.get_by_label("This server asks for its key").fill(key)
+        page.get_by_role("button", name="Continue").click()
+        if key == "wrong":
+            expect(page.locator("#key-error")).to_have_text("The server does not know this key.")
+    expect(page.locator("#key-form")).to_be_hidden()
+    page.get_by_role("button", name="Chelsea").click()
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
