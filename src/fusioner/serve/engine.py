@@ -152,10 +152,14 @@ class Engine:
         return batch
 
     def _encode(self, segmenter: Segmenter, batch: list[Encode]) -> None:
-        if batch:
-            self._on_batch(len(batch))
-        for job in batch:
-            self._finish([job], lambda job=job: [segmenter.encode(job.image, job.resolution)])
+        if not batch:
+            return
+        self._on_batch(len(batch))
+        if len(batch) > 1:
+            self._finish(batch, lambda: segmenter.encode_many([job.image for job in batch]))
+        else:
+            job = batch[0]
+            self._finish([job], lambda: [segmenter.encode(job.image, job.resolution, job.on_progress)])
 
     def _finish(self, jobs: Sequence[Job], work: Callable[[], Sequence[Any]]) -> None:
         """Do the work of some jobs and hand the results out; no error ends the thread."""

@@ -19,8 +19,11 @@ def check_picture(content: bytes, limit: int) -> int:
     """Pixels that the file's header announces, 0 when it cannot be read (`read_image` will say why).
 
     Raises:
-        ApiError: 413 for more than `limit` pixels, 422 for a JPEG made to be slow.
+        ApiError: 413 for more than `limit` pixels, 422 for an icon or a JPEG made to be slow.
     """
+    if content.startswith(b"\0\0\1\0"):
+        raise ApiError(422, "icons are not read here, they may hold more pixels than they say: send a PNG")
+    Image.init()  # else only the commonest formats are known
     megapixels = f"this server's limit of {limit / 1e6:g} megapixels"
     try:
         with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:

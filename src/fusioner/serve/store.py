@@ -15,11 +15,6 @@ class Kept:
     encoded: EncodedImage
     name: str
 
-    @property
-    def nbytes(self) -> int:
-        """What keeping it costs."""
-        return self.encoded.image.nbytes + self.encoded.tokens.nbytes
-
 
 class Store:
     """Kept images, those unused for longest dropped first once they weigh more than `budget` bytes together."""
@@ -36,7 +31,7 @@ class Store:
 
     def add(self, kept: Kept) -> str:
         """Keep an image -> its id; ApiError 413 when it alone is over the budget."""
-        cost = kept.nbytes
+        cost = kept.encoded.nbytes
         if cost > self.budget:
             raise ApiError(
                 413,
@@ -59,5 +54,5 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Forget an image; ApiError 404 when there is none."""
-        self.bytes -= self.get(name).nbytes
+        self.bytes -= self.get(name).encoded.nbytes
         del self._kept[name]

@@ -1,0 +1,95 @@
+"""The API's own description: its examples work, and nothing it allows or forbids makes the server fail."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from .conftest import Running
+
+POSTS = ("/v1/segment", "/v1/images", "/v1/images/{id}/segment")
+
+
+@pytest.fixture(scope="module")
+def described(server: Running) -> dict[str, Any]:
+    return server.http.get("/openapi.json").json()
+
+
+def check(described: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    jsonschema_rs.validator_for(schema | {"components": described["components"]}).validate(value)
+
+
+def test_examples_of_requests_work(server: Running, described: dict[str, Any]) -> None:
+    kept = ""
+    for path in ("/v1/images", "/v1/images/{id}/segment", "/v1/segment"):
+        operation = described["paths"][path]["post"]
+        media = operation["requestBody"]["content"]["application/json"]
+        check(described, media["schema"], media["example"])
+        answer = server.http.post(path.format(id=kept), json=media["example"])
+        assert answer.is_success, answer.text
+        schema = operation["responses"][str(answer.status_code)]["content"]["application/json"]["schema"]
+        check(described, schema, answer.json())
+        kept = answer.json().get("id", kept)
+
+
+def test_examples_of_answers_are_valid(described: dict[str, Any]) -> None:
+    examples = 0
+    for schema in described["components"]["schemas"].values():
+        for part in (schema, *schema.get("properties", {}).values()):
+            for example in part.get("examples", ()):
+                check(described, part, example)
+                examples += 1
+    assert examples
+
+
+def test_every_error_is_described(described: dict[str, Any]) -> None:
+    for path in POSTS:
+        answers = described["paths"][path]["post"]["responses"]
+        assert {"400", "401", "403", "413", "415", "422", "429", "503"} <= set(answers)
+        for status in answers.keys() - {"200", "201"}:
+            schema = answers[status]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_a_key_is_described_where_one_is_asked_for(start_server: Callable[..., Running]) -> None:
+    described = start_server(key="secret").http.get("/openapi.json").json()
+    assert all("security" in described["paths"][path]["post"] for path in POSTS)
+
+
+@pytest.fixture(scope="module")
+def openapi(server: Running) -> Any:
+    return schemathesis.openapi.from_url(f"{server.address}/openapi.json")
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("path", POSTS)
+def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path: str, mode: GenerationMode) -> None:
+    """Requests as described and requests as forbidden; every answer is one that the description announces."""
+    kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
+
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+    @given(case=openapi[path]["post"].as_strategy(generation_mode=mode), known=st.booleans())
+    def check(case: Any, known: bool) -> None:
+        if known and case.path_parameters:
+            case.path_parameters["id"] = kept
+        # Whether bytes are an image, and labels are words, is more than a schema tells; in a form all values are text.
+        form = case.media_type == "multipart/form-data"
+        excluded = [positive_data_acceptance, *([negative_data_rejection] if form else [])]
+        case.call_and_validate(excluded_checks=excluded, timeout=30)
+
+    check()
+
+
+def test_images_of_any_id_can_be_deleted(openapi: Any) -> None:
+    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
+    @given(case=openapi["/v1/images/{id}"]["delete"].as_strategy(generation_mode=GenerationMode.POSITIVE))
+    def check(case: Any) -> None:
+        case.call_and_validate(timeout=30)
+
+    check()
