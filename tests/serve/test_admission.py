@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from fusioner.inference.windows import WindowGrid
 from fusioner.serve.settings import Limits
 
 from .conftest import Running, until
@@ -53,9 +54,9 @@ def connect(server: Running) -> socket.socket:
     return connection
 
 
-def raw(photo: bytes) -> bytes:
+def raw(photo: bytes, **fields: str) -> bytes:
     """The bytes of a whole request to segment."""
-    request = httpx.Request("POST", "http://localhost/v1/segment", **ask(photo))
+    request = httpx.Request("POST", "http://localhost/v1/segment", **ask(photo, **fields))
     lines = [f"{name}: {value}" for name, value in request.headers.items()]
     return "\r\n".join(["POST /v1/segment HTTP/1.1", *lines, "", ""]).encode() + request.read()
 
@@ -212,3 +213,29 @@ def test_many_at_once_get_what_each_would_get_alone(server: Running, photo: byte
         assert answer["labels"] == labels
         for segment, label in zip(answer["segments"], labels, strict=True):
             assert abs(segment["pixels"] - alone.areas[label]) <= 0.001 * image.width * image.height
+
+
+def test_images_that_wait_share_a_forward(start_server: Callable[..., Running], photo: bytes) -> None:
+    server = start_server(limits=Limits(batch=4))
+    server.gate.clear()
+    jobs = [server.later("POST", "/v1/segment", **ask(photo))]
+    until(lambda: server.at_gate)
+    jobs += [server.later("POST", "/v1/segment", **ask(photo)) for _ in range(6)]
+    until(lambda: server.service.engine.waiting == 6)
+    server.gate.set()
+    assert {job.result().text for job in jobs} == {jobs[0].result().text}
+    assert server.encoder.calls == 3  # 1, 4 and 2 images
+
+
+def test_a_native_look_stops_at_the_next_window(start_server: Callable[..., Running], photo: bytes) -> None:
+    server = start_server()
+    windows = len(WindowGrid(300, 451, server.service.engine.segmenter.card.resolution).origins)
+    server.gate.clear()
+    with connect(server) as leaver:
+        leaver.sendall(raw(photo, resolution="native"))
+        until(lambda: server.at_gate)
+    until(lambda: server.busy == 0)
+    server.gate.set()
+    assert server.http.post("/v1/segment", **ask(photo)).status_code == 200
+    assert windows > 100
+    assert server.encoder.calls < 10

@@ -2,23 +2,40 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+from cyclopts import Parameter, validators
 
 from fusioner.errors import FusionerError
 
+if TYPE_CHECKING:
+    from fusioner.inference.segmenter import Segmenter
+
 KEY_VARIABLE = "FUSIONER_API_KEY"
+Some: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Much: TypeAlias = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 
 
 def serve(
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8000,
     model: Path | None = None,
     device: str = "auto",
+    open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
-    open: bool = False,
+    timeout: Much = 120.0,
+    batch: Some = 8,
+    max_requests: Some = 32,
+    max_body_mb: Much = 32.0,
+    max_megapixels: Much = 50.0,
+    max_labels: Some = 200,
+    cache_mb: Much = 1024.0,
 ) -> int:
     """Serve a page and an HTTP API; images stay in this machine's memory.
+
+    Ctrl-C (or SIGTERM) ends it when what it accepted is answered, a second one at once.
 
         fusioner serve --open
         fusioner serve --host 0.0.0.0 --port 80 --model run/best.safetensors --api-key-file key.txt
@@ -33,29 +50,58 @@ def serve(
         Model file of `fusioner train`; without it the one inside the package.
     device
         auto, cpu, cuda, cuda:N or mps.
-    api_key_file
-        File whose first line requests must bring as `Authorization: Bearer`; or set FUSIONER_API_KEY.
-    cors_origin
-        Other web pages that may call the API, such as https://example.org; may be given several times.
     open
         Open the page in the browser.
+    api_key_file
+        File with the key that requests must bring as `Authorization: Bearer`; or set FUSIONER_API_KEY.
+    cors_origin
+        Another web page that may call the API, such as https://example.org; may be given several times.
+    timeout
+        Seconds a request may take.
+    batch
+        Most images encoded together.
+    max_requests
+        Requests in progress at once; more are told to come again (429).
+    max_body_mb
+        Size of a request, MB.
+    max_megapixels
+        Size of an image.
+    max_labels
+        Labels of one request.
+    cache_mb
+        Memory for images that are kept to be asked of again, MB.
     """
-    key = _read_key(api_key_file)
+    for origin in cors_origin:
+        if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
+            raise FusionerError(f"--cors-origin is like https://example.org, without a path, not {origin}")
+    key = read_key(api_key_file)
     try:
         from fusioner.serve.run import serve as run
+        from fusioner.serve.settings import Limits
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
-    def load():
+    def load() -> "Segmenter":
         from fusioner.inference.load import load
 
         return load(model, device)
 
-    run(load, host=host, port=port, key=key, origins=cors_origin, open_browser=open)
+    limits = Limits(
+        requests=max_requests,
+        batch=batch,
+        timeout=timeout,
+        body_mb=max_body_mb,
+        megapixels=max_megapixels,
+        labels=max_labels,
+        cache_mb=cache_mb,
+    )
+    run(load, host=host, port=port, limits=limits, key=key, origins=cors_origin, open_browser=open)
+    print("stopped")
     return 0
 
 
-def _read_key(file: Path | None) -> str | None:
+def read_key(file: Path | None) -> str | None:
+    """The key in `file`, else in the environment, else None; FusionerError when the file holds none."""
     if file is None:
         return os.environ.get(KEY_VARIABLE) or None
     try:
@@ -63,6 +109,6 @@ def _read_key(file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise FusionerError(f"cannot read the API key from {file}: {reason}") from error
-    if not key:
-        raise FusionerError(f"the API key file {file} is empty")
+    if not key or not key.isascii():
+        raise FusionerError(f"the API key file {file} is empty" if not key else f"the API key in {file} is not ASCII")
     return key

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import threading
 import webbrowser
@@ -79,6 +80,7 @@ def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **option
 
     Raises:
         FusionerError: the address is in use or not this machine's, or the model cannot be loaded.
+        KeyboardInterrupt: a second signal came before the first had its effect.
     """
     server, listener, address = make_server(load, **options)
     print(f"Fusioner serves at {address} (Ctrl-C ends it)", flush=True)
@@ -88,12 +90,14 @@ def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **option
         asyncio.run(server.serve([listener]))
     if server.failure:
         raise server.failure
+    if server.force_exit:
+        raise KeyboardInterrupt
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:  # asyncio and getaddrinfo number them differently
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
         raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error

@@ -1,0 +1,139 @@
+"""`fusioner serve` as a process of its own, with the model inside the package."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import fusioner
+from fusioner.cli.main import main
+
+from .conftest import until
+
+PHOTO = Path(__file__).resolve().parents[2] / "samples" / "chelsea.jpg"
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    """`start(*options)` -> (process, address); its only temporary folder is `tmp_path`."""
+    running: list[subprocess.Popen[str]] = []
+
+    def run(*options: str) -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fusioner", "serve", "--port", "0", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        )
+        running.append(process)
+        assert process.stdout is not None
+        address = re.search(r"http://\S+", process.stdout.readline())
+        assert address is not None
+        return process, address[0]
+
+    yield run
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def ready(address: str) -> bool:
+    return httpx.get(f"{address}/readyz").is_success
+
+
+@pytest.mark.slow
+def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
+    process, address = start("--max-labels", "2")
+    assert not ready(address)  # the model is still being loaded; the page is there
+    assert httpx.get(address).status_code == 200
+    with fusioner.Client(address) as client:
+        found = client.segment(PHOTO, ["cat"])  # waits for the model
+        assert found.coverage["cat"] > 0.5
+        assert found.scores["cat"] > 0.6
+        with pytest.raises(fusioner.FusionerError, match="limit of 2"):
+            client.segment(PHOTO, "a, b, c")
+        assert ready(address)
+
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(client.segment(PHOTO, ["cat"])))
+        thread.start()
+        until(lambda: "fusioner_requests_in_progress 1.0" in httpx.get(f"{address}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        thread.join()
+    assert (answers[0].label_map == found.label_map).all()
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert error == ""
+    assert out == "stopped\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_idle_server_ends_at_once(start: Any, sent: signal.Signals) -> None:
+    process, address = start()
+    assert httpx.get(f"{address}/healthz").is_success
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)  # the model may still be being loaded
+    assert process.returncode == 0
+    assert error == ""
+
+
+def test_a_model_that_cannot_be_loaded(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no model")
+    process, _ = start("--model", str(tmp_path / "broken.safetensors"))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert error.startswith("error: ")
+    assert "broken.safetensors is damaged" in error
+    assert error.count("\n") == 1
+
+
+def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert main(["serve", "--port", port]) == 2
+    assert capsys.readouterr().err == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 port 8000"),
+        (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["--port", "99999"], "--port"),
+        (["--api-key-file", "none.txt"], "cannot read the API key from none.txt: No such file"),
+        (["--api-key-file", os.devnull], "is empty"),
+        (["--timeout", "0"], "--timeout"),
+        (["--max-requests", "-1"], "--max-requests"),
+        (["--cors-origin", "example.org"], "--cors-origin"),
+    ],
+)
+def test_wrong_options(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusioner.cli.serve import read_key
+
+    (tmp_path / "key").write_text("from a file\n")
+    monkeypatch.setenv("FUSIONER_API_KEY", "from the environment")
+    assert read_key(tmp_path / "key") == "from a file"
+    assert read_key(None) == "from the environment"
+    monkeypatch.delenv("FUSIONER_API_KEY")
+    assert read_key(None) is None
