@@ -77,7 +77,7 @@ def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert error == ""
     assert out == "stopped\n"
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
