@@ -31,14 +31,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    Image.fromarray(data.chelsea()[:120, :160]).save(folder / "chelsea.jpg")
-    Image.fromarray(data.coffee()[:100, :90]).save(folder / "coffee.png")
-    return folder
-
-
 @pytest.fixture
 def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """`run(words...) -> exit code, stdout, stderr`, in an empty folder."""

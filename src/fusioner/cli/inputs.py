@@ -97,7 +97,7 @@ def is_video(path: Path) -> bool:
 
 def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerError]) -> dict[Path, Path]:
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path != STDIN and path.is_dir():
         before = len(errors)
         found = _pictures(path, recursive, out, errors.append)
         if not found and len(errors) == before:

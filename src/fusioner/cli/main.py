@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a label in any language must not fail on a narrow terminal
             stream.reconfigure(errors="backslashreplace")
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    # cyclopts takes a lone - for an option; as a path, ./- is the same.
+    words = ["./-" if word == "-" else word for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
         code = build(next(iter(words), None))(
             words,

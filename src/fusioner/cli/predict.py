@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
-    from fusioner.cli.segmenting import Asked
+    from fusioner.cli.pieces import Asked
     from fusioner.inference.segmenter import Segmenter
 
 
@@ -99,8 +99,9 @@ def predict(
 
     from fusioner.cli.earlier import Earlier
     from fusioner.cli.inputs import find_inputs, name_results
+    from fusioner.cli.pieces import Asked
     from fusioner.cli.progress import progress
-    from fusioner.cli.segmenting import Asked, Run
+    from fusioner.cli.segmenting import Run
     from fusioner.cli.summary import Summary
     from fusioner.files import writable_folder
     from fusioner.inference.contact import ContactSheet
@@ -128,7 +129,8 @@ def predict(
         segmenter = _load(model, device, templates) if jobs else None
         try:
             if segmenter:
-                earlier = Earlier(asked.told(segmenter), [model] if model else []) if skip_existing else None
+                made_of = [file for file in (model, templates) if file]
+                earlier = Earlier(asked.told(segmenter), made_of) if skip_existing else None
                 run.segment(jobs, segmenter, every, work.meter("segmenting", len(jobs)), earlier)
         finally:  # also after Ctrl-C
             run.end(out)
@@ -167,11 +169,11 @@ def _load(model: Path | None, device: str, templates: Path | None) -> "Segmenter
 def _to_stdout(path: Path, asked: "Asked", load: "Callable[[], Segmenter]") -> int:
     """Write the one result of one picture there; what is to be told goes to stderr."""
     from fusioner.cli.inputs import STDIN, is_video
-    from fusioner.cli.segmenting import found_text
+    from fusioner.cli.pieces import found_text, read, source
 
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
-    result = asked.of(sys.stdin.buffer if path == STDIN else path, load())
+    result = asked.of(read(source(path)), load())
     result.name = "stdin" if path == STDIN else path.name
     sys.stdout.buffer.write(result.to_bytes(asked.kinds[0]))
     sys.stdout.buffer.flush()

@@ -25,9 +25,11 @@ class Meter:
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
         """`done` is reached, a broken number inside one item; `total` replaces the one known so far."""
         speed = self._bar.tasks[self._task].speed
-        text = f"{speed:.1f} {self._unit}/s" if speed else ""
+        text = f"{speed:{'.1f' if speed > 1 else '.2g'}} {self._unit}/s" if speed else ""
         self._bar.update(self._task, completed=done, total=total, speed=f"{text}  {note}" if note else text)
-        if not self._bar.console.is_terminal and time.monotonic() - self._spoken >= SECONDS:
+        if self._bar.console.is_terminal or self._bar.tasks[self._task].finished:
+            return
+        if time.monotonic() - self._spoken >= SECONDS:
             self._spoken = time.monotonic()
             self._bar.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
 

@@ -1,90 +1,27 @@
 """A run of `fusioner predict`: threads read pictures ahead and write results behind, the model works in between."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from itertools import count, groupby, repeat, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fusioner.ahead import map_ahead
 from fusioner.cli.inputs import STDIN, VIDEO_ENDING, Job, is_video
+from fusioner.cli.pieces import Asked, Piece, found_text, read, source
 from fusioner.cli.summary import segments
 from fusioner.errors import FusionerError
 from fusioner.inference.contact import thumbnail, with_names
-from fusioner.inference.image import ImageSource, read_image
-from fusioner.inference.legend import share_text
-from fusioner.inference.segmenter import Resolution, Segmenter
+from fusioner.inference.segmenter import Segmenter
 from fusioner.inference.video import open_video, write_video
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from fusioner.cli.earlier import Earlier
     from fusioner.cli.progress import Meter
     from fusioner.cli.summary import Summary
     from fusioner.inference.contact import ContactSheet
     from fusioner.inference.segmentation import Segmentation
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of every picture, and which `kinds` of `inference.formats` are kept of the answer."""
-
-    labels: list[str]
-    threshold: float | None
-    background: bool
-    resolution: Resolution
-    kinds: tuple[str, ...]
-
-    @property
-    def frame_kinds(self) -> tuple[str, ...]:
-        """Those kept of every frame of a video: its overlay is a video itself."""
-        return tuple(kind for kind in self.kinds if kind != "overlay")
-
-    def told(self, segmenter: Segmenter) -> dict[str, Any]:
-        """How the JSON of a result tells of it."""
-        threshold = segmenter.card.threshold if self.threshold is None else self.threshold
-        return {"labels": self.labels, "threshold": threshold, "background": self.background}
-
-    def of(
-        self, image: ImageSource, segmenter: Segmenter, on_progress: Callable[[int, int], None] | None = None
-    ) -> "Segmentation":
-        """The answer; arguments and errors as in calling the segmenter."""
-        return segmenter(
-            image,
-            self.labels,
-            threshold=self.threshold,
-            background=self.background,
-            resolution=self.resolution,
-            **({"on_progress": on_progress} if on_progress else {}),
-        )
-
-
-@dataclass(eq=False)
-class Piece:
-    """A picture, or frame `index` of a video, on its way through the run; `number` is its place in it."""
-
-    number: int
-    job: Job
-    source: ImageSource
-    index: int | None = None
-    time: float = 0.0
-    result: "Segmentation | None" = None
-    told: str = ""
-    thumbnail: "Image.Image | None" = None
-    drawn: "Image.Image | None" = None
-    error: FusionerError | None = None
-
-    @property
-    def stem(self) -> str:
-        """Of the result files."""
-        return self.job.stem + ("" if self.index is None else f"-{self.index:06}")
-
-    def named(self, path: str | Path) -> str:
-        """A name of the input, with the frame's number."""
-        return str(path) + ("" if self.index is None else f" frame {self.index}")
 
 
 class Run:
@@ -107,6 +44,7 @@ class Run:
         self.asked, self.workers, self.summary, self.sheet = asked, workers, summary, sheet
         self.pictures = self.frames = self.skipped = self.failed = 0
         self._numbers, self._ended, self._total = count(), 0, 0
+        self._written: dict[int, Piece] = {}  # and not reported yet
 
     def segment(
         self, jobs: Sequence[Job], segmenter: Segmenter, every: int, meter: "Meter", earlier: "Earlier | None" = None
@@ -127,7 +65,9 @@ class Run:
                     self.fail(error, job.path)
 
     def end(self, out: Path) -> None:
-        """Write what is written at the end, and say in a line what was done."""
+        """Write what is written at the end, and say in a line what was done; after Ctrl-C too."""
+        for number in sorted(self._written):
+            self._report(self._written[number])
         told = [counted(self.pictures, "picture")] if self.pictures or not self.frames else []
         told = " and ".join(told + ([counted(self.frames, "frame")] if self.frames else []))
         told += f" segmented into {out}"
@@ -153,11 +93,11 @@ class Run:
         pieces = self._needed((self._picture(job) for job in jobs), self.asked.kinds)
         with map_ahead(_read, pieces, self.workers) as read, self._finish(read) as finished:
             for piece in finished:
-                self.pictures += self._report(piece)
+                self._report(piece)
 
     def _picture(self, job: Job) -> Piece:
         """Pipes are read here, in the main thread, which alone is woken by Ctrl-C."""
-        return Piece(next(self._numbers), job, sys.stdin.buffer.read() if job.path == STDIN else job.path)
+        return Piece(next(self._numbers), job, source(job.path))
 
     def _video(self, job: Job, every: int) -> None:
         target, others, before = job.folder / f"{job.stem}{VIDEO_ENDING}", self._total - 1, self._ended
@@ -177,7 +117,7 @@ class Run:
             # Without all frames there is no video of them.
             needed = pieces if "overlay" in self.asked.kinds else self._needed(pieces, self.asked.frame_kinds)
             for piece in stack.enter_context(self._finish(needed)):
-                self.frames += self._report(piece)
+                self._report(piece)
                 if piece.drawn:
                     writer.add(piece.drawn, piece.time)
         self._total = others + self._ended - before
@@ -219,7 +159,7 @@ class Run:
     def _segment(self, piece: Piece) -> Piece:
         if piece.error is None:
             try:
-                piece.result = self.asked.of(piece.source, self._segmenter)
+                piece.result = self.asked.of(piece.source, self._segmenter, self._window)
                 piece.result.name = piece.named(piece.job.name)
             except FusionerError as error:
                 piece.error = FusionerError(f"{piece.named(piece.job.path)}: {error}")
@@ -243,6 +183,7 @@ class Run:
         if piece.error and self.summary:
             self.summary.fail(piece.number, str(piece.job.path), piece.index, piece.error)
         piece.source, piece.result = b"", None
+        self._written[piece.number] = piece
         return piece
 
     def _keep(self, piece: Piece, result: "Segmentation") -> None:
@@ -256,36 +197,26 @@ class Run:
         if kinds != self.asked.kinds:
             piece.drawn = with_names(result.overlay(legend=False), result.labels)
 
-    def _report(self, piece: Piece) -> bool:
-        """Whether it went well."""
+    def _report(self, piece: Piece) -> None:
+        self._written.pop(piece.number)
         if piece.error:
             self._tell(piece.error)
-            return False
+            return
         print(piece.told, flush=True)
         if self.sheet and piece.thumbnail:
             self.sheet.add(piece.thumbnail)
-        return True
+        if piece.index is None:
+            self.pictures += 1
+        else:
+            self.frames += 1
 
 
 def _read(piece: Piece) -> Piece:
     try:
-        piece.source = read_image(piece.source)
+        piece.source = read(piece.source)
     except FusionerError as error:
-        piece.error = FusionerError(f"standard input: {error}") if piece.job.path == STDIN else error
+        piece.error = error
     return piece
-
-
-def found_text(result: "Segmentation", most: int = 8) -> str:
-    """`cat 61.4 %, sofa 2.8 %; not found: dog`, the largest first and no more than `most` of each."""
-    found = [f"{label} {share_text(share)}" for label, share in result.found.items()]
-    missing = [label for label in result.labels if label not in result.found]
-    text = _some(found, most) or "nothing found"
-    return f"{text}; not found: {_some(missing, most)}" if found and missing else text
-
-
-def _some(names: Sequence[str], most: int) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def counted(number: int, noun: str) -> str:

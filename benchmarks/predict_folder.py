@@ -1,0 +1,82 @@
+"""Photographs a second of `fusioner predict` on a folder of large JPEGs, with and without threads beside the model.
+
+    python benchmarks/predict_folder.py --pictures 16 --rounds 3
+
+The folder holds parts of the sample photographs, enlarged to 12 megapixels. Every round runs all of `--workers`, one
+after another, over the same folder with the same model, so that the ratios of a round hold on a busy machine too.
+"""
+
+import argparse
+import contextlib
+import io
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+import fusioner
+from fusioner.cli.inputs import find_inputs, name_results
+from fusioner.cli.pieces import Asked
+from fusioner.cli.progress import progress
+from fusioner.cli.segmenting import Run
+from fusioner.inference.formats import KINDS
+from fusioner.inference.segmenter import Segmenter
+
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+SIZE = 4000, 3000
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    samples = [Image.open(path).convert("RGB") for path in sorted(SAMPLES.glob("*.jpg"))]
+    for i in range(count):
+        sample = samples[i % len(samples)]
+        inset = i % 7
+        part = sample.crop((inset, inset, sample.width - inset, sample.height - inset))
+        part.resize(SIZE, Image.Resampling.BICUBIC).save(folder / f"{i:03}.jpg", quality=90)
+
+
+def seconds(segmenter: Segmenter, folder: Path, kinds: tuple[str, ...], workers: int) -> float:
+    """Of one run over the folder into an empty one."""
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), progress() as work:
+        jobs = name_results(find_inputs([str(folder)])[0], Path(out), [KINDS[kind].ending for kind in kinds])
+        run = Run(Asked(["cat", "person", "cup"], None, True, "fast", kinds), workers)
+        start = time.perf_counter()
+        run.segment(jobs, segmenter, 1, work.meter("segmenting", len(jobs)))
+        taken = time.perf_counter() - start
+    if run.pictures != len(jobs):
+        sys.exit(f"{run.failed} of {len(jobs)} pictures failed")
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--format", default="overlay,mask,json")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    kinds = tuple(options.format.split(","))
+    segmenter = fusioner.load(device=options.device)
+    taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
+    with tempfile.TemporaryDirectory() as folder:
+        make_pictures(Path(folder), options.pictures)
+        seconds(segmenter, Path(folder), kinds, 1)  # warms up
+        for _ in range(options.rounds):
+            for workers in options.workers:
+                taken[workers].append(seconds(segmenter, Path(folder), kinds, workers))
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB on Linux
+                print(f"workers {workers}: {taken[workers][-1]:.2f} s, peak memory so far {peak:.2f} GiB", flush=True)
+    print(f"\n{options.pictures} pictures of {SIZE[0]} x {SIZE[1]}, {options.format}, {segmenter.device}")
+    print("| workers | pictures/s (median) | against none, median of rounds |\n|---|---|---|")
+    for workers, times in taken.items():
+        ratio = statistics.median(none / some for none, some in zip(taken[options.workers[0]], times, strict=True))
+        print(f"| {workers} | {options.pictures / statistics.median(times):.2f} | {ratio:.2f} x |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""`fusioner predict` in this process, with a network that answers in milliseconds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data
+
+from fusioner.cli.main import main
+from fusioner.inference.segmenter import Segmenter
+
+Predict = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    Image.fromarray(data.chelsea()[:120, :160]).save(folder / "chelsea.jpg")
+    Image.fromarray(data.coffee()[:100, :90]).save(folder / "coffee.png")
+    return folder
+
+
+@pytest.fixture
+def tiny_predict(
+    tiny_segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Predict:
+    """`tiny_predict(words...) -> exit code, stdout, stderr` in an empty folder: looks for cat, cup; writes to out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fusioner.inference.load.load", lambda *_: tiny_segmenter)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        given = [str(word) for word in words]
+        for name, value in (("--labels", "cat, cup"), ("--out", "out")):
+            given += [] if name in given else [name, value]
+        code = main(["predict", *given])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
