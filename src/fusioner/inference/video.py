@@ -203,7 +203,7 @@ def _has_encoder(name: str) -> bool:
 
     try:
         return av.Codec(name, "w").is_encoder
-    except av.FFmpegError:
+    except av.codec.codec.UnknownCodecError:
         return False
 
 
