@@ -81,7 +81,8 @@ def train(
     similarity
         How the last image encoder's tokens are compared with the labels; none for the paper's network.
     memory
-        Remember what the classes look like before training starts, and let the network read it by name.
+        Remember what the classes look like before training starts, and let the network read it by name. Default: the
+        preset's; off with a fold, for it makes the network doubt classes it was not shown.
     fusion
         early (the paper's), or late (its ablation).
     resolution
@@ -136,6 +137,8 @@ def train(
     from fusioner.training.run import Run
     from fusioner.training.run import train as run
 
+    if memory is None and fold != "all":
+        memory = False
     given = {
         "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "memory": memory,
         "fusion": fusion,

@@ -126,7 +126,7 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.running.copy_(state["running"])
         self.best, self.start, self.seconds = state["best"], state["step"], state["seconds"]
-        self.card = replace(self.card, threshold=state.get("threshold", self.card.threshold))
+        self.card = replace(self.card, threshold=state["threshold"])
         return True
 
     def fit(self) -> Result:

@@ -1,0 +1,60 @@
+"""Write docs/vocabulary.md: which nouns a model finds, from the metrics.json files of `fusioner evaluate`.
+
+    python tools/build_vocabulary.py "PASCAL val"=report_pascal/metrics.json "COCO val"=report_coco/metrics.json
+
+Every file must come from an argmax over all classes of its set (own folders; the group "all").
+"""
+
+import json
+import sys
+from pathlib import Path
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "vocabulary.md"
+BANDS = (("Found well", 50.0), ("Found in part", 20.0), ("Found now and then", 5.0), ("Not found", 0.0))
+
+
+def read(path: Path) -> tuple[dict[str, float], str]:
+    """IoU (per cent) of every noun that the set's masks show, and what they rest on."""
+    metrics = json.loads(path.read_text("utf-8"))
+    nouns = {name.replace("_", " "): value for name, value in metrics["argmax_per_class"].items() if value is not None}
+    return (
+        nouns,
+        f"{metrics['images']} images, {len(nouns)} nouns that they show, mean IoU {metrics['argmax_miou']:.1f}",
+    )
+
+
+def page(sets: dict[str, tuple[dict[str, float], str]]) -> str:
+    """The page as Markdown: the sets, then the nouns in bands, the best first."""
+    found = [(value, noun, name) for name, (nouns, _) in sets.items() for noun, value in nouns.items()]
+    lines = [
+        "# Vocabulary",
+        "",
+        "Which nouns the model inside the package finds, measured where masks exist: all names of a set are prompted",
+        "together on images it was not trained on, each pixel takes the likeliest name or background, and the figure",
+        "is the IoU of the noun over all images, in per cent. A noun in two sets has two figures: its rivals differ.",
+        "",
+        "| set | rests on |",
+        "|---|---|",
+        *(f"| {name} | {about} |" for name, (_, about) in sets.items()),
+        "",
+    ]
+    ceiling = float("inf")
+    for title, floor in BANDS:
+        band = sorted((one for one in found if floor <= one[0] < ceiling), reverse=True)
+        words = ", ".join(f"{noun} {value:.0f} ({name})" for value, noun, name in band)
+        lines += [f"## {title}: {len(band)} of {len(found)}, IoU {floor:.0f} and above", "", words or "none", ""]
+        ceiling = floor
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the files named on the command line and write the page."""
+    pairs = [word.rpartition("=")[::2] for word in sys.argv[1:]]
+    if not pairs or not all(name for name, _ in pairs):
+        sys.exit(__doc__)
+    OUT.write_text(page({name: read(Path(path)) for name, path in pairs}), encoding="utf-8")
+    print(f"wrote {OUT}")
+
+
+if __name__ == "__main__":
+    main()
