@@ -14,8 +14,8 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## segment the sample photographs with the embedded model
 	$(BIN)/fusioner predict samples/chelsea.jpg --labels "cat, dog" --out demo
-	$(BIN)/fusioner predict samples/astronaut.jpg --labels "person, flag, rocket" --out demo
-	$(BIN)/fusioner predict samples/coffee.jpg --labels "coffee cup, spoon" --out demo
+	$(BIN)/fusioner predict samples/astronaut.jpg --labels "person, helmet, flag" --out demo
+	$(BIN)/fusioner predict samples/coffee.jpg --labels "cup, table" --out demo
 	@echo "Look at $(CURDIR)/demo/chelsea.overlay.png, astronaut.overlay.png and coffee.overlay.png"
 
 test: $(READY)  ## every test
