@@ -109,7 +109,8 @@ def open_video(path: Path) -> Iterator[Video]:
         raise FusionerError(f"{path} is damaged or not a video") from error
     with container:
         if not container.streams.video:
-            raise FusionerError(f"{path} holds no pictures, only sound")
+            reason = "holds no pictures, only sound" if container.streams.audio else "is damaged or not a video"
+            raise FusionerError(f"{path} {reason}")
         yield Video(path, container)
 
 
