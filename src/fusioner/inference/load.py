@@ -46,4 +46,6 @@ def _load_official(
     network, image, text, card = load_official(path, dataset=known)
     if templates is not None:
         card.templates = tuple(templates)
-    return Segmenter(network, image, text, card, device or "auto")
+    segmenter = Segmenter(network, image, text, card, device or "auto")
+    segmenter.smooth = False  # as its published figures were measured
+    return segmenter

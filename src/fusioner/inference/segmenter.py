@@ -5,54 +5,35 @@ resolution, H W pixels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor, from_numpy, nn
 
 from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.errors import FusionerError
-from fusioner.inference.decide import chunks, upsample
-from fusioner.inference.image import ImageSource, read_image, squash, to_tensor
+from fusioner.inference.decide import check_threshold, chunks, upsample
+from fusioner.inference.encoded import EncodedImage, room_for
+from fusioner.inference.image import ImageSource, read_image, squash
 from fusioner.inference.labels import check_labels
 from fusioner.inference.segmentation import Segmentation
-from fusioner.inference.windows import Canvas, WindowGrid
+from fusioner.inference.windows import Canvas, Origin, WindowGrid
 from fusioner.model.checkpoint import ModelCard, load_model
 from fusioner.model.fusioner import Fusioner
 
 Resolution = Literal["fast", "native"]
+OnProgress: TypeAlias = Callable[[int, int], object]
+"""Called with (windows done, windows in all) after every window; what it raises stops the work and comes out."""
+
 CANVAS = 2**27  # float32 logits kept of all labels of one image: 512 MiB
 FEATURES = 2**26  # float32 numbers the network may hold at once in its widest layer: 256 MiB
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """What the frozen encoder said of an image; labels can be asked of it any number of times.
-
-    Attributes:
-        image: upright RGB.
-        tokens: one grid of unit-length tokens a window.
-        grid: where the windows lie; None when the tokens are of the whole image.
-        name: the image's file name, where it came from a file.
-    """
-
-    image: UInt8[np.ndarray, "h w 3"]
-    tokens: Float[Tensor, "n d gh gw"]
-    grid: WindowGrid | None
-    name: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the image, px."""
-        return self.image.shape[0], self.image.shape[1]
 
 
 class Segmenter:
@@ -61,7 +42,14 @@ class Segmenter:
     `seg(image, labels)` does it all; `seg.set_image(image)` followed by any number of `seg.segment(labels)` encodes
     the image once. Resolution "fast" looks once at the whole image, squashed to the training size; "native" slides
     windows of that size over the image's own pixels.
+
+    Attributes:
+        model, image_encoder, text_encoder, card, device: what it is made of, and where it computes.
+        embed: labels to text vectors.
+        smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
     """
+
+    smooth = True
 
     def __init__(
         self,
@@ -116,8 +104,11 @@ class Segmenter:
         threshold: float | None = None,
         background: bool = True,
         resolution: Resolution = "fast",
+        on_progress: OnProgress | None = None,
     ) -> Segmentation:
         """Find `labels` in `image`; leaves the image of `set_image` alone.
+
+        At native resolution every window is dropped as soon as it is done, so that memory holds any image.
 
         Args:
             image: anything `read_image` takes: a path, bytes, an open file, a Pillow image, an array.
@@ -125,16 +116,26 @@ class Segmenter:
             threshold: probability a pixel needs to take a label, 0..1; None is the model's own.
             background: False gives every pixel a label.
             resolution: "fast" or "native".
+            on_progress: see `OnProgress`; "fast" counts as one window.
 
         Raises:
             FusionerError: bad image, labels, threshold or resolution, or not enough memory.
         """
         clean = check_labels(labels)
-        return self._segment(self.encode(image, resolution), clean, threshold, background)
+        check_threshold(0.5 if threshold is None else threshold)  # before the work, not after it
+        if resolution == "fast":
+            encoded = self.encode(image, on_progress=on_progress)
+            return self._decide(encoded, self.own_logits(encoded, clean), clean, threshold, background)
+        rgb, name, grid = self._open(image, resolution)
+        with torch.inference_mode(), _enough_memory(name):
+            logits = self._lay(self._look(rgb, grid, on_progress), self.embed(clean), grid)
+        return self._decide(EncodedImage(rgb, torch.empty(0), grid, name), logits, clean, threshold, background)
 
-    def set_image(self, image: ImageSource, resolution: Resolution = "fast") -> "Segmenter":
+    def set_image(
+        self, image: ImageSource, resolution: Resolution = "fast", on_progress: OnProgress | None = None
+    ) -> "Segmenter":
         """Encode `image` once and keep it for `segment`."""
-        self._current = self.encode(image, resolution)
+        self._current = self.encode(image, resolution, on_progress)
         return self
 
     def segment(
@@ -143,25 +144,39 @@ class Segmenter:
         """Find `labels` in the image of `set_image`; arguments and errors as in calling the segmenter."""
         if self._current is None:
             raise FusionerError("there is no image yet: call set_image first")
-        return self._segment(self._current, check_labels(labels), threshold, background)
+        clean = check_labels(labels)
+        return self._decide(self._current, self.own_logits(self._current, clean), clean, threshold, background)
 
     @torch.inference_mode()
-    def encode(self, image: ImageSource, resolution: Resolution = "fast") -> EncodedImage:
-        """Read and encode an image; errors as in calling the segmenter."""
-        if resolution not in get_args(Resolution):
-            raise FusionerError(f"the resolution is 'fast' or 'native', not {resolution!r}")
-        rgb, side = read_image(image), self.card.resolution
-        name = Path(image).name if isinstance(image, str | Path) else "image"
+    def encode(
+        self, image: ImageSource, resolution: Resolution = "fast", on_progress: OnProgress | None = None
+    ) -> EncodedImage:
+        """Read and encode an image; arguments and errors as in calling the segmenter.
+
+        The tokens of all windows are kept; native images of more than about 30 megapixels (with the embedded model)
+        are refused for it, which calling the segmenter takes.
+        """
+        rgb, name, grid = self._open(image, resolution)
         with _enough_memory(name):
-            if resolution == "fast":
-                return EncodedImage(rgb, self._tokens(squash(rgb, side)[None]), None, name)
-            grid, pixels = WindowGrid(rgb.shape[0], rgb.shape[1], side), to_tensor(rgb)[None]
-            origins, some = grid.origins, 1 if self.device.type == "cpu" else 8
-            parts = [
-                self._tokens(grid.cut(pixels, origins[start : start + some])[:, 0])
-                for start in range(0, len(origins), some)
-            ]
-            return EncodedImage(rgb, torch.cat(parts), grid, name)
+            if grid is None:
+                tokens = self._tokens(squash(rgb, self.card.resolution)[None])
+                if on_progress:
+                    on_progress(1, 1)
+                return EncodedImage(rgb, tokens, None, name)
+            kept, done = torch.empty(0), 0
+            for tokens, origins in self._look(rgb, grid, on_progress):
+                if not done:
+                    kept = room_for(tokens, len(grid.origins), name)
+                kept[done : done + len(origins)] = tokens
+                done += len(origins)
+            return EncodedImage(rgb, kept, grid, name)
+
+    @torch.inference_mode()
+    def encode_many(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[EncodedImage]:
+        """Encode upright RGB images of any sizes in one forward, each squashed as a whole ("fast")."""
+        with _enough_memory(f"{len(images)} images"):
+            tokens = self._tokens(torch.stack([squash(rgb, self.card.resolution) for rgb in images]))
+        return [EncodedImage(rgb, own[None].clone(), None, "image") for rgb, own in zip(images, tokens, strict=True)]
 
     def logits(
         self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
@@ -183,20 +198,21 @@ class Segmenter:
         Raises:
             FusionerError: not enough memory, or the network's answer is not finite (a broken checkpoint).
         """
-        text = self.embed(labels).to(self.device)
         with _enough_memory(encoded.name):
-            if encoded.grid is None:
-                logits = self._network(encoded.tokens, text, None)[0]
-            else:
-                logits = self._windows(encoded.tokens, text, encoded.grid)
-        if not logits.sum().isfinite():  # one number, where isfinite of all would need as much memory again
-            raise FusionerError("the model answers with numbers that are not finite: its checkpoint is broken")
-        return logits
+            if encoded.grid is not None:
+                return self._lay([(encoded.tokens, encoded.grid.origins)], self.embed(labels), encoded.grid)
+            if not self.model.labels_independent:
+                return self._ask(encoded, labels)
+            return encoded.answer(labels, lambda new: self._ask(encoded, new))
 
-    def _segment(
-        self, encoded: EncodedImage, labels: list[str], threshold: float | None, background: bool
+    def _decide(
+        self,
+        encoded: EncodedImage,
+        logits: Float[Tensor, "k h w"],
+        labels: list[str],
+        threshold: float | None,
+        background: bool,
     ) -> Segmentation:
-        logits = self.own_logits(encoded, labels)
         with _enough_memory(encoded.name):
             return Segmentation.from_logits(
                 encoded.image,
@@ -207,22 +223,53 @@ class Segmenter:
                 name=encoded.name,
             )
 
+    def _open(
+        self, image: ImageSource, resolution: Resolution
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid | None]:
+        if resolution not in get_args(Resolution):
+            raise FusionerError(f"the resolution is 'fast' or 'native', not {resolution!r}")
+        rgb, name = read_image(image), Path(image).name if isinstance(image, str | Path) else "image"
+        grid = WindowGrid(rgb.shape[0], rgb.shape[1], self.card.resolution, smooth=self.smooth)
+        return rgb, name, grid if resolution == "native" else None
+
+    def _look(
+        self, rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, on_progress: OnProgress | None
+    ) -> Iterator[tuple[Float[Tensor, "n d gh gw"], list[Origin]]]:
+        """Tokens of some windows at a time, with their origins; progress is told once the caller wants the next."""
+        pixels, origins = from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)[None], grid.origins
+        some = 1 if self.device.type == "cpu" else 8
+        for start in range(0, len(origins), some):
+            here = origins[start : start + some]
+            yield self._tokens(grid.cut(pixels, here)[:, 0].float().div_(255)), here
+            if on_progress:
+                on_progress(start + len(here), len(origins))
+
+    def _lay(
+        self,
+        windows: Iterable[tuple[Float[Tensor, "n d gh gw"], list[Origin]]],
+        text: Float[Tensor, "k dt"],
+        grid: WindowGrid,
+    ) -> Float[Tensor, "k h w"]:
+        """The network's answers to all windows, averaged."""
+        share = math.sqrt(CANVAS / (len(text) * grid.height * grid.width))
+        side = grid.crop if share >= 1 else max(1, int(grid.crop * share))
+        canvas, text = Canvas(grid, side), text.to(self.device)
+        some = max(1, min(8, FEATURES // (max(self.model.config.decoder_widths) * side**2)))
+        for tokens, origins in windows:
+            for start in range(0, len(origins), some):
+                here = origins[start : start + some]
+                answers = self._network(tokens[start : start + some].float(), text, (side, side))
+                for answer, origin in zip(answers, here, strict=True):
+                    canvas.add(answer, origin)
+        return _finite(canvas.mean())
+
+    def _ask(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
+        return _finite(self._network(encoded.tokens, self.embed(labels).to(self.device), None)[0])
+
     def _tokens(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d gh gw"]:
         # The encoder is nearly all of the work; fusion and decoding stay in float32, where logits keep their precision.
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             return self.image_encoder(images.to(self.device)).float()
-
-    def _windows(
-        self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], grid: WindowGrid
-    ) -> Float[Tensor, "k h w"]:
-        share = math.sqrt(CANVAS / (len(text) * grid.height * grid.width))
-        side = grid.crop if share >= 1 else max(1, int(grid.crop * share))
-        canvas = Canvas(grid, side)
-        some = max(1, min(8, FEATURES // (max(self.model.config.decoder_widths) * side**2)))
-        for part, origins in zip(tokens.split(some), _split(grid.origins, some), strict=True):
-            for window, origin in zip(self._network(part, text, (side, side)), origins, strict=True):
-                canvas.add(window, origin)
-        return canvas.mean()
 
     def _network(
         self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
@@ -238,8 +285,10 @@ class Segmenter:
         return torch.cat(parts, dim=1)
 
 
-def _split(origins: list[tuple[int, int]], some: int) -> Iterator[list[tuple[int, int]]]:
-    return (origins[start : start + some] for start in range(0, len(origins), some))
+def _finite(logits: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
+    if not logits.sum().isfinite():  # one number, where isfinite of all would need as much memory again
+        raise FusionerError("the model answers with numbers that are not finite: its checkpoint is broken")
+    return logits
 
 
 def _check_width(kind: str, encoder: ImageEncoder | TextEncoder, expected: int) -> None:

@@ -1,7 +1,9 @@
 """Native-resolution inference: overlapping square windows, their logits averaged.
 
-The placement is the official one: windows of side `crop` start at every multiple of `stride`, rows first, until the
-image is covered; what a window has beyond the image is filled with `pad`, and its logits there are dropped.
+Two ways. The official one: windows of side `crop` start at every multiple of `stride`, rows first, until the image is
+covered; what a window has beyond the image is filled with `pad`, its logits there are dropped, and all windows count
+the same. The smooth one: the last windows are pulled back into the image, so that none is filled up where the image is
+large enough, and each counts most in its middle and fades towards its sides, so that no seam shows.
 Letters: B images, N windows, K labels, H W pixels.
 """
 
@@ -9,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 Origin = tuple[int, int]
@@ -23,23 +25,38 @@ class WindowGrid:
         height, width: the image, px.
         crop: side of a window, px; may exceed the image.
         stride: step between windows, px; 0 stands for the official int(crop * 2 / 3).
+        smooth: the smooth way instead of the official one.
     """
 
     height: int
     width: int
     crop: int
     stride: int = 0
+    smooth: bool = False
+
+    @property
+    def rows(self) -> list[int]:
+        """y of every row of windows, px."""
+        return self._starts(self.height)
+
+    @property
+    def columns(self) -> list[int]:
+        """x of every column of windows, px."""
+        return self._starts(self.width)
 
     @property
     def origins(self) -> list[Origin]:
         """Top left corner (y, x) of every window, row by row."""
-        stride = self.stride or max(1, int(self.crop * 2 / 3))
-        rows, columns = (-(-max(0, side - self.crop) // stride) + 1 for side in (self.height, self.width))
-        return [(row * stride, column * stride) for row in range(rows) for column in range(columns)]
+        return [(y, x) for y in self.rows for x in self.columns]
+
+    def _starts(self, side: int) -> list[int]:
+        stride, room = self.stride or max(1, int(self.crop * 2 / 3)), max(0, side - self.crop)
+        starts = [index * stride for index in range(-(-room // stride) + 1)]
+        return [min(start, room) for start in starts] if self.smooth else starts
 
     def cut(
-        self, images: Float[Tensor, "b c h w"], origins: Sequence[Origin], pad: float | Float[Tensor, " c"] = 0.0
-    ) -> Float[Tensor, "n b c crop crop"]:
+        self, images: Num[Tensor, "b c h w"], origins: Sequence[Origin], pad: float | Float[Tensor, " c"] = 0.0
+    ) -> Num[Tensor, "n b c crop crop"]:
         """The windows at `origins` of every image, filled up on the right and at the bottom with `pad`."""
         b, c = images.shape[:2]
         filling = torch.as_tensor(pad, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)  # (c or 1, 1, 1)
@@ -51,7 +68,7 @@ class WindowGrid:
 
 
 class Canvas:
-    """The mean of windows laid over each other, kept as one running sum.
+    """The weighted mean of windows laid over each other, kept as one running sum.
 
     A window's logits have `side` cells where its pixels are `grid.crop`: with side == crop a cell is a pixel (the
     official way); fewer cells keep the canvas small where labels times pixels would not fit into memory.
@@ -61,26 +78,36 @@ class Canvas:
         self.grid, self.side = grid, side
         self.size = max(1, self._cells(grid.height)), max(1, self._cells(grid.width))
         self._sum: Tensor | None = None
-        self._count = torch.zeros(self.size)
+        self._weights = self._shares(grid.rows, self.size[0]), self._shares(grid.columns, self.size[1])
 
     def add(self, logits: Float[Tensor, "*b side side"], origin: Origin) -> None:
         """Lay one window's logits down at the origin (y, x), px."""
         if self._sum is None:
             self._sum = logits.new_zeros(*logits.shape[:-2], *self.size)
+        rows, columns = (share[start].to(logits.device) for share, start in zip(self._weights, origin, strict=True))
         y, x = self._cells(origin[0]), self._cells(origin[1])
-        place = ..., slice(y, y + self.side), slice(x, x + self.side)
-        h, w = self._sum[place].shape[-2:]
-        self._sum[place] += logits[..., :h, :w]
-        self._count[place] += 1
+        h, w = len(rows), len(columns)
+        self._sum[..., y : y + h, x : x + w] += logits[..., :h, :w] * (rows[:, None] * columns)
 
     def mean(self) -> Float[Tensor, "*b h w"]:
-        """The average of all windows at every cell; ends this canvas (the sum is divided in place)."""
+        """The average at every cell, once all windows of the grid are down."""
         if self._sum is None:
             raise ValueError("no window was added")
-        return self._sum.div_(self._count.to(self._sum.device))
+        return self._sum
 
     def _cells(self, pixels: int) -> int:
         return int(pixels * self.side / self.grid.crop + 0.5)
+
+    def _shares(self, starts: list[int], size: int) -> dict[int, Float[Tensor, " cells"]]:
+        """Along one axis: what each window, by its start in px, contributes to every cell it has; they add up to 1."""
+        weight = torch.ones(self.side)
+        if self.grid.smooth:  # a tent: where two windows overlap, one fades out as the other fades in
+            ramp = torch.arange(self.side) + 0.5
+            weight = torch.minimum(ramp, ramp.flip(0))
+        total, places = torch.zeros(size), {start: self._cells(start) for start in starts}
+        for cell in places.values():
+            total[cell : cell + self.side] += weight[: size - cell]
+        return {start: weight[: size - cell] / total[cell : cell + self.side] for start, cell in places.items()}
 
 
 def sliding_windows(

@@ -1,0 +1,71 @@
+"""An image as the frozen encoder saw it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from fusioner.errors import FusionerError
+from fusioner.inference.windows import WindowGrid
+
+TOKENS = 2**30  # bytes of tokens kept of one image
+ANSWERS = 2**23  # bytes of logits kept of an image, so that a label asked again costs nothing
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """What the frozen encoder said of an image; labels can be asked of it any number of times.
+
+    Attributes:
+        image: upright RGB.
+        tokens: one grid of unit-length tokens a window, float32 or float16.
+        grid: where the windows lie; None when the tokens are of the whole image.
+        name: the image's file name, where it came from a file.
+        answers: label -> its logits; the labels asked last, at most `ANSWERS` bytes.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    tokens: Float[Tensor, "n d gh gw"]
+    grid: WindowGrid | None
+    name: str
+    answers: dict[str, Float[Tensor, "h w"]] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image, px."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """What keeping it costs at most: image, tokens and room for answers."""
+        return self.image.nbytes + self.tokens.nbytes + ANSWERS
+
+    def answer(
+        self, labels: Sequence[str], ask: Callable[[list[str]], Float[Tensor, "some h w"]]
+    ) -> Float[Tensor, "k h w"]:
+        """Logits of all labels, of which `ask` is called for those that have no answer yet."""
+        new = [label for label in labels if label not in self.answers]
+        known = self.answers | (dict(zip(new, ask(new), strict=True)) if new else {})
+        logits = torch.stack([known[label] for label in labels])
+        most = ANSWERS // logits[0].nbytes
+        for label in labels[:most]:  # the ones asked now go to the end
+            self.answers.pop(label, None)
+            self.answers[label] = known[label].clone()
+        for label in list(self.answers)[: max(0, len(self.answers) - most)]:
+            del self.answers[label]
+        return logits
+
+
+def room_for(tokens: Float[Tensor, "n d gh gw"], windows: int, name: str) -> Float[Tensor, "windows d gh gw"]:
+    """Empty tokens of that many windows like these: float32, or float16 where they would exceed `TOKENS`.
+
+    Raises:
+        FusionerError: they exceed it even so.
+    """
+    needed = windows * tokens[0].nbytes
+    if needed > 2 * TOKENS:
+        raise FusionerError(f"{name} is too large to be kept encoded at its native resolution: use 'fast'")
+    return tokens.new_empty(windows, *tokens.shape[1:], dtype=torch.float16 if needed > TOKENS else tokens.dtype)
