@@ -2,7 +2,7 @@
 
     python tools/build_vocabulary.py "PASCAL val"=report_pascal/metrics.json "COCO val"=report_coco/metrics.json
 
-Every file must come from an argmax over all classes of its set (own folders; the group "all").
+Every file must come from an argmax over all classes of its set (own folders).
 """
 
 import json
@@ -16,10 +16,10 @@ BANDS = (("Found well", 50.0), ("Found in part", 20.0), ("Found now and then", 5
 def read(path: Path) -> tuple[dict[str, float], str]:
     """IoU (per cent) of every noun that the set's masks show, and what they rest on."""
     metrics = json.loads(path.read_text("utf-8"))
-    nouns = {name.replace("_", " "): value for name, value in metrics["argmax_per_class"].items() if value is not None}
+    nouns = {name.replace("_", " "): value for name, value in metrics["per_class"].items() if value is not None}
     return (
         nouns,
-        f"{metrics['images']} images, {len(nouns)} nouns that they show, mean IoU {metrics['argmax_miou']:.1f}",
+        f"{metrics['images']} images, {len(nouns)} nouns that they show, mean IoU {metrics['miou']:.1f}",
     )
 
 

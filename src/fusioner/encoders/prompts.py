@@ -42,8 +42,11 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     return check_templates([line.strip() for line in lines if line.strip()], str(path))
 
 
+KEPT = 4096  # labels whose vectors are kept, 2 kB each
+
+
 class LabelEmbedder:
-    """Labels to unit vectors: the mean over the templates of unit vectors, scaled to unit length; cached per label."""
+    """Labels to unit vectors: the mean over the templates of unit vectors, scaled to unit length; the last are kept."""
 
     def __init__(self, encoder: TextEncoder, templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
         """Raises FusionerError when `templates` is empty or one of them lacks `{}`."""
@@ -58,7 +61,10 @@ class LabelEmbedder:
             self._cache.update(zip(new, self._embed(new), strict=True))
         if not labels:
             return torch.empty(0, self.encoder.dim, device=self._device())
-        return torch.stack([self._cache[label] for label in labels]).to(self._device())
+        rows = torch.stack([self._cache[label] for label in labels]).to(self._device())
+        for label in list(self._cache)[:-KEPT]:  # the oldest
+            del self._cache[label]
+        return rows
 
     def _embed(self, labels: list[str]) -> Float[Tensor, "k d"]:
         # replace, not format: a label or a template may hold other braces.

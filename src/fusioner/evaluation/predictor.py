@@ -55,13 +55,15 @@ class SegmenterPredictor:
 
     Args:
         segmenter: the model with its encoders.
-        resolution: "fast" (the whole image once, squashed) or "native" (sliding windows; never cached).
+        resolution: "fast" (the whole image once, squashed) or "native" (sliding windows, laid the official way as the
+            published protocols have it; never cached).
         tokens: where to take the tokens of a squashed image from instead of encoding it.
     """
 
     def __init__(self, segmenter: Segmenter, resolution: Resolution = "fast", tokens: TokenSource | None = None):
         self.segmenter = segmenter
         self.resolution: Resolution = resolution
+        segmenter.smooth = False
         self.independent = segmenter.model.labels_independent
         self.tokens = tokens if resolution == "fast" else None
 

@@ -1,7 +1,7 @@
 """A segmentation as other tools' annotation files; `docs/results.md` says how each of them reads its own.
 
-All but the polygons of LabelMe and YOLO, which know no holes, carry the mask without loss; polygons run along pixel
-edges. Labels without a pixel have no annotation.
+Polygons run along pixel edges. All files carry the mask without loss, but readers of LabelMe and YOLO files paint a rim of
+a pixel around it. Labels without a pixel have no annotation.
 """
 
 import json

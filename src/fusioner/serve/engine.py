@@ -155,14 +155,16 @@ class Engine:
         if not batch:
             return
         self._on_batch(len(batch))
-        if len(batch) > 1:
-            self._finish(batch, lambda: segmenter.encode_many([job.image for job in batch]))
-        else:
-            job = batch[0]
-            self._finish([job], lambda: [segmenter.encode(job.image, job.resolution, job.on_progress)])
+        if len(batch) > 1 and self._finish(batch, lambda: segmenter.encode_many([job.image for job in batch])):
+            return
+        for job in batch:
+            self._finish([job], lambda job=job: [segmenter.encode(job.image, job.resolution, job.on_progress)])
 
-    def _finish(self, jobs: Sequence[Job], work: Callable[[], Sequence[Any]]) -> None:
-        """Do the work of some jobs and hand the results out; no error ends the thread."""
+    def _finish(self, jobs: Sequence[Job], work: Callable[[], Sequence[Any]]) -> bool:
+        """Do the work of some jobs and hand the results out; no error ends the thread.
+
+        False: what failed was a batch, whose jobs are still to be done one by one.
+        """
         start = monotonic()
         try:
             for job, result in zip(jobs, work(), strict=True):
@@ -170,6 +172,8 @@ class Engine:
         except BaseException as error:
             if not isinstance(error, FusionerError | AbandonedError):
                 log.exception("a job failed")
-            for job in jobs:
-                job.future.set_exception(error)
+            if len(jobs) > 1:
+                return False
+            jobs[0].future.set_exception(error)
         self.service += 0.2 * ((monotonic() - start) / len(jobs) - self.service)
+        return True

@@ -19,6 +19,7 @@ _ALWAYS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
 }
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -64,7 +65,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._dress(MutableHeaders(scope=message), scope["path"], headers.get("origin"))
+                self._dress(MutableHeaders(scope=message), scope["path"])
             await send(message)
 
         try:
@@ -74,7 +75,8 @@ class Guard:
             await error.response()(scope, receive, dressed)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(route, scope["method"], status).inc()
+            method = scope["method"] if scope["method"] in _METHODS else "other"  # a client may send any word
+            self.metrics.requests.labels(route, method, status).inc()
             self.metrics.seconds.labels(route).observe(monotonic() - start)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
@@ -94,7 +96,7 @@ class Guard:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is over this server's limit of {self.body / 1e6:g} MB")
 
-    def _dress(self, headers: MutableHeaders, path: str, origin: str | None) -> None:
+    def _dress(self, headers: MutableHeaders, path: str) -> None:
         for name, value in _ALWAYS.items():
             headers.setdefault(name, value)
         headers.setdefault("Cache-Control", "no-store" if path.startswith("/v1/") else "no-cache")

@@ -7,6 +7,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from typing import Any
 from types import FrameType
 
 import uvicorn
@@ -75,7 +76,7 @@ def make_server(
     return Server(load, limits or Limits(), Access(key, origins, host)), listener, address
 
 
-def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options) -> None:
+def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options: Any) -> None:
     """Serve until a signal comes; `options` are those of `make_server`.
 
     Raises:
