@@ -1,5 +1,6 @@
 """`fusioner data check` and `fusioner data show` on small folders of one's own."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fusioner.cli.data import check, show
+from fusioner.cli.main import build, main
 from fusioner.errors import FusionerError
 
 
@@ -73,3 +75,26 @@ def test_a_contact_sheet_shows_the_photographs_under_their_masks(own: Path, tmp_
         show("folder", root=own, out=tmp_path / "sheet.pdf")
     with pytest.raises(FusionerError, match="at least one cell"):
         show("folder", root=own, out=out, count=0)
+
+
+def test_annotations_of_other_tools_become_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Image.new("RGB", (8, 6), (9, 90, 9)).save(tmp_path / "a.png")
+    shape = {"label": "cat", "shape_type": "rectangle", "points": [[1, 1], [4, 5]]}
+    content = {"shapes": [shape], "imagePath": "a.png", "imageHeight": 6, "imageWidth": 8}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert main(["data", "prepare", "folder", str(tmp_path), "--from", "labelme", "--root", str(out)]) == 0
+    assert "1 images with masks of 1 classes" in capsys.readouterr().out
+    assert main(["data", "check", "folder", "--root", str(out)]) == 0
+    assert "cat" in capsys.readouterr().out
+    assert main(["data", "prepare", "folder", str(tmp_path / "no"), "--from", "cvat", "--root", str(out)]) == 2
+    assert "there is no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", ["data", "evaluation"])
+def test_the_commands_of_the_pages_parse(page: str):
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text("utf-8")
+    calls = [line.split()[1:] for line in text.splitlines() if line.startswith("    fusioner ")]
+    assert len(calls) > 3
+    for call in calls:
+        build(call[0]).parse_args(call, print_error=False, exit_on_error=False)

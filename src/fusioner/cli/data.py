@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
     from fusioner.data.check import Checked
 
-app = App(name="data", help="Look into a data set: count and check it, or make a contact sheet.")
+app = App(name="data", help="Look into a data set: count and check it, make a contact sheet, prepare masks.")
+app.command("fusioner.cli.prepare:app", name="prepare", help="Make masks from the annotation files of other tools.")
 Name = Literal[
     "pascal", "coco", "coco-to-pascal", "folder", "fss1000", "mosaic4", "ade150", "ade847", "context59", "context459",
     "coco-stuff", "coco-object", "cityscapes", "camvid", "pas20", "pas20b", "pas21",

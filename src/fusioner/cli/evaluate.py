@@ -55,7 +55,7 @@ def evaluate(
     Parameters
     ----------
     dataset
-        pascal, coco, folder or fss1000.
+        What DIR holds for each is in docs/data.md.
     root
         Folder of the data set.
     model
