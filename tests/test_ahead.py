@@ -44,7 +44,7 @@ def test_an_error_comes_where_its_result_would_have_come() -> None:
             next(results)
 
 
-def test_leaving_early_waits_for_what_has_begun() -> None:
+def test_leaving_early_waits_for_what_was_taken() -> None:
     begun, ended = threading.Event(), []
 
     def work(item: int) -> int:
@@ -55,5 +55,5 @@ def test_leaving_early_waits_for_what_has_begun() -> None:
     with map_ahead(work, range(100), 2) as results:
         next(results)
         assert begun.wait(5)
-    assert len(ended) <= 4
+    assert 1 <= len(ended) <= 4
     assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]

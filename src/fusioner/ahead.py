@@ -16,7 +16,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> I
 
     Items are taken in the caller's thread, one whenever a result is asked for and the threads have room, so no more
     than `workers` + 1 are held. 0 workers: everything happens in the caller's thread. What `function` raises comes out
-    where its result would have come. Leaving the context drops what has not begun and waits for what has.
+    where its result would have come. Leaving the context waits for the items already taken.
     """
     if not workers:
         yield map(function, items)
@@ -25,7 +25,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> I
     try:
         yield _results(pool, function, items, workers)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True)
 
 
 def _results(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], room: int) -> Iterator[R]:

@@ -46,15 +46,13 @@ class Asked:
         self, image: ImageSource, segmenter: Segmenter, on_progress: Callable[[int, int], None] | None = None
     ) -> "Segmentation":
         """The answer; arguments and errors as in calling the segmenter."""
-        # "fast" is one window: there is nothing to tell on the way.
-        told = {"on_progress": on_progress} if on_progress and self.resolution == "native" else {}
         return segmenter(
             image,
             self.labels,
             threshold=self.threshold,
             background=self.background,
             resolution=self.resolution,
-            **told,
+            on_progress=on_progress,
         )
 
 

@@ -30,7 +30,7 @@ def predict(
     resolution: Literal["fast", "native"] = "fast",
     device: str = "auto",
     templates: Path | None = None,
-    workers: int = 4,
+    workers: int = 2,
 ) -> int:
     """Find what you name in pictures and videos.
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from itertools import count, groupby, repeat, takewhile
+from itertools import count, groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ class Run:
             read = stack.enter_context(map_ahead(lambda _: next(frames, None), repeat(None), min(1, self.workers)))
             pieces = (
                 Piece(next(self._numbers), job, frame.rgb, frame.index, frame.time)
-                for frame in takewhile(lambda frame: frame is not None, read)
+                for frame in iter(lambda: next(read), None)
             )
             # Without all frames there is no video of them.
             needed = pieces if "overlay" in self.asked.kinds else self._needed(pieces, self.asked.frame_kinds)

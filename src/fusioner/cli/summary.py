@@ -11,7 +11,7 @@ from fusioner.files import atomic_write
 if TYPE_CHECKING:
     from fusioner.inference.segmentation import Segmentation
 
-COLUMNS = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
+COLUMNS: tuple[str, ...] = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
 
 
 class Summary:

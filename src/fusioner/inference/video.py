@@ -75,7 +75,7 @@ class Video:
         return f"{self.path} is damaged: {' and '.join(faults)}" if faults else None
 
     def _decoded(self) -> Iterator["VideoFrame"]:
-        import av
+        from av.error import FFmpegError
 
         packets = self._container.demux(self._stream)
         while True:
@@ -83,7 +83,7 @@ class Video:
                 frames = next(packets).decode()
             except StopIteration:
                 return
-            except av.FFmpegError:
+            except FFmpegError:
                 self._broken += 1
                 continue
             for frame in frames:
@@ -99,13 +99,15 @@ def open_video(path: Path) -> Iterator[Video]:
         FusionerError: PyAV is missing; the file is missing, or not a video, or damaged at its beginning.
     """
     av = import_av()
+    from av.error import FFmpegError
+
     if not path.is_file():
         raise FusionerError(f"there is no video {path}")
     try:
         container = av.open(f"file:{path}", options={"format_whitelist": _READERS})
     except OSError as error:
         raise FusionerError(f"cannot read video {path}: {error.strerror or error}") from error
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise FusionerError(f"{path} is damaged or not a video") from error
     with container:
         if not container.streams.video:
@@ -200,11 +202,11 @@ def import_av() -> ModuleType:
 
 
 def _has_encoder(name: str) -> bool:
-    import av
+    from av.codec.codec import Codec, UnknownCodecError
 
     try:
-        return av.Codec(name, "w").is_encoder
-    except av.codec.codec.UnknownCodecError:
+        return Codec(name, "w").is_encoder
+    except UnknownCodecError:
         return False
 
 
