@@ -212,7 +212,7 @@ def test_what_we_export_comes_back_the_same(tmp_path: Path, kind: str):
     label_map[11:13, 4:7] = 2
     rgb = rng.integers(0, 255, (*label_map.shape, 3)).astype(np.uint8)
     labels = ("cat", "red sofa", "wall")
-    scores = dict.fromkeys(labels, 1.0)
+    scores: dict[str, float] = dict.fromkeys(labels, 1.0)
     result = Segmentation(rgb, labels, label_map, scores, 0.5, True, "room.png", torch.zeros(3, 1, 1))
     save(result, tmp_path / "set", "room", [kind])
     Image.fromarray(rgb).save(tmp_path / "set" / "room.png")

@@ -94,7 +94,7 @@ def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
     class Counting(Plain):
         seen = 0
 
-        def encode(self, rgb: np.ndarray, file: Path) -> np.ndarray:
+        def encode(self, rgb: np.ndarray, file: Path | None) -> np.ndarray:
             self.seen += 1
             return rgb
 

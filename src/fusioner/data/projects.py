@@ -155,10 +155,10 @@ def _labelme_regions(path: Path, shapes: list[dict[str, Any]], size: tuple[int, 
         if kind == "polygon":
             region = region_mask([points.ravel().tolist()], *size, where=str(path))
         elif kind == "rectangle":
-            region = _box(*points.min(axis=0), *points.max(axis=0), size)
+            region = _box([*points.min(axis=0), *points.max(axis=0)], size)
         elif kind == "circle":
             radius = float(np.hypot(*(points[1] - points[0])))
-            region = _ellipse(*points[0], radius, radius, size)
+            region = _ellipse([*points[0], radius, radius], size)
         elif kind == "mask":
             left, top = points.min(axis=0).round().astype(int)
             with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
@@ -180,9 +180,9 @@ def _cvat_regions(entry: ElementTree.Element, size: tuple[int, int]) -> Iterator
             bits = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
             region = _paste(bits.reshape(height, width), left, top, size)
         elif shape.tag == "box":
-            region = _box(*(numbers[k] for k in ("xtl", "ytl", "xbr", "ybr")), size)
+            region = _box([numbers[k] for k in ("xtl", "ytl", "xbr", "ybr")], size)
         elif shape.tag == "ellipse":
-            region = _ellipse(*(numbers[k] for k in ("cx", "cy", "rx", "ry")), size)
+            region = _ellipse([numbers[k] for k in ("cx", "cy", "rx", "ry")], size)
         else:
             continue
         yield class_of(shape.attrib["label"]), region
@@ -226,7 +226,7 @@ def _supervisely_regions(path: Path, objects: list[dict[str, Any]], size: tuple[
             region = _paste(solid > 0, left, top, size)
         elif kind in ("polygon", "rectangle"):
             outline = [tuple(point) for point in entry["points"]["exterior"]]
-            canvas = Image.new("1", size[::-1])
+            canvas = Image.new("1", (size[1], size[0]))
             draw = ImageDraw.Draw(canvas)
             draw.rectangle(outline, fill=1) if kind == "rectangle" else draw.polygon(outline, fill=1, outline=1)
             for hole in entry["points"].get("interior", []):
@@ -244,12 +244,14 @@ def _paste(bits: Bool[np.ndarray, "h w"], left: int, top: int, size: tuple[int, 
     return whole
 
 
-def _box(left: float, top: float, right: float, bottom: float, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _box(sides: Sequence[float], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    left, top, right, bottom = sides
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     return (x > left) & (x < right) & (y > top) & (y < bottom)
 
 
-def _ellipse(x0: float, y0: float, rx: float, ry: float, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+def _ellipse(centre_and_radii: Sequence[float], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    x0, y0, rx, ry = centre_and_radii
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     return ((x - x0) / rx) ** 2 + ((y - y0) / ry) ** 2 <= 1
 
