@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -56,7 +57,8 @@ def even_odd(rings: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 @settings(deadline=None)
 def test_traced_masks_filled_are_the_masks(mask: np.ndarray) -> None:
     polygons = trace(mask)
-    assert len(polygons) == label(mask)[1]  # 4-connected regions
+    regions: Any = label(mask)  # 4-connected
+    assert len(polygons) == regions[1]
     filled = np.zeros(mask.shape, bool)
     for polygon in polygons:
         own = even_odd(polygon, mask.shape)
@@ -90,9 +92,9 @@ def test_pycocotools_makes_the_same_mask_of_the_polygons(mask: np.ndarray) -> No
     assert np.array_equal(filled, mask)
 
 
-def painted(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def painted(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """As LabelMe paints a polygon (Pillow, outline included); OpenCV's fillPoly, used for YOLO, likewise."""
-    canvas = Image.new("1", shape[::-1])
+    canvas = Image.new("1", (shape[1], shape[0]))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], outline=1, fill=1)
     return np.array(canvas)
 

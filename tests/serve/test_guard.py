@@ -58,7 +58,7 @@ def test_other_pages_may_call_only_where_they_are_named(server: Running, locked:
     assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
 
     for origin in (ORIGIN, "http://localhost:1", "http://[", "null"):
-        question = {"files": {"image": photo}, "data": {"labels": "cat"}, "headers": {"Origin": origin}}
+        question: Any = {"files": {"image": photo}, "data": {"labels": "cat"}, "headers": {"Origin": origin}}
         answer = server.http.post("/v1/segment", **question)
         assert answer.status_code == 403
         assert "--cors-origin" in answer.json()["error"]["message"]
@@ -126,7 +126,7 @@ def test_images_make_room_for_others(tight: Running) -> None:
     assert big.status_code == 413
     assert "keeps 1 MB" in big.json()["error"]["message"]
     first, second = (tight.http.post("/v1/images", files={"image": png(350, 350)}).json()["id"] for _ in range(2))
-    question = {"json": {"labels": "a"}}
+    question: Any = {"json": {"labels": "a"}}
     assert tight.http.post(f"/v1/images/{first}/segment", **question).status_code == 200  # used last, so kept longest
     third = tight.http.post("/v1/images", files={"image": png(350, 350)}).json()["id"]
     status = [tight.http.post(f"/v1/images/{id}/segment", **question).status_code for id in (first, second, third)]

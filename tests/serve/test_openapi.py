@@ -62,6 +62,9 @@ def test_a_key_is_described_where_one_is_asked_for(start_server: Callable[..., R
     assert all("security" in described["paths"][path]["post"] for path in POSTS)
 
 
+ANY_HEALTH: Any = list(HealthCheck)
+
+
 @pytest.fixture(scope="module")
 def openapi(server: Running) -> Any:
     return schemathesis.openapi.from_url(f"{server.address}/openapi.json")
@@ -73,7 +76,7 @@ def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path
     """Requests as described and requests as forbidden; every answer is one that the description announces."""
     kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
 
-    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=ANY_HEALTH)
     @given(case=openapi[path]["post"].as_strategy(generation_mode=mode), known=st.booleans())
     def check(case: Any, known: bool) -> None:
         if known and case.path_parameters:
@@ -87,7 +90,7 @@ def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path
 
 
 def test_images_of_any_id_can_be_deleted(openapi: Any) -> None:
-    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, suppress_health_check=ANY_HEALTH)
     @given(case=openapi["/v1/images/{id}"]["delete"].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def check(case: Any) -> None:
         case.call_and_validate(timeout=30)

@@ -1,7 +1,7 @@
 """A segmentation as other tools' annotation files; `docs/results.md` says how each of them reads its own.
 
-Polygons run along pixel edges. All files carry the mask without loss, but readers of LabelMe and YOLO files paint a rim of
-a pixel around it. Labels without a pixel have no annotation.
+Polygons run along pixel edges. All files carry the mask without loss; readers of LabelMe and YOLO files paint a rim
+of a pixel around it. Labels without a pixel have no annotation.
 """
 
 import json
@@ -63,11 +63,12 @@ def run_lengths(result: "Segmentation", label: str) -> dict[str, Any]:
     """A label's mask as COCO's compressed run-length encoding: {"size": [height, width], "counts": str}."""
     from pycocotools import mask
 
+    encoded: Any
     if result.areas[label]:
         encoded = mask.encode(np.asfortranarray(result.mask(label)).view(np.uint8))
     else:
-        size = [result.height, result.width]
-        encoded = mask.frPyObjects({"size": size, "counts": [result.label_map.size]}, *size)
+        empty: Any = {"size": [result.height, result.width], "counts": [result.label_map.size]}
+        encoded = mask.frPyObjects(empty, *empty["size"])
     return {"size": [result.height, result.width], "counts": encoded["counts"].decode("ascii")}
 
 

@@ -110,7 +110,7 @@ class Segmentation:
     @cached_property
     def boxes(self) -> dict[str, tuple[int, int, int, int]]:
         """Label -> (x, y, width, height) around all its pixels, px; (0, 0, 0, 0) where it has none."""
-        boxes = dict.fromkeys(self.labels, (0, 0, 0, 0))
+        boxes: dict[str, tuple[int, int, int, int]] = dict.fromkeys(self.labels, (0, 0, 0, 0))
         for label in self.found:
             mask = self.mask(label)
             x, y = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))

@@ -127,6 +127,7 @@ class Segmenter:
             encoded = self.encode(image, on_progress=on_progress)
             return self._decide(encoded, self.own_logits(encoded, clean), clean, threshold, background)
         rgb, name, grid = self._open(image, resolution)
+        assert grid is not None
         with torch.inference_mode(), _enough_memory(name):
             logits = self._lay(self._look(rgb, grid, on_progress), self.embed(clean), grid)
         return self._decide(EncodedImage(rgb, torch.empty(0), grid, name), logits, clean, threshold, background)

@@ -153,6 +153,6 @@ def _file_name(sent: str | None) -> str:
 def _told(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first['ctx']['error']}")
+        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     place = ".".join(str(part) for part in first["loc"]) or "the body"
     return ApiError(422, f"{place}: {first['msg'].removeprefix('Value error, ')}")

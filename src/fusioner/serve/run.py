@@ -7,8 +7,8 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
-from typing import Any
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -100,5 +100,6 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:  # asyncio and getaddrinfo number them differently
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error

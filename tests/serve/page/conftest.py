@@ -36,7 +36,8 @@ def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
     contexts = []
 
     def visit(address: str, **options: Any) -> "Page":
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
+        settings: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}} | options
+        context = chromium.new_context(**settings)
         contexts.append(context)
         context.set_default_timeout(60_000)
         page = context.new_page()

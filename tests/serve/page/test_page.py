@@ -50,8 +50,10 @@ def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
     from playwright.sync_api import expect
 
     page = visit(default_server.address)
-    asked: list[list[str]] = []
-    page.on("request", lambda request: request.url.endswith("/segment") and asked.append(request.post_data_json))
+    asked: list[Any] = []
+    page.on(
+        "request", lambda request: asked.append(request.post_data_json) if request.url.endswith("/segment") else None
+    )
     page.locator("#file").set_input_files(SAMPLES / "astronaut.jpg")
     expect(page.locator("#reading")).to_be_visible()
     looks = [_painted(page)]
@@ -112,7 +114,7 @@ def test_the_pointer_reads_labels_and_a_click_shows_one_alone(astronaut: "Page",
     assert box
     assert frame
     for x, y in ((250, 200), (425, 200), (330, 60)):  # a face, the shuttle, nothing
-        place = {
+        place: Any = {
             "x": box["x"] - frame["x"] + (x + 0.5) * box["width"] / 512,
             "y": box["y"] - frame["y"] + (y + 0.5) * box["height"] / 512,
         }

@@ -86,7 +86,7 @@ def test_a_picture_that_the_server_let_go_of_is_sent_again(visit: Callable[..., 
 
     page = visit(server.address)
     ids: list[str] = []
-    page.on("response", lambda answer: answer.url.endswith("/v1/images") and ids.append(answer.json()["id"]))
+    page.on("response", lambda answer: ids.append(answer.json()["id"]) if answer.url.endswith("/v1/images") else None)
     page.get_by_role("button", name="Chelsea").click()
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
     server.http.delete(f"/v1/images/{ids[0]}").raise_for_status()

@@ -158,7 +158,7 @@ def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(opened:
     _settled(page, ["cat", "sofa"])
     assert _painted(page) != looks
     asked: list[str] = []
-    page.on("request", lambda request: request.url.startswith("http") and asked.append(request.url))
+    page.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
     page.get_by_role("button", name="chelsea.jpg: cat", exact=True).click()
     _settled(page, ["cat"])
     expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")
@@ -269,8 +269,10 @@ def test_a_model_whose_labels_depend_on_each_other_is_asked_for_all(
     dependent = start_server(load=make_tiny_segmenter)
     assert not dependent.http.get("/v1/models").json()["models"][0]["labels_independent"]
     page = visit(dependent.address)
-    asked: list[list[str]] = []
-    page.on("request", lambda request: request.url.endswith("/segment") and asked.append(request.post_data_json))
+    asked: list[Any] = []
+    page.on(
+        "request", lambda request: asked.append(request.post_data_json) if request.url.endswith("/segment") else None
+    )
     page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
     for word, labels in (("cat", ["cat"]), ("sofa", ["cat", "sofa"])):
         page.get_by_label("What to find").fill(word)
