@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusioner.cli.main import main
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.encoders.embedded import minilm_embedded
 from fusioner.encoders.prompts import LabelEmbedder
@@ -97,3 +98,15 @@ def test_a_threshold_is_a_probability() -> None:
     logits = torch.logit(torch.tensor([[[[0.65, 0.3, 0.3, 0.9]]]]))
     right = {t: iou_counts(logits, batch, 3, t)[2].tolist() for t in (0.2, 0.5, 0.7)}
     assert right == {0.2: [2, 3, 2], 0.5: [1, 1, 2], 0.7: [0, 0, 2]}
+
+
+def test_a_fold_does_without_a_memory_and_the_rest_has_one(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
+    words = ["train", "pascal", "--root", str(voc_tree), "--image-encoder", f"clip-vit-b16@{clip_folder}+effnet-lite2"]
+    words += ["--resolution", "64", "--steps", "1", "--batch-size", "2", "--cache", str(tmp_path / "cache")]
+    for name, fold, remembered in (
+        ("fold", ["--fold", "0"], 0),
+        ("own", ["--fold", "0", "--memory"], 15),
+        ("all", [], 20),
+    ):
+        assert main([*words, *fold, "--out", str(tmp_path / name)]) == 0
+        assert load_model(tmp_path / name / "last.safetensors")[1].config.memory == remembered

@@ -137,8 +137,6 @@ def train(
     from fusioner.training.run import Run
     from fusioner.training.run import train as run
 
-    if memory is None and fold != "all":
-        memory = False
     given = {
         "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "memory": memory,
         "fusion": fusion,
@@ -148,7 +146,8 @@ def train(
         "templates": None if templates is None else read_templates(templates),
         "features": None if cache is None else "live" if cache == "off" else "cached",
     }  # fmt: skip
-    chosen = ready(preset) if config is None else ready(preset).with_file(config)
+    chosen = ready(preset) if fold == "all" else ready(preset).changed({"memory": False})
+    chosen = chosen if config is None else chosen.with_file(config)
     chosen = chosen.changed({name: value for name, value in given.items() if value is not None})
     parts = [open_part(dataset, root, None if fold == "all" else int(fold))]
     parts += [open_part(*_named(one)) for one in also or ()]

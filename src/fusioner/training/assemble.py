@@ -93,7 +93,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         similarity=config.similarity,
         aligned_dim=aligned,
         prompt_dropout=config.prompt_dropout,
-        memory=names if config.memory else 0,
+        memory=names if config.memory and config.similarity == "posterior" else 0,
         logit_bias=config.logit_bias,
     )
     with torch.random.fork_rng(devices=[]):

@@ -29,7 +29,7 @@ class TrainConfig:
             logit_bias, similarity, prompt_dropout: the network, see `model.config.FusionerConfig`. Similarity, where
             not "none", reads the tokens of the last encoder named in `image_encoder`.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
-            `model.memory`); needs similarity "posterior".
+            `model.memory`); without effect where similarity is not "posterior".
         sampling: "pairs": a step sees (image, class) pairs and prompts each image with its one class, as the paper;
             "images": a step sees images and prompts each with several of its set's classes.
         prompts: with "images": prompts an image; up to half are present in it, the others are not.

@@ -85,7 +85,7 @@ def train(
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
-    if config.memory:
+    if model.config.memory:
         fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed)
     side = max(1, config.resolution // config.loss_stride)
     batches = Batches(corpus, sources, names, table, config.prompts, (side, side), config.seed, config.mirror)
