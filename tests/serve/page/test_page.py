@@ -183,7 +183,8 @@ def test_no_serious_finding_of_axe(visit: Callable[..., "Page"], default_server:
 
 def _painted(page: "Page") -> int:
     """A number that stands for what is painted over the photograph."""
-    return page.locator("#overlay").evaluate("""canvas => {
+    return page.locator("#overlay").evaluate("""async canvas => {
+      await new Promise(requestAnimationFrame); // sliders repaint with the next frame
       const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
       return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
     }""")
