@@ -228,7 +228,11 @@ def test_to_standard_output(
 
 
 def test_ctrl_c_keeps_what_was_finished(
-    tiny_predict: Predict, tiny_segmenter: Segmenter, tree: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_predict: Predict,
+    tiny_segmenter: Segmenter,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     class ThirdTime:
         """A segmenter at whose third picture the user has had enough."""
@@ -242,6 +246,8 @@ def test_ctrl_c_keeps_what_was_finished(
             return tiny_segmenter(*arguments, **options)
 
     monkeypatch.setattr("fusioner.inference.load.load", lambda *_: ThirdTime())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     code, out, err = tiny_predict(tree, "--recursive", "--csv", "table.csv", "--contact-sheet", "sheet.png")
     assert (code, err) == (130, "interrupted\n")
     assert out.splitlines()[-1] == "2 pictures segmented into out; wrote table.csv; wrote sheet.png"

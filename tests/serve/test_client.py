@@ -99,15 +99,16 @@ def test_a_busy_server_is_asked_again(start_server: Callable[..., Running], phot
 
 def test_the_key(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server(key="secret")
-    assert fusioner.Client(server.address, "secret").segment(photo, "cat").labels == ("cat",)
-    with pytest.raises(FusionerError, match="send the API key"):
-        fusioner.Client(server.address).models()
+    with fusioner.Client(server.address, "secret") as client:
+        assert client.segment(photo, "cat").labels == ("cat",)
+    with fusioner.Client(server.address) as stranger, pytest.raises(FusionerError, match="send the API key"):
+        stranger.models()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:8000", "ftp://127.0.0.1", "http://[", "nonsense"])
 def test_no_server(url: str) -> None:
-    with pytest.raises(FusionerError, match=r"no answer from"):
-        fusioner.Client(url).models()
+    with fusioner.Client(url) as client, pytest.raises(FusionerError, match=r"no answer from"):
+        client.models()
 
 
 def test_errors_are_sentences(client: fusioner.Client, tmp_path: Path, photo: bytes) -> None:
