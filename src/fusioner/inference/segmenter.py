@@ -127,7 +127,6 @@ class Segmenter:
             encoded = self.encode(image, on_progress=on_progress)
             return self._decide(encoded, self.own_logits(encoded, clean), clean, threshold, background)
         rgb, name, grid = self._open(image, resolution)
-        assert grid is not None
         with torch.inference_mode(), _enough_memory(name):
             logits = self._lay(self._look(rgb, grid, on_progress), self.embed(clean), grid)
         return self._decide(EncodedImage(rgb, torch.empty(0), grid, name), logits, clean, threshold, background)
@@ -159,7 +158,7 @@ class Segmenter:
         """
         rgb, name, grid = self._open(image, resolution)
         with _enough_memory(name):
-            if grid is None:
+            if resolution == "fast":
                 tokens = self._tokens(squash(rgb, self.card.resolution)[None])
                 if on_progress:
                     on_progress(1, 1)
@@ -224,14 +223,11 @@ class Segmenter:
                 name=encoded.name,
             )
 
-    def _open(
-        self, image: ImageSource, resolution: Resolution
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid | None]:
+    def _open(self, image: ImageSource, resolution: Resolution) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid]:
         if resolution not in get_args(Resolution):
             raise FusionerError(f"the resolution is 'fast' or 'native', not {resolution!r}")
         rgb, name = read_image(image), Path(image).name if isinstance(image, str | Path) else "image"
-        grid = WindowGrid(rgb.shape[0], rgb.shape[1], self.card.resolution, smooth=self.smooth)
-        return rgb, name, grid if resolution == "native" else None
+        return rgb, name, WindowGrid(rgb.shape[0], rgb.shape[1], self.card.resolution, smooth=self.smooth)
 
     def _look(
         self, rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, on_progress: OnProgress | None

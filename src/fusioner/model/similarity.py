@@ -50,25 +50,27 @@ class Similarity(nn.Module):
         portion: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b k n w"]:
         """Guidance for each label's visual tokens, in row-major grid order; `hidden` and `portion` as in `Memory`."""
-        maps = self.maps(aligned, text)
-        if self.memory is not None:
-            known = self.memory(self.features(visual, aligned), text, hidden, portion)
-            maps = torch.cat([maps, known], dim=2)
+        if self.kind == "cosine":
+            maps = self.cosine_maps(aligned, text)
+        else:
+            log_p = log_posterior(aligned)
+            maps = self.posterior_maps(log_p, text)
+            if self.memory is not None:
+                maps = torch.cat([maps, self.memory(features(visual, log_p), text, hidden, portion)], dim=2)
         maps = maps.flatten(3)  # (B, K, C, N)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
         return self.proj(torch.cat([maps, peaks], dim=2).transpose(2, 3))
 
-    def features(
-        self, visual: Float[Tensor, "b v gh gw"], aligned: Float[Tensor, "b a gh gw"]
-    ) -> Float[Tensor, "b f gh gw"]:
-        """What the memory keeps of each patch."""
-        return features(visual, log_posterior(aligned))
+    def cosine_maps(
+        self, aligned: Float[Tensor, "b d gh gw"], text: Float[Tensor, "b k d"]
+    ) -> Float[Tensor, "b k 1 gh gw"]:
+        """The one channel of tokens that live in text space, about unit scale."""
+        return 10.0 * torch.einsum("bdhw,bkd->bkhw", aligned, text)[:, :, None]
 
-    def maps(self, aligned: Float[Tensor, "b a gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c gh gw"]:
-        """The channels before their projection, each about unit scale."""
-        if self.kind == "cosine":
-            return 10.0 * torch.einsum("bdhw,bkd->bkhw", aligned, text)[:, :, None]
-        log_p = log_posterior(aligned)
+    def posterior_maps(
+        self, log_p: Float[Tensor, "b m gh gw"], text: Float[Tensor, "b k d"]
+    ) -> Float[Tensor, "b k c gh gw"]:
+        """The channels read from a posterior, each about unit scale."""
         near = (text @ self.anchors.T / NEARBY).softmax(dim=-1)  # (B, K, M)
         mass = torch.einsum("bmhw,bkm->bkhw", (log_p / SOFT).softmax(dim=1), near)
         logit = torch.einsum("bmhw,bkm->bkhw", log_p - log_p.mean(dim=1, keepdim=True), near)

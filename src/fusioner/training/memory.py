@@ -14,7 +14,7 @@ from torch import Tensor
 from fusioner.features.plan import Track
 from fusioner.features.source import TokenSource
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import Memory
+from fusioner.model.memory import Memory, features, log_posterior
 from fusioner.training.batches import shrink
 from fusioner.training.corpus import PORTIONS, Corpus, Example, Part, portion_of
 
@@ -91,12 +91,14 @@ def fit_memory(
     memory: Memory = similarity.memory
     rows = {name: row for row, name in enumerate(corpus.names())}
     portions = [Moments(len(rows) + 1, memory.looks.shape[1]) for _ in range(PORTIONS)]
+    tables = [_lookup(part, rows) for part in corpus.parts]
     for example in track(_images(corpus, seed), "remembering") if track else _images(corpus, seed):
         tokens, masks = sources[example.part].batch([(example.item, 0)])
         with torch.no_grad():
-            found = similarity.features(*model.split(tokens))[0]  # (F, Gh, Gw)
+            visual, aligned = model.split(tokens)
+            found = features(visual, log_posterior(aligned))[0]  # (F, Gh, Gw)
         mask = shrink(masks[0], (found.shape[1], found.shape[2]))
-        patches = torch.from_numpy(_lookup(corpus.parts[example.part], rows)[mask].ravel())
+        patches = torch.from_numpy(tables[example.part][mask].ravel())
         portions[portion_of(example.item.id)].add(found.flatten(1).T.cpu(), patches)
     whole = portions[0]
     for one in portions[1:]:

@@ -50,3 +50,17 @@ def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
     for context in contexts:
         context.close()
     assert [text for text in said if not text.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def painted() -> "Callable[[Page], int]":
+    """A number that stands for what is painted over the photograph."""
+
+    def painted(page: "Page") -> int:
+        return page.locator("#overlay").evaluate("""async canvas => {
+          await new Promise(requestAnimationFrame); // sliders repaint with the next frame
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
+        }""")
+
+    return painted

@@ -45,7 +45,7 @@ def astronaut(visit: Callable[..., "Page"], default_server: Any) -> "Page":
 
 
 def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
-    visit: Callable[..., "Page"], default_server: Any, default_model: "Segmenter"
+    visit: Callable[..., "Page"], default_server: Any, default_model: "Segmenter", painted: Callable[["Page"], int]
 ):
     from playwright.sync_api import expect
 
@@ -56,13 +56,13 @@ def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
     )
     page.locator("#file").set_input_files(SAMPLES / "astronaut.jpg")
     expect(page.locator("#reading")).to_be_visible()
-    looks = [_painted(page)]
+    looks = [painted(page)]
     for word in LABELS:  # the first while the picture is still being read
         page.get_by_label("What to find").fill(word)
         page.keyboard.press("Enter")
         row = page.locator(f"#labels li[data-word='{word}'] .share")
         expect(row).to_have_text(re.compile("%$"))
-        looks.append(_painted(page))
+        looks.append(painted(page))
     assert len(set(looks)) == 4
     assert [question["labels"] for question in asked] == [[word] for word in LABELS]
 
@@ -104,7 +104,9 @@ def test_a_redecision_is_instant(astronaut: "Page"):
     assert min(times) < 50  # ms; the least, since the machine has other work
 
 
-def test_the_pointer_reads_labels_and_a_click_shows_one_alone(astronaut: "Page", default_model: "Segmenter"):
+def test_the_pointer_reads_labels_and_a_click_shows_one_alone(
+    astronaut: "Page", default_model: "Segmenter", painted: Callable[["Page"], int]
+):
     from playwright.sync_api import expect
 
     page = astronaut
@@ -127,16 +129,16 @@ def test_the_pointer_reads_labels_and_a_click_shows_one_alone(astronaut: "Page",
         told = [float(re.search(r"([\d.]+) %", text)[1]) / 100 for text in shown]  # type: ignore[index]
         assert told == pytest.approx(sorted(here.values(), reverse=True), abs=0.02)
 
-    whole = _painted(page)
+    whole = painted(page)
     page.click("#frame", position={"x": frame["width"] / 2, "y": frame["height"] / 2})
     expect(page.get_by_role("button", name="person", exact=True)).to_have_attribute("aria-pressed", "true")
-    assert _painted(page) != whole
+    assert painted(page) != whole
     page.keyboard.press("Escape")
-    assert _painted(page) == whole
+    assert painted(page) == whole
     page.get_by_role("button", name="flag", exact=True).click()
-    assert _painted(page) != whole
+    assert painted(page) != whole
     page.get_by_role("button", name="flag", exact=True).click()
-    assert _painted(page) == whole
+    assert painted(page) == whole
 
 
 def test_every_download_opens_and_is_as_decided_on_the_page(astronaut: "Page", default_model: "Segmenter"):
@@ -179,15 +181,6 @@ def test_no_serious_finding_of_axe(visit: Callable[..., "Page"], default_server:
         assert [
             (one["id"], one["nodes"][0]["html"]) for one in findings if one["impact"] in ("serious", "critical")
         ] == []
-
-
-def _painted(page: "Page") -> int:
-    """A number that stands for what is painted over the photograph."""
-    return page.locator("#overlay").evaluate("""async canvas => {
-      await new Promise(requestAnimationFrame); // sliders repaint with the next frame
-      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-      return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
-    }""")
 
 
 def _percent(share: float) -> re.Pattern[str]:

@@ -43,15 +43,15 @@ def test_labels_are_parted_at_commas_and_named_once(opened: Callable[..., "Page"
     _settled(page, ["cat", "polar bear", "a b"])
 
 
-def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page"]):
+def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page"], painted: Callable[["Page"], int]):
     from playwright.sync_api import expect
 
     page = opened("cat, sofa")
-    looks = [_painted(page)]
+    looks = [painted(page)]
 
     def changed() -> bool:
         """Whether the masks look as never before."""
-        looks.append(_painted(page))
+        looks.append(painted(page))
         return looks[-1] not in looks[:-1]
 
     first, second = page.locator("#labels li").all()
@@ -59,7 +59,7 @@ def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page
     assert changed()
     expect(first.locator(".share")).to_have_text("hidden")
     first.get_by_role("button", name="Hide cat").click()
-    assert _painted(page) == looks[0]
+    assert painted(page) == looks[0]
     first.get_by_label("Colour of cat").fill("#ff00ff")
     assert changed()
     page.get_by_label("Opacity").fill("0.9")
@@ -144,11 +144,13 @@ def test_pinch(opened: Callable[..., "Page"]):
     expect(page.locator("#zoom-value")).to_have_text(re.compile(r"^(2[5-9]|3[0-5])\d %$"))
 
 
-def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(opened: Callable[..., "Page"]):
+def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(
+    opened: Callable[..., "Page"], painted: Callable[["Page"], int]
+):
     from playwright.sync_api import expect
 
     page = opened("cat, sofa")
-    looks = _painted(page)
+    looks = painted(page)
     page.get_by_role("button", name="Remove sofa").click()
     page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
     expect(page.locator("#pictures li")).to_have_count(3)
@@ -156,7 +158,7 @@ def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(opened:
     page.get_by_label("What to find").fill("sofa")
     page.keyboard.press("Enter")
     _settled(page, ["cat", "sofa"])
-    assert _painted(page) != looks
+    assert painted(page) != looks
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
     page.get_by_role("button", name="chelsea.jpg: cat", exact=True).click()
@@ -187,7 +189,7 @@ def test_a_picture_can_be_dropped_and_pasted(visit: Callable[..., "Page"], serve
     expect(page.locator("#drop")).to_be_hidden()
 
 
-def test_without_a_mouse(visit: Callable[..., "Page"], server: Any):
+def test_without_a_mouse(visit: Callable[..., "Page"], server: Any, painted: Callable[["Page"], int]):
     from playwright.sync_api import expect
 
     page = visit(server.address)
@@ -202,7 +204,7 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any):
     _settled(page, ["cat", "sofa", "wall"])
     expect(page.locator("#live")).to_have_text(re.compile("wall"))
 
-    looks = _painted(page)
+    looks = painted(page)
     for name, key in (
         ("Add", ""),
         ("Colour of cat", ""),
@@ -216,8 +218,8 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any):
         assert focused.evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
         if key:
             page.keyboard.press(key)
-            assert _painted(page) != looks
-            looks = _painted(page)
+            assert painted(page) != looks
+            looks = painted(page)
     page.keyboard.press("Enter")
     _settled(page, ["sofa", "wall"])
 
@@ -291,15 +293,6 @@ def _settled(page: "Page", labels: list[str]) -> None:
     expect(page.locator("#labels .name")).to_have_text(labels)
     expect(page.locator("#labels .share")).to_have_text([re.compile(r"%$|^not found$")] * len(labels))
     expect(page.locator("#working")).to_be_hidden()
-
-
-def _painted(page: "Page") -> int:
-    """A number that stands for what is painted over the photograph."""
-    return page.locator("#overlay").evaluate("""async canvas => {
-      await new Promise(requestAnimationFrame); // sliders repaint with the next frame
-      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-      return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
-    }""")
 
 
 def _place(page: "Page") -> "Any":
