@@ -56,7 +56,7 @@ class Tags(HTMLParser):
 
 def test_metrics_json_holds_every_figure_with_its_interval(outcome: Outcome, tmp_path: Path):
     paths = write_report(tmp_path / "new" / "folder", outcome, ORIGIN)
-    assert [path.name for path in paths] == ["metrics.json", "report.md", "report.html"]
+    assert [path.name for path in paths] == ["metrics.json", "report.md", "report.html", "evidence.npz"]
     content = json.loads(paths[0].read_text())
     assert content["protocol"] == "official"
     assert content["images"] == outcome.summary.images

@@ -17,6 +17,7 @@ VERBS = {
     "serve": ("fusioner.cli.serve:serve", "Serve a page and an HTTP API."),
     "train": ("fusioner.cli.train:train", "Train the fusion network on a data set."),
     "evaluate": ("fusioner.cli.evaluate:evaluate", "Measure a model on a data set."),
+    "compare": ("fusioner.cli.compare:compare", "Test whether two evaluations differ by more than chance."),
     "data": ("fusioner.cli.data:app", "Look into a data set: count and check it, or make a contact sheet."),
     "features": ("fusioner.cli.features:app", "Encode images once and keep the features."),
     "models": ("fusioner.cli.models:models", "List the encoders that can be named."),

@@ -56,7 +56,12 @@ def html(outcome: Outcome, origin: dict[str, Any]) -> str:
         parts += _pictures(one.evidence, outcome.data, where)
     details = json.dumps({"settings": metrics(outcome)["settings"], **origin}, indent=2, default=str)
     parts.append(f"<h2>How to repeat this</h2><pre>{escape(origin['command'])}</pre><pre>{escape(details)}</pre>")
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{name}</title>"
+    return page(title(outcome), parts)
+
+
+def page(name: str, parts: Sequence[str]) -> str:
+    """A whole document in the style of the reports."""
+    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(name)}</title>"
     return f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
 
 

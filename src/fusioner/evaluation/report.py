@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fusioner.evaluation.run import Outcome, metrics
 from fusioner.evaluation.statistics import Figure, Summary
+from fusioner.evaluation.store import write_evidence
 from fusioner.files import atomic_write
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def shown(figure: Figure) -> str:
 def markdown(outcome: Outcome, origin: dict[str, Any]) -> str:
     """The same tables as Markdown, and how to repeat them."""
     lines = [f"# {title(outcome)}", "", "All figures in per cent; brackets: bootstrap 95 % interval over images.", ""]
-    lines += _markdown_table(figure_head(outcome), figure_rows(outcome))
-    lines += ["", *_markdown_table(_class_head(outcome), class_rows(outcome)), ""]
+    lines += markdown_table(figure_head(outcome), figure_rows(outcome))
+    lines += ["", *markdown_table(_class_head(outcome), class_rows(outcome)), ""]
     lines += [f"- {note}" for note in notes(outcome)]
     details = json.dumps({"settings": metrics(outcome)["settings"], **origin}, indent=2, default=str)
     lines += ["", f"    {origin['command']}", "", "```json", details, "```", ""]
@@ -131,7 +132,7 @@ def markdown(outcome: Outcome, origin: dict[str, Any]) -> str:
 
 
 def write_report(folder: Path, outcome: Outcome, origin: dict[str, Any]) -> list[Path]:
-    """Write metrics.json, report.md and report.html into `folder` (made if need be).
+    """Write metrics.json, report.md, report.html and evidence.npz into `folder` (made if need be).
 
     Raises:
         FusionerError: no space, no permission; files are whole or absent.
@@ -148,7 +149,7 @@ def write_report(folder: Path, outcome: Outcome, origin: dict[str, Any]) -> list
         with atomic_write(folder / name) as beside:
             beside.write_text(text, encoding="utf-8")
         paths.append(folder / name)
-    return paths
+    return [*paths, write_evidence(folder, outcome)]
 
 
 def _class_head(outcome: Outcome) -> list[str]:
@@ -159,7 +160,8 @@ def _value(summary: Summary, name: str) -> str:
     return f"{summary.figures[name].value:.1f}" if name in summary.figures else "-"
 
 
-def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     body = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
 

@@ -5,7 +5,7 @@ bootstrap. The images are the unit: all pairs, prompts and classes of an image a
 the union of their images is drawn, so an image weighs the same in each fold it is in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,12 +56,7 @@ class Summary:
 def summarise(folds: list[Evidence], draws: int = 1000, seed: int = 0) -> Summary:
     """Figures of one evaluation, or the mean over several folds, with bootstrap intervals over images."""
     images = sorted({image for evidence in folds for image in evidence.plan.images})
-    place = {image: i for i, image in enumerate(images)}
-    columns = [np.array([place[image] for image in evidence.plan.images], int) for evidence in folds]
-    parts = []
-    for weights in _weights(len(images), draws, seed):
-        measured = [_measure(e, weights[:, own]) for e, own in zip(folds, columns, strict=True)]
-        parts.append(_mean_over_folds(measured))
+    parts = [measure_folds(folds, images, weights) for weights in image_weights(len(images), draws, seed)]
     joined = {key: Figure.of(100 * np.concatenate([part[key] for part in parts])) for key in parts[0]}
     return Summary(
         figures={name: figure for (kind, name), figure in joined.items() if kind == "figure"},
@@ -76,7 +71,14 @@ def summarise(folds: list[Evidence], draws: int = 1000, seed: int = 0) -> Summar
 Key = tuple[str, str]  # ("figure", its name), ("class", id) or ("argmax", id)
 
 
-def _weights(images: int, draws: int, seed: int) -> list[Weights]:
+def measure_folds(folds: Sequence[Evidence], images: Sequence[str], weights: Weights) -> dict[Key, Values]:
+    """Every figure as a fraction, or its mean over several folds; `weights` has a column an image of `images`."""
+    place = {image: i for i, image in enumerate(images)}
+    columns = [np.array([place[image] for image in evidence.plan.images], int) for evidence in folds]
+    return _mean_over_folds([_measure(e, weights[:, own]) for e, own in zip(folds, columns, strict=True)])
+
+
+def image_weights(images: int, draws: int, seed: int) -> list[Weights]:
     """All ones first, then how often each image was drawn."""
     rng = np.random.default_rng(seed)
     chunks: list[Weights] = [np.ones((1, images))]

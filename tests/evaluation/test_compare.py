@@ -1,0 +1,230 @@
+"""Two runs against each other: what must come out where the truth is known."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fusioner.cli.main import main
+from fusioner.data.base import SegmentationData
+from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.errors import FusionerError
+from fusioner.evaluation.compare import Comparison, compare, only
+from fusioner.evaluation.evidence import Evidence, Group, Plan, Rows
+from fusioner.evaluation.predictor import Plain
+from fusioner.evaluation.report import write_report
+from fusioner.evaluation.run import Outcome, Settings, evaluate
+from fusioner.evaluation.statistics import summarise
+from fusioner.evaluation.store import EVIDENCE, Stored, read_evidence, write_evidence
+
+CLASSES = [f"class {i}" for i in range(4)]
+
+
+def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Evidence:
+    """Counts of two classes: IoU of each image drawn around 0.5, `better` on top."""
+    rng = np.random.default_rng(seed)
+    image, class_id = np.repeat(np.arange(images), 2), np.tile([1, 2], images)
+    union = 100.0
+    both = np.round(union * np.clip(rng.normal(0.5 + better, 0.15, len(image)), 0, 1))
+    values = np.stack([900 - union + 0 * both, 900 - both, both, union + 0 * both], axis=1)
+    right = np.stack([0 * both[::2], both[::2], both[1::2]], axis=1).astype(int)
+    group = Group((1, 2), np.stack([right, right * 0 + 80, right * 0 + 90], axis=1), np.zeros((3, 3), int))
+    absent = Rows(image, class_id + 1, np.stack([1 - both / union, both == union], axis=1).astype(float))
+    plan = Plan("official", tuple(f"image {first + i}" for i in range(images)), groups={"unseen": (1, 2)})
+    none = Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
+    return Evidence(plan, Rows(image, class_id, values), none, absent, {"unseen": group}, [], [])
+
+
+def stored(*folds: Evidence, name: str = "run", classes: Sequence[str] = CLASSES) -> Stored:
+    return Stored(Path(name), "pascal", list(classes), dict(enumerate(folds)))
+
+
+def test_a_run_does_not_differ_from_itself():
+    found = compare(stored(evidence(20, 0)), stored(evidence(20, 0)), draws=200)
+    for one in (*found.figures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
+        assert one.first == one.second
+        assert (one.change.value, one.change.low, one.change.high, one.p) == (0, 0, 0, 1)
+        assert not one.sure
+    assert found.images == 20
+    assert not found.notes
+
+
+def test_a_clear_difference_is_found_and_has_the_right_sign():
+    found = compare(stored(evidence(60, 0)), stored(evidence(60, 1, better=0.2)), draws=500)
+    for name in ("miou", "argmax_miou"):
+        one = found.figures[name]
+        assert one.change.value == pytest.approx(one.second - one.first)
+        assert one.change.low > 5
+        assert one.p < 0.01
+        assert one.sure
+    assert found.figures["absent_area"].change.high < 0
+
+
+def test_figures_are_those_of_each_run_alone():
+    a, b = [evidence(9, 0), evidence(7, 1, first=5)], [evidence(9, 2), evidence(7, 3, first=5)]
+    found = compare(stored(*a), stored(*b), draws=50)
+    for name, one in found.figures.items():
+        assert one.first == pytest.approx(summarise(a, 1).figures[name].value)
+        assert one.second == pytest.approx(summarise(b, 1).figures[name].value)
+
+
+def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():
+    a, b = evidence(15, 0), evidence(15, 1, better=0.1)
+
+    def miou(e: Evidence, drawn: np.ndarray) -> float:
+        sums = [e.pairs.values.reshape(15, 2, 4)[drawn, k].sum(axis=0) for k in (0, 1)]
+        return 100 * float(np.mean([one[2] / one[3] for one in sums]))
+
+    rng = np.random.default_rng(9)
+    naive = [miou(b, drawn) - miou(a, drawn) for drawn in rng.integers(0, 15, (3000, 15))]
+    change = compare(stored(a), stored(b), draws=3000).figures["miou"].change
+    assert (change.low, change.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])), abs=0.8)
+
+
+def test_the_randomisation_is_that_of_answers_exchanged_by_hand():
+    a, b = evidence(12, 0), evidence(12, 1, better=0.06)
+
+    def difference(swap: np.ndarray) -> float:
+        tables = [e.pairs.values.reshape(12, 2, 4) for e in (a, b)]
+        first = np.where(swap[:, None, None], tables[1], tables[0]).sum(axis=0)
+        second = np.where(swap[:, None, None], tables[0], tables[1]).sum(axis=0)
+        return float(np.mean(second[:, 2] / second[:, 3]) - np.mean(first[:, 2] / first[:, 3]))
+
+    observed = abs(difference(np.zeros(12, bool)))
+    every = [abs(difference(np.array([n >> k & 1 for k in range(12)], bool))) for n in range(2**12)]
+    exact = float(np.mean([one >= observed - 1e-12 for one in every]))
+    assert compare(stored(a), stored(b), draws=4000).figures["miou"].p == pytest.approx(exact, abs=0.03)
+
+
+def test_equally_good_runs_are_seldom_told_apart():
+    pairs = [(stored(evidence(25, 2 * i)), stored(evidence(25, 2 * i + 1))) for i in range(60)]
+    found = [compare(a, b, draws=200).figures["miou"] for a, b in pairs]
+    assert sum(one.p < 0.05 for one in found) <= 8  # 3 expected; more than 8 has a chance of 0.2 %
+    assert min(one.p for one in found) < 0.3 < max(one.p for one in found)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(8)), st.integers(2, 8))
+def test_order_does_not_matter_and_only_common_images_count(order: list[int], kept: int):
+    a, b = evidence(8, 0), evidence(8, 1, better=0.1)
+    names = [b.plan.images[i] for i in order[:kept]]
+    partly = compare(stored(a), stored(only(b, names)), draws=20)
+    both = compare(stored(only(a, sorted(names))), stored(only(b, sorted(names))), draws=20)
+    assert partly.figures == both.figures
+    assert partly.per_class == both.per_class
+    assert partly.images == kept
+    assert bool(partly.notes) == (kept < 8)
+
+
+def test_classes_are_adjusted_for_being_many():
+    a, b = evidence(30, 0), evidence(30, 1, better=0.08)
+    found: Comparison = compare(stored(a), stored(b), draws=1000)
+    lone = [compare(stored(_of(a, i)), stored(_of(b, i)), draws=1000).per_class[i].p for i in (1, 2)]
+    low, high = sorted(lone)
+    assert sorted(one.p for one in found.per_class.values()) == pytest.approx([2 * low, max(2 * low, high)], abs=0.02)
+
+
+def _of(e: Evidence, class_id: int) -> Evidence:
+    keep = e.pairs.class_id == class_id
+    rows = Rows(e.pairs.image[keep], e.pairs.class_id[keep], e.pairs.values[keep])
+    return replace(e, pairs=rows)
+
+
+def test_a_class_that_no_image_shows_is_no_finding():
+    a = evidence(5, 0)
+    a.groups["unseen"].counts[:, :, 2] = 0
+    one = compare(stored(a), stored(a), draws=10).argmax_per_class[2]
+    assert np.isnan(one.change.value)
+    assert one.p == 1
+    assert not one.sure
+
+
+def test_runs_that_cannot_be_compared_are_refused():
+    a = stored(evidence(5, 0))
+    with pytest.raises(FusionerError, match="share no image"):
+        compare(a, stored(evidence(5, 0, first=50)))
+    with pytest.raises(FusionerError, match="data set"):
+        compare(a, stored(evidence(5, 0), classes=["other"]))
+    with pytest.raises(FusionerError, match="no fold in common"):
+        compare(a, replace(stored(), folds={3: evidence(5, 0)}))
+    with pytest.raises(FusionerError, match="different pairs"):
+        compare(a, stored(_of(evidence(5, 0), 1)))
+
+
+def test_other_settings_are_named():
+    other = evidence(5, 0)
+    other = replace(other, plan=replace(other.plan, threshold=0.3))
+    notes = compare(stored(evidence(5, 0)), stored(other), draws=10).notes
+    assert notes == ["A has threshold 0.5, B 0.3: the difference is also one of settings"]
+
+
+def oracle(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    words = {"dining table": "diningtable", "potted plant": "pottedplant", "tv monitor": "tvmonitor"}
+    known = [words.get(label, label) for label in labels]
+    return np.stack(
+        [rgb[..., 0] // 10 == (PASCAL_CLASSES.index(name) if name in PASCAL_CLASSES else 99) for name in known]
+    ).astype(np.float32)
+
+
+def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    return np.stack([rgb[..., 0] >= 10 for _ in labels]).astype(np.float32)
+
+
+@pytest.fixture
+def runs(voc_data: SegmentationData, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of two evaluations: one that names what it sees, one that marks whatever stands out."""
+    for name, function in (("named", oracle), ("salient", saliency)):
+        outcome: Outcome = evaluate(Plain(function), voc_data, Settings(folds=(0, 2), draws=20))
+        paths = write_report(tmp_path / name, outcome, {"command": "fusioner evaluate"})
+        assert tmp_path / name / EVIDENCE in paths
+    return tmp_path / "named", tmp_path / "salient"
+
+
+def test_what_was_seen_survives_the_file(voc_data: SegmentationData, tmp_path: Path):
+    outcome = evaluate(Plain(saliency), voc_data, Settings(folds=(0, 2), draws=20))
+    write_evidence(tmp_path, outcome)
+    back = read_evidence(tmp_path)
+    assert back.dataset == "pascal"
+    assert back.classes == list(voc_data.classes)
+    again = summarise(list(back.folds.values()), 20)
+    for table in ("figures", "per_class", "argmax_per_class"):  # as text, for some are NaN
+        assert str(getattr(again, table)) == str(getattr(outcome.summary, table))
+
+
+def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    named, salient = map(str, runs)
+    out = tmp_path / "comparison"
+    assert main(["compare", salient, named, "--out", str(out), "--draws", "300"]) == 0
+    printed = capsys.readouterr().out
+    assert "argmax mIoU" in printed
+    assert "B better" in printed
+    content = json.loads((out / "compare.json").read_text())
+    assert content["figures"]["argmax_miou"]["b"] == 100
+    assert content["figures"]["blind_miou"]["change"]["value"] < 0
+    assert content["figures"]["argmax_miou"]["sure"] is True
+    page = (out / "compare.html").read_text()
+    assert page.count("<svg") == len(content["figures"]) + len(content["per_class"]) + len(content["argmax_per_class"])
+    assert "| argmax mIoU |" in (out / "compare.md").read_text()
+
+
+@pytest.mark.parametrize("harm", ["none", "cut", "foreign"])
+def test_a_folder_without_whole_evidence_is_refused_in_one_sentence(
+    harm: str, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    file = runs[1] / EVIDENCE
+    if harm == "none":
+        file.unlink()
+    elif harm == "cut":
+        file.write_bytes(file.read_bytes()[:-200])
+    else:
+        np.savez(file, numbers=np.arange(3))
+    assert main(["compare", *map(str, runs)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert "evaluate" in error
