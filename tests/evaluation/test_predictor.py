@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
+from fusioner.errors import FusionerError
 from fusioner.evaluation.predictor import Plain, SegmenterPredictor
 from fusioner.evaluation.run import Settings, evaluate, metrics
 from fusioner.features.cache import FeatureCache
-from fusioner.inference.segmenter import Segmenter
+from fusioner.inference.decide import upsample
+from fusioner.inference.segmenter import Resolution, Segmenter
 
 FAST = Settings(folds=(0,), draws=10)
 
@@ -43,9 +46,9 @@ def test_native_resolution_slides_windows_and_uses_no_store(tiny_segmenter: Segm
     rgb, _ = voc_data.read(item)
     predictor = SegmenterPredictor(tiny_segmenter, "native", refuse)
     encoded = predictor.encode(rgb, item.image)
-    assert encoded.grid is not None
+    assert encoded[0].encoded.grid is not None
     found = predictor.logits(encoded, ["cat", "dog"])
-    torch.testing.assert_close(found, tiny_segmenter.logits(encoded, ["cat", "dog"]))
+    torch.testing.assert_close(found, tiny_segmenter.logits(encoded[0].encoded, ["cat", "dog"]))
     content = metrics(evaluate(predictor, voc_data, replace(FAST, limit=1)))
     assert content["images"] == 1
 
@@ -87,3 +90,35 @@ def test_the_truth_may_be_smaller_than_it_looks(voc_data: SegmentationData, tmp_
     evidence = evaluate(answer, data, replace(FAST, squash=4, scope="all")).folds[0].evidence
     assert 1 not in evidence.absent.class_id
     assert set(evidence.absent.class_id) == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("resolution", ["fast", "native"])
+def test_looks_are_averaged_as_probabilities(
+    tiny_segmenter: Segmenter, voc_data: SegmentationData, resolution: Resolution
+):
+    rgb, _ = voc_data.read(voc_data.items[0])
+    names, size = ["cat", "dog"], (60, 80)
+
+    def ask(**options: Any) -> torch.Tensor:
+        predictor = SegmenterPredictor(tiny_segmenter, resolution, **options)
+        return upsample(predictor.logits(predictor.encode(rgb, None), names), size).sigmoid()
+
+    apart = [ask(scales=[scale]) for scale in (1.0, 1.5)]
+    assert not torch.allclose(apart[0], apart[1], atol=1e-3)
+    assert (ask(scales=[1.0, 1.5]) - sum(apart) / 2).abs().mean() < 0.01  # one is resized before the sigmoid
+
+
+def test_with_a_flip_a_mirrored_image_gets_the_mirrored_answer(tiny_segmenter: Segmenter, voc_data: SegmentationData):
+    rgb, _ = voc_data.read(voc_data.items[0])
+    mirrored = np.ascontiguousarray(rgb[:, ::-1])
+    both, alone = SegmenterPredictor(tiny_segmenter, flip=True), SegmenterPredictor(tiny_segmenter)
+    found, other = (both.logits(both.encode(image, None), ["cat"]) for image in (rgb, mirrored))
+    torch.testing.assert_close(found.flip(-1), other)
+    found, other = (alone.logits(alone.encode(image, None), ["cat"]) for image in (rgb, mirrored))
+    assert not torch.allclose(found.flip(-1), other, atol=1e-3)
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [-1.0], [float("nan")], [99.0]])
+def test_impossible_scales_are_refused(tiny_segmenter: Segmenter, scales: list[float]):
+    with pytest.raises(FusionerError, match="scales are numbers above 0"):
+        SegmenterPredictor(tiny_segmenter, scales=scales)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fusioner.cli.data import Name
+from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
@@ -28,6 +29,8 @@ def evaluate(
     images: Literal["fold", "all"] = "fold",
     split: str | None = None,
     resolution: Literal["fast", "native"] = "fast",
+    flip: bool = False,
+    scales: str = "1",
     squash: int | None = None,
     threshold: float = 0.5,
     limit: int | None = None,
@@ -74,6 +77,10 @@ def evaluate(
         val, test ... as the set names them, or all; default: the set's evaluation split.
     resolution
         fast: the whole image once; native: sliding windows over its own pixels.
+    flip
+        Also look at the mirrored image, and average.
+    scales
+        Sizes to look at and average, as in 0.75,1,1.25: multiples of the training size (fast) or of the image (native).
     squash
         Score at this side in pixels, as the papers' 224, instead of at each mask's own size.
     threshold
@@ -107,17 +114,19 @@ def evaluate(
     data = open_dataset(dataset, root, evaluation_split(dataset, root, split), **options)
     folds = (0, 1, 2, 3) if fold == "all" else (int(fold),)
     settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
+    looks = _scales(scales)
     todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
     writable_folder(out)
     segmenter, file = _load(model, device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
     start = time.monotonic()
     with progress() as track, _token_store(cache) as tokens:
-        predictor = SegmenterPredictor(segmenter, resolution, tokens)
+        predictor = SegmenterPredictor(segmenter, resolution, tokens, flip, looks)
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
     outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
-    origin = provenance(command, file, segmenter, resolution, time.monotonic() - start)
+    shown = {"resolution": resolution, "flip": flip, "scales": looks}
+    origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
     _show(outcome, write_report(out, outcome, origin))
 
 
@@ -128,6 +137,14 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
     if dataset == "folder":
         return "val" if (root / "val.txt").is_file() else None
     return "test" if dataset in ("fss1000", "mosaic4", "camvid") else "val"
+
+
+def _scales(text: str) -> list[float]:
+    """`0.75,1` as numbers."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise FusionerError(f"--scales {text}: write numbers with commas between them, as in 0.75,1,1.25") from error
 
 
 def _load(model: Path | None, device: str, dataset: str) -> tuple["Segmenter", Path]:

@@ -1,6 +1,7 @@
 """What evaluation asks of a model: encode an image once, then answer any number of prompts about it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +11,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
+from fusioner.errors import FusionerError
+from fusioner.inference.decide import upsample
 from fusioner.inference.segmenter import EncodedImage, Resolution, Segmenter
 
 TokenSource = Callable[[ImageEncoder, Path, int], Tensor]
@@ -50,30 +53,68 @@ class Plain:
         return torch.logit(torch.as_tensor(self.function(encoded, labels)).float(), eps=1e-6)
 
 
+@dataclass(frozen=True)
+class Look:
+    """One way of showing an image to the encoder, and what it said."""
+
+    encoded: EncodedImage
+    flipped: bool
+
+
 class SegmenterPredictor:
     """A Segmenter as a Predictor, with an optional store of tokens.
+
+    Several looks at an image (scales, left and right exchanged) are averaged as probabilities.
 
     Args:
         segmenter: the model with its encoders.
         resolution: "fast" (the whole image once, squashed) or "native" (sliding windows, laid the official way as the
             published protocols have it; never cached).
         tokens: where to take the tokens of a squashed image from instead of encoding it.
+        flip: look at the mirrored image, too.
+        scales: sizes to look at, as multiples of the training size ("fast") or of the image's own ("native").
+
+    Raises:
+        FusionerError: no scale, or one that is not above 0.
     """
 
-    def __init__(self, segmenter: Segmenter, resolution: Resolution = "fast", tokens: TokenSource | None = None):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        resolution: Resolution = "fast",
+        tokens: TokenSource | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+    ):
+        if not scales or not all(0 < scale <= 16 for scale in scales):
+            raise FusionerError(
+                f"scales are numbers above 0 and at most 16, not {', '.join(map(str, scales)) or 'none'}"
+            )
         self.segmenter = segmenter
         self.resolution: Resolution = resolution
         segmenter.smooth = False
         self.independent = segmenter.model.labels_independent
         self.tokens = tokens if resolution == "fast" else None
+        self.ways = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> EncodedImage:
-        """Tokens of the image, from the store where there is one."""
-        if self.tokens is None or file is None:
-            return self.segmenter.encode(rgb, resolution=self.resolution)
-        found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.card.resolution)
-        return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, file.name)
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[Look]:
+        """Tokens of the image in every way it is looked at, from the store where there is one."""
+        return [Look(self._encode(rgb, file, *way), way[1]) for way in self.ways]
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        """The Segmenter's own."""
-        return self.segmenter.own_logits(encoded, labels)
+        """The Segmenter's own; of several looks the mean probability, at the resolution of the finest."""
+        looks: list[Look] = encoded
+        answers = [self.segmenter.own_logits(look.encoded, labels) for look in looks]
+        answers = [logits.flip(-1) if look.flipped else logits for look, logits in zip(looks, answers, strict=True)]
+        if len(answers) == 1:
+            return answers[0]
+        height, width = max((one.shape[1], one.shape[2]) for one in answers)
+        mean = torch.stack([upsample(one, (height, width)).sigmoid_() for one in answers]).mean(dim=0)
+        return torch.logit(mean, eps=1e-6)
+
+    def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, mirrored: bool) -> EncodedImage:
+        if mirrored or self.tokens is None or file is None:
+            shown = np.ascontiguousarray(rgb[:, ::-1]) if mirrored else rgb
+            return self.segmenter.encode(shown, resolution=self.resolution, scale=scale)
+        found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.side(scale))
+        return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, file.name)

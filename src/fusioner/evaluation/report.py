@@ -35,8 +35,10 @@ MEASURES = {
 """Figures in the order of the reports: name, what it says."""
 
 
-def provenance(command: str, model: Path, segmenter: "Segmenter", resolution: str, seconds: float) -> dict[str, Any]:
-    """What one needs to repeat an evaluation: the command, versions, and hashes of all weights."""
+def provenance(
+    command: str, model: Path, segmenter: "Segmenter", shown: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What one needs to repeat an evaluation: the command, versions, weights' hashes, how images were shown."""
     content: dict[str, Any] = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,7 +48,7 @@ def provenance(command: str, model: Path, segmenter: "Segmenter", resolution: st
     content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     for kind, encoder in (("image", segmenter.image_encoder), ("text", segmenter.text_encoder)):
         content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
-    content |= {"device": str(segmenter.device), "resolution": resolution, "training": _short(segmenter.card.training)}
+    content |= {"device": str(segmenter.device), **shown, "training": _short(segmenter.card.training)}
     return content
 
 

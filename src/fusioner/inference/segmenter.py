@@ -21,7 +21,7 @@ from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.errors import FusionerError
 from fusioner.inference.decide import check_threshold, chunks, upsample
 from fusioner.inference.encoded import EncodedImage, room_for
-from fusioner.inference.image import ImageSource, read_image, squash
+from fusioner.inference.image import ImageSource, read_image, resize, squash
 from fusioner.inference.labels import check_labels
 from fusioner.inference.segmentation import Segmentation
 from fusioner.inference.windows import Canvas, Origin, WindowGrid
@@ -149,27 +149,37 @@ class Segmenter:
 
     @torch.inference_mode()
     def encode(
-        self, image: ImageSource, resolution: Resolution = "fast", on_progress: OnProgress | None = None
+        self,
+        image: ImageSource,
+        resolution: Resolution = "fast",
+        on_progress: OnProgress | None = None,
+        scale: float = 1.0,
     ) -> EncodedImage:
         """Read and encode an image; arguments and errors as in calling the segmenter.
 
         The tokens of all windows are kept; native images of more than about 30 megapixels (with the embedded model)
-        are refused for it, which calling the segmenter takes.
+        are refused for it, which calling the segmenter takes. `scale` enlarges (or shrinks) what the encoder is shown:
+        the side of the squashed picture, or the picture that the windows slide over.
         """
-        rgb, name, grid = self._open(image, resolution)
+        rgb, name, grid = self._open(image, resolution, scale)
         with _enough_memory(name):
             if resolution == "fast":
-                tokens = self._tokens(squash(rgb, self.card.resolution)[None])
+                tokens = self._tokens(squash(rgb, self.side(scale))[None])
                 if on_progress:
                     on_progress(1, 1)
                 return EncodedImage(rgb, tokens, None, name)
             kept, done = torch.empty(0), 0
-            for tokens, origins in self._look(rgb, grid, on_progress):
+            for tokens, origins in self._look(_scaled(rgb, grid), grid, on_progress):
                 if not done:
                     kept = room_for(tokens, len(grid.origins), name)
                 kept[done : done + len(origins)] = tokens
                 done += len(origins)
             return EncodedImage(rgb, kept, grid, name)
+
+    def side(self, scale: float = 1.0) -> int:
+        """Side in pixels of the squashed picture: the training size, scaled to the nearest multiple of the stride."""
+        stride = self.image_encoder.stride
+        return self.card.resolution if scale == 1.0 else max(1, round(self.card.resolution * scale / stride)) * stride
 
     @torch.inference_mode()
     def encode_many(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[EncodedImage]:
@@ -223,11 +233,14 @@ class Segmenter:
                 name=encoded.name,
             )
 
-    def _open(self, image: ImageSource, resolution: Resolution) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid]:
+    def _open(
+        self, image: ImageSource, resolution: Resolution, scale: float = 1.0
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid]:
         if resolution not in get_args(Resolution):
             raise FusionerError(f"the resolution is 'fast' or 'native', not {resolution!r}")
         rgb, name = read_image(image), Path(image).name if isinstance(image, str | Path) else "image"
-        return rgb, name, WindowGrid(rgb.shape[0], rgb.shape[1], self.card.resolution, smooth=self.smooth)
+        height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
+        return rgb, name, WindowGrid(height, width, self.card.resolution, smooth=self.smooth)
 
     def _look(
         self, rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, on_progress: OnProgress | None
@@ -280,6 +293,12 @@ class Segmenter:
             portion = max(1, FEATURES // (numbers * len(tokens)))
         parts = [self.model(tokens, some.expand(len(tokens), -1, -1), size) for some in text.split(portion)]
         return torch.cat(parts, dim=1)
+
+
+def _scaled(rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """The picture at the size of the grid that is laid over it."""
+    pixels = from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)
+    return resize(pixels, (grid.height, grid.width)).permute(1, 2, 0).numpy()
 
 
 def _finite(logits: Float[Tensor, "k h w"]) -> Float[Tensor, "k h w"]:
