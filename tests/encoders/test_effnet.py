@@ -12,7 +12,7 @@ from skimage import data
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.encoders.conse import ConSE, effnet_lite2, effnet_lite2_conse
+from fusioner.encoders.conse import ConSE, Posteriors, effnet_lite2, effnet_lite2_conse
 from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.encoders.embedded import minilm_embedded, read_weights, weights_file
 from fusioner.encoders.names import ANCHOR_VARIANTS, ClassName, anchor_embeddings, parse_names
@@ -122,6 +122,23 @@ def test_names_are_the_classifiers_thousand(names: list[ClassName]):
     assert names[281].synonyms == ("tabby", "tabby cat")
     assert names[999].synonyms[:2] == ("toilet tissue", "toilet paper")
     assert names[967].definition.startswith("strong black coffee")
+
+
+def test_garments_are_written_as_worn_by_a_person(names: list[ClassName]):
+    worn = {one.synonyms[0]: ANCHOR_VARIANTS["worn"](one) for one in names if ANCHOR_VARIANTS["worn"](one)}
+    assert worn["sweatshirt"] == ["a person wearing a sweatshirt"]
+    assert worn["groom"] == ["a person, groom"]
+    assert {"jean", "suit", "bikini", "ballplayer", "scuba diver"} <= worn.keys()
+    assert not {one.synonyms[0] for one in names[:398]} & worn.keys(), "animals have coats, and nobody wears them"
+    anchors = read_weights("imagenet_anchors.safetensors")["worn"]
+    said = [bool(ANCHOR_VARIANTS["worn"](one)) for one in names]
+    torch.testing.assert_close(anchors.norm(dim=1), torch.tensor(said).float(), rtol=0, atol=1e-3)
+
+
+def test_the_names_change_conses_tokens_and_nothing_of_the_posteriors():
+    plain = [Posteriors(names="first").fingerprint(), Posteriors(names="photo").fingerprint()]
+    assert plain[0] == plain[1]
+    assert ConSE(names="first").fingerprint() != ConSE(names="photo").fingerprint()
 
 
 @pytest.mark.parametrize("variant", ANCHOR_VARIANTS)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fusioner.encoders.effnet import load_effnet
 from fusioner.encoders.embedded import read_weights
 from fusioner.encoders.image import HALF, DenseEncoder
+from fusioner.encoders.loading import state_digest
 from fusioner.errors import FusionerError
 
 
@@ -56,7 +57,7 @@ class Posteriors(DenseEncoder):
         topk: int = 0,
         output_stride: Literal[16, 32] = 16,
         scale: float = 16 / 14,
-        names: str = "synonyms+2*defined",
+        names: str = "synonyms+2*defined+2*worn",
         centre: bool = True,
         name: str = "effnet-lite2",
         dim: int = 1000,
@@ -67,13 +68,12 @@ class Posteriors(DenseEncoder):
         self.temperature, self.topk, self.output_stride, self.names = temperature, topk, output_stride, names
         self.centre = centre
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), output_stride)
-        self.register_buffer("anchors", _mixed_anchors(names, name))
+        self.register_buffer("anchors", _mixed_anchors(names, name), persistent=False)  # no posterior depends on them
         self.freeze()
 
     def settings(self) -> dict[str, Any]:
         """What decides the tokens beside the weights and the normalisation."""
-        keys = ("temperature", "topk", "output_stride", "names", "centre")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in ("temperature", "topk", "output_stride", "centre")}
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
         """The posterior at every position."""
@@ -119,6 +119,11 @@ class ConSE(Posteriors):
         name: str = "effnet-lite2-conse",
     ) -> None:
         super().__init__(temperature, topk, output_stride, scale, names, centre, name, dim=384)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the tokens beside the weights and the normalisation."""
+        anchors = torch.nn.ParameterDict({"anchors": self.anchors})
+        return super().settings() | {"anchors": state_digest(anchors, self.names)}
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Posteriors times anchors."""

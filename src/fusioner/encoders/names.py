@@ -1,5 +1,6 @@
 """The thousand ImageNet classes in words, and their embeddings: the bridge from a classifier's posterior to text."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,21 @@ class ClassName:
     definition: str
 
 
+PEOPLE = frozenset({"n09835506", "n10148035", "n10565667"})
+"""The three of the thousand that are people: ballplayer, groom, scuba diver."""
+_WORN = re.compile(
+    r"\b(worn|garment|undergarment|dress|skirt|trousers|robe|gown|pullover|knitted jacket|swimsuit|bathing suit|"
+    r"nightclothes|uniform|raincoat|hat|helmet|mask|scarf|vest|body armor|tie|spectacles|hairpiece)\b"
+)
+
+
+def shown_on(one: ClassName) -> list[str]:
+    """What a picture of a garment shows beside it: ImageNet names no people, but somebody wears its clothes."""
+    if one.synset in PEOPLE:
+        return [f"a person, {one.synonyms[0]}"]
+    return [f"a person wearing a {one.synonyms[0]}"] if _WORN.search(one.definition) else []
+
+
 # How a class may be written; several strings are embedded each, and their unit embeddings averaged.
 ANCHOR_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
     "first": lambda one: [one.synonyms[0]],
@@ -25,6 +41,7 @@ ANCHOR_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
     "joined": lambda one: [", ".join(one.synonyms)],
     "defined": lambda one: [f"{one.synonyms[0]}: {one.definition}"],
     "photo": lambda one: [f"a photo of a {synonym}." for synonym in one.synonyms],
+    "worn": shown_on,
 }
 
 
@@ -37,8 +54,11 @@ def parse_names(text: str) -> list[ClassName]:
 def anchor_embeddings(
     encoder: Callable[[Sequence[str]], Float[Tensor, "n d"]], classes: Sequence[ClassName], variant: str
 ) -> Float[Tensor, "k d"]:
-    """One unit vector a class: the mean of the unit embeddings of its strings in this variant (`ANCHOR_VARIANTS`)."""
+    """One unit vector a class: the mean of the unit embeddings of its strings in this variant (`ANCHOR_VARIANTS`).
+
+    Zero where the variant has nothing to say of a class.
+    """
     strings = [ANCHOR_VARIANTS[variant](one) for one in classes]
     flat = encoder([string for group in strings for string in group])
-    means = [part.mean(dim=0) for part in flat.split([len(group) for group in strings])]
-    return F.normalize(torch.stack(means), dim=-1)
+    sums = [part.sum(dim=0) for part in flat.split([len(group) for group in strings])]
+    return F.normalize(torch.stack(sums), dim=-1)
