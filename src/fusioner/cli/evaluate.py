@@ -31,6 +31,7 @@ def evaluate(
     resolution: Literal["fast", "native"] = "fast",
     flip: bool = False,
     scales: str = "1",
+    refine: bool = False,
     squash: int | None = None,
     threshold: float = 0.5,
     limit: int | None = None,
@@ -81,6 +82,8 @@ def evaluate(
         Also look at the mirrored image, and average.
     scales
         Sizes to look at and average, as in 0.75,1,1.25: multiples of the training size (fast) or of the image (native).
+    refine
+        Move the edges of masks to edges of the photograph (resolution fast).
     squash
         Score at this side in pixels, as the papers' 224, instead of at each mask's own size.
     threshold
@@ -119,13 +122,14 @@ def evaluate(
     writable_folder(out)
     segmenter, file = _load(model, device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
+    segmenter.refine = refine
     start = time.monotonic()
     with progress() as track, _token_store(cache) as tokens:
         predictor = SegmenterPredictor(segmenter, resolution, tokens, flip, looks)
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
     outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
-    shown = {"resolution": resolution, "flip": flip, "scales": looks}
+    shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": refine}
     origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
     _show(outcome, write_report(out, outcome, origin))
 

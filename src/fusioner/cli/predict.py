@@ -28,6 +28,7 @@ def predict(
     threshold: float | None = None,
     background: bool = True,
     resolution: Literal["fast", "native"] = "fast",
+    refine: bool = False,
     device: str = "auto",
     templates: Path | None = None,
     workers: int = 2,
@@ -80,6 +81,8 @@ def predict(
         Off: every pixel takes its likeliest label.
     resolution
         fast: look once at the whole picture; native: slide windows over its own pixels (slower, finer).
+    refine
+        Move the edges of masks to edges of the photograph (fast only).
     device
         auto, cpu, cuda, cuda:N or mps.
     templates
@@ -114,7 +117,7 @@ def predict(
     if to_stdout:
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(kinds) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
-        return _to_stdout(next(iter(found)), asked, lambda: _load(model, device, templates))
+        return _to_stdout(next(iter(found)), asked, lambda: _load(model, device, templates, refine))
     jobs = name_results(found, out, [KINDS[kind].ending for kind in kinds])
     sheet = ContactSheet(contact_sheet, wanted) if contact_sheet else None
     if contact_sheet:
@@ -126,7 +129,7 @@ def predict(
     if jobs:
         writable_folder(out)
     with progress(after=0.0 if len(jobs) > 1 else 2.0) as work:
-        segmenter = _load(model, device, templates) if jobs else None
+        segmenter = _load(model, device, templates, refine) if jobs else None
         try:
             if segmenter:
                 made_of = [file for file in (model, templates) if file]
@@ -159,11 +162,13 @@ def _keep_apart(sheet: Path, others: Sequence[Path]) -> None:
         raise FusionerError(f"--contact-sheet {sheet} would replace a picture or a result: give it another name")
 
 
-def _load(model: Path | None, device: str, templates: Path | None) -> "Segmenter":
+def _load(model: Path | None, device: str, templates: Path | None, refine: bool) -> "Segmenter":
     from fusioner.encoders.prompts import read_templates
     from fusioner.inference.load import load
 
-    return load(model, device, read_templates(templates) if templates else None)
+    segmenter = load(model, device, read_templates(templates) if templates else None)
+    segmenter.refine = refine
+    return segmenter
 
 
 def _to_stdout(path: Path, asked: "Asked", load: "Callable[[], Segmenter]") -> int:

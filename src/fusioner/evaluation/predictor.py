@@ -117,4 +117,4 @@ class SegmenterPredictor:
             shown = np.ascontiguousarray(rgb[:, ::-1]) if mirrored else rgb
             return self.segmenter.encode(shown, resolution=self.resolution, scale=scale)
         found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.side(scale))
-        return EncodedImage(rgb, found.to(self.segmenter.device).float(), None, file.name)
+        return self.segmenter.keep(rgb, found.to(self.segmenter.device).float(), file.name)

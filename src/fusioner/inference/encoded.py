@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusioner.errors import FusionerError
+from fusioner.inference.refine import EdgeFilter
 from fusioner.inference.windows import WindowGrid
 
 TOKENS = 2**30  # bytes of tokens kept of one image
@@ -24,6 +25,7 @@ class EncodedImage:
         tokens: one grid of unit-length tokens a window, float32 or float16.
         grid: where the windows lie; None when the tokens are of the whole image.
         name: the image's file name, where it came from a file.
+        edges: the photograph's, where logits are moved to them.
         answers: label -> its logits; the labels asked last, at most `ANSWERS` bytes.
     """
 
@@ -31,6 +33,7 @@ class EncodedImage:
     tokens: Float[Tensor, "n d gh gw"]
     grid: WindowGrid | None
     name: str
+    edges: EdgeFilter | None = None
     answers: dict[str, Float[Tensor, "h w"]] = field(default_factory=dict, repr=False)
 
     @property

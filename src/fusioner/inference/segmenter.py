@@ -23,6 +23,7 @@ from fusioner.inference.decide import check_threshold, chunks, upsample
 from fusioner.inference.encoded import EncodedImage, room_for
 from fusioner.inference.image import ImageSource, read_image, resize, squash
 from fusioner.inference.labels import check_labels
+from fusioner.inference.refine import SIDE, EdgeFilter
 from fusioner.inference.segmentation import Segmentation
 from fusioner.inference.windows import Canvas, Origin, WindowGrid
 from fusioner.model.checkpoint import ModelCard, load_model
@@ -47,9 +48,11 @@ class Segmenter:
         model, image_encoder, text_encoder, card, device: what it is made of, and where it computes.
         embed: labels to text vectors.
         smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
+        refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`.
     """
 
     smooth = True
+    refine = False
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class Segmenter:
                 tokens = self._tokens(squash(rgb, self.side(scale))[None])
                 if on_progress:
                     on_progress(1, 1)
-                return EncodedImage(rgb, tokens, None, name)
+                return self.keep(rgb, tokens, name)
             kept, done = torch.empty(0), 0
             for tokens, origins in self._look(_scaled(rgb, grid), grid, on_progress):
                 if not done:
@@ -186,7 +189,12 @@ class Segmenter:
         """Encode upright RGB images of any sizes in one forward, each squashed as a whole ("fast")."""
         with _enough_memory(f"{len(images)} images"):
             tokens = self._tokens(torch.stack([squash(rgb, self.card.resolution) for rgb in images]))
-        return [EncodedImage(rgb, own[None].clone(), None, "image") for rgb, own in zip(images, tokens, strict=True)]
+        return [self.keep(rgb, own[None].clone(), "image") for rgb, own in zip(images, tokens, strict=True)]
+
+    def keep(self, rgb: UInt8[np.ndarray, "h w 3"], tokens: Float[Tensor, "1 d gh gw"], name: str) -> EncodedImage:
+        """An image with the tokens of its squashed picture, ready to be asked."""
+        edges = EdgeFilter(squash(rgb, SIDE).to(self.device)) if self.refine else None
+        return EncodedImage(rgb, tokens, None, name, edges)
 
     def logits(
         self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
@@ -274,7 +282,8 @@ class Segmenter:
         return _finite(canvas.mean())
 
     def _ask(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        return _finite(self._network(encoded.tokens, self.embed(labels).to(self.device), None)[0])
+        logits = _finite(self._network(encoded.tokens, self.embed(labels).to(self.device), None)[0])
+        return logits if encoded.edges is None else encoded.edges(logits)
 
     def _tokens(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d gh gw"]:
         # The encoder is nearly all of the work; fusion and decoding stay in float32, where logits keep their precision.
