@@ -63,7 +63,7 @@ def test_size_is_the_answers_size() -> None:
 
 @torch.no_grad()
 def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
-    early, late = build(), build(fusion="late")
+    early, late = build(), build(method="late")
     late.load_state_dict(early.state_dict())
     image, one, other = tokens(1, 3, 4).flatten(2).transpose(1, 2), text(1, 2), text(1, 2)
     assert torch.equal(late.fusion(image, one)[0], late.fusion(image, other)[0])
@@ -122,7 +122,7 @@ def test_gradients_reach_every_weight() -> None:
     ("changes", "says"),
     [
         ({"heads": 3}, "multiple of its 3 heads"),
-        ({"fusion": "middle"}, "'early' or 'late'"),
+        ({"method": "middle"}, "one of fusioner, late"),
         ({"decoder_norm": "batch"}, "'instance' or 'layer'"),
         ({"similarity": "posterior"}, "aligned image encoder"),
         ({"aligned_dim": 6}, "aligned image encoder"),

@@ -1,9 +1,11 @@
 """`fusioner data`: what is in a data set, and what it looks like."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cyclopts import App
+
+from fusioner.data.listing import Name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,10 +15,6 @@ if TYPE_CHECKING:
 
 app = App(name="data", help="Look into a data set: count and check it, make a contact sheet, prepare masks.")
 app.command("fusioner.cli.prepare:app", name="prepare", help="Make masks from the annotation files of other tools.")
-Name = Literal[
-    "pascal", "coco", "coco-to-pascal", "folder", "fss1000", "mosaic4", "ade150", "ade847", "context59", "context459",
-    "coco-stuff", "coco-object", "cityscapes", "camvid", "pas20", "pas20b", "pas21",
-]  # fmt: skip
 
 
 @app.command

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.cli.data import Name
+from fusioner.data.listing import Name
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ def evaluate(
     *,
     root: Path,
     model: Path | None = None,
+    method: Literal["cosine", "maskclip", "background", "blind"] | None = None,
+    image_encoder: str = "effnet-lite2",
+    text_encoder: str = "minilm-embedded",
     out: Path = Path("evaluation"),
     fold: Literal["0", "1", "2", "3", "all"] = "all",
     protocol: Literal["official", "hsnet", "full"] = "official",
@@ -55,6 +58,8 @@ def evaluate(
         fusioner evaluate mosaic4 --root data/fss1000
         fusioner evaluate ade150 --root data/ade
         fusioner evaluate folder --root my/data --split val
+        fusioner evaluate pascal --root data/pascal --method maskclip --image-encoder clip-vit-b16 \\
+            --text-encoder clip-text-b16
 
     Parameters
     ----------
@@ -64,6 +69,13 @@ def evaluate(
         Folder of the data set.
     model
         Model file of `fusioner train`; without it the one inside the package.
+    method
+        What needs no training, in place of a model: cosine of an aligned encoder, maskclip, background; or blind: the
+        model, told the same text whatever it is asked. A model knows its own method. See docs/baselines.md.
+    image_encoder
+        For cosine and maskclip: the frozen image encoder by name.
+    text_encoder
+        Likewise.
     out
         Folder for the reports.
     fold
@@ -120,7 +132,7 @@ def evaluate(
     looks = _scales(scales)
     todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
     writable_folder(out)
-    segmenter, file = _load(model, device, dataset)
+    segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
     segmenter.refine = refine
     start = time.monotonic()
@@ -131,6 +143,7 @@ def evaluate(
     command = shlex.join(["fusioner", *sys.argv[1:]])
     shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": refine}
     origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
+    origin["method"] = method or segmenter.card.config.method
     _show(outcome, write_report(out, outcome, origin))
 
 
@@ -151,13 +164,26 @@ def _scales(text: str) -> list[float]:
         raise FusionerError(f"--scales {text}: write numbers with commas between them, as in 0.75,1,1.25") from error
 
 
-def _load(model: Path | None, device: str, dataset: str) -> tuple["Segmenter", Path]:
+def _load(
+    model: Path | None, method: str | None, encoders: tuple[str, str], device: str, dataset: str
+) -> tuple["Segmenter", Path | None]:
     """The segmenter and the file its network came from; an official checkpoint is taken for one of this data set."""
-    trained_on = dataset.partition("-to-")[0]
     from fusioner.encoders.embedded import weights_file
     from fusioner.inference.load import DEFAULT_MODEL, load
 
-    return load(model, device, dataset=trained_on), model or weights_file(DEFAULT_MODEL)
+    if method is not None and method != "blind":
+        from fusioner.training.free import untrained
+        from fusioner.training.presets import SMALL
+
+        if model is not None:
+            raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
+        return untrained(method, *encoders, SMALL.resolution, device=device), None  # pyright: ignore
+    segmenter = load(model, device, dataset=dataset.partition("-to-")[0])
+    if method == "blind":
+        from fusioner.training.free import blind
+
+        segmenter = blind(segmenter)
+    return segmenter, model or weights_file(DEFAULT_MODEL)
 
 
 def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"], allowed: bool) -> list[str]:

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
+from fusioner.data.listing import Trainable
+
 if TYPE_CHECKING:
     from fusioner.features.space import Space
 
 app = App(name="features", help="Encode images once and keep the features: build, info, verify, prune.")
-Name = Literal["pascal", "coco", "folder", "fss1000"]
 
 
 @app.command
 def build(
-    name: Name,
+    name: Trainable,
     /,
     *,
     root: Path,
@@ -40,7 +41,7 @@ def build(
     Parameters
     ----------
     name
-        pascal, coco, folder or fss1000.
+        What DIR holds for each is in docs/data.md.
     root
         Folder of the data set.
     out

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fusioner.data.listing import Trainable
+from fusioner.model.config import Method
+
 if TYPE_CHECKING:
     from fusioner.training.loop import Result
 
-Name = Literal["pascal", "coco", "folder", "fss1000"]
-
 
 def train(
-    dataset: Name,
+    dataset: Trainable,
     /,
     *,
     root: Path,
@@ -24,7 +25,7 @@ def train(
     templates: Path | None = None,
     similarity: Literal["none", "cosine", "posterior"] | None = None,
     memory: bool | None = None,
-    fusion: Literal["early", "late"] | None = None,
+    method: Method | None = None,
     resolution: int | None = None,
     steps: int | None = None,
     epochs: int | None = None,
@@ -56,12 +57,13 @@ def train(
         fusioner train pascal --root data/pascal --also coco=data/coco --also folder=my/data
         fusioner train folder --root my/data --initial run/best.safetensors
         fusioner train pascal --root data/pascal --fold 0 --preset paper --device cuda
+        fusioner train pascal --root data/pascal --fold 0 --method lseg --out lseg
         fusioner train pascal --root data/pascal --fold 2 --out run --resume
 
     Parameters
     ----------
     dataset
-        pascal, coco, folder (images/ masks/ classes.txt) or fss1000.
+        What DIR holds for each is in docs/data.md; folder is your own: images/ masks/ classes.txt.
     root
         Folder of the data set.
     out
@@ -83,8 +85,9 @@ def train(
     memory
         Remember what the classes look like before training starts, and let the network read it by name. Default: the
         preset's; off with a fold, for it makes the network doubt classes it was not shown.
-    fusion
-        early (the paper's), or late (its ablation).
+    method
+        fusioner, or what it is compared with: late, lseg, segmenter, blind; or, with nothing but a threshold to choose
+        on training images, cosine, maskclip and background. docs/baselines.md describes each.
     resolution
         Side in pixels to which images are squashed.
     steps
@@ -139,7 +142,7 @@ def train(
 
     given = {
         "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "memory": memory,
-        "fusion": fusion,
+        "method": method,
         "resolution": resolution, "steps": 0 if epochs is not None and steps is None else steps, "epochs": epochs,
         "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "views": views, "lr": lr,
         "choice_weight": choice_weight, "holdout": holdout, "synonyms": synonyms, "seed": seed, "precision": precision,

@@ -108,6 +108,8 @@ class ConSE(Posteriors):
     cosines of the thousand `anchors` (a z-score) before calling it high. Arguments and attributes are its parent's.
     """
 
+    speaks = True  # the tokens live in the text encoder's space
+
     def __init__(
         self,
         temperature: float = 1.0,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
 from fusioner.encoders.base import Frozen
@@ -114,17 +114,48 @@ class PatchTransformer(DenseEncoder):
 
 
 class ClipVision(PatchTransformer):
-    """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, made for the class token."""
+    """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, made for the class token.
+
+    With `values` they are MaskCLIP's (arXiv 2112.01071): in the last attention layer every patch looks at itself alone,
+    so that what it says of itself is not mixed with what the class token gathers.
+    """
+
+    speaks = True  # the tokens live in the text encoder's space
 
     def __init__(
-        self, model: CLIPVisionModelWithProjection, name: str, mean: RGB = CLIP_MEAN, std: RGB = CLIP_STD
+        self,
+        model: CLIPVisionModelWithProjection,
+        name: str,
+        mean: RGB = CLIP_MEAN,
+        std: RGB = CLIP_STD,
+        *,
+        values: bool = False,
     ) -> None:
         super().__init__(model, name, mean, std, interpolate=True)
         self.dim = model.visual_projection.out_features
+        self.values = values
+        if values:
+            last: Any = model.vision_model.encoder.layers[-1]
+            last.self_attn = _Itself(last.self_attn).train(False)
+
+    def settings(self) -> dict[str, Any]:
+        """See the parent."""
+        return super().settings() | ({"values": True} if self.values else {})
 
     def project(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """Apply to every patch what CLIP applies to its class token."""
         return self.model.visual_projection(self.model.vision_model.post_layernorm(patches))
+
+
+class _Itself(nn.Module):
+    """A layer of CLIP's attention in which every token looks at itself alone."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.v_proj, self.out_proj = attention.v_proj, attention.out_proj
+
+    def forward(self, hidden_states: Float[Tensor, "b n c"], **_: Any) -> tuple[Float[Tensor, "b n c"], None]:
+        return self.out_proj(self.v_proj(hidden_states)), None
 
 
 @dataclass(frozen=True)
@@ -156,13 +187,16 @@ IMAGE_FAMILIES: dict[str, Family] = {
 """transformers `model_type` -> how to load it."""
 
 
-def load_image_encoder(source: str, name: str, kinds: tuple[str, ...] | None = None) -> PatchTransformer:
+def load_image_encoder(
+    source: str, name: str, kinds: tuple[str, ...] | None = None, *, values: bool = False
+) -> PatchTransformer:
     """A frozen image encoder from a folder or a hub repository in transformers' format.
 
     Args:
         source: folder or hub id.
         name: the zoo name it is built from; kept as `.name`.
         kinds: the `model_type`s that fit the name; None takes any of `IMAGE_FAMILIES`.
+        values: of CLIP, take MaskCLIP's tokens.
 
     Raises:
         FusionerError: the source cannot be had, is of another kind, or its weights are incomplete.
@@ -177,7 +211,7 @@ def load_image_encoder(source: str, name: str, kinds: tuple[str, ...] | None = N
     model = load_pretrained(getattr(transformers, family.model), folder, _vision_config(config), name, **family.options)
     mean, std = read_normalisation(folder) or (family.mean, family.std)
     if isinstance(model, CLIPVisionModelWithProjection):
-        return ClipVision(model, name, mean, std)
+        return ClipVision(model, name, mean, std, values=values)
     return PatchTransformer(model, name, mean, std, interpolate=family.interpolate)
 
 

@@ -21,6 +21,9 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
 )
 """A short choice of the templates that CLIP (arXiv 2103.00020) and ViLD (arXiv 2104.13921) average."""
 
+NEUTRAL = "object"
+"""The one text that names nothing: what a model earns with it in place of every name is saliency."""
+
 
 def check_templates(templates: Sequence[str], source: str = "the list of templates") -> tuple[str, ...]:
     """The templates as a tuple; FusionerError when there is none or one lacks its `{}`."""

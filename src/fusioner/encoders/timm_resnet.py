@@ -21,6 +21,8 @@ from fusioner.errors import FusionerError
 class ClipResNet(DenseEncoder):
     """CLIP RN50 or RN101 as a frozen dense encoder; `model` is timm's `resnet50_clip` or its kin, with its pool."""
 
+    speaks = True  # the tokens live in the text encoder's space
+
     def __init__(self, model: nn.Module, name: str) -> None:
         pool: Any = model.head
         super().__init__(name, pool.proj.out_features, 32, CLIP_MEAN, CLIP_STD)

@@ -25,11 +25,11 @@ Builder = Callable[[str, str | None], Any]
 MOCOV3_FILES = "https://github.com/facebookresearch/moco-v3"
 
 
-def _image(repository: str, *kinds: str) -> Builder:
+def _image(repository: str, *kinds: str, values: bool = False) -> Builder:
     def build(name: str, folder: str | None) -> "ImageEncoder":
         from fusioner.encoders.image import load_image_encoder
 
-        return load_image_encoder(folder or repository, name, kinds)
+        return load_image_encoder(folder or repository, name, kinds, values=values)
 
     return build
 
@@ -89,6 +89,10 @@ IMAGE_ENCODERS: dict[str, Builder] = {
     "clip-vit-b16": _image("openai/clip-vit-base-patch16", *_CLIP),
     "clip-vit-l14": _image("openai/clip-vit-large-patch14", *_CLIP),
     "clip-vit-l14-336": _image("openai/clip-vit-large-patch14-336", *_CLIP),
+    "maskclip-vit-b32": _image("openai/clip-vit-base-patch32", *_CLIP, values=True),
+    "maskclip-vit-b16": _image("openai/clip-vit-base-patch16", *_CLIP, values=True),
+    "maskclip-vit-l14": _image("openai/clip-vit-large-patch14", *_CLIP, values=True),
+    "maskclip-vit-l14-336": _image("openai/clip-vit-large-patch14-336", *_CLIP, values=True),
     "clip-rn50": _clip_resnet("resnet50_clip.openai"),
     "clip-rn101": _clip_resnet("resnet101_clip.openai"),
     "dino-vit-s16": _image("facebook/dino-vits16", "vit"),
@@ -143,6 +147,24 @@ def build_image_encoder(name: str) -> "ImageEncoder":
 def build_text_encoder(name: str) -> "TextEncoder":
     """The frozen text encoder of a name, `NAME@/folder` or `hf:...`; raises as `build_image_encoder`."""
     return _resolve(name.strip(), TEXT_ENCODERS, "text")()
+
+
+def value_tokens(name: str) -> str:
+    """The encoder of MaskCLIP's value tokens in place of (the last of) a CLIP image encoder: `clip-vit-b16@/folder` ->
+    `maskclip-vit-b16@/folder`. CLIP's ResNets give them as they are.
+
+    Raises FusionerError for anything else than a CLIP by its own name.
+    """
+    last = split_list(name)[-1]
+    base = last.partition("@")[0]
+    if base.startswith(("clip-rn", "maskclip-")):
+        return last
+    if f"mask{base}" not in IMAGE_ENCODERS:
+        raise FusionerError(
+            f"MaskCLIP takes the value tokens of CLIP, which {last!r} is not: name clip-vit-b16, "
+            "clip-vit-b16@/folder or another CLIP of `fusioner models`"
+        )
+    return f"mask{last}"
 
 
 def split_list(name: str) -> list[str]:

@@ -9,9 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from fusioner.data.base import Pair
-
-NEUTRAL = "object"
-"""The one text of the blind measure: it names nothing, so what it earns is saliency."""
+from fusioner.encoders.prompts import NEUTRAL
 
 IGNORED = 65535
 """In an example's truth: pixels that count nowhere."""

@@ -36,7 +36,7 @@ MEASURES = {
 
 
 def provenance(
-    command: str, model: Path, segmenter: "Segmenter", shown: dict[str, Any], seconds: float
+    command: str, model: Path | None, segmenter: "Segmenter", shown: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """What one needs to repeat an evaluation: the command, versions, weights' hashes, how images were shown."""
     content: dict[str, Any] = {
@@ -45,7 +45,8 @@ def provenance(
         "seconds": round(seconds, 1),
         "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
     }
-    content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
+    if model is not None:
+        content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
     for kind, encoder in (("image", segmenter.image_encoder), ("text", segmenter.text_encoder)):
         content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
     content |= {"device": str(segmenter.device), **shown, "training": _short(segmenter.card.training)}

@@ -1,9 +1,15 @@
 """The shape of the trained network, flat so that it survives JSON and hub round trips unchanged."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from fusioner.errors import FusionerError
+
+Method = Literal["fusioner", "late", "lseg", "segmenter", "blind", "cosine", "maskclip", "background"]
+"""The paper's method, and what it is compared with in the same harness; docs/baselines.md says what each does."""
+TRAINING_FREE: tuple[Method, ...] = ("cosine", "maskclip", "background")
+UNDECODED: tuple[Method, ...] = ("lseg", "segmenter", *TRAINING_FREE)
+"""Methods without the convolutional decoder: they answer on the token grid, and their logits are upsampled."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,8 @@ class FusionerConfig:
         width, layers, heads, mlp_ratio: the fusion transformer.
         dropout, drop_path: regularisation of the fusion, both off in the official recipe.
         temperature: the cosine head divides by it (paper section 3.3).
-        fusion: "early" lets visual and text tokens attend to each other; "late" lets them meet in the head only.
+        method: "fusioner" lets visual and text tokens attend to each other; "late" lets them meet in the head only; the
+            others are baselines (docs/baselines.md), which leave out or replace parts and ignore those parts' settings.
         decoder_widths: channels after each 3x3 convolution; the i-th works at 2**i times the token grid.
         decoder_norm: "instance" (paper) or "layer" (per pixel; keeps how strong an image answers at all).
         similarity: beyond the paper. "cosine" or "posterior": further `aligned_dim` channels at the end of the tokens
@@ -37,7 +44,7 @@ class FusionerConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     temperature: float = 0.07
-    fusion: Literal["early", "late"] = "early"
+    method: Method = "fusioner"
     decoder_widths: tuple[int, ...] = (512, 512, 512, 512)
     decoder_norm: Literal["instance", "layer"] = "instance"
     similarity: Literal["none", "cosine", "posterior"] = "none"
@@ -47,11 +54,16 @@ class FusionerConfig:
     logit_bias: bool = False
 
     def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise FusionerError(f"method is one of {', '.join(get_args(Method))}, not {self.method!r}")
+        if self.method in UNDECODED:  # the one width left: of the space in which patches and labels meet
+            meeting = self.width if self.method == "segmenter" else self.text_dim
+            object.__setattr__(self, "decoder_widths", (meeting,))
+        if self.method == "segmenter":
+            object.__setattr__(self, "logit_bias", True)
         object.__setattr__(self, "decoder_widths", tuple(self.decoder_widths))
         if self.width % self.heads:
             raise FusionerError(f"fusion width {self.width} is not a multiple of its {self.heads} heads: change one")
-        if self.fusion not in ("early", "late"):
-            raise FusionerError(f"fusion is 'early' or 'late', not {self.fusion!r}")
         if self.decoder_norm not in ("instance", "layer"):
             raise FusionerError(f"decoder_norm is 'instance' or 'layer', not {self.decoder_norm!r}")
         if not self.decoder_widths or self.layers < 1:
@@ -80,6 +92,10 @@ class FusionerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; raises FusionerError on a name this version does not know."""
+        if "fusion" in values:  # as the first files have it
+            values = {key: value for key, value in values.items() if key != "fusion"} | {
+                "method": "late" if values["fusion"] == "late" else "fusioner"
+            }
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise FusionerError(f"unknown model settings {', '.join(unknown)}: the file comes from a newer Fusioner")

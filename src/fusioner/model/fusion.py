@@ -75,16 +75,16 @@ class Block(nn.Module):
 class Fusion(nn.Module):
     """Unit-length visual tokens (B, N, Dv) and label embeddings (B, K, Dt) -> patches (B, N, W), classes (B, K, C).
 
-    "early" (the paper's method): all tokens attend to all tokens, so each patch knows what is asked for and each label
-    what is there. "late" (the ablation of the paper's Table 1, as we read its "fuse after the visual decoder"): the
-    same transformer with visual and text tokens blind to each other, so that the two first meet in the cosine head
-    behind the decoder. Both have the same parameters, hence the comparison is of fusion alone.
+    "fusioner" (the paper's early fusion): all tokens attend to all tokens, so each patch knows what is asked for and
+    each label what is there. "late" (the ablation of the paper's Table 1, as we read its "fuse after the visual
+    decoder"): the same transformer with visual and text tokens blind to each other, so that the two first meet in the
+    cosine head behind the decoder. Both have the same parameters, hence the comparison is of fusion alone.
     """
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
         width = config.width
-        self.late = config.fusion == "late"
+        self.late = config.method == "late"
         self.visual_proj = nn.Sequential(
             nn.LayerNorm(config.image_dim), nn.Linear(config.image_dim, width), nn.LayerNorm(width)
         )

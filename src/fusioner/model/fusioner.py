@@ -6,10 +6,12 @@ Letters: B images, K labels, D channels, Gh Gw token grid, H W pixels.
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fusioner.model.config import FusionerConfig
+from fusioner.model.baselines import Free, Projection
+from fusioner.model.config import TRAINING_FREE, UNDECODED, FusionerConfig
 from fusioner.model.decoder import Decoder
 from fusioner.model.fusion import Fusion
 from fusioner.model.head import cosine_logits
@@ -22,14 +24,27 @@ class Fusioner(nn.Module):
     With `config.similarity == "none"` this is the paper's network: all labels of an image are fused together, and a
     label's mask may depend on what else is asked for. With similarity every label runs apart through shared
     weights (`labels_independent`), guided by its own similarity to the image: beyond the paper, see docs.
+
+    `config.method` names a baseline in its place (docs/baselines.md); all of them take and give the same.
     """
+
+    fusion: Fusion | Projection
+    decoder: Decoder | None
+    similarity: Similarity | None
+    neutral: Float[Tensor, " dt"]
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
         self.config = config
-        self.fusion = Fusion(config)
-        self.decoder = Decoder(config)
+        self.decoder = self.similarity = None
+        self.free = Free(config) if config.method in TRAINING_FREE else None
+        if self.free is not None:
+            return
+        self.fusion = Projection(config) if config.method == "lseg" else Fusion(config)
+        self.decoder = Decoder(config) if config.method not in UNDECODED else None
         self.similarity = Similarity(config) if config.similarity != "none" else None
+        if config.method == "blind":
+            self.register_buffer("neutral", torch.zeros(config.text_dim))
         if config.logit_bias:
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.temperature)))
             self.logit_bias = nn.Parameter(torch.tensor(-2.0))
@@ -37,7 +52,7 @@ class Fusioner(nn.Module):
     @property
     def labels_independent(self) -> bool:
         """Whether a label's logits ignore the other labels, so that labels may be computed in any portions."""
-        return self.similarity is not None
+        return self.config.method in ("lseg", "blind", *TRAINING_FREE) or self.similarity is not None
 
     def forward(
         self,
@@ -54,6 +69,20 @@ class Fusioner(nn.Module):
             size: (H, W) of the answer; None keeps the decoder's own resolution, 8x the grid with four decoder widths.
             portion: in training, which portion of the training images each belongs to, see `model.memory`.
         """
+        b, k = text.shape[:2]
+        if self.free is not None:
+            return _resized(self.free(self.split(tokens)[1], text), size)
+        if self.config.method == "blind":  # every name is the neutral text, so one answer is that of all
+            return self._answer(tokens, self.neutral.expand(b, 1, -1), size, portion).expand(-1, k, -1, -1)
+        return self._answer(tokens, text, size, portion)
+
+    def _answer(
+        self,
+        tokens: Float[Tensor, "b d gh gw"],
+        text: Float[Tensor, "b k dt"],
+        size: tuple[int, int] | None,
+        portion: Int[Tensor, " b"] | None,
+    ) -> Float[Tensor, "b k h w"]:
         if self.similarity is None:
             return self._fuse(tokens, text, None, size)
         b, k = text.shape[:2]
@@ -86,7 +115,13 @@ class Fusioner(nn.Module):
     ) -> Float[Tensor, "b k h w"]:
         patches, classes = self.fusion(tokens.flatten(2).transpose(1, 2), text, guidance)
         grid = patches.transpose(1, 2).unflatten(2, tokens.shape[-2:])
-        features = self.decoder(grid, size)
-        if not self.config.logit_bias:
-            return cosine_logits(features, classes, self.config.temperature)
-        return cosine_logits(features, classes, 1.0) * self.logit_scale.exp() + self.logit_bias
+        features = grid if self.decoder is None else self.decoder(grid, size)
+        if self.config.logit_bias:
+            logits = cosine_logits(features, classes, 1.0) * self.logit_scale.exp() + self.logit_bias
+        else:
+            logits = cosine_logits(features, classes, self.config.temperature)
+        return _resized(logits, size) if self.decoder is None else logits
+
+
+def _resized(logits: Float[Tensor, "b k gh gw"], size: tuple[int, int] | None) -> Float[Tensor, "b k h w"]:
+    return logits if size is None else F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -20,7 +20,7 @@ from fusioner.features.fill import fill
 from fusioner.features.plan import Track
 from fusioner.features.source import LiveSource, TokenSource
 from fusioner.features.space import default_folder
-from fusioner.model.config import FusionerConfig
+from fusioner.model.config import TRAINING_FREE, FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official import PUBLISHED_NORMALISATION
 from fusioner.training.config import TrainConfig
@@ -76,7 +76,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
     Raises:
         FusionerError: sizes that do not go together.
     """
-    anchors, aligned = _aligned(config, image, text)
+    config, anchors, aligned = _aligned(config, image, text)
     shape = FusionerConfig(
         image_dim=image.dim - aligned,
         text_dim=text.dim,
@@ -87,7 +87,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         dropout=config.dropout,
         drop_path=config.drop_path,
         temperature=config.temperature,
-        fusion=config.fusion,
+        method=config.method,
         decoder_widths=config.decoder_widths,
         decoder_norm=config.decoder_norm,
         similarity=config.similarity,
@@ -100,7 +100,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         torch.manual_seed(config.seed)
         model = Fusioner(shape)
     if anchors is not None:
-        model.get_buffer("similarity.anchors").copy_(anchors)
+        model.get_buffer("similarity.anchors" if model.free is None else "free.anchors").copy_(anchors)
     return model
 
 
@@ -144,12 +144,28 @@ def _source(
     return LiveSource(part.data, image, config.resolution, Augmentation(recipe, part.data.ignore))
 
 
-def _aligned(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -> tuple[Float[Tensor, "m d"] | None, int]:
-    """Of the last encoder in the list: its class names' embeddings where similarity reads them, and its width."""
-    if config.similarity == "none":
-        return None, 0
+def _aligned(
+    config: TrainConfig, image: ImageEncoder, text: TextEncoder
+) -> tuple[TrainConfig, Float[Tensor, "m d"] | None, int]:
+    """The settings with the similarity that the method reads, and of the last encoder in the list its class names'
+    embeddings, where they are read, and its width.
+    """
     last = getattr(image, "encoders", [image])[-1]
-    anchors = getattr(last, "anchors", None) if config.similarity == "posterior" else None
+    anchors = getattr(last, "anchors", None)
+    if config.method in ("lseg", "segmenter", "background"):  # all tokens are features to them
+        config = replace(config, similarity="none", memory=False)
+    elif config.method in TRAINING_FREE:
+        fits = anchors is not None and tuple(anchors.shape) == (last.dim, text.dim)
+        config = replace(config, similarity="posterior" if fits else "cosine", memory=False)
+        if not fits and (last.dim != text.dim or not getattr(last, "speaks", False)):
+            raise FusionerError(
+                f"--method {config.method} compares patches with words, for which {last.name} and {text.name} are not "
+                "made: name an aligned pair, as effnet-lite2 and minilm-embedded, or both of one CLIP"
+            )
+        return config, anchors if fits else None, last.dim
+    if config.similarity == "none":
+        return config, None, 0
+    anchors = anchors if config.similarity == "posterior" else None
     wanted = (last.dim, text.dim) if config.similarity == "posterior" else None
     if last is image or (wanted and (anchors is None or tuple(anchors.shape) != wanted)):
         example = "effnet-lite2 (with minilm-embedded)" if wanted else "a CLIP image encoder (with its text encoder)"
@@ -157,4 +173,4 @@ def _aligned(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -> tup
             f"--similarity {config.similarity} cannot be read from --image-encoder {image.name}: name {example} last "
             "in a list, as in A+B, or use --similarity none"
         )
-    return anchors, last.dim
+    return config, anchors, last.dim

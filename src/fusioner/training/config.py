@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 
 from fusioner.errors import FusionerError
+from fusioner.model.config import Method
 
 Sampling = Literal["pairs", "images"]
 Precision = Literal["32", "bf16", "16"]
@@ -25,7 +26,7 @@ class TrainConfig:
         resolution: images are squashed to this side, px.
         normalisation: "dataset" gives the image encoder the published mean and std of PASCAL or COCO (other sets: its
             own), as the official recipe; "encoder" leaves the encoder its own.
-        width, layers, heads, mlp_ratio, dropout, drop_path, temperature, fusion, decoder_widths, decoder_norm,
+        width, layers, heads, mlp_ratio, dropout, drop_path, temperature, method, decoder_widths, decoder_norm,
             logit_bias, similarity, prompt_dropout: the network, see `model.config.FusionerConfig`. Similarity, where
             not "none", reads the tokens of the last encoder named in `image_encoder`.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
@@ -74,7 +75,7 @@ class TrainConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
     temperature: float = 0.07
-    fusion: Literal["early", "late"] = "early"
+    method: Method = "fusioner"
     decoder_widths: tuple[int, ...] = (512, 512, 512, 512)
     decoder_norm: Literal["instance", "layer"] = "instance"
     logit_bias: bool = False

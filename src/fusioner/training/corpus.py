@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 from zlib import crc32
 
 import numpy as np
@@ -17,11 +18,9 @@ from fusioner.data.base import Item, Pair, SegmentationData, present_pairs
 from fusioner.data.catalog import open_dataset
 from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
 from fusioner.data.layout import some
+from fusioner.data.listing import TRAINING_SPLITS, Name, Trainable
 from fusioner.errors import FusionerError
 from fusioner.training.config import Sampling
-
-SPLITS = {"pascal": "train_aug", "coco": "train", "folder": "train", "fss1000": "train"}
-"""What of each data set is trained on."""
 
 PORTIONS = 4
 """What is fitted to the training images (`memory`) is also fitted without each of so many portions of them."""
@@ -108,11 +107,14 @@ def open_part(name: str, root: Path, fold: int | None = None) -> Part:
     """One data set's training split.
 
     Raises:
-        FusionerError: whatever is wrong with the set, a fold for a set that has none, or a fold outside 0..3.
+        FusionerError: whatever is wrong with the set, one without training images, a fold for a set that has none, or a
+            fold outside 0..3.
     """
+    if name in get_args(Name) and name not in get_args(Trainable):
+        raise FusionerError(f"data set {name!r} is there to test on: it has no training images")
     if fold is not None and name not in ("pascal", "coco"):
         raise FusionerError(f"data set {name!r} has no folds: leave --fold out")
-    data = open_dataset(name, root, SPLITS.get(name))
+    data = open_dataset(name, root, TRAINING_SPLITS.get(name, "train"))
     return Part(root, data, fold, data.class_ids if fold is None else fold_classes(name, fold)[0])
 
 

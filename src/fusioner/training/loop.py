@@ -99,8 +99,9 @@ class Trainer:
         self.order = Order(batches.corpus.examples, config.batch_size, config.seed)
         self.steps = config.steps or self.order.steps(config.epochs)
         self.model = model.to(fabric.device)
-        decoder: Any = self.model.decoder
-        decoder.to(memory_format=torch.channels_last)  # what convolutions are fastest in
+        if self.model.decoder is not None:
+            decoder: Any = self.model.decoder
+            decoder.to(memory_format=torch.channels_last)  # what convolutions are fastest in
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False) if config.ema else None
         optimizer = build_optimizer(self.model, config)
         compiled: Any = torch.compile(self.model) if self.pace.compile else self.model

@@ -1,24 +1,28 @@
 """One training from settings to saved weights."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusioner.encoders.prompts import DEFAULT_TEMPLATES, LabelEmbedder
+from fusioner.encoders.zoo import value_tokens
 from fusioner.errors import FusionerError
 from fusioner.features.plan import Track
 from fusioner.files import writable_folder
-from fusioner.model.checkpoint import ModelCard, load_model, load_state
+from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
+from fusioner.model.fusioner import Fusioner
 from fusioner.training.assemble import build_encoders, build_fabric, build_network, build_sources
 from fusioner.training.batches import Batches
 from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import Order, Part, build_corpus
 from fusioner.training.display import Display
+from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
 from fusioner.training.memory import fit_memory
 from fusioner.training.prompts import Names, read_synonyms
 from fusioner.training.provenance import describe
-from fusioner.training.state import RESUME
+from fusioner.training.state import BEST, LAST, RESUME
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def train(
 ) -> Result:
     """Train on the parts; `track` draws the bars of the feature cache.
 
+    Of a method without training only the level of its decision is chosen.
+
     Raises:
         FusionerError: anything wrong with settings, data, encoders, device, disk, or the state to resume from.
     """
@@ -65,11 +71,14 @@ def train(
     fabric = build_fabric(run.device, run.devices, config.precision)
     if config.batch_size < fabric.world_size:
         raise FusionerError(f"a batch of {config.batch_size} images cannot be shared by {fabric.world_size} devices")
+    if config.method == "maskclip":
+        config = replace(config, image_encoder=value_tokens(config.image_encoder))
     image, text = build_encoders(config, parts[0].data.name, fabric.device)
     names = Names(corpus.names(), read_synonyms(config.synonyms))
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
     model = build_network(config, image, text, len(corpus.names()))
+    fill_words(model, embed)
     if run.initial:
         start = load_model(run.initial)[0].state_dict()
         own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name and name in start}
@@ -89,6 +98,8 @@ def train(
         fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed)
     side = max(1, config.resolution // config.loss_stride)
     batches = Batches(corpus, sources, names, table, config.prompts, (side, side), config.seed, config.mirror)
+    if model.free is not None:
+        return _choose_level(model.to(fabric.device), batches, config, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
     pace = pace or Pace()
     if pace.prefetch is None:  # beside a CPU that encodes there is nothing to gain
@@ -98,6 +109,26 @@ def train(
         found = trainer.resume()
         display.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
     return trainer.fit()
+
+
+def _choose_level(
+    model: Fusioner,
+    batches: Batches,
+    config: TrainConfig,
+    card: ModelCard,
+    run: Run,
+    saves: bool,
+    track: Track | None,
+) -> Result:
+    """The whole training of a method without training."""
+    begun = time.monotonic()
+    silent = model.config.method == "background"
+    score = None if silent else fit_level(model, batches, config.batch_size, config.seed, track)
+    about = {"steps": 0, "step": 0, "best_miou": score and round(score, 2)}
+    for name in (LAST, BEST) if saves else ():
+        save_model(run.out / name, model, replace(card, training=card.training | about))
+    judged = "the training images its level was chosen on"
+    return Result(0, 0, 0.0, score or 0.0, score or 0.0, judged, time.monotonic() - begun, 0.0, 0)
 
 
 def _check_out(run: Run) -> None:

@@ -1,0 +1,139 @@
+"""Every method goes the whole way: train, model file, evaluation, prediction."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from fusioner.cli.main import main
+from fusioner.data.catalog import DATASETS
+from fusioner.data.listing import Name, Trainable
+from fusioner.encoders.prompts import LabelEmbedder
+from fusioner.encoders.zoo import build_text_encoder
+from fusioner.errors import FusionerError
+from fusioner.inference.load import load
+from fusioner.model.baselines import WORDS
+from fusioner.model.checkpoint import load_model
+from fusioner.model.config import TRAINING_FREE, Method
+from fusioner.training.config import TrainConfig
+from fusioner.training.corpus import open_part
+from fusioner.training.free import LEVELS, reference_words
+from fusioner.training.loop import Pace
+from fusioner.training.run import Run, train
+
+Tiny = Callable[..., TrainConfig]
+
+
+def run(root: Path, out: Path, config: TrainConfig, pace: Pace | None = None, **options: Any) -> Any:
+    return train([open_part("pascal", root, 1)], config, Run(out, device="cpu", **options), pace)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_trained_and_asked(method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    result = run(voc_tree, tmp_path, tiny(method=method, steps=3))
+    segmenter = load(tmp_path / "best.safetensors", "cpu")
+    assert segmenter.card.config.method == method
+    assert segmenter.card.image_encoder.startswith("maskclip" if method == "maskclip" else "clip-vit")
+    assert len(segmenter.card.training["images"]) > 10  # also a level is chosen on images, which are then known
+    found = segmenter(np.zeros((40, 50, 3), np.uint8), ["cat", "dog"])
+    assert found.label_map.shape == (40, 50)
+    if method in TRAINING_FREE:
+        assert (result.steps, segmenter.card.training["steps"]) == (0, 0)
+    if method == "background":
+        assert not found.label_map.any()
+
+
+@pytest.mark.parametrize("method", ["lseg", "segmenter", "blind"])
+def test_a_stopped_baseline_goes_on_to_the_same_weights(
+    method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    config = tiny(method=method, steps=4)
+    run(voc_tree, tmp_path / "whole", config)
+    from fusioner.training.loop import Trainer
+
+    update = Trainer._update
+
+    def crash(self: Any, step: int) -> None:
+        if step == 2:
+            raise KeyError
+        update(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_update", crash)
+        with pytest.raises(KeyError):
+            run(voc_tree, tmp_path / "cut", config, Pace(0))
+    run(voc_tree, tmp_path / "cut", config, resume=True)
+    one, other = (load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("whole", "cut"))
+    assert one
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_level_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(method="cosine")
+    result = run(voc_tree, tmp_path / "a", config)
+    model, card = load_model(tmp_path / "a" / "best.safetensors")
+    assert model.free is not None
+    assert round(float(model.free.level), 1) in LEVELS
+    assert card.training["best_miou"] == round(result.best, 2) > 0
+    words = LabelEmbedder(build_text_encoder(config.text_encoder), config.templates)(reference_words())
+    assert len(words) == WORDS
+    torch.testing.assert_close(model.free.words, words)
+    again = run(voc_tree, tmp_path / "b", replace(config, batch_size=5))
+    assert again.best == pytest.approx(result.best)  # whatever images are looked at together
+
+
+def test_what_cannot_be_compared_with_words_is_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    unaligned = tiny(method="cosine", image_encoder="dinov2-s-embedded", text_encoder="minilm-embedded", resolution=28)
+    with pytest.raises(FusionerError, match="dinov2-s-embedded and minilm-embedded are not made"):
+        run(voc_tree, tmp_path / "a", unaligned)
+    with pytest.raises(FusionerError, match="which 'dinov2-s-embedded' is not"):
+        run(voc_tree, tmp_path / "b", replace(unaligned, method="maskclip"))
+
+
+def test_evaluated_without_any_training(
+    voc_tree: Path, clip_folder: Path, tiny: Tiny, tmp_path: Path, capsys: Any
+) -> None:
+    run(voc_tree, tmp_path, tiny(steps=1))
+    images = sorted((voc_tree / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("2007*"))[:2]
+    own = tmp_path / "own"
+    for name in ("images", "masks"):
+        (own / name).mkdir(parents=True)
+    for image in images:
+        (own / "images" / image.name).symlink_to(image)
+        mask = f"{image.stem}.png"
+        (own / "masks" / mask).symlink_to(voc_tree / "SegmentationClassAug" / mask)
+    (own / "classes.txt").write_text("\n".join(["background", *(f"bus {i}" for i in range(12))]))
+    clip = ["--image-encoder", f"clip-vit-b16@{clip_folder}", "--text-encoder", f"clip-text-b16@{clip_folder}"]
+    for method, words in (
+        ("cosine", clip),
+        ("maskclip", clip),
+        ("background", clip),
+        ("blind", ["--model", str(tmp_path / "best.safetensors"), "--allow-leak"]),
+    ):
+        out = tmp_path / method
+        given = ["evaluate", "folder", "--root", str(own), "--method", method, *words, "--bootstrap", "5"]
+        assert main([*given, "--out", str(out), "--device", "cpu", "--limit", "2"]) == 0, capsys.readouterr().err
+        content = json.loads((out / "metrics.json").read_text())
+        assert content["method"] == method
+        assert ("model" in content) is (method == "blind")
+    assert json.loads((tmp_path / "background" / "metrics.json").read_text())["miou"] == 0
+    assert main(["evaluate", "folder", "--root", str(own), "--method", "cosine", "--model", "x"]) == 2
+    assert "needs no --model" in capsys.readouterr().err
+
+
+def test_one_list_of_data_sets() -> None:
+    assert set(get_args(Name)) == set(DATASETS)
+    assert set(get_args(Name)) - set(get_args(Trainable)) == {"coco-to-pascal", "mosaic4"}
+    with pytest.raises(FusionerError, match="no training images"):
+        open_part("mosaic4", Path("nowhere"))
+
+
+def test_a_benchmark_is_trained_on_its_training_split(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    part = open_part("pas20", voc_tree)
+    assert len(part.data.items) == 24
+    assert train([part], tiny(steps=2), Run(tmp_path, device="cpu")).step == 2
