@@ -18,6 +18,7 @@ VERBS = {
     "train": ("fusioner.cli.train:train", "Train the fusion network on a data set."),
     "evaluate": ("fusioner.cli.evaluate:evaluate", "Measure a model on a data set."),
     "compare": ("fusioner.cli.compare:compare", "Test whether two evaluations differ by more than chance."),
+    "sweep": ("fusioner.cli.sweep:sweep", "Train and evaluate many combinations; make a table."),
     "data": ("fusioner.cli.data:app", "Look into a data set: count and check it, or make a contact sheet."),
     "features": ("fusioner.cli.features:app", "Encode images once and keep the features."),
     "models": ("fusioner.cli.models:models", "List the encoders that can be named."),

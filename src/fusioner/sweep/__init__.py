@@ -1,0 +1,1 @@
+"""Many trainings and evaluations from one file, and the table they make."""

@@ -1,0 +1,167 @@
+"""Running a sweep's cells, some at a time, each in a process of its own that may fail without harm to the others."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fusioner.errors import FusionerError
+from fusioner.features.locks import Presence
+from fusioner.files import atomic_write, writable_folder
+from fusioner.sweep.cell import CELL, read_done
+from fusioner.sweep.plan import Cell, Sweep, settings_toml
+from fusioner.training.state import LOG
+
+SWEEP, CELLS, CACHE, OUTPUT = "sweep.json", "cells", "cache", "log.txt"
+SECONDS = 0.1
+"""Rough guess for an image and step of `small` at 336 px on two cores, where no cell is finished to tell better."""
+_POLL = 1.0
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+
+
+def folder_of(out: Path, cell: Cell) -> Path:
+    """Where a cell's run and report are."""
+    return out / CELLS / cell.name
+
+
+def is_done(out: Path, cell: Cell) -> bool:
+    """Trained and evaluated."""
+    return {"train", "evaluate"} <= set(read_done(folder_of(out, cell)))
+
+
+def estimate(sweep: Sweep, out: Path, cell: Cell) -> float:
+    """Seconds that a cell takes: as finished ones of its method took, else of any, else a rough guess."""
+    done = [(one, sum(read_done(folder_of(out, one)).values())) for one in sweep.cells if is_done(out, one)]
+    same = [seconds for one, seconds in done if one.method == cell.method] or [seconds for _, seconds in done]
+    if same:
+        return sorted(same)[len(same) // 2]
+    config = sweep.config(cell)
+    return 60 + SECONDS * config.steps * config.batch_size * (config.resolution / 336) ** 2
+
+
+def claim(sweep: Sweep, out: Path) -> Presence:
+    """Make `out` this sweep's; the lock is held until it is left.
+
+    Raises:
+        FusionerError: another sweep is at work there, or cells of other settings are.
+    """
+    lock = Presence(writable_folder(out))
+    if not lock.alone():
+        raise FusionerError(f"another sweep is at work in {out}: wait for it to end, or choose another --out")
+    file = out / SWEEP
+    if file.is_file():
+        _check_same(json.loads(file.read_text("utf-8")), sweep.identity(), out)
+    with atomic_write(file) as beside:
+        beside.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
+    return lock
+
+
+def run(
+    sweep: Sweep,
+    out: Path,
+    jobs: int,
+    say: Callable[[str], None],
+    show: Callable[[float, str], None],
+    finished: Callable[[], None],
+) -> dict[Cell, str]:
+    """Run every cell that is not done -> why those that failed did.
+
+    Args:
+        say: for a line when a cell ends; show: (cells done, with fractions, what is running) now and then.
+        finished: called after each cell that succeeded.
+    """
+    waiting = [cell for cell in sweep.cells if not is_done(out, cell)]
+    running: list[_Running] = []
+    failed: dict[Cell, str] = {}
+    done = len(sweep.cells) - len(waiting)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(sweep, out, waiting.pop(0), jobs))
+            with suppress(subprocess.TimeoutExpired):
+                running[0].process.wait(_POLL)
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                one.output.close()
+                if one.process.returncode:
+                    failed[one.cell] = _reason(folder_of(out, one.cell), one.process.returncode)
+                    say(f"failed: {one.cell.title}: {failed[one.cell]}")
+                else:
+                    done += 1
+                    say(f"done: {one.cell.title}: {_headline(folder_of(out, one.cell))}")
+                    finished()
+            parts = sum(_part(folder_of(out, one.cell), sweep.config(one.cell).steps) for one in running)
+            show(done + len(failed) + parts, ", ".join(one.cell.title for one in running))
+    finally:
+        for one in running:
+            one.process.terminate()  # a training saves what it has
+        for one in running:
+            one.process.wait()
+            one.output.close()
+    return failed
+
+
+def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> _Running:
+    folder = writable_folder(folder_of(out, cell))
+    own = {name: getattr(cell, name) for name in ("image_encoder", "text_encoder", "method", "seed")}
+    with atomic_write(folder / "settings.toml") as beside:
+        beside.write_text(settings_toml(sweep.settings | own), "utf-8")
+    content = {**own, "fold": cell.fold, "commands": sweep.commands(cell, folder, out / CACHE)}
+    with atomic_write(folder / CELL) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"}
+    output = (folder / OUTPUT).open("ab")
+    command = [sys.executable, "-m", "fusioner.sweep.cell", str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    return _Running(cell, process, output)
+
+
+def _part(folder: Path, steps: int) -> float:
+    """How much of a running cell is done, by the last line of its training's log."""
+    if "train" in read_done(folder):
+        return 0.9
+    with suppress(OSError, ValueError, IndexError, KeyError):
+        last = json.loads((folder / "run" / LOG).read_text("utf-8").splitlines()[-1])
+        return 0.9 * min(1.0, last["step"] / max(1, steps))
+    return 0.0
+
+
+def _reason(folder: Path, code: int) -> str:
+    lines = (folder / OUTPUT).read_text("utf-8", errors="replace").splitlines()
+    said = [line for line in lines if line.startswith("error: ")]
+    text = said[-1].removeprefix("error: ") if code == 2 and said else (lines or [""])[-1]
+    return f"{text} (exit code {code}, see {folder / OUTPUT})"
+
+
+def _headline(folder: Path) -> str:
+    from fusioner.training.display import clock
+
+    found: dict[str, Any] = json.loads((folder / "report" / "metrics.json").read_text("utf-8"))
+    shown = [f"{name} {found[name]:.1f}" for name in ("miou", "argmax_miou") if found.get(name) is not None]
+    return ", ".join(shown) + f" in {clock(sum(read_done(folder).values()))}"
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    for part in now:
+        one, other = before.get(part), now[part]
+        if one == other:
+            continue
+        names = [n for n in {**one, **other} if one.get(n) != other.get(n)] if isinstance(one, dict) else []
+        what = (
+            f"{part}: {names[0]} was {one.get(names[0])!r} and is {other.get(names[0])!r}"
+            if names
+            else (f"{part} was {one!r} and is {other!r}")
+        )
+        raise FusionerError(f"{out} holds a sweep of other settings ({what}): choose another --out")
