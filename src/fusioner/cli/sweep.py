@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> None:
-    """Train and evaluate every combination that a TOML file asks for, and make the table: the shape of the paper's Table 1.
+    """Train and evaluate every combination that a TOML file asks for, and lay the figures out as the paper's Table 1.
 
     Repeat the command after any interruption: what is finished is not done again, what had begun goes on. A cell that
     fails is reported and the others go on; the exit code is then 1, and the next time it is tried again.
@@ -36,7 +36,7 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
     from fusioner.cli.progress import progress
     from fusioner.errors import FusionerError
     from fusioner.sweep.plan import read_sweep
-    from fusioner.sweep.run import claim, run
+    from fusioner.sweep.run import claimed, run
     from fusioner.sweep.table import build, to_markdown, write
 
     if jobs < 1:
@@ -53,7 +53,7 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
     def render() -> None:
         write(build(plan, out), out)
 
-    with claim(plan, out), _sigterm_ends(), progress("cells") as work:
+    with claimed(plan, out), _sigterm_ends(), progress("cells") as work:
         meter = work.meter("sweep", len(plan.cells))
         failed = run(plan, out, jobs, say, lambda done, note: meter(done, note=note), render)
         table = build(plan, out, failed)

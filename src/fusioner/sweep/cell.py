@@ -43,7 +43,8 @@ def read_done(folder: Path) -> dict[str, float]:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin, whose lock the interpreter wants when it ends
+        pass
     os._exit(137)
 
 

@@ -4,8 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,12 @@ class _Running:
     process: subprocess.Popen[bytes]
     output: IO[bytes]
 
+    def close(self) -> None:
+        """Once it has ended."""
+        self.output.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
 
 def folder_of(out: Path, cell: Cell) -> Path:
     """Where a cell's run and report are."""
@@ -50,21 +56,22 @@ def estimate(sweep: Sweep, out: Path, cell: Cell) -> float:
     return 60 + SECONDS * config.steps * config.batch_size * (config.resolution / 336) ** 2
 
 
-def claim(sweep: Sweep, out: Path) -> Presence:
-    """Make `out` this sweep's; the lock is held until it is left.
+@contextmanager
+def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
+    """`out` is this sweep's alone until it is left.
 
     Raises:
-        FusionerError: another sweep is at work there, or cells of other settings are.
+        FusionerError: another sweep is at work there, or cells of other settings are there.
     """
-    lock = Presence(writable_folder(out))
-    if not lock.alone():
-        raise FusionerError(f"another sweep is at work in {out}: wait for it to end, or choose another --out")
-    file = out / SWEEP
-    if file.is_file():
-        _check_same(json.loads(file.read_text("utf-8")), sweep.identity(), out)
-    with atomic_write(file) as beside:
-        beside.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
-    return lock
+    with Presence(writable_folder(out)) as lock:
+        if not lock.alone():
+            raise FusionerError(f"another sweep is at work in {out}: wait for it to end, or choose another --out")
+        file = out / SWEEP
+        if file.is_file():
+            _check_same(json.loads(file.read_text("utf-8")), sweep.identity(), out)
+        with atomic_write(file) as beside:
+            beside.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
+        yield
 
 
 def run(
@@ -93,7 +100,7 @@ def run(
                 running[0].process.wait(_POLL)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                one.output.close()
+                one.close()
                 if one.process.returncode:
                     failed[one.cell] = _reason(folder_of(out, one.cell), one.process.returncode)
                     say(f"failed: {one.cell.title}: {failed[one.cell]}")
@@ -108,7 +115,7 @@ def run(
             one.process.terminate()  # a training saves what it has
         for one in running:
             one.process.wait()
-            one.output.close()
+            one.close()
     return failed
 
 

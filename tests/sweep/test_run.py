@@ -1,0 +1,174 @@
+"""Cells as processes: what is done stays done, what fails harms nobody, and nothing outlives the sweep."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusioner.cli.main import main
+from fusioner.errors import FusionerError
+from fusioner.evaluation.evidence import Evidence, Plan, Rows
+from fusioner.sweep.cell import CELL, read_done
+from fusioner.sweep.plan import Cell, Sweep
+from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
+from fusioner.sweep.table import build, to_html, to_json, to_markdown, write
+
+BASE = Sweep("pascal", "data", "pascal", "data", "small", {"steps": 10}, (), (), ())
+
+
+class Cheap(Sweep):
+    """Cells that list the encoders in place of training; fold 3 has no such command."""
+
+    def commands(self, cell: Cell, folder: Path, cache: Path) -> dict[str, list[str]]:
+        (folder / "report").mkdir(exist_ok=True)
+        (folder / "report" / "metrics.json").write_text('{"miou": 12.34}')
+        return {"train": ["models"], "evaluate": ["models"] if cell.fold != 3 else ["models", "--nonsense"]}
+
+
+def cells(*folds: int) -> tuple[Cell, ...]:
+    return tuple(Cell("image", "text", "lseg", fold, 0) for fold in folds)
+
+
+def cheap(*folds: int) -> Cheap:
+    return Cheap(**{**vars(BASE), "cells": cells(*folds)})
+
+
+def ran(sweep: Sweep, out: Path, jobs: int = 2) -> tuple[dict[Cell, str], list[str], list[float]]:
+    said: list[str] = []
+    shown: list[float] = []
+    failed = run(sweep, out, jobs, said.append, lambda done, note: shown.append(done), lambda: None)
+    return failed, said, shown
+
+
+def test_done_is_done_and_a_failure_is_tried_again(tmp_path: Path) -> None:
+    sweep = cheap(0, 1, 3)
+    failed, said, shown = ran(sweep, tmp_path)
+    assert [cell.fold for cell in failed] == [3]
+    assert "nonsense" in failed[sweep.cells[2]]
+    assert "(exit code 2, see " in failed[sweep.cells[2]]
+    assert sum(line.startswith("done: lseg image text fold") and "miou 12.3" in line for line in said) == 2
+    assert shown[-1] == 3
+    done = [folder_of(tmp_path, cell) / "done.json" for cell in sweep.cells]
+    before = [path.stat().st_mtime_ns for path in done[:2]]
+    assert "clip-vit-b16" in (done[0].parent / "log.txt").read_text()
+    failed, said, _ = ran(sweep, tmp_path)
+    assert [path.stat().st_mtime_ns for path in done[:2]] == before
+    assert [line.split(":")[0] for line in said] == ["failed"]
+    assert set(read_done(done[2].parent)) == {"train"}  # which was not run again
+    log = (done[2].parent / "log.txt").read_text()
+    assert log.count("image encoders") == 1
+    assert log.count("error:") == 2
+
+
+def test_an_estimate_from_what_is_done(tmp_path: Path) -> None:
+    sweep = cheap(0, 1)
+    rough = estimate(sweep, tmp_path, sweep.cells[1])
+    assert 60 < rough < estimate(replace(sweep, settings={"steps": 20}), tmp_path, sweep.cells[1])
+    folder = folder_of(tmp_path, sweep.cells[0])
+    folder.mkdir(parents=True)
+    (folder / "done.json").write_text('{"train": 5.5, "evaluate": 2}')
+    assert is_done(tmp_path, sweep.cells[0])
+    assert estimate(sweep, tmp_path, sweep.cells[1]) == 7.5
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    def claim(**changes: Any) -> None:
+        with claimed(replace(BASE, **changes), tmp_path):
+            pass
+
+    with claimed(BASE, tmp_path), pytest.raises(FusionerError, match="another sweep is at work"):
+        claim()
+    claim(cells=cells(0))  # the grid may grow
+    with pytest.raises(FusionerError, match=r"train: steps was 10 and is 11\): choose another --out"):
+        claim(settings={"steps": 11})
+    with pytest.raises(FusionerError, match=r"evaluate was \[\] and is \['--limit', '3'\]"):
+        claim(evaluate_flags=("--limit", "3"))
+    with pytest.raises(FusionerError, match="data: test_set was 'pascal' and is 'coco-to-pascal'"):
+        claim(test_set="coco-to-pascal")
+
+
+def test_a_cell_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """Killed with -9, the parent can tell nobody; the closing of a pipe does."""
+    waits = tmp_path / "pipe"
+    os.mkfifo(waits)  # a file that never ends: the cell hangs on reading it
+    (tmp_path / CELL).write_text(json.dumps({"commands": {"train": ["sweep", str(waits), "--out", str(tmp_path)]}}))
+    starts = "import subprocess, sys, time\n"
+    starts += "child = subprocess.Popen([sys.executable, '-m', 'fusioner.sweep.cell', sys.argv[1]], stdin=-1)\n"
+    starts += "print(child.pid, flush=True)\nchild.wait()"
+    parent = subprocess.Popen([sys.executable, "-c", starts, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert int(parent.stdout.readline()) > 0
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    with parent.stdout as shared:
+        assert shared.read() == b""  # which it is once the child, who shares it, has ended
+
+
+def evidence(fold: int, right: int) -> Evidence:
+    """Two images, one pair each, of which `right` of 10 pixels are found."""
+    images = (f"{fold}a", f"{fold}b")
+    pairs = Rows(np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10], [80, 90, right, 10]], float))
+    none = Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
+    return Evidence(Plan("official", images), pairs, none, none, {}, [], [])
+
+
+@pytest.fixture
+def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Sweep, Path]:
+    """Folds 0 and 1 of one row are finished, fold 0 of another."""
+    from fusioner.evaluation.store import Stored
+
+    late = replace(cells(0)[0], method="late")
+    sweep = replace(BASE, cells=(*cells(0, 1), late, replace(late, fold=1)))
+    for cell in sweep.cells[:3]:
+        folder = folder_of(tmp_path, cell)
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text('{"train": 1, "evaluate": 1}')
+
+    def read(folder: Path) -> Stored:
+        cell = next(one for one in sweep.cells if folder_of(tmp_path, one) == folder.parent)
+        assert cell.fold is not None
+        found = 9 if cell.method == "late" else 4 + 2 * cell.fold
+        return Stored(folder, "pascal", [], {cell.fold: evidence(cell.fold, found)})
+
+    monkeypatch.setattr("fusioner.sweep.table.read_evidence", read)
+    return sweep, tmp_path
+
+
+def test_the_table_is_a_row_a_method_and_a_column_a_fold(swept: tuple[Sweep, Path]) -> None:
+    sweep, out = swept
+    table = build(sweep, out, {sweep.cells[3]: "no <memory>"}, draws=20)
+    content = to_json(table)
+    assert content["columns"] == ["0", "1", "mean"]
+    first, second = content["rows"]
+    assert {column: one["value"] for column, one in first["miou"].items()} == {"0": 40, "1": 60, "mean": 50}
+    assert set(second["miou"]) == {"0", "mean"}
+    assert (second["cells"], second["cells_wanted"], first["images"]) == (1, 2, 4)
+    text = to_markdown(table)
+    assert "| image encoder | text encoder | method | fold 0 | fold 1 | mean |" in text
+    assert "| image | text | lseg | 40.0 [40.0, 40.0] | 60.0 [60.0, 60.0] | 50.0 [" in text
+    assert "| image | text | late | 90.0 [90.0, 90.0] | - |" in text
+    assert "late: 1 of 2 cells are finished; its mean is of those" in text
+    page = to_html(table)
+    assert "failed: late image text fold 1 seed 0: no &lt;memory&gt;" in page
+    assert page.count("class='n best'") == 1  # the unfinished row, though higher, is not called the best
+    assert [path.name for path in write(table, out)] == ["table.json", "table.md", "table.html"]
+    assert json.loads((out / "table.json").read_text()) == content
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text('[data]\nname = "pascal"\nroot = "x"\n[grid]\nmethods = ["late", "lseg"]\n[train]\nsteps = 10\n')
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run", "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "8 cells" in said
+    assert said.count("to do") == 8
+    assert "in all with --jobs 2, a rough guess" in said
+    assert not (tmp_path / "out").exists()
+    assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
