@@ -13,9 +13,9 @@ from torch import Tensor
 from fusioner.inference.decide import upsample
 
 # Chosen on training images, see docs/accuracy.md.
-SIDE = 168  # cells of the guide, whatever the photograph's size and proportions
+SIDE = 112  # cells of the guide, whatever the photograph's size and proportions
 RADIUS = 4  # cells to each side of a window's middle
-EPSILON = 1e-3  # variance of colour (in [0, 1]) below which a window counts as flat
+EPSILON = 1e-4  # variance of colour (in [0, 1]) below which a window counts as flat
 
 
 class EdgeFilter:
