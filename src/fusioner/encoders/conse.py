@@ -83,7 +83,8 @@ class Posteriors(DenseEncoder):
         """Class logits on the token grid, from normalised pixels whose sides are multiples of the stride."""
         gh, gw = (side // self.stride for side in pixels.shape[-2:])
         size = (gh * self.output_stride, gw * self.output_stride)
-        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+        shrinks = self.output_stride < self.stride
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
         if self.centre:
             offset = self.network.offset
             # Up to a multiple of 32, so that every strided layer pads as it does on even sides.

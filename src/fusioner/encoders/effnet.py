@@ -4,7 +4,6 @@ Architecture: https://github.com/tensorflow/tpu/tree/master/models/official/effi
 excitation, stem and head not scaled), widths x 1.1 and depths x 1.2. Trained at 260 px on (RGB - 0.5) / 0.5.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Literal, cast
 
@@ -135,7 +134,7 @@ class SameConv2d(nn.Conv2d):
 
     def _pads(self, size: int) -> tuple[int, int]:
         stride, reach = self.stride[0], self.dilation[0] * (self.kernel_size[0] - 1)
-        total = max((math.ceil(size / stride) - 1) * stride + reach + 1 - size, 0)
+        total = max(reach + 1 - (size % stride or stride), 0)
         return total // 2, total - total // 2
 
 

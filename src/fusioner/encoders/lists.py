@@ -58,11 +58,15 @@ class EncoderList(Frozen):
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """RGB in [0, 1] of any size -> unit-length tokens on the first encoder's grid."""
         first, *others = (encoder(images) for encoder in self._parts)  # each (b, d_i, gh_i, gw_i)
-        resampled = [
-            F.interpolate(tokens, size=first.shape[-2:], mode="bilinear", align_corners=False) for tokens in others
-        ]
+        resampled = [_resample(tokens, first.shape[-2:]) for tokens in others]
         return F.normalize(torch.cat([first, *(F.normalize(tokens, dim=1) for tokens in resampled)], dim=1), dim=1)
 
     def fingerprint(self) -> str:
         """Sha256 (hex) of the encoders' fingerprints, in order."""
         return state_digest(nn.Module(), [encoder.fingerprint() for encoder in self._parts])
+
+
+def _resample(tokens: Float[Tensor, "b d gh gw"], size: torch.Size) -> Float[Tensor, "b d gh2 gw2"]:
+    if tokens.shape[-2:] == size:
+        return tokens
+    return F.interpolate(tokens, size=size, mode="bilinear", align_corners=False)

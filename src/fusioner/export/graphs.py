@@ -1,0 +1,169 @@
+"""The three graphs of an exported model, as ONNX: pixels to tokens, word pieces to vectors, tokens and vectors to logits.
+
+An image is encoded once and a label read once; only the third graph runs again for every question. Letters: B images,
+Gh Gw token grid, D and E widths, K labels, N texts, T word pieces, H W pixels.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from math import lcm
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fusioner.errors import FusionerError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from fusioner.inference.segmenter import Segmenter
+
+OPSET = 20
+BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # the most that the graphs take, in images, labels, texts, cells
+
+
+class ImagePart(nn.Module):
+    """RGB in [0, 1] -> tokens of unit length; sides are multiples of `step`."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        return self.encoder(pixels)
+
+
+class TextPart(nn.Module):
+    """Word pieces and their mask -> one vector of unit length each."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n e"]:
+        return F.normalize(self.encoder.embed(ids, mask).float(), dim=1)
+
+
+class LabelPart(nn.Module):
+    """Tokens and label vectors -> logits of the size of `canvas`, of which nothing but its shape is read."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, tokens: Float[Tensor, "b d gh gw"], text: Float[Tensor, "k e"], canvas: Float[Tensor, "h w"]
+    ) -> Float[Tensor, "b k h w"]:
+        text = text.expand(tokens.shape[0], -1, -1)
+        return self.model(tokens, text, (canvas.shape[0], canvas.shape[1]))
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """What `build` makes.
+
+    Attributes:
+        image, text, labels: the graphs.
+        step: px that the image's sides are multiples of; 0: the graph takes the training size alone.
+    """
+
+    image: "ModelProto"
+    text: "ModelProto"
+    labels: "ModelProto"
+    step: int
+
+
+def build(segmenter: "Segmenter") -> Graphs:
+    """The graphs of a segmenter on the CPU.
+
+    Raises:
+        FusionerError: a part cannot be put into a graph.
+    """
+    model, card = segmenter.model, segmenter.card
+    image, step = _image_graph(segmenter)
+    text = _onnx(
+        "text encoder",
+        TextPart(segmenter.text_encoder),
+        {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)},
+        {"ids": {0: _dim("n", TEXTS), 1: _dim("t", 4096)}, "mask": {0: _dim("n", TEXTS), 1: _dim("t", 4096)}},
+        "vectors",
+    )
+    config, k, size = model.config, _dim("k", LABELS), (_dim("h", 2**14), _dim("w", 2**14))
+    grid = {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
+    tokens = F.normalize(torch.rand(2, config.image_dim + config.aligned_dim, 10, 12), dim=1)
+    words = F.normalize(torch.rand(3, config.text_dim), dim=1)
+    labels = _onnx(
+        "fusion network",
+        LabelPart(model),
+        {"tokens": tokens, "text": words, "canvas": torch.zeros(20, 25)},
+        {"tokens": grid, "text": {0: k}, "canvas": {0: size[0], 1: size[1]}},
+        "logits",
+    )
+    return Graphs(image, text, labels, step)
+
+
+def _image_graph(segmenter: "Segmenter") -> tuple["ModelProto", int]:
+    """The image part with free sides where that can be had, else with those of training alone."""
+    encoder, side = segmenter.image_encoder, segmenter.card.resolution
+    parts = getattr(encoder, "_parts", (encoder,))
+    step = lcm(*(2 * part.stride for part in parts))  # even grids: a strided network pads them all alike
+    part, batch = ImagePart(encoder), _dim("b", BATCH)
+    if side % step == 0:
+        try:
+            shape = {0: batch, 2: step * _dim("rows", GRID), 3: step * _dim("columns", GRID)}
+            pixels = torch.rand(2, 3, 3 * step, 4 * step)
+            return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": shape}, "tokens"), step
+        except FusionerError:  # an encoder whose own code asks for the size
+            pass
+    pixels = torch.rand(2, 3, side, side)
+    return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, "tokens"), 0
+
+
+def _dim(name: str, most: int) -> Dim:
+    return Dim(name, min=1, max=most)
+
+
+def _onnx(
+    what: str, part: nn.Module, example: dict[str, Tensor], shapes: dict[str, dict[int, Any]], output: str
+) -> "ModelProto":
+    """One part as an ONNX model that was traced with `example`; FusionerError when torch cannot do it."""
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                part.eval(),
+                (),
+                example,
+                dynamic_shapes=shapes,
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            done = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, output_names=[output])
+    except ModuleNotFoundError as error:
+        raise FusionerError(f"exporting needs {error.name}: pip install 'fusioner[export]'") from error
+    except Exception as error:  # torch.export and the exporter have many classes of their own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise FusionerError(f"the {what} cannot be exported: {reason}") from error
+    assert done is not None
+    return done.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress lines and its remarks on packages that are not there."""
+    registry = logging.getLogger("torch.onnx")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registry.setLevel(level)
