@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fusioner.inference.decide as decide_module
 from fusioner.errors import FusionerError
+from fusioner.inference import tensors
 from fusioner.inference.decide import chunks, decide, decide_logits, upsample
 
 
@@ -97,8 +98,8 @@ def test_hopeless_labels_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(100, 12, 10) - 5
     logits[17], logits[60, :6] = 3.0, 9.0
     upsampled = []
-    whole = decide_module._upsample_rows
-    monkeypatch.setattr(decide_module, "_upsample_rows", lambda *a: upsampled.append(len(a[1])) or whole(*a))
+    whole = tensors.upsample_rows
+    monkeypatch.setattr(tensors, "upsample_rows", lambda *a: upsampled.append(len(a[1])) or whole(*a))
     for background in (True, False):
         numbers, _ = decide_logits(logits, (50, 60), 0.5, background)
         assert numbers.unique().tolist() == [18, 61]

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
 
-from fusioner.encoders.base import TextEncoder
 from fusioner.errors import FusionerError
+from fusioner.inference.arrays import Array, ways
+
+if TYPE_CHECKING:
+    from fusioner.encoders.base import TextEncoder
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -51,30 +52,26 @@ KEPT = 4096  # labels whose vectors are kept, 2 kB each
 class LabelEmbedder:
     """Labels to unit vectors: the mean over the templates of unit vectors, scaled to unit length; the last are kept."""
 
-    def __init__(self, encoder: TextEncoder, templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
+    def __init__(self, encoder: "TextEncoder", templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
         """Raises FusionerError when `templates` is empty or one of them lacks `{}`."""
         self.encoder = encoder
         self.templates = check_templates(templates)
-        self._cache: dict[str, Float[Tensor, " d"]] = {}
+        self._cache: dict[str, Float[Array, " d"]] = {}
 
-    def __call__(self, labels: Sequence[str]) -> Float[Tensor, "k d"]:
+    def __call__(self, labels: Sequence[str]) -> Float[Array, "k d"]:
         """One row a label, in the order given, on the encoder's device."""
         new = [label for label in dict.fromkeys(labels) if label not in self._cache]
         if new:
             self._cache.update(zip(new, self._embed(new), strict=True))
         if not labels:
-            return torch.empty(0, self.encoder.dim, device=self._device())
-        rows = torch.stack([self._cache[label] for label in labels]).to(self._device())
+            return self.encoder([])
+        rows = [self._cache[label] for label in labels]
         for label in list(self._cache)[:-KEPT]:  # the oldest
             del self._cache[label]
-        return rows
+        return ways(rows[0]).stack(rows)
 
-    def _embed(self, labels: list[str]) -> Float[Tensor, "k d"]:
+    def _embed(self, labels: list[str]) -> Float[Array, "k d"]:
         # replace, not format: a label or a template may hold other braces.
         prompts = [template.replace("{}", label) for label in labels for template in self.templates]
-        vectors = self.encoder(prompts).unflatten(0, (len(labels), len(self.templates)))  # (k, t, d)
-        return F.normalize(vectors.mean(1), dim=1).cpu()
-
-    def _device(self) -> torch.device:
-        weights = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else iter(())
-        return next((weight.device for weight in weights), torch.device("cpu"))
+        vectors = self.encoder(prompts)
+        return ways(vectors).unit(vectors.reshape(len(labels), len(self.templates), -1).mean(1))

@@ -1,4 +1,4 @@
-"""The three graphs of an exported model, as ONNX: pixels to tokens, word pieces to vectors, tokens and vectors to logits.
+"""The three graphs of an exported model in ONNX: pixels to tokens, word pieces to vectors, both to logits.
 
 An image is encoded once and a label read once; only the third graph runs again for every question. Letters: B images,
 Gh Gw token grid, D and E widths, K labels, N texts, T word pieces, H W pixels.
@@ -7,7 +7,7 @@ Gh Gw token grid, D and E widths, K labels, N texts, T word pieces, H W pixels.
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from math import lcm
@@ -87,7 +87,7 @@ def build(segmenter: "Segmenter") -> Graphs:
     Raises:
         FusionerError: a part cannot be put into a graph.
     """
-    model, card = segmenter.model, segmenter.card
+    model = segmenter.model
     image, step = _image_graph(segmenter)
     text = _onnx(
         "text encoder",

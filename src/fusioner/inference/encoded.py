@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from fusioner.errors import FusionerError
-from fusioner.inference.refine import EdgeFilter
+from fusioner.inference.arrays import Array, ways
 from fusioner.inference.windows import WindowGrid
+
+if TYPE_CHECKING:
+    from fusioner.inference.refine import EdgeFilter
 
 TOKENS = 2**30  # bytes of tokens kept of one image
 ANSWERS = 2**23  # bytes of logits kept of an image, so that a label asked again costs nothing
@@ -30,11 +32,11 @@ class EncodedImage:
     """
 
     image: UInt8[np.ndarray, "h w 3"]
-    tokens: Float[Tensor, "n d gh gw"]
+    tokens: Float[Array, "n d gh gw"]
     grid: WindowGrid | None
     name: str
-    edges: EdgeFilter | None = None
-    answers: dict[str, Float[Tensor, "h w"]] = field(default_factory=dict, repr=False)
+    edges: "EdgeFilter | None" = None
+    answers: dict[str, Float[Array, "h w"]] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,22 +49,23 @@ class EncodedImage:
         return self.image.nbytes + self.tokens.nbytes + ANSWERS
 
     def answer(
-        self, labels: Sequence[str], ask: Callable[[list[str]], Float[Tensor, "some h w"]]
-    ) -> Float[Tensor, "k h w"]:
+        self, labels: Sequence[str], ask: Callable[[list[str]], Float[Array, "some h w"]]
+    ) -> Float[Array, "k h w"]:
         """Logits of all labels, of which `ask` is called for those that have no answer yet."""
         new = [label for label in labels if label not in self.answers]
         known = self.answers | (dict(zip(new, ask(new), strict=True)) if new else {})
-        logits = torch.stack([known[label] for label in labels])
+        do, rows = ways(self.tokens), [known[label] for label in labels]
+        logits = do.stack(rows)
         most = ANSWERS // logits[0].nbytes
         for label in labels[:most]:  # the ones asked now go to the end
             self.answers.pop(label, None)
-            self.answers[label] = known[label].clone()
+            self.answers[label] = do.copy(known[label])
         for label in list(self.answers)[: max(0, len(self.answers) - most)]:
             del self.answers[label]
         return logits
 
 
-def room_for(tokens: Float[Tensor, "n d gh gw"], windows: int, name: str) -> Float[Tensor, "windows d gh gw"]:
+def room_for(tokens: Float[Array, "n d gh gw"], windows: int, name: str) -> Float[Array, "windows d gh gw"]:
     """Empty tokens of that many windows like these: float32, or float16 where they would exceed `TOKENS`.
 
     Raises:
@@ -71,4 +74,4 @@ def room_for(tokens: Float[Tensor, "n d gh gw"], windows: int, name: str) -> Flo
     needed = windows * tokens[0].nbytes
     if needed > 2 * TOKENS:
         raise FusionerError(f"{name} is too large to be kept encoded at its native resolution: use 'fast'")
-    return tokens.new_empty(windows, *tokens.shape[1:], dtype=torch.float16 if needed > TOKENS else tokens.dtype)
+    return ways(tokens).room((windows, *tokens.shape[1:]), tokens, half=needed > TOKENS)

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from fusioner.inference.arrays import ways
 from fusioner.inference.decide import chunks
 from fusioner.inference.palette import hex_colour
 from fusioner.inference.polygons import joined
@@ -164,7 +165,7 @@ def write_npz(result: "Segmentation", file: BinaryIO) -> None:
     The probabilities go to the file a few labels at a time: all of them would fill the memory.
     """
     size = result.image.shape[:2]
-    planes = (plane.half().numpy() for some in chunks(result.logits, size) for plane in some)
+    planes = (ways(plane).half(plane) for some in chunks(result.logits, size) for plane in some)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         _write_array(archive, "label_map", np.uint16, size, iter([result.label_map]))
         _write_array(archive, "probabilities", np.float16, (len(result.labels), *size), planes)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-import torch.nn.functional as F
 from jaxtyping import Float, Num, Shaped, UInt8
 from PIL import Image, ImageCms
-from torch import Tensor, from_numpy
 
 from fusioner.errors import FusionerError
+from fusioner.inference.arrays import Array
 
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 
@@ -67,19 +66,25 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
 
 
-def to_tensor(rgb: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "3 h w"]:
+def to_tensor(rgb: UInt8[np.ndarray, "h w 3"]) -> Float[Array, "3 h w"]:
     """8-bit RGB -> float32 in [0, 1], channels first."""
+    from torch import from_numpy
+
     return from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1).float().div_(255)
 
 
-def squash(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
+def squash(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Array, "3 side side"]:
     """The whole picture at `side` by `side` pixels whatever its proportions, float32 in [0, 1]: what encoders see."""
+    from torch import from_numpy
+
     pixels = from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
     return resize(pixels, (side, side)).float().div_(255)
 
 
-def resize(images: Num[Tensor, "*b c h w"], size: tuple[int, int]) -> Num[Tensor, "*b c h2 w2"]:
+def resize(images: Num[Array, "*b c h w"], size: tuple[int, int]) -> Num[Array, "*b c h2 w2"]:
     """Bilinear with antialiasing, to `size` (height, width); floats or uint8; one image or a batch."""
+    import torch.nn.functional as F
+
     if tuple(images.shape[-2:]) == size:
         return images
     batch = images if images.ndim == 4 else images[None]

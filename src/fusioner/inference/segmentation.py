@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
 from PIL import Image
-from torch import Tensor
 
 from fusioner.errors import FusionerError
+from fusioner.inference.arrays import Array, to_numpy, ways
 from fusioner.inference.decide import chunks, decide_bands, decide_logits
 from fusioner.inference.polygons import Polygon, trace
 
@@ -37,14 +37,14 @@ class Segmentation:
     threshold: float
     background: bool
     name: str
-    logits: Float[Tensor, "k gh gw"] = field(repr=False)
+    logits: Float[Array, "k gh gw"] = field(repr=False)
 
     @classmethod
     def from_logits(
         cls,
         image: UInt8[np.ndarray, "h w 3"],
         labels: Sequence[str],
-        logits: Float[Tensor, "k gh gw"],
+        logits: Float[Array, "k gh gw"],
         *,
         threshold: float = 0.5,
         background: bool = True,
@@ -61,8 +61,8 @@ class Segmentation:
         label_map = np.empty(size, np.uint16)
         sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
         for rows, numbers, best in decide_bands(logits, size, threshold, background):
-            label_map[rows] = numbers = numbers.cpu().numpy()
-            sums += np.bincount(numbers.ravel(), best.cpu().numpy().ravel(), len(sums))
+            label_map[rows] = numbers = to_numpy(numbers)
+            sums += np.bincount(numbers.ravel(), to_numpy(best).ravel(), len(sums))
             pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
         means = (sums / np.maximum(pixels, 1)).tolist()[1:]
         return cls(
@@ -73,7 +73,7 @@ class Segmentation:
             threshold=float(threshold),
             background=background,
             name=name,
-            logits=logits.cpu(),
+            logits=ways(logits).home(logits),
         )
 
     def __repr__(self) -> str:
@@ -155,7 +155,7 @@ class Segmentation:
     def probability(self, label: str) -> Float16[np.ndarray, "h w"]:
         """How surely every pixel shows `label`, 0..1; FusionerError when it was not asked for."""
         number = self.number(label)
-        return next(chunks(self.logits[number - 1 : number], self.image.shape[:2]))[0].half().numpy()
+        return ways(self.logits).half(next(chunks(self.logits[number - 1 : number], self.image.shape[:2]))[0])
 
     @cached_property
     def confidence(self) -> Float16[np.ndarray, "h w"]:
@@ -163,6 +163,7 @@ class Segmentation:
         where background won. (Per label, see `scores`.)
         """
         _, best = decide_logits(self.logits, self.image.shape[:2], background=False)
+        best = to_numpy(best)
         return np.where(self.label_map, best, 1 - best).astype(np.float16)
 
     @property
@@ -171,7 +172,7 @@ class Segmentation:
         full = np.empty((len(self.labels), *self.image.shape[:2]), np.float16)
         start = 0
         for some in chunks(self.logits, self.image.shape[:2]):
-            full[start : start + len(some)] = some.half().numpy()
+            full[start : start + len(some)] = ways(some).half(some)
             start += len(some)
         return full
 

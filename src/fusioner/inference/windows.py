@@ -10,9 +10,10 @@ Letters: B images, N windows, K labels, H W pixels.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Float, Num
-from torch import Tensor
+
+from fusioner.inference.arrays import Array, ways
 
 Origin = tuple[int, int]
 
@@ -55,12 +56,10 @@ class WindowGrid:
         return [min(start, room) for start in starts] if self.smooth else starts
 
     def cut(
-        self, images: Num[Tensor, "b c h w"], origins: Sequence[Origin], pad: float | Float[Tensor, " c"] = 0.0
-    ) -> Num[Tensor, "n b c crop crop"]:
+        self, images: Num[Array, "b c h w"], origins: Sequence[Origin], pad: float | Float[Array, " c"] = 0.0
+    ) -> Num[Array, "n b c crop crop"]:
         """The windows at `origins` of every image, filled up on the right and at the bottom with `pad`."""
-        b, c = images.shape[:2]
-        filling = torch.as_tensor(pad, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)  # (c or 1, 1, 1)
-        windows = filling.expand(c, self.crop, self.crop).repeat(len(origins), b, 1, 1, 1)
+        windows = ways(images).filled((len(origins), *images.shape[:2], self.crop, self.crop), pad, images)
         for window, (y, x) in zip(windows, origins, strict=True):
             part = images[..., y : y + self.crop, x : x + self.crop]
             window[..., : part.shape[-2], : part.shape[-1]] = part
@@ -77,19 +76,20 @@ class Canvas:
     def __init__(self, grid: WindowGrid, side: int) -> None:
         self.grid, self.side = grid, side
         self.size = max(1, self._cells(grid.height)), max(1, self._cells(grid.width))
-        self._sum: Tensor | None = None
+        self._sum: Array | None = None
         self._weights = self._shares(grid.rows, self.size[0]), self._shares(grid.columns, self.size[1])
 
-    def add(self, logits: Float[Tensor, "*b side side"], origin: Origin) -> None:
+    def add(self, logits: Float[Array, "*b side side"], origin: Origin) -> None:
         """Lay one window's logits down at the origin (y, x), px."""
+        do = ways(logits)
         if self._sum is None:
-            self._sum = logits.new_zeros(*logits.shape[:-2], *self.size)
-        rows, columns = (share[start].to(logits.device) for share, start in zip(self._weights, origin, strict=True))
+            self._sum = do.filled((*logits.shape[:-2], *self.size), 0.0, logits)
+        rows, columns = (do.like(share[start], logits) for share, start in zip(self._weights, origin, strict=True))
         y, x = self._cells(origin[0]), self._cells(origin[1])
         h, w = len(rows), len(columns)
         self._sum[..., y : y + h, x : x + w] += logits[..., :h, :w] * (rows[:, None] * columns)
 
-    def mean(self) -> Float[Tensor, "*b h w"]:
+    def mean(self) -> Float[Array, "*b h w"]:
         """The average at every cell, once all windows of the grid are down."""
         if self._sum is None:
             raise ValueError("no window was added")
@@ -98,28 +98,28 @@ class Canvas:
     def _cells(self, pixels: int) -> int:
         return int(pixels * self.side / self.grid.crop + 0.5)
 
-    def _shares(self, starts: list[int], size: int) -> dict[int, Float[Tensor, " cells"]]:
+    def _shares(self, starts: list[int], size: int) -> dict[int, Float[np.ndarray, " cells"]]:
         """Along one axis: what each window, by its start in px, contributes to every cell it has; they add up to 1."""
-        weight = torch.ones(self.side)
+        weight = np.ones(self.side, np.float32)
         if self.grid.smooth:  # a tent: where two windows overlap, one fades out as the other fades in
-            ramp = torch.arange(self.side) + 0.5
-            weight = torch.minimum(ramp, ramp.flip(0))
-        total, places = torch.zeros(size), {start: self._cells(start) for start in starts}
+            ramp = np.arange(self.side, dtype=np.float32) + np.float32(0.5)
+            weight = np.minimum(ramp, ramp[::-1])
+        total, places = np.zeros(size, np.float32), {start: self._cells(start) for start in starts}
         for cell in places.values():
             total[cell : cell + self.side] += weight[: size - cell]
         return {start: weight[: size - cell] / total[cell : cell + self.side] for start, cell in places.items()}
 
 
 def sliding_windows(
-    image: Float[Tensor, "b c h w"],
+    image: Float[Array, "b c h w"],
     crop: int,
-    predict: Callable[[Float[Tensor, "n c crop crop"]], Float[Tensor, "n k crop crop"]],
+    predict: Callable[[Float[Array, "n c crop crop"]], Float[Array, "n k crop crop"]],
     *,
     stride: int | None = None,
-    pad: float | Float[Tensor, " c"] = 0.0,
+    pad: float | Float[Array, " c"] = 0.0,
     flip: bool = False,
     batch: int = 4,
-) -> Float[Tensor, "b k h w"]:
+) -> Float[Array, "b k h w"]:
     """Logits of images of any size from a model of one size.
 
     Args:

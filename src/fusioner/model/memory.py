@@ -68,7 +68,7 @@ class Memory(nn.Module):
             hidden: labels that must do without the names that stand for them, as an unseen word does.
             portion: of each image among the training images; None or -1 reads what all of them taught.
         """
-        looks, floors, centre = self._of(portion, len(features))
+        looks, floors, centre = self._of(portion, features.shape[0])
         centred = features.flatten(2) - centre[..., None]  # (B, F, P)
         scores = looks @ centred - floors[..., None]  # (B, N + 1, P)
         deviations = (2 * floors).sqrt().clamp_min(1.0)[..., None]

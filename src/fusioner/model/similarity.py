@@ -81,7 +81,8 @@ class Similarity(nn.Module):
     def _conse_z(self, p: Float[Tensor, "b m gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k gh gw"]:
         token = F.normalize(torch.einsum("bmhw,md->bdhw", p, self.anchors), dim=1)
         mean = torch.einsum("bdhw,d->bhw", token, self.anchors.mean(dim=0))
-        spread = torch.cov(self.anchors.T, correction=0)
+        centred = (self.anchors - self.anchors.mean(dim=0)).T  # not torch.cov, which no graph can hold
+        spread = centred @ centred.T / len(self.anchors)
         variance = torch.einsum("bdhw,bdhw->bhw", token, torch.einsum("de,behw->bdhw", spread, token))
         cosine = torch.einsum("bdhw,bkd->bkhw", token, text)
         return (cosine - mean[:, None]) / variance.clamp_min(1e-8).sqrt()[:, None]

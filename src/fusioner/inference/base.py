@@ -1,0 +1,308 @@
+"""How to segment, whatever computes: reading, encoding, asking, deciding. `segmenter` has torch, `export` does without.
+
+Arrays are NumPy's or torch's, see `arrays`. Letters: N windows (1 when the whole image is one), D channels, Gh Gw token
+grid, K labels, h w the network's own resolution, H W pixels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias, get_args
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fusioner.encoders.prompts import LabelEmbedder
+from fusioner.errors import FusionerError
+from fusioner.inference.arrays import Array, ways
+from fusioner.inference.decide import check_threshold, chunks, upsample
+from fusioner.inference.encoded import EncodedImage, room_for
+from fusioner.inference.image import ImageSource, read_image
+from fusioner.inference.labels import check_labels
+from fusioner.inference.segmentation import Segmentation
+from fusioner.inference.windows import Canvas, Origin, WindowGrid
+from fusioner.model.card import ModelCard
+
+if TYPE_CHECKING:
+    from fusioner.inference.refine import EdgeFilter
+
+Resolution = Literal["fast", "native"]
+OnProgress: TypeAlias = Callable[[int, int], object]
+"""Called with (windows done, windows in all) after every window; what it raises stops the work and comes out."""
+
+CANVAS = 2**27  # float32 logits kept of all labels of one image: 512 MiB
+FEATURES = 2**26  # float32 numbers the network may hold at once in its widest layer: 256 MiB
+
+
+class BaseSegmenter(ABC):
+    """Names in, masks out.
+
+    `seg(image, labels)` does it all; `seg.set_image(image)` followed by any number of `seg.segment(labels)` encodes
+    the image once. Resolution "fast" looks once at the whole image, squashed to the training size; "native" slides
+    windows of that size over the image's own pixels.
+
+    Attributes:
+        card: what the model is.
+        embed: labels to text vectors.
+        stride: pixels per token.
+        some: windows encoded at once.
+        smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
+        refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`.
+    """
+
+    card: ModelCard
+    embed: LabelEmbedder
+    stride: int
+    some = 1
+    smooth = True
+    refine = False
+
+    def __init__(self) -> None:
+        self._current: EncodedImage | None = None
+
+    @abstractmethod
+    def _squash(self, rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Array, "3 side side"]:
+        """The whole picture at `side` by `side` pixels, in [0, 1]."""
+
+    @abstractmethod
+    def _pixels(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[Array, "1 3 h2 w2"]:
+        """The picture at that size, channels first."""
+
+    @abstractmethod
+    def _tokens(self, images: Float[Array, "n 3 h w"]) -> Float[Array, "n d gh gw"]:
+        """Of the frozen encoder."""
+
+    @abstractmethod
+    def _answer(
+        self, tokens: Float[Array, "n d gh gw"], text: Float[Array, "k dt"], size: tuple[int, int] | None
+    ) -> Float[Array, "n k h w"]:
+        """The trained network's logits of `size`; None: of its own resolution."""
+
+    def _edges(self, rgb: UInt8[np.ndarray, "h w 3"]) -> "EdgeFilter":
+        """The photograph's edges, for `refine`."""
+        raise FusionerError("moving edges to the photograph's is done in torch alone: leave --refine away")
+
+    @contextmanager
+    def _computing(self, name: str) -> Iterator[None]:
+        """Around all that computes; too little memory becomes a FusionerError that names the image."""
+        try:
+            yield
+        except Exception as error:
+            lack = ("allocate memory", "out of memory")
+            if not isinstance(error, MemoryError) and not any(words in str(error) for words in lack):
+                raise
+            raise FusionerError(f"not enough memory for {name}: use fewer labels, a smaller image or 'fast'") from error
+
+    def __call__(
+        self,
+        image: ImageSource,
+        labels: Sequence[str] | str,
+        *,
+        threshold: float | None = None,
+        background: bool = True,
+        resolution: Resolution = "fast",
+        on_progress: OnProgress | None = None,
+    ) -> Segmentation:
+        """Find `labels` in `image`; leaves the image of `set_image` alone.
+
+        At native resolution every window is dropped as soon as it is done, so that memory holds any image.
+
+        Args:
+            image: anything `read_image` takes: a path, bytes, an open file, a Pillow image, an array.
+            labels: names of things, or one string of them separated by commas.
+            threshold: probability a pixel needs to take a label, 0..1; None is the model's own.
+            background: False gives every pixel a label.
+            resolution: "fast" or "native".
+            on_progress: see `OnProgress`; "fast" counts as one window.
+
+        Raises:
+            FusionerError: bad image, labels, threshold or resolution, or not enough memory.
+        """
+        clean = check_labels(labels)
+        check_threshold(0.5 if threshold is None else threshold)  # before the work, not after it
+        if resolution == "fast":
+            encoded = self.encode(image, on_progress=on_progress)
+            return self._decide(
+                encoded.image, encoded.name, self.own_logits(encoded, clean), clean, threshold, background
+            )
+        rgb, name, grid = self._open(image, resolution)
+        with self._computing(name):
+            logits = self._lay(self._look(rgb, grid, on_progress), self.embed(clean), grid)
+        return self._decide(rgb, name, logits, clean, threshold, background)
+
+    def set_image(
+        self, image: ImageSource, resolution: Resolution = "fast", on_progress: OnProgress | None = None
+    ) -> Self:
+        """Encode `image` once and keep it for `segment`."""
+        self._current = self.encode(image, resolution, on_progress)
+        return self
+
+    def segment(
+        self, labels: Sequence[str] | str, *, threshold: float | None = None, background: bool = True
+    ) -> Segmentation:
+        """Find `labels` in the image of `set_image`; arguments and errors as in calling the segmenter."""
+        if self._current is None:
+            raise FusionerError("there is no image yet: call set_image first")
+        clean = check_labels(labels)
+        encoded, logits = self._current, self.own_logits(self._current, clean)
+        return self._decide(encoded.image, encoded.name, logits, clean, threshold, background)
+
+    def encode(
+        self,
+        image: ImageSource,
+        resolution: Resolution = "fast",
+        on_progress: OnProgress | None = None,
+        scale: float = 1.0,
+    ) -> EncodedImage:
+        """Read and encode an image; arguments and errors as in calling the segmenter.
+
+        The tokens of all windows are kept; native images of more than about 30 megapixels (with the embedded model)
+        are refused for it, which calling the segmenter takes. `scale` enlarges (or shrinks) what the encoder is shown:
+        the side of the squashed picture, or the picture that the windows slide over.
+        """
+        rgb, name, grid = self._open(image, resolution, scale)
+        with self._computing(name):
+            if resolution == "fast":
+                tokens = self._tokens(self._squash(rgb, self.side(scale))[None])
+                if on_progress:
+                    on_progress(1, 1)
+                return self.keep(rgb, tokens, name)
+            kept, done = None, 0
+            for tokens, origins in self._look(rgb, grid, on_progress):
+                kept = room_for(tokens, len(grid.origins), name) if kept is None else kept
+                kept[done : done + len(origins)] = tokens
+                done += len(origins)
+            return EncodedImage(rgb, kept, grid, name)
+
+    def side(self, scale: float = 1.0) -> int:
+        """Side in pixels of the squashed picture: the training size, scaled to the nearest multiple of the stride."""
+        cells = max(1, round(self.card.resolution * scale / self.stride))
+        return self.card.resolution if scale == 1.0 else cells * self.stride
+
+    def encode_many(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[EncodedImage]:
+        """Encode upright RGB images of any sizes in one forward, each squashed as a whole ("fast")."""
+        with self._computing(f"{len(images)} images"):
+            squashed = [self._squash(rgb, self.card.resolution) for rgb in images]
+            tokens = self._tokens(ways(squashed[0]).stack(squashed))
+        copy = ways(tokens).copy
+        return [self.keep(rgb, copy(own[None]), "image") for rgb, own in zip(images, tokens, strict=True)]
+
+    def keep(self, rgb: UInt8[np.ndarray, "h w 3"], tokens: Float[Array, "1 d gh gw"], name: str) -> EncodedImage:
+        """An image with the tokens of its squashed picture, ready to be asked."""
+        return EncodedImage(rgb, tokens, None, name, self._edges(rgb) if self.refine else None)
+
+    def logits(
+        self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Float[Array, "k H W"]:
+        """Logits of every label at `size` (height, width), by default the image's own; all at once in memory."""
+        return upsample(self.own_logits(encoded, labels), size or encoded.size)
+
+    def probabilities(
+        self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Float[Array, "k H W"]:
+        """Sigmoid of `logits`, 0..1; labels do not exclude each other, so they need not sum to 1."""
+        logits = self.own_logits(encoded, labels)
+        return ways(logits).join(chunks(logits, size or encoded.size), 0)
+
+    def own_logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
+        """Logits at the network's own resolution (fast), or averaged over the windows (native: the image's own size,
+        less where labels times pixels exceed `CANVAS`).
+
+        Raises:
+            FusionerError: not enough memory, or the network's answer is not finite (a broken checkpoint).
+        """
+        with self._computing(encoded.name):
+            if encoded.grid is not None:
+                return self._lay([(encoded.tokens, encoded.grid.origins)], self.embed(labels), encoded.grid)
+            if not self.labels_independent:
+                return self._ask(encoded, labels)
+            return encoded.answer(labels, lambda new: self._ask(encoded, new))
+
+    @property
+    def labels_independent(self) -> bool:
+        """Whether a label's logits ignore the other labels, see `model.fusioner`."""
+        return self.card.config.similarity != "none"
+
+    def _decide(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        name: str,
+        logits: Float[Array, "k h w"],
+        labels: list[str],
+        threshold: float | None,
+        background: bool,
+    ) -> Segmentation:
+        with self._computing(name):
+            return Segmentation.from_logits(
+                rgb,
+                labels,
+                logits,
+                threshold=self.card.threshold if threshold is None else threshold,
+                background=background,
+                name=name,
+            )
+
+    def _open(
+        self, image: ImageSource, resolution: Resolution, scale: float = 1.0
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid]:
+        if resolution not in get_args(Resolution):
+            raise FusionerError(f"the resolution is 'fast' or 'native', not {resolution!r}")
+        rgb, name = read_image(image), Path(image).name if isinstance(image, str | Path) else "image"
+        height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
+        return rgb, name, WindowGrid(height, width, self.card.resolution, smooth=self.smooth)
+
+    def _look(
+        self, rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, on_progress: OnProgress | None
+    ) -> Iterator[tuple[Float[Array, "n d gh gw"], list[Origin]]]:
+        """Tokens of some windows at a time, with their origins; progress is told once the caller wants the next."""
+        pixels, origins = self._pixels(rgb, (grid.height, grid.width)), grid.origins
+        for start in range(0, len(origins), self.some):
+            here = origins[start : start + self.some]
+            yield self._tokens(ways(pixels).single(grid.cut(pixels, here)[:, 0]) / 255), here
+            if on_progress:
+                on_progress(start + len(here), len(origins))
+
+    def _lay(
+        self,
+        windows: Iterable[tuple[Float[Array, "n d gh gw"], list[Origin]]],
+        text: Float[Array, "k dt"],
+        grid: WindowGrid,
+    ) -> Float[Array, "k h w"]:
+        """The network's answers to all windows, averaged."""
+        share = math.sqrt(CANVAS / (len(text) * grid.height * grid.width))
+        side = grid.crop if share >= 1 else max(1, int(grid.crop * share))
+        canvas = Canvas(grid, side)
+        some = max(1, min(8, FEATURES // (max(self.card.config.decoder_widths) * side**2)))
+        for tokens, origins in windows:
+            for start in range(0, len(origins), some):
+                here = origins[start : start + some]
+                few = ways(tokens).single(tokens[start : start + some])
+                answers = self._network(few, text, (side, side))
+                for answer, origin in zip(answers, here, strict=True):
+                    canvas.add(answer, origin)
+        return _finite(canvas.mean())
+
+    def _ask(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
+        logits = _finite(self._network(encoded.tokens, self.embed(labels), None)[0])
+        return logits if encoded.edges is None else encoded.edges(logits)
+
+    def _network(
+        self, tokens: Float[Array, "n d gh gw"], text: Float[Array, "k dt"], size: tuple[int, int] | None
+    ) -> Float[Array, "n k h w"]:
+        """The trained network, labels in portions where they do not depend on each other."""
+        portion, config = len(text), self.card.config
+        if self.labels_independent:  # each brings its own tokens and features
+            n = math.prod(tokens.shape[2:])
+            cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
+            numbers = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
+            portion = max(1, FEATURES // (numbers * len(tokens)))
+        parts = [self._answer(tokens, text[first : first + portion], size) for first in range(0, len(text), portion)]
+        return ways(tokens).join(parts, 1)
+
+
+def _finite(logits: Float[Array, "k h w"]) -> Float[Array, "k h w"]:
+    if not math.isfinite(logits.sum()):  # one number, where isfinite of all would need as much memory again
+        raise FusionerError("the model answers with numbers that are not finite: its checkpoint is broken")
+    return logits
