@@ -169,7 +169,7 @@ def _load(
 ) -> tuple["Segmenter", Path | None]:
     """The segmenter and the file its network came from; an official checkpoint is taken for one of this data set."""
     from fusioner.encoders.embedded import weights_file
-    from fusioner.inference.load import DEFAULT_MODEL, load
+    from fusioner.inference.load import DEFAULT_MODEL, load_torch
 
     if method is not None and method != "blind":
         from fusioner.training.free import untrained
@@ -178,7 +178,7 @@ def _load(
         if model is not None:
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         return untrained(method, *encoders, SMALL.resolution, device=device), None  # pyright: ignore
-    segmenter = load(model, device, dataset=dataset.partition("-to-")[0])
+    segmenter = load_torch(model, device, None, dataset.partition("-to-")[0])
     if method == "blind":
         from fusioner.training.free import blind
 

@@ -11,10 +11,9 @@ from jaxtyping import UInt8
 
 from fusioner.cli.inputs import STDIN, Job
 from fusioner.errors import FusionerError
-from fusioner.features.pictures import decode
-from fusioner.inference.image import ImageSource, read_image
+from fusioner.inference.base import BaseSegmenter, Resolution
+from fusioner.inference.image import ImageSource, decode, read_image
 from fusioner.inference.legend import share_text
-from fusioner.inference.segmenter import Resolution, Segmenter
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,13 +36,13 @@ class Asked:
         """Those kept of every frame of a video: its overlay is a video itself."""
         return tuple(kind for kind in self.kinds if kind != "overlay")
 
-    def told(self, segmenter: Segmenter) -> dict[str, Any]:
+    def told(self, segmenter: BaseSegmenter) -> dict[str, Any]:
         """How the JSON of a result tells of it."""
         threshold = segmenter.card.threshold if self.threshold is None else self.threshold
         return {"labels": self.labels, "threshold": threshold, "background": self.background}
 
     def of(
-        self, image: ImageSource, segmenter: Segmenter, on_progress: Callable[[int, int], None] | None = None
+        self, image: ImageSource, segmenter: BaseSegmenter, on_progress: Callable[[int, int], None] | None = None
     ) -> "Segmentation":
         """The answer; arguments and errors as in calling the segmenter."""
         return segmenter(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fusioner.errors import FusionerError
+from fusioner.export.runtime import Runtime
 
 if TYPE_CHECKING:
     from fusioner.cli.pieces import Asked
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.inference.base import BaseSegmenter
 
 
 def predict(
@@ -30,6 +31,7 @@ def predict(
     resolution: Literal["fast", "native"] = "fast",
     refine: bool = False,
     device: str = "auto",
+    runtime: Runtime = "auto",
     templates: Path | None = None,
     workers: int = 2,
 ) -> int:
@@ -74,7 +76,7 @@ def predict(
         Table to write: per picture and label what was found, pixels, coverage, score and box (x y width height), and
         the errors.
     model
-        Model file of `fusioner train`; without it the one inside the package.
+        Model file of `fusioner train`, or folder of `fusioner export`; without it the one inside the package.
     threshold
         Probability a pixel needs to take a label, 0 to 1; default: the model's own.
     background
@@ -85,6 +87,9 @@ def predict(
         Move the edges of masks to edges of the photograph (fast only).
     device
         auto, cpu, cuda, cuda:N or mps.
+    runtime
+        Who computes: torch, or for a folder of `fusioner export` onnx or openvino; auto: torch for a model file, the
+        faster of those installed for a folder.
     templates
         File of prompt templates, one a line, each with {} for the label.
     workers
@@ -117,7 +122,7 @@ def predict(
     if to_stdout:
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(kinds) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
-        return _to_stdout(next(iter(found)), asked, lambda: _load(model, device, templates, refine))
+        return _to_stdout(next(iter(found)), asked, lambda: _load(model, device, templates, refine, runtime))
     jobs = name_results(found, out, [KINDS[kind].ending for kind in kinds])
     sheet = ContactSheet(contact_sheet, wanted) if contact_sheet else None
     if contact_sheet:
@@ -129,7 +134,7 @@ def predict(
     if jobs:
         writable_folder(out)
     with progress(after=0.0 if len(jobs) > 1 else 2.0) as work:
-        segmenter = _load(model, device, templates, refine) if jobs else None
+        segmenter = _load(model, device, templates, refine, runtime) if jobs else None
         try:
             if segmenter:
                 made_of = [file for file in (model, templates) if file]
@@ -162,16 +167,16 @@ def _keep_apart(sheet: Path, others: Sequence[Path]) -> None:
         raise FusionerError(f"--contact-sheet {sheet} would replace a picture or a result: give it another name")
 
 
-def _load(model: Path | None, device: str, templates: Path | None, refine: bool) -> "Segmenter":
+def _load(model: Path | None, device: str, templates: Path | None, refine: bool, runtime: str) -> "BaseSegmenter":
     from fusioner.encoders.prompts import read_templates
     from fusioner.inference.load import load
 
-    segmenter = load(model, device, read_templates(templates) if templates else None)
+    segmenter = load(model, device, read_templates(templates) if templates else None, runtime=runtime)
     segmenter.refine = refine
     return segmenter
 
 
-def _to_stdout(path: Path, asked: "Asked", load: "Callable[[], Segmenter]") -> int:
+def _to_stdout(path: Path, asked: "Asked", load: "Callable[[], BaseSegmenter]") -> int:
     """Write the one result of one picture there; what is to be told goes to stderr."""
     from fusioner.cli.inputs import STDIN, is_video
     from fusioner.cli.pieces import found_text, read, source

@@ -12,8 +12,8 @@ from fusioner.cli.inputs import STDIN, VIDEO_ENDING, Job, is_video
 from fusioner.cli.pieces import Asked, Piece, found_text, read, source
 from fusioner.cli.summary import segments
 from fusioner.errors import FusionerError
+from fusioner.inference.base import BaseSegmenter
 from fusioner.inference.contact import thumbnail, with_names
-from fusioner.inference.segmenter import Segmenter
 from fusioner.inference.video import open_video, write_video
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ class Run:
         self._written: dict[int, Piece] = {}  # and not reported yet
 
     def segment(
-        self, jobs: Sequence[Job], segmenter: Segmenter, every: int, meter: "Meter", earlier: "Earlier | None" = None
+        self,
+        jobs: Sequence[Job],
+        segmenter: BaseSegmenter,
+        every: int,
+        meter: "Meter",
+        earlier: "Earlier | None" = None,
     ) -> None:
         """Segment pictures, and frames 0, `every`, 2 * `every` ... of videos, in the order given.
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from cyclopts import Parameter, validators
 
 from fusioner.errors import FusionerError
+from fusioner.export.runtime import Runtime
 
 if TYPE_CHECKING:
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.inference.base import BaseSegmenter
 
 KEY_VARIABLE = "FUSIONER_API_KEY"
 Some: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
@@ -22,6 +23,7 @@ def serve(
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8000,
     model: Path | None = None,
     device: str = "auto",
+    runtime: Runtime = "auto",
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
@@ -47,9 +49,12 @@ def serve(
     port
         Port to listen on; 0 takes a free one.
     model
-        Model file of `fusioner train`; without it the one inside the package.
+        Model file of `fusioner train`, or folder of `fusioner export`; without it the one inside the package.
     device
         auto, cpu, cuda, cuda:N or mps.
+    runtime
+        Who computes: torch, or for a folder of `fusioner export` onnx or openvino; auto: torch for a model file, the
+        faster of those installed for a folder.
     open
         Open the page in the browser.
     api_key_file
@@ -81,10 +86,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
-    def load() -> "Segmenter":
+    def load() -> "BaseSegmenter":
         from fusioner.inference.load import load
 
-        return load(model, device)
+        return load(model, device, runtime=runtime)
 
     limits = Limits(
         requests=max_requests,

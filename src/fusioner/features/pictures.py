@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.data.transforms import Rgb, view
+from fusioner.data.transforms import view
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
-from fusioner.inference.image import read_image, squash
+from fusioner.inference.image import decode, squash
 
 
 @torch.no_grad()
@@ -38,13 +37,6 @@ def read_bytes(image: Path) -> bytes:
         raise FusionerError(f"cannot read image {image}: {error.strerror or error}") from error
 
 
-def decode(raw: bytes, image: Path) -> Rgb:
-    """The picture in a file's bytes; FusionerError, naming the file, when there is none."""
-    stream = _NamedBytes(raw)
-    stream.name = str(image)
-    return read_image(stream)
-
-
 def pictures(image: Path, digest: str, views: Sequence[int], side: int) -> list[Float[Tensor, "3 s s"]]:
     """Views of an image file as an encoder is shown them.
 
@@ -57,10 +49,6 @@ def pictures(image: Path, digest: str, views: Sequence[int], side: int) -> list[
     rgb = decode(raw, image)
     no_mask = np.broadcast_to(np.uint8(0), rgb.shape[:2])
     return [squash(view(rgb, no_mask, number, view_seed(digest))[0], side) for number in views]
-
-
-class _NamedBytes(BytesIO):
-    name = ""
 
 
 def image_digest(raw: bytes) -> str:

@@ -61,6 +61,13 @@ def read_image(source: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     raise FusionerError(f"an image is a path, bytes, an open file, a Pillow image or an array, not {type(source)}")
 
 
+def decode(raw: bytes, image: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture in a file's bytes; FusionerError, naming the file, when there is none."""
+    stream = _NamedBytes(raw)
+    stream.name = str(image)
+    return read_image(stream)
+
+
 def image_suffixes() -> frozenset[str]:
     """The lower-case file name endings that belong to the formats read, `.jpg` among them."""
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
@@ -90,6 +97,10 @@ def resize(images: Num[Array, "*b c h w"], size: tuple[int, int]) -> Num[Array, 
     batch = images if images.ndim == 4 else images[None]
     resized = F.interpolate(batch, size=size, mode="bilinear", align_corners=False, antialias=True)
     return resized if images.ndim == 4 else resized[0]
+
+
+class _NamedBytes(BytesIO):
+    name = ""
 
 
 def _open_file(path: Path) -> BufferedReader:

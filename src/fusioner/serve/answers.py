@@ -4,12 +4,11 @@ import base64
 import json
 import math
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
+from fusioner.inference.arrays import Array, to_numpy
 from fusioner.inference.formats import KINDS
-from fusioner.inference.image import resize
+from fusioner.inference.plain import shrink
 from fusioner.inference.segmentation import Segmentation
 from fusioner.serve.problems import ApiError
 
@@ -29,17 +28,17 @@ def file_answer(result: Segmentation, kind: str, stem: str) -> tuple[bytes, str,
     return result.to_bytes(kind), KINDS[kind].media_type, stem + KINDS[kind].ending
 
 
-def logits_answer(logits: Float[Tensor, "k h w"], labels: list[str], size: tuple[int, int], threshold: float) -> bytes:
+def logits_answer(logits: Float[Array, "k h w"], labels: list[str], size: tuple[int, int], threshold: float) -> bytes:
     """The `logits` format: planes of 16 bits (logit = low + step * value), for the page to decide by itself.
 
     Planes of more than `CELLS` cells, or `NUMBERS` together, are made smaller.
     """
     k, h, w = logits.shape
     share = min(1.0, (CELLS / (h * w)) ** 0.5, (NUMBERS / (k * h * w)) ** 0.5)
-    planes = resize(logits.cpu(), (max(1, int(h * share)), max(1, int(w * share))))
+    planes = shrink(to_numpy(logits), (max(1, int(h * share)), max(1, int(w * share))))
     low = planes.min().item()
     step = max((planes.max().item() - low) / 65535, 1e-9)
-    values = ((planes - low) / step).round_().to(torch.int32).numpy().astype("<u2")
+    values = ((planes - low) / step).round().astype("<u2")
     content = {
         "width": size[1],
         "height": size[0],

@@ -13,8 +13,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from fusioner import __version__
+from fusioner.inference.base import BaseSegmenter
 from fusioner.inference.formats import KINDS
-from fusioner.inference.segmenter import Segmenter
 from fusioner.serve import schemas
 from fusioner.serve.admission import Admission, until_gone
 from fusioner.serve.bodies import LOGITS, Image, ImageQuestion, Question, read_body
@@ -27,7 +27,7 @@ PAGE = Path(__file__).with_name("page")
 
 
 def create_app(
-    load: Callable[[], Segmenter],
+    load: Callable[[], BaseSegmenter],
     limits: Limits | None = None,
     access: Access | None = None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
@@ -127,7 +127,7 @@ def _work(service: Service) -> APIRouter:
             "resolution": card.resolution,
             "threshold": card.threshold,
             "max_labels": service.limits.labels,
-            "labels_independent": segmenter.model.labels_independent,
+            "labels_independent": segmenter.labels_independent,
             "formats": {kind: one.media_type for kind, one in KINDS.items()} | {LOGITS: "application/json"},
         }
         return {"models": [model]}

@@ -15,9 +15,9 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from fusioner.inference.base import Resolution
 from fusioner.inference.formats import KINDS
 from fusioner.inference.labels import check_labels
-from fusioner.inference.segmenter import Resolution
 from fusioner.serve.problems import ApiError
 from fusioner.serve.settings import Limits
 

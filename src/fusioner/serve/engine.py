@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from fusioner.errors import FusionerError
-from fusioner.inference.segmenter import EncodedImage, Resolution, Segmenter
+from fusioner.inference.arrays import Array
+from fusioner.inference.base import BaseSegmenter, Resolution
+from fusioner.inference.encoded import EncodedImage
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Engine:
 
     def __init__(
         self,
-        load: Callable[[], Segmenter],
+        load: Callable[[], BaseSegmenter],
         batch: int,
         on_batch: Callable[[int], None],
         on_failure: Callable[[BaseException], None],
@@ -81,7 +82,7 @@ class Engine:
         self._wake, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="fusioner-engine", daemon=True)
         self.ready = asyncio.Event()
-        self.segmenter: Segmenter | None = None
+        self.segmenter: BaseSegmenter | None = None
         self.service = 1.0
 
     def start(self) -> None:
@@ -105,7 +106,7 @@ class Engine:
         """As `Segmenter.encode`; cancelling the wait drops the job, or stops it at the next window."""
         return await self._wait(Encode(image, resolution), self._encodes)
 
-    async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
+    async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
         """As `Segmenter.own_logits`."""
         return await self._wait(Ask(encoded, labels), self._asks)
 
@@ -128,7 +129,7 @@ class Engine:
         while self._turn(self.segmenter):
             pass
 
-    def _turn(self, segmenter: Segmenter) -> bool:
+    def _turn(self, segmenter: BaseSegmenter) -> bool:
         with self._wake:
             self._wake.wait_for(lambda: self._encodes or self._asks or self._closed)
             if not self._encodes and not self._asks:
@@ -151,7 +152,7 @@ class Engine:
                 batch.append(job)
         return batch
 
-    def _encode(self, segmenter: Segmenter, batch: list[Encode]) -> None:
+    def _encode(self, segmenter: BaseSegmenter, batch: list[Encode]) -> None:
         if not batch:
             return
         self._on_batch(len(batch))

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from fusioner.errors import FusionerError
-from fusioner.inference.segmenter import Segmenter
+from fusioner.inference.base import BaseSegmenter
 from fusioner.serve.app import create_app
 from fusioner.serve.guard import Access
 from fusioner.serve.settings import Limits
@@ -24,7 +24,7 @@ GRACE = 10  # seconds that clients have to read their last answer
 class Server(uvicorn.Server):
     """uvicorn that on SIGTERM or SIGINT first finishes what the service accepted, telling newcomers 503 meanwhile."""
 
-    def __init__(self, load: Callable[[], Segmenter], limits: Limits, access: Access) -> None:
+    def __init__(self, load: Callable[[], BaseSegmenter], limits: Limits, access: Access) -> None:
         app = create_app(load, limits, access, self.fail)
         super().__init__(
             uvicorn.Config(
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    load: Callable[[], Segmenter],
+    load: Callable[[], BaseSegmenter],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -76,7 +76,7 @@ def make_server(
     return Server(load, limits or Limits(), Access(key, origins, host)), listener, address
 
 
-def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options: Any) -> None:
+def serve(load: Callable[[], BaseSegmenter], *, open_browser: bool = False, **options: Any) -> None:
     """Serve until a signal comes; `options` are those of `make_server`.
 
     Raises:

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from fastapi import Response
 
+from fusioner.inference.base import BaseSegmenter, Resolution
 from fusioner.inference.image import read_image
 from fusioner.inference.segmentation import Segmentation
-from fusioner.inference.segmenter import Resolution, Segmenter
 from fusioner.serve.admission import Queue
 from fusioner.serve.answers import check_size, file_answer, logits_answer
 from fusioner.serve.bodies import LOGITS, Question, check_question
@@ -30,7 +30,7 @@ class Service:
     """All that the routes share; nothing of it outlives the process."""
 
     def __init__(
-        self, load: Callable[[], Segmenter], limits: Limits, on_failure: Callable[[BaseException], None]
+        self, load: Callable[[], BaseSegmenter], limits: Limits, on_failure: Callable[[BaseException], None]
     ) -> None:
         self.limits = limits
         self.metrics = Metrics()
@@ -94,7 +94,7 @@ class Service:
         disposition = f"inline; filename*=UTF-8''{quote(name)}"
         return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
 
-    async def model(self) -> Segmenter:
+    async def model(self) -> BaseSegmenter:
         """The segmenter, once it is loaded."""
         await self.engine.ready.wait()
         assert self.engine.segmenter is not None

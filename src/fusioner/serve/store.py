@@ -4,7 +4,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from fusioner.inference.segmenter import EncodedImage
+from fusioner.inference.encoded import EncodedImage
 from fusioner.serve.problems import ApiError
 
 

@@ -1,0 +1,73 @@
+"""Who computes an exported graph: ONNX Runtime or OpenVINO, each imported when it is asked for."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from jaxtyping import Shaped
+
+from fusioner.errors import FusionerError
+
+Runtime = Literal["auto", "torch", "onnx", "openvino"]
+Graph: TypeAlias = Callable[..., Shaped[np.ndarray, "..."]]
+"""Called with the inputs by name -> the one output."""
+
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+READS = {"onnx": ("onnx", "openvino"), "openvino": ("openvino",)}
+"""Format of a graph -> who can compute it, the faster first where benchmarks/README.md says so."""
+
+
+def pick_runtime(wanted: str, format: str) -> str:
+    """Who computes graphs of this format: `wanted`, or for "auto" the first of `READS` that is installed.
+
+    Raises:
+        FusionerError: it cannot read them, or is not installed.
+    """
+    able = READS[format]
+    if wanted == "auto":
+        wanted = next((name for name in able if find_spec(PACKAGES[name])), able[0])
+    if wanted == "torch":
+        raise FusionerError("torch cannot read an exported model: use --runtime onnx or openvino, or its .safetensors")
+    if wanted not in PACKAGES:
+        raise FusionerError(f"there is no runtime '{wanted}': choose auto, torch, onnx or openvino")
+    if wanted not in able:
+        raise FusionerError(f"--runtime {wanted} cannot read {format} files: use --runtime {able[0]}")
+    if not find_spec(PACKAGES[wanted]):
+        raise FusionerError(f"--runtime {wanted} needs {PACKAGES[wanted]}: pip install 'fusioner[{wanted}]'")
+    return wanted
+
+
+def open_graph(path: Path, runtime: str, threads: int = 0) -> Graph:
+    """The graph of a file, ready; `threads` 0 leaves their number to the runtime.
+
+    Raises:
+        FusionerError: the file is damaged.
+    """
+    try:
+        return (_onnxruntime if runtime == "onnx" else _openvino)(path, threads)
+    except Exception as error:  # each runtime has its own classes
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise FusionerError(f"{path} cannot be loaded ({reason}): export the model again") from error
+
+
+def _onnxruntime(path: Path, threads: int) -> Graph:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; the rest speaks of its own optimisations
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda **inputs: session.run(None, inputs)[0]
+
+
+def _openvino(path: Path, threads: int) -> Graph:
+    import openvino
+
+    # Its own choice of precision is bfloat16 where the processor has it, which moves borders.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    return lambda **inputs: compiled(inputs)[0]
