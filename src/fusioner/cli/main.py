@@ -21,6 +21,7 @@ VERBS = {
     "sweep": ("fusioner.cli.sweep:sweep", "Train and evaluate many combinations; make a table."),
     "data": ("fusioner.cli.data:app", "Look into a data set: count and check it, or make a contact sheet."),
     "features": ("fusioner.cli.features:app", "Encode images once and keep the features."),
+    "export": ("fusioner.cli.export:export", "Write a model that answers without torch."),
     "models": ("fusioner.cli.models:models", "List the encoders that can be named."),
 }
 """Verb -> where its function (or App of sub-verbs) lives, and its line in the overview, which imports none of them."""

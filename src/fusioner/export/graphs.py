@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from math import lcm
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,23 +87,24 @@ def build(segmenter: "Segmenter") -> Graphs:
     Raises:
         FusionerError: a part cannot be put into a graph.
     """
-    model = segmenter.model
+    model, encoder = segmenter.model, cast("Any", segmenter.text_encoder)
     image, step = _image_graph(segmenter)
+    words = {0: _dim("n", TEXTS), 1: _dim("t", encoder.context)}
     text = _onnx(
         "text encoder",
-        TextPart(segmenter.text_encoder),
+        TextPart(encoder),
         {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)},
-        {"ids": {0: _dim("n", TEXTS), 1: _dim("t", 4096)}, "mask": {0: _dim("n", TEXTS), 1: _dim("t", 4096)}},
+        {"ids": words, "mask": words},
         "vectors",
     )
     config, k, size = model.config, _dim("k", LABELS), (_dim("h", 2**14), _dim("w", 2**14))
     grid = {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
     tokens = F.normalize(torch.rand(2, config.image_dim + config.aligned_dim, 10, 12), dim=1)
-    words = F.normalize(torch.rand(3, config.text_dim), dim=1)
+    vectors = F.normalize(torch.rand(3, config.text_dim), dim=1)
     labels = _onnx(
         "fusion network",
         LabelPart(model),
-        {"tokens": tokens, "text": words, "canvas": torch.zeros(20, 25)},
+        {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25)},
         {"tokens": grid, "text": {0: k}, "canvas": {0: size[0], 1: size[1]}},
         "logits",
     )

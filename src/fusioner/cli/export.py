@@ -1,0 +1,71 @@
+"""`fusioner export`: a model for ONNX Runtime and OpenVINO."""
+
+from pathlib import Path
+from typing import Literal
+
+from fusioner.errors import FusionerError
+
+MOST = 16  # photographs looked at
+
+
+def export(
+    *,
+    out: Path,
+    model: Path | None = None,
+    format: Literal["onnx", "openvino"] = "onnx",
+    int8: bool = False,
+    fp16: bool = False,
+    photos: Path | None = None,
+) -> int:
+    """Write a model as ONNX or OpenVINO, which answers without torch, and check that it answers the same.
+
+    The folder holds three graphs (images, words, and labels in images), the tokenizer and fusioner.json; give it to
+    `fusioner predict --model`. The check compares logits and masks with torch's on photographs, at three sizes, with
+    1, 7 and 40 labels; where it fails nothing is written and the exit code is 2.
+
+        fusioner export --out exported
+        fusioner export --model run/best.safetensors --format openvino --fp16 --out exported
+        fusioner export --int8 --photos my_photos --out exported
+
+    Parameters
+    ----------
+    out
+        Folder for the files; an earlier export there is replaced.
+    model
+        Model file of `fusioner train`; without it the one inside the package.
+    format
+        onnx is read by ONNX Runtime and OpenVINO, openvino by OpenVINO alone.
+    int8
+        Store and compute what bears it in 8 bits.
+    fp16
+        Store weights in 16 bits; arithmetic stays in 32.
+    photos
+        Folder of photographs like those to come, of which 16 are used: for the check, and to find the range of every
+        number for --int8; without it three sample photographs.
+    """
+    if int8 and fp16:
+        raise FusionerError("--int8 and --fp16 exclude each other: choose one")
+    from fusioner.cli.inputs import find_inputs, is_video
+    from fusioner.export.write import export as write
+    from fusioner.inference.image import read_image
+    from fusioner.inference.load import load_torch
+
+    found, errors = find_inputs([str(photos or sample_photos())], False, out)
+    if errors:
+        raise errors[0]
+    files = [file for file in found if not is_video(file)]
+    chosen = [read_image(file) for file in files[:: -(-len(files) // MOST)]]
+    segmenter = load_torch(model, "cpu", None, "pascal")
+    write(segmenter, out, format, "int8" if int8 else "fp16" if fp16 else "fp32", chosen)
+    size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    print(f"wrote {out} ({size / 1e6:.0f} MB)")
+    return 0
+
+
+def sample_photos() -> Path:
+    """The three photographs that come with Fusioner; FusionerError when they are not there."""
+    home = Path(__file__).resolve().parents[1]
+    for folder in (home / "export" / "photos", home.parents[1] / "samples"):
+        if folder.is_dir():
+            return folder
+    raise FusionerError("the sample photographs are not in this installation: name a folder with --photos")

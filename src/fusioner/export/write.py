@@ -1,0 +1,149 @@
+"""From a segmenter in torch to the folder of an exported model, checked before it gets its name."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fusioner.errors import FusionerError
+from fusioner.export.bundle import ENDINGS, MANIFEST, TOKENIZER, Bundle
+from fusioner.export.parity import Row, compare, table
+from fusioner.export.segmenter import ExportedSegmenter
+from fusioner.files import cannot_write, writable_folder
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from fusioner.inference.segmenter import Segmenter
+
+Format = Literal["onnx", "openvino"]
+Precision = Literal["fp32", "fp16", "int8"]
+HALVED = 1024  # numbers in a constant from which on it is worth storing in half precision
+Photos = Sequence[UInt8[np.ndarray, "h w 3"]]
+
+
+def export(
+    segmenter: "Segmenter",
+    out: str | Path,
+    format: Format = "onnx",
+    precision: Precision = "fp32",
+    photos: Photos = (),
+    say: Callable[[str], object] = print,
+) -> list[Row]:
+    """Write the model to the folder `out` -> how far it answers as before.
+
+    Precision is that of the stored weights. "fp16" and the parts that "int8" leaves alone still compute in single
+    precision. What the folder held of an earlier export is replaced, and only when the new one has passed its check.
+
+    Args:
+        segmenter: what to export, on the CPU.
+        out: folder, made where it is missing.
+        format, precision: of the graphs.
+        photos: real photographs: for the check, and for "int8" to learn the range of every number from.
+        say: hears what is going on, line by line.
+
+    Raises:
+        FusionerError: a part cannot be exported, a package is missing, the answers differ by more than
+            `parity.LIMITS`, or the folder cannot be written to.
+    """
+    if not photos:
+        raise FusionerError("exporting needs photographs to check its answers on: name a folder of them")
+    from fusioner.export.graphs import build
+
+    out = writable_folder(out)
+    text = text_settings(segmenter.text_encoder)
+    say("putting image encoder, text encoder and fusion network into graphs")
+    graphs = build(segmenter)
+    parts = {"image": graphs.image, "text": graphs.text, "labels": graphs.labels}
+    if precision == "int8":
+        from fusioner.export.quantise import quantise
+
+        parts["image"] = quantise(graphs.image, segmenter, graphs.labels, photos, say)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
+        stride = segmenter.image_encoder.stride
+        bundle = Bundle(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"])
+        for part, model in parts.items():
+            _save(model, bundle.graph(part), format, half=precision != "fp32")
+        (bundle.folder / TOKENIZER).write_text(text["tokenizer"], "utf-8")
+        bundle.write()
+        say(f"checking against torch on {len(photos)} photographs")
+        rows = compare(segmenter, ExportedSegmenter(bundle.folder, format), photos)
+        for line in table(rows, precision):
+            say(line)
+        if not all(row.holds(precision) for row in rows):
+            raise FusionerError(f"the {precision} {format} model does not answer as torch does: nothing was written")
+        Bundle(**vars(bundle) | {"parity": [row.to_dict() for row in rows]}).write()
+        _replace(bundle.folder, out)
+    return rows
+
+
+def text_settings(encoder: Any) -> dict[str, Any]:
+    """How an encoder reads words: its `tokenizer` as JSON, and the `settings` of `Bundle.text`.
+
+    Raises:
+        FusionerError: its tokenizer exists in Python alone.
+    """
+    tokenizer = encoder._tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise FusionerError(f"{encoder.name}: its tokenizer has no tokenizer.json, without which it cannot be exported")
+    settings = {
+        "context": encoder.context,
+        "fixed": encoder.padding == "max_length",
+        "pad": [tokenizer.pad_token, tokenizer.pad_token_id],
+        "lower": encoder.clean(["A"]) == ["a"],
+    }
+    content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    return {"tokenizer": json.dumps(content, ensure_ascii=False), "settings": settings}
+
+
+def _save(model: "ModelProto", path: Path, format: Format, half: bool) -> None:
+    import onnx
+
+    if format == "onnx":
+        onnx.save(halve(model) if half else model, path)
+        return
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise FusionerError(f"--format openvino needs {error.name}: pip install 'fusioner[openvino]'") from error
+    with tempfile.TemporaryDirectory() as folder:  # it reads files only
+        file = Path(folder) / "graph.onnx"
+        onnx.save(model, file)
+        openvino.save_model(openvino.convert_model(file), path, compress_to_fp16=half)
+
+
+def halve(model: "ModelProto") -> "ModelProto":
+    """The same graph with its large constants in half precision, turned back to single when it is loaded."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for constant in model.graph.initializer:
+        values = numpy_helper.to_array(constant)
+        if values.dtype != np.float32 or values.size < HALVED or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        name = constant.name
+        constant.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
+        casts.append(helper.make_node("Cast", [constant.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _replace(made: Path, out: Path) -> None:
+    """Move what was made to where it belongs, what says that it is there last."""
+    try:
+        (out / MANIFEST).unlink(missing_ok=True)
+        for old in out.iterdir():
+            if old.suffix in (*ENDINGS.values(), ".bin") and old.stem in ("image", "text", "labels"):
+                old.unlink()
+        for file in sorted(made.iterdir(), key=lambda file: file.name == MANIFEST):
+            shutil.move(file, out / file.name)
+    except OSError as error:
+        raise cannot_write(out, error) from error

@@ -1,0 +1,58 @@
+"""A tiny model with encoders in transformers' format, and what `fusioner export` makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+WORDS = ["a", "photo", "of", "the", "cat", "person", "cup", "dog", "table", "car", "sofa", "."]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with random weights; it names its encoders by their folders."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+
+    from fusioner.model.card import ModelCard
+    from fusioner.model.checkpoint import save_model
+    from fusioner.model.config import FusionerConfig
+    from fusioner.model.fusioner import Fusioner
+
+    home = tmp_path_factory.mktemp("trained")
+    image, text = home / "image", home / "text"
+    body = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        vision = Dinov2Model(Dinov2Config(**body, image_size=32, patch_size=8))
+        words = BertModel(BertConfig(**body, vocab_size=len(vocabulary), max_position_embeddings=20))
+        config = FusionerConfig(32, 32, width=16, layers=1, heads=2, decoder_widths=(16, 16), logit_bias=True)
+        network = Fusioner(config)
+        for module in (vision, words, network):
+            for weight in module.parameters():  # small initial weights would hide a mistake
+                if weight.ndim > 1:
+                    weight.copy_(0.3 * torch.randn(weight.shape))
+        network.get_parameter("logit_bias").fill_(0.0)
+    vision.save_pretrained(image)
+    words.save_pretrained(text)
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(text)
+    card = ModelCard(config, f"hf:{image}", f"hf:{text}", resolution=48)
+    save_model(home / "model.safetensors", network, card)
+    return home / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `fusioner export` of it, in ONNX."""
+    from fusioner.cli.main import main
+
+    out = tmp_path_factory.mktemp("exported") / "onnx"
+    assert main(["export", "--model", str(trained), "--out", str(out)]) == 0
+    return out

@@ -1,0 +1,139 @@
+"""Exported models: the same answers as torch's, from the real command line, also where there is no torch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner.cli.main import main
+from fusioner.errors import FusionerError
+from fusioner.export.bundle import read_bundle
+from fusioner.export.parity import COUNTS, LIMITS, Row
+from fusioner.export.segmenter import ExportedSegmenter
+from fusioner.inference.load import load
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+LABELS = ["cat", "sofa", "cup"]
+ALONE = """
+import sys
+for name in ("torch", "transformers", "safetensors", "huggingface_hub", "torchmetrics", "lightning"):
+    sys.modules[name] = None  # importing it fails as where it is not installed
+from fusioner.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_without_torch(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process that cannot import torch or transformers."""
+    command = [sys.executable, "-W", "error", "-c", ALONE, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_says_how_far_it_agrees_and_keeps_it(exported: Path, trained: Path) -> None:
+    bundle = read_bundle(exported)
+    rows = [Row(**row) for row in bundle.parity]
+    assert [row.labels for row in rows] == 3 * list(COUNTS)
+    assert len({(row.height, row.width) for row in rows}) == 3
+    assert all(row.holds("fp32") for row in rows)
+    assert bundle.card.image_encoder.startswith("hf:")
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+@pytest.mark.parametrize("resolution", ["fast", "native"])
+def test_finds_what_torch_finds(exported: Path, trained: Path, runtime: str, resolution: str) -> None:
+    ours, theirs = load(trained, "cpu"), load(exported, runtime=runtime)
+    photo = np.asarray(Image.open(SAMPLES / "chelsea.jpg").resize((97, 70)))
+    one, two = (each(photo, LABELS, resolution=resolution) for each in (ours, theirs))  # pyright: ignore
+    assert len(np.unique(one.label_map)) > 1
+    # Pillow and torch shrink the picture, and round, in ways of their own.
+    assert (one.label_map != two.label_map).mean() < 0.01
+    assert all(abs(one.scores[label] - two.scores[label]) < 0.01 for label in LABELS)
+
+
+def test_asks_again_and_encodes_many(exported: Path) -> None:
+    segmenter = load(exported)
+    photos = [np.asarray(Image.open(SAMPLES / name)) for name in ("chelsea.jpg", "coffee.jpg")]
+    many = [segmenter.own_logits(one, LABELS) for one in segmenter.encode_many(photos)]
+    for photo, logits in zip(photos, many, strict=True):
+        segmenter.set_image(photo)
+        alone = segmenter.segment(LABELS)
+        assert np.abs(alone.logits - logits).max() < 1e-4
+        assert segmenter.segment(LABELS[:1]).labels == ("cat",)
+    assert segmenter.embed([]).shape == (0, 32)
+
+
+def test_predicts_from_words_where_there_is_no_torch(exported: Path, trained: Path, tmp_path: Path) -> None:
+    kinds = "overlay,mask,json,coco,npz,geojson,yolo,labelme,cvat"
+    words = ("predict", SAMPLES / "chelsea.jpg", "--labels", ", ".join(LABELS), "--format", kinds)
+    done = run_without_torch(*words, "--model", exported, "--runtime", "onnx", "--out", "alone", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert main([str(word) for word in (*words, "--model", trained, "--out", tmp_path / "ours")]) == 0
+    masks = [np.asarray(Image.open(tmp_path / folder / "chelsea.png")) for folder in ("alone", "ours")]
+    assert (masks[0] != masks[1]).mean() < 0.01
+    assert len(list((tmp_path / "alone").iterdir())) == 9
+
+
+def test_without_torch_the_default_model_is_out_of_reach(tmp_path: Path) -> None:
+    done = run_without_torch("predict", SAMPLES / "chelsea.jpg", "--labels", "cat", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no torch in this installation" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--runtime", "torch", "--model", "{exported}"), "torch cannot read an exported model"),
+        (("--runtime", "onnx"), "the model inside the package is not exported"),
+        (("--runtime", "onnx", "--model", "{trained}"), "is no exported model"),
+        (("--device", "cuda", "--model", "{exported}"), "computes on the CPU"),
+    ],
+)
+def test_a_runtime_that_does_not_fit_is_told(
+    words: tuple[str, ...], told: str, exported: Path, trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    given = [word.format(exported=exported, trained=trained) for word in words]
+    out = ["--out", str(tmp_path)]
+    assert main(["predict", str(SAMPLES / "chelsea.jpg"), "--labels", "cat", *out, *given]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["image.onnx", "tokenizer.json", "fusioner.json", "missing"])
+def test_a_damaged_folder_is_told(exported: Path, tmp_path: Path, damage: str) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if damage == "missing":
+        (tmp_path / "labels.onnx").unlink()
+    else:
+        (tmp_path / damage).write_bytes(b"{")
+    with pytest.raises(FusionerError, match="export the model again"):
+        ExportedSegmenter(tmp_path)
+
+
+def test_an_export_that_does_not_agree_is_not_kept(
+    exported: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a limit that no arithmetic keeps; what was there before stays."""
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setitem(LIMITS, "fp16", (0.0, 0.0))
+    assert main(["export", "--model", str(trained), "--out", str(tmp_path), "--fp16"]) == 2
+    told = capsys.readouterr()
+    assert "does not answer as torch does: nothing was written" in told.err
+    assert "over the limit" in told.out
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_openvino_in_half_precision(trained: Path, exported: Path, tmp_path: Path) -> None:
+    assert main(["export", "--model", str(trained), "--out", str(tmp_path), "--format", "openvino", "--fp16"]) == 0
+    assert json.loads((tmp_path / "fusioner.json").read_text())["precision"] == "fp16"
+    assert (tmp_path / "image.bin").stat().st_size < 0.7 * (exported / "image.onnx").stat().st_size
+    assert load(tmp_path)(SAMPLES / "chelsea.jpg", LABELS).labels == tuple(LABELS)
+    with pytest.raises(FusionerError, match="cannot read openvino files"):
+        load(tmp_path, runtime="onnx")
