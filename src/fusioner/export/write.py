@@ -63,7 +63,7 @@ def export(
     if precision == "int8":
         from fusioner.export.quantise import quantise
 
-        parts["image"] = quantise(graphs.image, segmenter, graphs.labels, photos, say)
+        parts["image"] = quantise(graphs.image, segmenter, photos, say)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
         stride = segmenter.image_encoder.stride
         bundle = Bundle(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"])
@@ -125,7 +125,8 @@ def halve(model: "ModelProto") -> "ModelProto":
     casts = []
     for constant in model.graph.initializer:
         values = numpy_helper.to_array(constant)
-        if values.dtype != np.float32 or values.size < HALVED or np.abs(values).max() > np.finfo(np.float16).max:
+        large = values.ndim > 1 and values.size >= HALVED  # what scales 8 bits stays as it is
+        if values.dtype != np.float32 or not large or np.abs(values).max() > np.finfo(np.float16).max:
             continue
         name = constant.name
         constant.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))

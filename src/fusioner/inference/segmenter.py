@@ -81,6 +81,44 @@ class Segmenter(BaseSegmenter):
             segmenter.embed = LabelEmbedder(text_encoder, templates)
         return segmenter
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Segmenter":
+        """Load a folder of `save_pretrained`, or the repository OWNER/NAME of the Hugging Face hub.
+
+        Raises:
+            FusionerError: it cannot be had, or an encoder that it names cannot.
+        """
+        from fusioner.hub import find_pretrained
+
+        return cls.from_checkpoint(find_pretrained(source, revision, token), device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the trained network, its configuration and a model card into a folder -> the folder.
+
+        Raises:
+            FusionerError: the folder cannot be written to.
+        """
+        from fusioner.hub import save_pretrained
+
+        return save_pretrained(self, folder)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to the hub's repository OWNER/NAME, made where missing -> its address.
+
+        Raises:
+            FusionerError: an encoder is named by a folder of this machine, the hub cannot be reached, or it refuses.
+        """
+        from fusioner.hub import push_to_hub
+
+        return push_to_hub(self, repository, private=private, token=token)
+
     @contextmanager
     def _computing(self, name: str) -> Iterator[None]:
         with torch.inference_mode(), super()._computing(name):

@@ -1,0 +1,151 @@
+"""Trained models as folders and repositories of the Hugging Face hub: weights in safetensors, a model card in words.
+
+A folder holds `model.safetensors` (the file of `fusioner train`, its card inside), `config.json` (that card, to be read
+by people and counted by the hub) and `README.md`. Only the trained network is in it: encoders are named, not copied.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+from fusioner.errors import FusionerError
+from fusioner.files import atomic_write, writable_folder
+from fusioner.model.checkpoint import save_model
+
+if TYPE_CHECKING:
+    from fusioner.inference.segmenter import Segmenter
+    from fusioner.model.card import ModelCard
+
+WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
+METRICS = {"best_miou": "mIoU on the held-out images, best", "miou": "mIoU on the held-out images, last"}
+"""Keys of a card's `training` that are figures -> what they mean."""
+
+
+def save_pretrained(segmenter: "Segmenter", folder: str | Path, name: str = "") -> Path:
+    """Write model, configuration and model card into `folder` -> the folder; `name` is the repository's in the card.
+
+    Raises:
+        FusionerError: the folder cannot be written to.
+    """
+    folder = writable_folder(folder)
+    save_model(folder / WEIGHTS, segmenter.model, segmenter.card)
+    texts = {
+        CONFIG: segmenter.card.to_json() + "\n",
+        README: model_card(segmenter.card, name or folder.absolute().name),
+    }
+    for file, text in texts.items():
+        with atomic_write(folder / file) as beside:
+            beside.write_text(text, "utf-8")
+    return folder
+
+
+def find_pretrained(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """The model file of a folder of `save_pretrained`, or of a repository of the hub, which is downloaded once.
+
+    Raises:
+        FusionerError: there is no such folder or repository, it holds no model, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / WEIGHTS).is_file():
+            raise FusionerError(f"{folder} holds no {WEIGHTS}: give a folder of save_pretrained")
+        return folder / WEIGHTS
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise FusionerError(f"there is no folder {source}, and a repository is named OWNER/NAME")
+    try:
+        return Path(hf_hub_download(str(source), WEIGHTS, revision=revision, token=token))
+    except EntryNotFoundError as error:
+        raise FusionerError(f"the repository {source} holds no {WEIGHTS}: it is no Fusioner model") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = f"no revision {revision} of {source}" if revision else f"no repository {source} that you may read"
+        raise FusionerError(f"the Hugging Face hub has {what}") from error
+    except Exception as error:  # proxies, time-outs, full disks: many classes, one meaning
+        raise FusionerError(f"cannot download {source} from the Hugging Face hub: {_line(error)}") from error
+
+
+def push_to_hub(
+    segmenter: "Segmenter",
+    repository: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "Upload a Fusioner model",
+) -> str:
+    """Upload model, configuration and model card to the hub's repository OWNER/NAME, made where missing -> its address.
+
+    Raises:
+        FusionerError: an encoder is named by a folder of this machine, the hub cannot be reached, or it refuses.
+    """
+    from tempfile import TemporaryDirectory
+
+    for encoder in (segmenter.card.image_encoder, segmenter.card.text_encoder):
+        if "@" in encoder or "hf:/" in encoder:
+            raise FusionerError(
+                f"the model reads its encoder from this machine ({encoder}), which nobody else could load: train it "
+                "with an encoder's published name"
+            )
+    api = HfApi(token=token)
+    try:
+        with TemporaryDirectory() as folder:
+            save_pretrained(segmenter, folder, repository)
+            api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    except FusionerError:
+        raise
+    except Exception as error:  # as in downloading
+        raise FusionerError(f"cannot upload to {repository} on the Hugging Face hub: {_line(error)}") from error
+    return f"{api.endpoint}/{repository}"
+
+
+def model_card(card: "ModelCard", name: str) -> str:
+    """The README of a model: what it is, how to use it, how it was made, and how well it did."""
+    training = card.training
+    head = {"library_name": "fusioner", "pipeline_tag": "image-segmentation", "tags": ["open-vocabulary", "zero-shot"]}
+    figures = [(text, training[key]) for key, text in METRICS.items() if isinstance(training.get(key), int | float)]
+    rows = [
+        ("image encoder", f"`{card.image_encoder}` (frozen, not in this repository)"),
+        ("text encoder", f"`{card.text_encoder}` (frozen, not in this repository)"),
+        ("resolution", f"{card.resolution} px"),
+        ("prompt templates", "; ".join(f"`{template}`" for template in card.templates)),
+        ("threshold", str(card.threshold)),
+        ("data", _data(training)),
+        ("steps", str(training.get("step", training.get("steps", "")))),
+        ("made with", ", ".join(f"{one} {number}" for one, number in training.get("versions", {}).items())),
+    ]
+    parts = [
+        "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
+        f"# {name}",
+        "Name things in words, get their masks: an open-vocabulary segmentation model of "
+        "[Fusioner](https://arxiv.org/abs/2210.15138).",
+        f"```python\nimport fusioner\n\nseg = fusioner.Segmenter.from_pretrained({json.dumps(name)})\n"
+        'seg("photo.jpg", ["cat", "sofa"]).save("out")\n```',
+        "| | |\n|---|---|\n" + "\n".join(f"| {what} | {_cell(text)} |" for what, text in rows if text),
+    ]
+    if figures:
+        parts.append(
+            "## Figures\n\n| | |\n|---|---|\n" + "\n".join(f"| {text} | {value:.2f} |" for text, value in figures)
+        )
+    if command := training.get("command"):
+        parts.append(f"## How it was trained\n\n```bash\n{command}\n```")
+    if classes := training.get("classes"):
+        parts.append(f"## Words it was trained on\n\n{', '.join(classes)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(training: dict[str, Any]) -> str:
+    also = [f"{kind} ({root})" for kind, root in training.get("also", [])]
+    sets = [str(training.get("dataset", "")), *also]
+    fold = "" if training.get("fold") is None else f", fold {training['fold']}"
+    return ", ".join(one for one in sets if one) + fold
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
