@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fusioner.inference.arrays import to_numpy
+from fusioner.inference.arrays import Array, to_numpy
 from fusioner.inference.decide import decide_logits
 
 if TYPE_CHECKING:
@@ -73,30 +73,32 @@ def compare(
     rows = []
     with torch.inference_mode():
         for size in sizes(ours.card.resolution, exported.bundle.step):
+            shown = [_shown(photo, size) for photo in photos]
+            before = [ours._tokens(torch.from_numpy(pixels)) for pixels in shown]
+            after = [exported._tokens(pixels) for pixels in shown]
             for count in COUNTS:
-                differences, changed, pixels = [0.0], 0, 0
-                for photo in photos:
-                    before, after = (_logits(one, photo, size, LABELS[:count]) for one in (ours, exported))
-                    differences.append(float(np.abs(to_numpy(before) - after).max()))
-                    old, new = (_map(one, photo, ours.card.threshold) for one in (before, after))
-                    changed, pixels = changed + int((old != new).sum()), pixels + old.size
-                rows.append(Row(*size, count, max(differences), changed / pixels))
+                differences, changed, all_ = [0.0], 0, 0
+                for photo, one, two in zip(photos, before, after, strict=True):
+                    logits = [_logits(*each, LABELS[:count]) for each in ((ours, one), (exported, two))]
+                    differences.append(float(np.abs(to_numpy(logits[0]) - logits[1]).max()))
+                    old, new = (
+                        to_numpy(decide_logits(each, photo.shape[:2], ours.card.threshold)[0]) for each in logits
+                    )
+                    changed, all_ = changed + int((old != new).sum()), all_ + old.size
+                rows.append(Row(*size, count, max(differences), changed / all_))
                 on_row(rows[-1])
     return rows
 
 
-def _logits(
-    segmenter: "BaseSegmenter", photo: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], labels: Sequence[str]
-) -> Any:
-    """At the network's own resolution; both are shown the same pixels."""
-    shown = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR))
-    pixels = np.ascontiguousarray(shown.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
-    kind = torch.from_numpy if hasattr(segmenter, "model") else np.asarray
-    return segmenter._network(segmenter._tokens(kind(pixels)), segmenter.embed(labels), None)[0]
+def _shown(photo: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float[np.ndarray, "1 3 h2 w2"]:
+    """What both are shown."""
+    small = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(small.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
 
 
-def _map(logits: Float[Any, "k h w"], photo: UInt8[np.ndarray, "h w 3"], threshold: float) -> Any:
-    return to_numpy(decide_logits(logits, photo.shape[:2], threshold)[0])
+def _logits(segmenter: "BaseSegmenter", tokens: Any, labels: Sequence[str]) -> Float[Array, "k h w"]:
+    """At the network's own resolution."""
+    return segmenter._network(tokens, segmenter.embed(labels), None)[0]
 
 
 def table(rows: Sequence[Row], precision: str) -> Iterator[str]:
