@@ -1,6 +1,6 @@
 """Whether an exported model answers as torch does: on real photographs, at three sizes, with few labels and many."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,9 @@ def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
 
 
 def compare(
-    ours: "Segmenter",
-    exported: "ExportedSegmenter",
-    photos: Sequence[UInt8[np.ndarray, "h w 3"]],
-    on_row: Callable[[Row], object] = lambda row: None,
+    ours: "Segmenter", exported: "ExportedSegmenter", photos: Sequence[UInt8[np.ndarray, "h w 3"]]
 ) -> list[Row]:
-    """A row for every size and number of labels; `on_row` hears each as soon as it is measured."""
+    """A row for every size and number of labels."""
     rows = []
     with torch.inference_mode():
         for size in sizes(ours.card.resolution, exported.bundle.step):
@@ -86,7 +83,6 @@ def compare(
                     )
                     changed, all_ = changed + int((old != new).sum()), all_ + old.size
                 rows.append(Row(*size, count, max(differences), changed / all_))
-                on_row(rows[-1])
     return rows
 
 

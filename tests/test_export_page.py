@@ -1,0 +1,40 @@
+"""docs/export.md keeps its word: its commands and Python lines run as they stand, and the two lists of packages agree."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PAGE = (REPO / "docs" / "export.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_the_commands_run(tmp_path: Path) -> None:
+    (tmp_path / "samples").symlink_to(REPO / "samples")
+    commands = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    script = f'set -e\nfusioner() {{ "{sys.executable}" -m fusioner "$@"; }}\n' + "".join(commands)
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "masks" / "chelsea.overlay.png").is_file()
+
+
+def test_the_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["again"].card == scope["seg"].card
+
+
+def test_what_an_installation_without_torch_takes_is_what_the_package_asks_for() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = {*project["dependencies"], *project["optional-dependencies"]["onnx"]}
+    lines = (REPO / "requirements" / "onnx.txt").read_text("utf-8").splitlines()
+    listed = {line for line in lines if line and not line.startswith("#")}
+    assert listed <= wanted, "the same versions in both"
+    assert not any(word in line for line in listed for word in ("torch", "transformers"))
