@@ -1,4 +1,4 @@
-"""docs/export.md keeps its word: its commands and Python lines run as they stand, and the two lists of packages agree."""
+"""docs/export.md keeps its word: its commands and Python lines run as they stand, and its lists of packages agree."""
 
 import re
 import subprocess
