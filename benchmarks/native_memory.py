@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import fusioner
+from fusioner.inference.load import load_torch
 
 ENCODED = 3
 
@@ -48,7 +48,7 @@ class FirstWindows(nn.Module):
 
 def measure(megapixels: float, labels: int) -> None:
     """Segment one picture and print what it took."""
-    segmenter: fusioner.Segmenter = fusioner.load(device="cpu")
+    segmenter = load_torch(device="cpu")
     encoder: nn.Module = segmenter.image_encoder  # type: ignore[assignment]
     segmenter.image_encoder = FirstWindows(encoder)  # type: ignore[assignment]
     height = round((megapixels * 1e6 / 1.5) ** 0.5)

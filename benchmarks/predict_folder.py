@@ -18,12 +18,12 @@ from pathlib import Path
 
 from PIL import Image
 
-import fusioner
 from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.cli.pieces import Asked
 from fusioner.cli.progress import progress
 from fusioner.cli.segmenting import Run
 from fusioner.inference.formats import KINDS
+from fusioner.inference.load import load_torch
 from fusioner.inference.segmenter import Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     kinds = tuple(options.format.split(","))
-    segmenter = fusioner.load(device=options.device)
+    segmenter = load_torch(device=options.device)
     taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), options.pictures)

@@ -33,7 +33,7 @@ def child(model: str, runtime: str, threads: int) -> None:
         from fusioner.inference.load import load_torch
 
         torch.set_num_threads(threads)
-        segmenter: Any = load_torch(model or None, "cpu", None, "pascal")
+        segmenter: Any = load_torch(model or None, "cpu")
     else:
         from fusioner.export.segmenter import ExportedSegmenter
 
@@ -89,7 +89,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "RUNTIME"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(*given.child, given.threads)
+        model, runtime = given.child
+        child(model, runtime, given.threads)
         return
     chosen = contenders(given.model, given.exported)
     running = [(name, start(model, runtime, given.threads)) for name, model, runtime in chosen]

@@ -27,7 +27,7 @@ from fusioner.errors import FusionerError
 from fusioner.inference.load import load_torch
 from fusioner.inference.segmenter import Segmenter
 
-seg = load_torch(None, "cpu", None, "pascal")
+seg = load_torch(device="cpu")
 print(seg.push_to_hub("someone/cats", token="hf_secret"))
 again = Segmenter.from_pretrained("someone/cats", device="cpu", token="hf_secret")
 same = all(torch.equal(one, two) for one, two in zip(seg.model.parameters(), again.model.parameters()))

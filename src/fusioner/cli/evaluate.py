@@ -178,7 +178,7 @@ def _load(
         if model is not None:
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         return untrained(method, *encoders, SMALL.resolution, device=device), None  # pyright: ignore
-    segmenter = load_torch(model, device, None, dataset.partition("-to-")[0])
+    segmenter = load_torch(model, device, dataset=dataset.partition("-to-")[0])
     if method == "blind":
         from fusioner.training.free import blind
 

@@ -55,7 +55,7 @@ def export(
         raise errors[0]
     files = [file for file in found if not is_video(file)]
     chosen = [read_image(file) for file in files[:: -(-len(files) // MOST)]]
-    segmenter = load_torch(model, "cpu", None, "pascal")
+    segmenter = load_torch(model, "cpu")
     precision = "int8" if int8 else "fp16" if fp16 else "fp32"
     write(segmenter, out, format, precision, chosen, lambda line: print(line, flush=True))
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())

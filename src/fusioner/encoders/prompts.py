@@ -11,6 +11,7 @@ from fusioner.inference.arrays import Array, ways
 
 if TYPE_CHECKING:
     from fusioner.encoders.base import TextEncoder
+    from fusioner.export.segmenter import ExportedText
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -52,7 +53,7 @@ KEPT = 4096  # labels whose vectors are kept, 2 kB each
 class LabelEmbedder:
     """Labels to unit vectors: the mean over the templates of unit vectors, scaled to unit length; the last are kept."""
 
-    def __init__(self, encoder: "TextEncoder", templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
+    def __init__(self, encoder: "TextEncoder | ExportedText", templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
         """Raises FusionerError when `templates` is empty or one of them lacks `{}`."""
         self.encoder = encoder
         self.templates = check_templates(templates)

@@ -88,7 +88,7 @@ def compare(
 
 def _shown(photo: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float[np.ndarray, "1 3 h2 w2"]:
     """What both are shown."""
-    small = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR))
+    small = np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BILINEAR))
     return np.ascontiguousarray(small.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
 
 

@@ -87,7 +87,7 @@ def _calibrate(image: "ModelProto", pixels: Sequence[Float[np.ndarray, "1 3 h w"
         def __init__(self) -> None:
             self._left = iter(pixels)
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> Any:  # None ends it
             one = next(self._left, None)
             return None if one is None else {"pixels": one}
 
@@ -132,7 +132,7 @@ def _run(model: "ModelProto", pixels: Sequence[Any]) -> Iterator[Float[np.ndarra
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for one in pixels:
-        yield session.run(None, {"pixels": one})[0]
+        yield np.asarray(session.run(None, {"pixels": one})[0])
 
 
 def _map(segmenter: "Segmenter", tokens: Float[np.ndarray, "1 d gh gw"]) -> Any:

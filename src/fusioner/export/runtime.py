@@ -59,7 +59,7 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; the rest speaks of its own optimisations
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda **inputs: session.run(None, inputs)[0]
+    return lambda **inputs: np.asarray(session.run(None, inputs)[0])
 
 
 def _openvino(path: Path, threads: int) -> Graph:
@@ -70,4 +70,4 @@ def _openvino(path: Path, threads: int) -> Graph:
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda **inputs: compiled(inputs)[0]
+    return lambda **inputs: np.asarray(compiled(inputs)[0])

@@ -55,7 +55,7 @@ class ExportedSegmenter(BaseSegmenter):
 
     def _pixels(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "1 3 h2 w2"]:
         if rgb.shape[:2] != size:
-            rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BILINEAR))
+            rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))
         return rgb.transpose(2, 0, 1)[None]
 
     def _tokens(self, images: Float[np.ndarray, "n 3 h w"]) -> Float[np.ndarray, "n d gh gw"]:

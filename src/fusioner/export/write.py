@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,7 +78,7 @@ def export(
             say(line)
         if not all(row.holds(precision) for row in rows):
             raise FusionerError(f"the {precision} {format} model does not answer as torch does: nothing was written")
-        Bundle(**vars(bundle) | {"parity": [row.to_dict() for row in rows]}).write()
+        replace(bundle, parity=[row.to_dict() for row in rows]).write()
         _replace(bundle.folder, out)
     return rows
 

@@ -57,7 +57,10 @@ def load(
 
 
 def load_torch(
-    model: str | Path | None, device: "str | torch.device | None", templates: Sequence[str] | None, dataset: str
+    model: str | Path | None = None,
+    device: "str | torch.device | None" = None,
+    templates: Sequence[str] | None = None,
+    dataset: str = "pascal",
 ) -> "Segmenter":
     """As `load`, of what only torch computes."""
     from fusioner.encoders.embedded import weights_file

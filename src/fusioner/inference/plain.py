@@ -52,7 +52,7 @@ def top(planes: Float[ndarray, "k h w"]) -> Float[ndarray, "h w"]:
 
 def anywhere(flags: Bool[ndarray, "k h w"]) -> Bool[ndarray, " k"]:
     """For each label whether it has a true cell."""
-    return flags.any(axis=(1, 2))
+    return np.asarray(flags.any(axis=(1, 2)))
 
 
 def upsample(planes: Float[ndarray, "k h w"], size: tuple[int, int]) -> Float[ndarray, "k H W"]:
@@ -147,5 +147,5 @@ def shrink(planes: Float[ndarray, "k h w"], size: tuple[int, int]) -> Float[ndar
     """Bilinear with antialiasing, to `size` (height, width)."""
     if planes.shape[1:] == size:
         return planes
-    pictures = (Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR) for plane in planes)
+    pictures = (Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BILINEAR) for plane in planes)
     return np.stack([np.asarray(picture) for picture in pictures])

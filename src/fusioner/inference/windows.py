@@ -87,7 +87,8 @@ class Canvas:
         rows, columns = (do.like(share[start], logits) for share, start in zip(self._weights, origin, strict=True))
         y, x = self._cells(origin[0]), self._cells(origin[1])
         h, w = len(rows), len(columns)
-        self._sum[..., y : y + h, x : x + w] += logits[..., :h, :w] * (rows[:, None] * columns)
+        total: Array = self._sum
+        total[..., y : y + h, x : x + w] += logits[..., :h, :w] * (rows[:, None] * columns)
 
     def mean(self) -> Float[Array, "*b h w"]:
         """The average at every cell, once all windows of the grid are down."""
