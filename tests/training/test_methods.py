@@ -1,5 +1,6 @@
 """Every method goes the whole way: train, model file, evaluation, prediction."""
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.main import main
+from fusioner.cli.train import train as train_command
 from fusioner.data.catalog import DATASETS
 from fusioner.data.listing import Name, Trainable
 from fusioner.encoders.prompts import LabelEmbedder
@@ -120,6 +123,7 @@ def test_evaluated_without_any_training(
         assert main([*given, "--out", str(out), "--device", "cpu", "--limit", "2"]) == 0, capsys.readouterr().err
         content = json.loads((out / "metrics.json").read_text())
         assert content["method"] == method
+        assert f"- method {method}, encoders " in (out / "report.md").read_text()
         assert ("model" in content) is (method == "blind")
     assert json.loads((tmp_path / "background" / "metrics.json").read_text())["miou"] == 0
     assert main(["evaluate", "folder", "--root", str(own), "--method", "cosine", "--model", "x"]) == 2
@@ -137,3 +141,15 @@ def test_a_benchmark_is_trained_on_its_training_split(voc_tree: Path, tiny: Tiny
     part = open_part("pas20", voc_tree)
     assert len(part.data.items) == 24
     assert train([part], tiny(steps=2), Run(tmp_path, device="cpu")).step == 2
+
+
+def test_the_page_describes_every_method_and_its_lines_are_right() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "baselines.md").read_text("utf-8")
+    assert [name for name in get_args(Method) if f"| `{name}` |" not in page] == []
+    lines = page.split("```bash\n")[1].split("```")[0].splitlines()
+    for line in lines:
+        verb, *words = line.removeprefix("fusioner ").split()
+        command = {"train": train_command, "evaluate": evaluate_command}[verb]
+        flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+        assert flags <= set(inspect.signature(command).parameters)
+    assert len(lines) > 2

@@ -144,6 +144,8 @@ def evaluate(
     shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": refine}
     origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
     origin["method"] = method or segmenter.card.config.method
+    names = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"
+    outcome.notes.insert(0, f"method {origin['method']}, encoders {names}")
     _show(outcome, write_report(out, outcome, origin))
 
 

@@ -161,14 +161,12 @@ def _headline(folder: Path) -> str:
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    for part in now:
-        one, other = before.get(part), now[part]
-        if one == other:
+    for part, new in now.items():
+        old = before.get(part)
+        if old == new:
             continue
-        names = [n for n in {**one, **other} if one.get(n) != other.get(n)] if isinstance(one, dict) else []
-        what = (
-            f"{part}: {names[0]} was {one.get(names[0])!r} and is {other.get(names[0])!r}"
-            if names
-            else (f"{part} was {one!r} and is {other!r}")
-        )
+        what = f"{part} was {old!r} and is {new!r}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+            what = f"{part}: {name} was {old.get(name)!r} and is {new.get(name)!r}"
         raise FusionerError(f"{out} holds a sweep of other settings ({what}): choose another --out")

@@ -1,0 +1,101 @@
+"""A sweep as a user starts it: killed in the middle, gone on with, with a cell that fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusioner.model.checkpoint import load_model
+
+FILE = """
+[data]
+name = "folder"
+root = "own"
+[grid]
+image_encoders = ["effnet-lite2"]
+methods = ["lseg", "segmenter", "maskclip"]
+[train]
+resolution = 28
+width = 8
+layers = 1
+heads = 2
+steps = 40
+batch_size = 2
+holdout = 0
+checkpoint_minutes = 0
+[evaluate]
+bootstrap = 10
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sweep's file and coloured squares: six to train on, two to test on."""
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+    for i in range(8):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[8:30, 8:30] = 1 + i % 2
+        rgb = np.array([[90, 90, 90], [200, 40, 40], [40, 40, 200]], np.uint8)[mask] + np.uint8(i)
+        Image.fromarray(rgb).save(tmp_path / "own" / "images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "own" / "masks" / f"{i}.png")
+    (tmp_path / "own" / "classes.txt").write_text("background\napple\nbook\n")
+    (tmp_path / "own" / "val.txt").write_text("6\n7\n")
+    (tmp_path / "sweep.toml").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(out: str) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-m", "fusioner", "sweep", "sweep.toml", "--out", out]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def cell(out: str, method: str) -> Path:
+    return next(Path(out, "cells").glob(f"{method}-*"))
+
+
+def wait_until_training(process: "subprocess.Popen[str]", out: str, method: str) -> None:
+    while not any(len(log.read_text().splitlines()) > 3 for log in Path(out).glob(f"cells/{method}-*/run/*.jsonl")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_gone_on_with_and_finished(here: Path) -> None:
+    killed = start("out")
+    wait_until_training(killed, "out", "segmenter")
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    first = cell("out", "lseg") / "done.json"
+    before = first.stat().st_mtime_ns
+    terminated = start("out")
+    wait_until_training(terminated, "out", "segmenter")
+    terminated.send_signal(signal.SIGTERM)
+    terminated.communicate()
+    assert terminated.returncode == 128 + signal.SIGTERM
+    again = start("out")
+    said, told = again.communicate()
+    assert again.returncode == 1, told  # for maskclip has no CLIP
+    assert "failed: maskclip effnet-lite2 minilm-embedded seed 0: MaskCLIP takes the value tokens" in told
+    assert "1 of 3 cells failed" in told
+    assert "| effnet-lite2 | minilm-embedded | segmenter | " in said
+    assert first.stat().st_mtime_ns == before
+    assert "resuming" in (cell("out", "segmenter") / "log.txt").read_text()
+    table = json.loads(Path("out", "table.json").read_text())
+    assert [row["cells"] for row in table["rows"]] == [1, 1, 0]
+    assert "value" in table["rows"][0]["miou"]["mean"]
+    alone = start("alone")
+    alone.communicate()
+    for method in ("lseg", "segmenter"):
+        one, other = (load_model(cell(out, method) / "run" / "best.safetensors")[0] for out in ("out", "alone"))
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
