@@ -27,7 +27,7 @@ resolution = 28
 width = 8
 layers = 1
 heads = 2
-steps = 40
+steps = 80
 batch_size = 2
 holdout = 0
 checkpoint_minutes = 0
@@ -64,8 +64,13 @@ def cell(out: str, method: str) -> Path:
     return next(Path(out, "cells").glob(f"{method}-*"))
 
 
-def wait_until_training(process: "subprocess.Popen[str]", out: str, method: str) -> None:
-    while not any(len(log.read_text().splitlines()) > 3 for log in Path(out).glob(f"cells/{method}-*/run/*.jsonl")):
+def steps_of(out: str, method: str) -> int:
+    logs = Path(out).glob(f"cells/{method}-*/run/metrics.jsonl")
+    return sum(len(log.read_text().splitlines()) for log in logs)
+
+
+def wait_for_steps(process: "subprocess.Popen[str]", out: str, method: str, count: int) -> None:
+    while steps_of(out, method) < count:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
 
@@ -73,13 +78,13 @@ def wait_until_training(process: "subprocess.Popen[str]", out: str, method: str)
 @pytest.mark.slow
 def test_killed_gone_on_with_and_finished(here: Path) -> None:
     killed = start("out")
-    wait_until_training(killed, "out", "segmenter")
+    wait_for_steps(killed, "out", "segmenter", 4)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     first = cell("out", "lseg") / "done.json"
     before = first.stat().st_mtime_ns
-    terminated = start("out")
-    wait_until_training(terminated, "out", "segmenter")
+    terminated, reached = start("out"), steps_of("out", "segmenter")
+    wait_for_steps(terminated, "out", "segmenter", reached + 4)
     terminated.send_signal(signal.SIGTERM)
     terminated.communicate()
     assert terminated.returncode == 128 + signal.SIGTERM
