@@ -131,7 +131,14 @@ def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> _Running:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"}
     output = (folder / OUTPUT).open("ab")
     command = [sys.executable, "-m", "fusioner.sweep.cell", str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is the sweep's, which tells each cell once: a second signal would cut it off
+    )
     return _Running(cell, process, output)
 
 
