@@ -115,22 +115,10 @@ def _pictures(
     folder: Path, recursive: bool, out: Path | None, complain: Callable[[FusionerError], None]
 ) -> dict[Path, Path]:
     """The pictures of a folder -> where they lie below it; links to folders are not followed."""
-    from fusioner.inference.image import image_suffixes
+    from fusioner.walk import walk_pictures
 
-    def unreadable(error: OSError) -> None:
-        complain(FusionerError(f"cannot read folder {error.filename}: {error.strerror or error}"))
-
-    suffixes, results = image_suffixes(), out and os.path.realpath(out)
-    found: dict[Path, Path] = {}
-    for root, folders, files in os.walk(folder, onerror=unreadable):
-        here = Path(root)
-        folders[:] = sorted(one for one in folders if one[0] != "." and os.path.realpath(here / one) != results)
-        for path in (here / name for name in sorted(files)):
-            if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file():
-                found[path] = here.relative_to(folder)
-        if not recursive:
-            break
-    return found
+    found = walk_pictures(folder, out, recursive, complain)
+    return {path: path.parent.relative_to(folder) for path in found}
 
 
 def _stem(path: Path) -> str:

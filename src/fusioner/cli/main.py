@@ -14,6 +14,7 @@ BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes: ours, then the 
 
 VERBS = {
     "predict": ("fusioner.cli.predict:predict", "Find what you name in pictures."),
+    "batch": ("fusioner.cli.batch:batch", "Find it in thousands to billions of pictures, each exactly once."),
     "serve": ("fusioner.cli.serve:serve", "Serve a page and an HTTP API."),
     "train": ("fusioner.cli.train:train", "Train the fusion network on a data set."),
     "evaluate": ("fusioner.cli.evaluate:evaluate", "Measure a model on a data set."),

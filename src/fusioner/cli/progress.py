@@ -60,8 +60,11 @@ class Work:
 
 
 @contextmanager
-def progress(unit: str = "images", after: float = 0.0) -> Iterator[Work]:
-    """Shows the work done meanwhile; on a terminal no bar is drawn during the first `after` seconds."""
+def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> Iterator[Work]:
+    """Shows the work done meanwhile; on a terminal no bar is drawn during the first `after` seconds.
+
+    `window`: seconds over which the speed is taken; more than the slowest item takes.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -75,7 +78,13 @@ def progress(unit: str = "images", after: float = 0.0) -> Iterator[Work]:
     )
     console = Console(stderr=True)
     # Lines printed meanwhile go above the bar, but not off a stdout that leads elsewhere.
-    bar = Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty())
+    bar = Progress(
+        *columns,
+        console=console,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),
+        speed_estimate_period=window,
+    )
     timer = Timer(after, bar.start)
     timer.start()
     try:
