@@ -113,3 +113,38 @@ def make_tiny_segmenter() -> "Callable[..., Segmenter]":
 def tiny_segmenter(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Segmenter":
     """The paper's network at toy size with random weights."""
     return make_tiny_segmenter()
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of patch 8 that knows PASCAL's words, as `save_pretrained` writes it."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    from fusioner.data.pascal import PASCAL_CLASSES
+
+    folder = tmp_path_factory.mktemp("clip")
+    words = sorted({word for name in PASCAL_CLASSES for word in name.split()} | {"dining", "table", "potted", "plant"})
+    known = ["<pad>", "<unk>", "<s>", "</s>", "a", "photo", "of", "tv", *words]
+    vocabulary = {word: number for number, word in enumerate(known)}
+    body = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    text = {**body, "vocab_size": len(vocabulary), "max_position_embeddings": 16}
+    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {**body, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(vision_config=vision, text_config={**text, **ends}, projection_dim=12))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder

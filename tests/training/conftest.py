@@ -1,23 +1,16 @@
-"""A tiny PASCAL tree of coloured rectangles, a tiny random CLIP in a folder, settings that train in milliseconds."""
+"""A tiny PASCAL tree of coloured rectangles, and settings that train in milliseconds."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.training.config import TrainConfig
 
-BODY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-WORDS = sorted({word for name in PASCAL_CLASSES for word in name.split()} | {"dining", "table", "potted", "plant"})
-VOCABULARY = {word: i for i, word in enumerate(["<pad>", "<unk>", "<s>", "</s>", "a", "photo", "of", "tv", *WORDS])}
 IMAGES = 24
 
 
@@ -65,31 +58,6 @@ def voc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lists.joinpath("train_aug.txt").write_text("\n".join(ids))
     lists.joinpath("val.txt").write_text("2008_000000\n")
     return root
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of patch 8 that knows PASCAL's words, as `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp("clip")
-    text = {**BODY, "vocab_size": len(VOCABULARY), "max_position_embeddings": 16}
-    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    vision = {**BODY, "image_size": 32, "patch_size": 8}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = CLIPModel(CLIPConfig(vision_config=vision, text_config={**text, **ends}, projection_dim=12))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,185 @@
+"""Real processes through the real command: killed, doubled, interrupted; nothing lost, nothing twice."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+
+from fusioner.batch.run import Tally
+from fusioner.batch.work import Done, Under
+from fusioner.cli.main import main
+
+Cli = Callable[..., "subprocess.Popen[str]"]
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return ds.dataset(out / "shards").to_table().sort_by("index").to_pylist()
+
+
+def finished(process: "subprocess.Popen[str]") -> str:
+    told, complained = process.communicate()
+    assert process.returncode == 0, complained
+    return told
+
+
+def check(out: Path, photos: Path) -> None:
+    found = rows(out)
+    assert [row["index"] for row in found] == list(range(30))
+    assert [row["image"] for row in found] == [f"{folder}/{number:02}.jpg" for folder in "ab" for number in range(15)]
+    assert {row["image"] for row in found if row["error"]} == {"b/07.jpg", "b/12.jpg"}
+    assert not list(out.rglob(".part-*"))
+
+
+def results(out: Path) -> int:
+    return len(list(out.glob("shards/*/part-*.parquet")))
+
+
+def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+    while not condition() and process.poll() is None:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_run_again(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    """Kill -9 of the whole group: once while it plans or loads, then after some of the shards."""
+    out, rng = tmp_path / "out", random.Random(1)
+    process = cli(photos, out, "--shard-size", 2, "--workers", 2, "--masks")
+    until((out / "plan").is_dir, process)
+    for wanted in (0, 3, 8):
+        until(lambda wanted=wanted: results(out) >= wanted, process)
+        time.sleep(rng.uniform(0, 0.05))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        whole = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
+        process = cli(photos, out, "--shard-size", 2, "--workers", 2, "--masks")
+    assert "30 images are in" in finished(process)
+    check(out, photos)
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole  # what was done was not done again
+    assert len(list(out.glob("masks/*/*.png"))) == 28
+    assert "nothing was left to do" in finished(cli(photos, out, "--masks"))
+
+
+@pytest.mark.slow
+def test_two_commands_share_the_work(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    both = [cli(photos, out, "--shard-size", 1, "--workers", 1) for _ in range(2)]
+    told = [finished(process) for process in both]
+    check(out, photos)
+    done = [int(one.partition("; ")[2].partition(" ")[0]) if "done now" in one else 0 for one in told]
+    assert sum(done) == 30
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = cli(photos, out, "--shard-size", 1, "--workers", 1)
+    until(lambda: results(out) > 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complained = process.communicate()
+    assert process.returncode == 130
+    assert complained.splitlines()[-1] == "interrupted"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert all(row["index"] < 30 for row in rows(out))
+    finished(cli(photos, out, "--workers", 1))
+    check(out, photos)
+
+
+POISON = """
+import os, fusioner.batch.work as work
+decoded = work._decoded
+def deadly(picture):
+    if picture.name == "a/05.jpg":
+        os.kill(os.getpid(), 9)
+    return decoded(picture)
+work._decoded = deadly
+"""
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    """As a crashing decoder would, or the system where memory runs out."""
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    out = tmp_path / "out"
+    told = finished(cli(photos, out, "--shard-size", 10, "--workers", 1, path=[str(tmp_path)]))
+    assert "3 errors" in told
+    deadly = [row for row in rows(out) if row["image"] == "a/05.jpg"]
+    assert [row["index"] for row in deadly] == [5]
+    assert deadly[0]["error"].startswith("twice the process died at work on this image")
+    assert {row["image"] for row in rows(out) if row["error"]} == {"a/05.jpg", "b/07.jpg", "b/12.jpg"}
+
+
+@pytest.mark.slow
+def test_ray_does_the_same_and_survives_kills(photos: Path, cli: Cli, tmp_path: Path) -> None:
+    """The command is killed once; of the second start an actor is killed, which Ray replaces."""
+    pytest.importorskip("ray")
+    out, words = tmp_path / "out", ("--shard-size", 1, "--workers", 1, "--engine", "ray")
+    process = cli(photos, out, *words)
+    until(lambda: results(out) > 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -9
+    process = cli(photos, out, *words)
+    until(lambda: children(process.pid, "MapWorker"), process)
+    before = results(out)
+    until(lambda: results(out) > before, process)
+    for actor in children(process.pid, "MapWorker"):
+        os.kill(actor, signal.SIGKILL)
+    assert "30 images are in" in finished(process)
+    check(out, photos)
+    finished(cli(photos, tmp_path / "local", "--workers", 1))
+    assert rows(out) == rows(tmp_path / "local")
+
+
+def children(root: int, name: str) -> list[int]:
+    """Processes below one whose command line holds a name."""
+    family = {root}
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in table.splitlines()]
+    while more := {int(pid) for pid, parent, _ in lines if int(parent) in family} - family:
+        family |= more
+    return [int(pid) for pid, _, words in lines if int(pid) in family and name in words]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--labels", "missing.txt"], "cannot read labels from missing.txt"),
+        (["--workers", "0"], "--workers is 1 or more, not 0"),
+        (["--address", "auto"], "--address is a Ray cluster's: add --engine ray"),
+        (["--model", "missing.safetensors"], "cannot read the model"),
+        (["--threshold", "2"], "the threshold is a probability"),
+        (["--column", "x", "--device", "gpu"], "there is no device 'gpu'"),
+    ],
+)
+def test_wrong_words_are_one_sentence(
+    photos: Path,
+    labels: Path,
+    tmp_path: Path,
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--labels", str(labels)] if "--labels" not in words else []
+    assert main(["batch", str(photos), "--out", "out", *given, *words]) == 2
+    complained = capsys.readouterr().err
+    assert told in complained
+    assert complained.count("\n") == 1
+
+
+def test_the_tally_counts_each_image_once() -> None:
+    tally = Tally(total=100, before=10)
+    for event in (Under(3, 2, 1), Under(4, 1, 0), Under(3, 5, 1), Done(3, 6, 2, 1.0, 500)):
+        tally.add(event)
+    assert (tally.done, tally.images, tally.errors, tally.memory) == (17, 6, 2, 500)
+    tally.add(Under(4, 0, 0))  # its process died, another began
+    assert tally.done == 16

@@ -1,0 +1,137 @@
+"""What a worker makes of a shard."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from fusioner.batch.attempts import Attempt
+from fusioner.batch.plan import make_plan
+from fusioner.batch.work import Job, Worker
+from fusioner.errors import FusionerError
+
+MakeJob = Callable[..., Job]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
+
+
+def do_all(job: Job, size: int = 8) -> list[dict[str, Any]]:
+    plan = make_plan(job.source, job.out, size, {})
+    worker = Worker(job)
+    for number in range(plan.shards):
+        worker.do(number)
+    return rows(job.out)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return ds.dataset(out / "shards").to_table().sort_by("index").to_pylist()
+
+
+def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> None:
+    job = make_job(photos, masks=True)
+    found = do_all(job)
+    assert [row["index"] for row in found] == list(range(30))
+    segmenter = Worker(job).segmenter
+    bad = {row["image"]: row["error"] for row in found if row["error"]}
+    assert bad.keys() == {"b/07.jpg", "b/12.jpg"}
+    assert bad["b/12.jpg"].endswith("is empty (0 bytes)")
+    for row in (row for row in found if not row["error"]):
+        result = segmenter(photos / row["image"], job.labels)
+        assert (row["width"], row["height"]) == (result.width, result.height)
+        assert [one["label"] for one in row["segments"]] == list(result.found)
+        for one in row["segments"]:
+            encoded: Any = {"size": [row["height"], row["width"]], "counts": one["rle"].encode()}
+            assert np.array_equal(coco.decode(encoded).astype(bool), result.mask(one["label"]))
+            assert one["area"] == result.areas[one["label"]]
+            assert tuple(one["box"]) == result.boxes[one["label"]]
+            assert one["score"] == pytest.approx(result.scores[one["label"]], abs=1e-6)
+        with Image.open(job.out / row["mask"]) as mask:
+            assert np.array_equal(np.asarray(mask), result.label_map)
+    assert any(len(row["segments"] or ()) > 1 for row in found)
+
+
+@pytest.mark.parametrize("changes", [{"batch": 4}, {"threshold": 0.9}, {"background": False}, {"resolution": "native"}])
+def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str, Any]) -> None:
+    job = make_job(photos, **changes)
+    kept = {"threshold": job.threshold, "background": job.background, "resolution": job.resolution}
+    found = do_all(job)
+    segmenter = Worker(job).segmenter
+    for row in found[:4]:
+        result = segmenter(photos / row["image"], job.labels, **kept)
+        areas = {one["label"]: one["area"] for one in row["segments"]}
+        assert areas.keys() == result.found.keys()
+        for label, area in areas.items():  # a forward of four rounds otherwise than one of one
+            assert area == pytest.approx(result.areas[label], abs=3 if job.batch > 1 else 0)
+    assert sum(row["error"] is not None for row in found) == 2
+
+
+def test_a_shard_is_done_once_and_by_one(photos: Path, make_job: MakeJob) -> None:
+    job = make_job(photos)
+    plan = make_plan(job.source, job.out, 15, {})
+    worker = Worker(job)
+    assert (worker.do(0).images, worker.do(0).images) == (15, 0)
+    hold = (
+        "import sys; from pathlib import Path; from fusioner.features.locks import Claims\n"
+        "claims = Claims(Path(sys.argv[1])); print(claims.claim(f'{1:015x}'), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, job.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "True\n"
+        assert worker.do(1).images == 0
+        assert not plan.result(1).exists()
+        other.kill()
+    assert worker.do(1).errors == 2
+    assert not list((job.out / ".attempts").iterdir())
+
+
+def test_where_there_is_no_room_it_says_so(photos: Path, make_job: MakeJob, full_disk: Path) -> None:
+    job = make_job(photos)
+    make_plan(job.source, job.out, 30, {})
+    (job.out / "shards").symlink_to(full_disk)
+    worker = Worker(job)
+    free = shutil.disk_usage(full_disk).free
+    (full_disk / "0000").mkdir()
+    (full_disk / "full").write_bytes(bytes(free - 4096))
+    with pytest.raises(FusionerError, match="no space left"):
+        worker.do(0)
+
+
+def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
+    """A process that begins an attempt, notes images, and is gone -> what it was told."""
+    script = (
+        "import os, sys; from pathlib import Path; from fusioner.batch.attempts import Attempt\n"
+        "a = Attempt(Path(sys.argv[1]), 3, sys.argv[2])\n"
+        "for image in sys.argv[3:]: a.at(int(image))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    (out / ".attempts").mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([sys.executable, "-c", script, out, run, *map(str, images)], check=False)
+    assert done.returncode == -9
+    attempt = Attempt(out, 3, run)
+    os.close(attempt._file)
+    told = attempt.careful, attempt.fatal
+    lines = attempt.path.read_text().splitlines()
+    attempt.path.write_text("\n".join(lines[:-1]) + "\n")  # as if we had not looked
+    return told
+
+
+def test_an_image_on_which_two_careful_attempts_end_is_fatal(tmp_path: Path) -> None:
+    assert die(tmp_path, "run", [40]) == (True, frozenset())  # not careful yet: notes no image
+    assert die(tmp_path, "run", [40, 41]) == (True, frozenset())
+    assert die(tmp_path, "run", [40]) == (True, frozenset())
+    assert die(tmp_path, "run", [40, 41]) == (True, frozenset({41}))
+    attempt = Attempt(tmp_path, 3, "another run")
+    assert (attempt.careful, attempt.fatal) == (False, frozenset())
+    with attempt:
+        pass
+    assert not attempt.path.exists()
