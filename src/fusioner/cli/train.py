@@ -36,6 +36,7 @@ def train(
     lr: float | None = None,
     choice_weight: float | None = None,
     holdout: int | None = None,
+    order: Literal["shuffled", "shards"] | None = None,
     synonyms: str | None = None,
     seed: int | None = None,
     precision: Literal["32", "bf16", "16"] | None = None,
@@ -108,6 +109,8 @@ def train(
         Weight of the competition among an image's names beside each name's own yes or no.
     holdout
         Training images set aside to choose the best checkpoint by; 0 chooses it by the training's own mIoU.
+    order
+        shuffled; shards reads a feature cache that is larger than memory file by file.
     synonyms
         JSON file {label: [other names]} to draw names from, or "packaged" for ours.
     seed
@@ -145,7 +148,8 @@ def train(
         "method": method,
         "resolution": resolution, "steps": 0 if epochs is not None and steps is None else steps, "epochs": epochs,
         "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "views": views, "lr": lr,
-        "choice_weight": choice_weight, "holdout": holdout, "synonyms": synonyms, "seed": seed, "precision": precision,
+        "choice_weight": choice_weight, "holdout": holdout, "order": order,
+        "synonyms": synonyms, "seed": seed, "precision": precision,
         "templates": None if templates is None else read_templates(templates),
         "features": None if cache is None else "live" if cache == "off" else "cached",
     }  # fmt: skip

@@ -98,6 +98,10 @@ class Shelf:
                 row.copy_(stored)
         return out
 
+    def place(self, digest: str, view: int) -> tuple[str, int] | None:
+        """The shard that holds a view and its row there; None where there is none."""
+        return self._index.get((digest, view))
+
     def missing(self, keys: Iterable[Key]) -> list[Key]:
         """The keys that are not there, in order."""
         return [key for key in keys if key not in self._index]

@@ -49,6 +49,10 @@ class TokenSource(Protocol):
         """
         ...
 
+    def place(self, item: Item) -> tuple[str, int]:
+        """The file that holds an image's first view, and its row there; FusionerError where there is no file."""
+        ...
+
 
 class LiveSource:
     """Encodes at every call.
@@ -90,6 +94,10 @@ class LiveSource:
         pictures, masks = zip(*(self.picture(item, view) for item, view in wanted), strict=True)
         return encode(self.encoder, torch.stack(pictures)), list(masks)
 
+    def place(self, item: Item) -> tuple[str, int]:
+        """See `TokenSource`."""
+        raise FusionerError("features encoded at every step lie in no file: --order shards needs the cache")
+
     def _moved(self, rgb: Rgb, mask: Mask, number: int, seed: int) -> tuple[Rgb, Mask]:
         if self.augment is None:
             return view(rgb, mask, number, seed)
@@ -129,6 +137,13 @@ class CachedSource:
         """See `TokenSource`; every number is copied once, from the mapped file into the batch."""
         tokens = self.shelf.read([(self.digests[item.id], view) for item, view in wanted], self.dtype)
         return tokens, [self.mask(item, view) for item, view in wanted]
+
+    def place(self, item: Item) -> tuple[str, int]:
+        """See `TokenSource`."""
+        found = self.shelf.place(self.digests[item.id], 0)
+        if found is None:
+            raise FusionerError(f"the feature cache has lost image {item.id}: run this again")
+        return found
 
 
 def check_size(item: Item, rgb: Rgb, mask: Mask) -> None:

@@ -58,6 +58,8 @@ class TrainConfig:
         holdout: training images set aside to choose the best checkpoint by; 0: none, it is chosen by the running
             mIoU of the training itself. At most a twentieth of the images; never one of a val split.
         evaluations: how often, evenly over the run, the best checkpoint is looked for.
+        order: "shuffled", or "shards": cached features are read file by file, a few files mixed (`features.sampler`),
+            for a cache larger than memory; which images are neighbours then depends on how the cache was built.
         synonyms: JSON file {label: [other names]}; a name is drawn every time. "packaged": ours; empty: none.
         precision: of the computation; weights are fp32 always.
         seed: of weights, order, views, prompts and names.
@@ -107,6 +109,7 @@ class TrainConfig:
     loss_stride: int = 1
     holdout: int = 0
     evaluations: int = 50
+    order: Literal["shuffled", "shards"] = "shuffled"
     synonyms: str = ""
     precision: Precision = "32"
     seed: int = 0
@@ -120,6 +123,8 @@ class TrainConfig:
                 raise FusionerError(f"{_flag(name)} must be within {low:g} ... {high:g}, not {value:g}")
         if self.steps == 0 and self.epochs == 0:
             raise FusionerError("a training needs --steps or --epochs above 0")
+        if self.order == "shards" and self.features != "cached":
+            raise FusionerError("--order shards reads the feature cache: leave --cache off out")
         if self.sampling == "pairs" and self.prompts != 1:
             raise FusionerError('--prompts above 1 needs sampling = "images" (preset small); pairs prompt one class')
 

@@ -13,6 +13,7 @@ from typing import get_args
 from zlib import crc32
 
 import numpy as np
+from jaxtyping import Int64
 
 from fusioner.data.base import Item, Pair, SegmentationData, present_pairs
 from fusioner.data.catalog import open_dataset
@@ -20,6 +21,7 @@ from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
 from fusioner.data.layout import some
 from fusioner.data.listing import TRAINING_SPLITS, Name, Trainable
 from fusioner.errors import FusionerError
+from fusioner.features.sampler import ShardSampler
 from fusioner.training.config import Sampling
 
 PORTIONS = 4
@@ -159,9 +161,32 @@ class Order:
 
     def _at(self, epoch: int, place: int) -> Example:
         if epoch != self._epoch:
-            rng = np.random.default_rng((self.seed, 1, epoch))
-            self._epoch, self._permutation = epoch, rng.permutation(len(self.examples))
+            self._epoch, self._permutation = epoch, self._permute(epoch)
         return self.examples[self._permutation[place]]
+
+    def _permute(self, epoch: int) -> Int64[np.ndarray, " n"]:
+        return np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.examples))
+
+
+class ShardOrder(Order):
+    """The order in which a cache larger than memory is read fastest: shard by shard, see `features.sampler`.
+
+    Args:
+        places: of each example, the name of the shard that holds it and its row there.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], batch_size: int, seed: int, places: Sequence[tuple[str, int]]
+    ) -> None:
+        super().__init__(examples, batch_size, seed)
+        shards, which = np.unique(np.array([shard for shard, _ in places]), return_inverse=True)
+        self._laid = np.lexsort((np.array([row for _, row in places]), which))
+        counts = np.bincount(which, minlength=len(shards))
+        self._first, self._sampler = np.cumsum(counts) - counts, ShardSampler(counts, seed)
+
+    def _permute(self, epoch: int) -> Int64[np.ndarray, " n"]:
+        portions = (self._first[shards] + rows for shards, rows in self._sampler.epoch(epoch))
+        return self._laid[np.concatenate(list(portions))]
 
 
 def _examples(number: int, part: Part, sampling: Sampling) -> list[Example]:

@@ -79,6 +79,7 @@ class Trainer:
         model: on any device; moved to the fabric's, and changed in place.
         out: writes last.safetensors, best.safetensors, resume.pt and metrics.jsonl here.
         identity: plain values that a resumed run must share, besides the settings (data, encoders).
+        order: of the examples; None: shuffled.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class Trainer:
         identity: dict[str, Any],
         pace: Pace | None = None,
         display: Display | None = None,
+        order: Order | None = None,
     ) -> None:
         self.fabric, self.batches, self.config, self.card, self.out = fabric, batches, config, card, out
         self.pace, self.display = pace or Pace(), display or Display()
         self.identity = {"settings": config.to_dict(), **identity}
-        self.order = Order(batches.corpus.examples, config.batch_size, config.seed)
+        self.order = order or Order(batches.corpus.examples, config.batch_size, config.seed)
         self.steps = config.steps or self.order.steps(config.epochs)
         self.model = model.to(fabric.device)
         if self.model.decoder is not None:

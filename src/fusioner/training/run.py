@@ -15,7 +15,7 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.training.assemble import build_encoders, build_fabric, build_network, build_sources
 from fusioner.training.batches import Batches
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import Order, Part, build_corpus
+from fusioner.training.corpus import Order, Part, ShardOrder, build_corpus
 from fusioner.training.display import Display
 from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
@@ -104,7 +104,11 @@ def train(
     pace = pace or Pace()
     if pace.prefetch is None:  # beside a CPU that encodes there is nothing to gain
         pace = replace(pace, prefetch=0 if config.features == "live" and fabric.device.type == "cpu" else 2)
-    trainer = Trainer(fabric, model, batches, config, card, run.out, identity, pace, display)
+    order = None
+    if config.order == "shards":
+        places = [sources[example.part].place(example.item) for example in corpus.examples]
+        order = ShardOrder(corpus.examples, config.batch_size, config.seed, places)
+    trainer = Trainer(fabric, model, batches, config, card, run.out, identity, pace, display, order)
     if run.resume:
         found = trainer.resume()
         display.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
