@@ -5,6 +5,7 @@ where the actor is, so OUT and the input are folders that all machines see under
 and its shards anew; that no shard is done twice, whatever Ray retries, is seen to by the shards' files.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,15 +21,18 @@ def start_ray(address: str | None) -> None:
     Raises:
         FusionerError: Ray is not installed, or there is no such cluster.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
+        os.environ.setdefault(name, value)
     try:
         import ray.data
     except ImportError as error:
         raise FusionerError("--engine ray needs Ray: pip install 'fusioner[ray]'") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        ray.init(address=address, ignore_reinit_error=True, logging_level="error", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise FusionerError(f"there is no Ray cluster at {address}: {error}") from error
+        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # it raises bare ones
+        where = f"cannot join the Ray cluster at {address}" if address else "Ray does not start on this machine"
+        raise FusionerError(f"{where}: {str(error).strip().splitlines()[0]}") from error
 
 
 def cluster_workers(threads: int) -> tuple[int, bool]:

@@ -30,7 +30,8 @@ class Picture(NamedTuple):
     content: bytes | Path | FusionerError
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """Part of a container that one shard reads: where it starts (a row, a byte), and how many images it holds."""
 
     start: int
@@ -207,7 +208,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[tarfile.TarFile, tarf
     suffixes, sample = image_suffixes(), None
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while member := archive.next():
-            archive.members.clear()  # else it remembers every member it ever saw
+            vars(archive)["members"].clear()  # else it remembers every member it ever saw
             folder, _, name = member.name.rpartition("/")
             key = folder, name.partition(".")[0]
             if member.isfile() and name[:1] != "." and Path(name).suffix.lower() in suffixes and key != sample:
@@ -235,7 +236,7 @@ def _cut_tar(path: Path, size: int) -> list[Piece]:
     return [Piece(start, min(size, count - number * size)) for number, start in enumerate(starts)]
 
 
-def _read_tar(path: Path, piece: Piece, _: str | None) -> Iterator[Picture]:
+def _read_tar(path: Path, piece: Piece, column: str | None) -> Iterator[Picture]:
     with path.open("rb") as file:
         file.seek(piece.start)
         members = _members(file, path)

@@ -34,5 +34,7 @@ class ShardSampler:
             some = shards[start : start + MIX]
             drawn = rng.permutation(np.repeat(np.arange(len(some)), self.counts[some]))
             rows = np.empty_like(drawn)
-            rows[np.argsort(drawn, kind="stable")] = np.concatenate([np.arange(self.counts[one]) for one in some])
+            rows[np.argsort(drawn, kind="stable")] = np.concatenate(
+                [np.arange(count) for count in self.counts[some].tolist()]
+            )
             yield some[drawn], rows
