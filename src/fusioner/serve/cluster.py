@@ -31,4 +31,4 @@ class Fusioner:
     """One replica."""
 
 
-app = Fusioner.bind()
+app = Fusioner.bind()  # pyright: ignore[reportFunctionMemberAccess]
