@@ -29,7 +29,8 @@ def start_ray(address: str | None) -> None:
         raise FusionerError("--engine ray needs Ray: pip install 'fusioner[ray]'") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False)
+        here: dict[str, Any] = {} if address or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
+        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False, **here)
     except Exception as error:  # it raises bare ones
         where = f"cannot join the Ray cluster at {address}" if address else "Ray does not start on this machine"
         raise FusionerError(f"{where}: {str(error).strip().splitlines()[0]}") from error
