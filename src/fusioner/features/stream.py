@@ -1,6 +1,6 @@
 """The views of a cache, shard after shard, without a list of them: for caches larger than any list should be.
 
-Memory holds 28 bytes a shard and the few shards being read; ten million views are no more than ten thousand.
+Memory holds 24 bytes a shard and the few shards being read; ten million views are no more than ten thousand.
 """
 
 from collections.abc import Iterator
