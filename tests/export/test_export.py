@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fusioner.cli.main import main
+from fusioner.client import Client
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import read_bundle
 from fusioner.export.parity import COUNTS, LIMITS, Row
@@ -76,6 +79,26 @@ def test_predicts_from_words_where_there_is_no_torch(exported: Path, trained: Pa
     masks = [np.asarray(Image.open(tmp_path / folder / "chelsea.png")) for folder in ("alone", "ours")]
     assert (masks[0] != masks[1]).mean() < 0.01
     assert len(list((tmp_path / "alone").iterdir())) == 9
+
+
+def test_serves_where_there_is_no_torch(exported: Path, trained: Path) -> None:
+    command = [sys.executable, "-c", ALONE, "serve", "--port", "0", "--model", exported, "--runtime", "openvino"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        assert server.stdout is not None
+        address = re.search(r"http://\S+", server.stdout.readline())
+        assert address is not None
+        with Client(address[0]) as client:
+            found = client.segment(SAMPLES / "chelsea.jpg", LABELS)
+            image = client.upload(SAMPLES / "chelsea.jpg")
+            assert (image.segment(LABELS).label_map == found.label_map).all()
+            planes = client.export(SAMPLES / "chelsea.jpg", LABELS, "logits")
+            assert len(json.loads(planes)["planes"]) == len(LABELS)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 0
+    ours = load(trained, "cpu")(SAMPLES / "chelsea.jpg", LABELS)
+    assert (ours.label_map != found.label_map).mean() < 0.01
 
 
 def test_without_torch_the_default_model_is_out_of_reach(tmp_path: Path) -> None:
