@@ -46,7 +46,7 @@ def quantise(
     except ModuleNotFoundError as error:
         raise FusionerError(f"--int8 needs {error.name}: pip install 'fusioner[export]'") from error
     pixels = [plain.squash(photo, segmenter.card.resolution)[None] for photo in photos]
-    say(f"learning the range of every number from {len(photos)} photographs")
+    say(f"learning the range of every number; photographs: {len(photos)}")
     ranges, model = _calibrate(image, pixels)
     before = [_map(segmenter, np.asarray(to_numpy(segmenter._tokens(_tensor(one))))) for one in pixels]
     for what, names in _choices(image):

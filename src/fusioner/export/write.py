@@ -58,6 +58,8 @@ def export(
 
     out = writable_folder(out)
     text = text_settings(segmenter.text_encoder)
+    for abandoned in out.glob(".part-*"):  # by a run that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     say("putting image encoder, text encoder and fusion network into graphs")
     graphs = build(segmenter)
     parts = {"image": graphs.image, "text": graphs.text, "labels": graphs.labels}
@@ -72,7 +74,7 @@ def export(
             _save(model, bundle.graph(part), format, half=precision != "fp32")
         (bundle.folder / TOKENIZER).write_text(text["tokenizer"], "utf-8")
         bundle.write()
-        say(f"checking against torch on {len(photos)} photographs")
+        say(f"checking against torch; photographs: {len(photos)}")
         rows = compare(segmenter, ExportedSegmenter(bundle.folder, format), photos)
         for line in table(rows, precision):
             say(line)
