@@ -138,6 +138,7 @@ def test_a_damaged_folder_is_told(exported: Path, tmp_path: Path, damage: str) -
         ExportedSegmenter(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_that_does_not_agree_is_not_kept(
     exported: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +154,7 @@ def test_an_export_that_does_not_agree_is_not_kept(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_openvino_in_half_precision(trained: Path, exported: Path, tmp_path: Path) -> None:
     assert main(["export", "--model", str(trained), "--out", str(tmp_path), "--format", "openvino", "--fp16"]) == 0
     assert json.loads((tmp_path / "fusioner.json").read_text())["precision"] == "fp16"

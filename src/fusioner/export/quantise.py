@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fusioner.inference.segmenter import Segmenter
 
 KINDS = ["MatMul", "Gemm", "Conv"]
-ROOM = 0.6  # share of the limit that the photographs of calibration may use up: others will be harder
+ROOM = 0.7  # share of the limit that the photographs of calibration may use up: others will be harder
 
 
 def quantise(
