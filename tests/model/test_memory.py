@@ -6,7 +6,7 @@ import torch
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import Memory, features, log_posterior
+from fusioner.model.memory import LOG, SOFT, VISUAL, Memory, features, log_posterior
 from fusioner.training.memory import Moments
 
 SHAPE = FusionerConfig(
@@ -34,17 +34,44 @@ def looking_like(*axes: int) -> torch.Tensor:
     return grid
 
 
+def read(
+    memory: Memory,
+    looks: torch.Tensor,
+    text: torch.Tensor,
+    hidden: torch.Tensor | None = None,
+    portion: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The maps (B, K, C, P) of patches with these features."""
+    visual, log = looks.flatten(2).split([SHAPE.image_dim, SHAPE.aligned_dim], dim=1)
+    return memory(memory.look(visual / VISUAL, log / LOG, portion), text, hidden)
+
+
 def test_a_label_reads_the_look_of_its_name() -> None:
-    side, share, trust = fitted()(looking_like(0, 1), torch.eye(8)[None, 1:2])[0, 0].unbind()
-    assert side[0, 1] > 0 > side[0, 0]
-    assert share[0, 1] > share[0, 0] + 1
-    assert trust.tolist() == [[1.0, 1.0]]
+    side, share, trust = read(fitted(), looking_like(0, 1), torch.eye(8)[None, 1:2])[0, 0].unbind()
+    assert side[1] > 0 > side[0]
+    assert share[1] > share[0] + 1
+    assert trust.tolist() == [1.0, 1.0]
+
+
+def test_what_is_recalled_are_the_discriminants_of_the_features() -> None:
+    generator = torch.Generator().manual_seed(2)
+    memory = Memory(SHAPE)
+    for buffer in (memory.looks, memory.floors, memory.centre):
+        buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.1)
+    visual, p = torch.rand(2, 4, 2, 3, generator=generator), torch.rand(2, 5, 2, 3, generator=generator)
+    logs = log_posterior(p).flatten(2)
+    recalled = memory.look(visual.flatten(2), logs - logs.mean(dim=1, keepdim=True))
+    seen = features(visual, log_posterior(p)).flatten(2) - memory.centre[:, None]
+    scores = memory.looks @ seen - memory.floors[:, None]
+    deviations = (2 * memory.floors[:, None]).sqrt().clamp_min(1.0)
+    torch.testing.assert_close(recalled.sides, (scores / deviations)[:, :-1])
+    torch.testing.assert_close(recalled.shares, (scores / SOFT).softmax(dim=1)[:, :-1])
 
 
 def test_a_hidden_label_does_without_its_own_name() -> None:
     memory, text = fitted(), torch.eye(8)[None, 1:2]
-    shown = memory(looking_like(1), text, torch.tensor([[False]]))[0, 0]
-    hidden = memory(looking_like(1), text, torch.tensor([[True]]))[0, 0]
+    shown = read(memory, looking_like(1), text, torch.tensor([[False]]))[0, 0]
+    hidden = read(memory, looking_like(1), text, torch.tensor([[True]]))[0, 0]
     assert hidden[0] < 0 < shown[0]
     assert hidden[2].item() == pytest.approx(-1.0)  # the cosine to the names left is 0
 
@@ -52,7 +79,7 @@ def test_a_hidden_label_does_without_its_own_name() -> None:
 def test_training_reads_what_the_other_portions_taught() -> None:
     memory = fitted()
     text, image = torch.eye(8)[None, 1:2].expand(3, 1, 8), looking_like(1).expand(3, -1, -1, -1)
-    own, left_out, _ = memory(image, text, None, torch.tensor([-1, 0, 1]))[:, 0, 0].flatten(1).unbind()
+    own, left_out, _ = read(memory, image, text, None, torch.tensor([-1, 0, 1]))[:, 0, 0].flatten(1).unbind()
     assert own > 0  # a held-out image: everything
     assert left_out.item() == 0.0  # portion 0: the others taught nothing here
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import log_posterior
 
 
 def config(**changes: Any) -> FusionerConfig:
@@ -88,7 +87,8 @@ def test_similarity_rises_where_the_posterior_names_the_label() -> None:
     anchors = model.get_buffer("similarity.anchors")
     p = torch.full((1, 6, 2, 2), 0.01)
     p[0, 3, 0, 1] = 1.0
-    maps = model.similarity.posterior_maps(log_posterior(F.normalize(p, dim=1)), anchors[None, 3:4])[0, 0]
+    seen = model.similarity.look(torch.zeros(1, 12, 2, 2), F.normalize(p, dim=1))
+    maps = model.similarity.maps(seen, anchors[None, 3:4])[0, 0]
     assert [int(channel.argmax()) for channel in maps] == [1, 1, 1]
 
 
@@ -97,7 +97,7 @@ def test_cosine_similarity_is_the_cosine() -> None:
     model = build(similarity="cosine", aligned_dim=10)
     assert model.similarity is not None
     aligned, labels = F.normalize(torch.randn(1, 10, 2, 3), dim=1), text(1, 2)
-    maps = model.similarity.cosine_maps(aligned, labels)
+    maps = model.similarity.maps(model.similarity.look(tokens(1, 2, 3), aligned), labels).unflatten(3, (2, 3))
     assert maps.shape == (1, 2, 1, 2, 3)
     expected = F.cosine_similarity(aligned[0, :, 1, 2], labels[0, 1], dim=0)
     assert maps[0, 1, 0, 1, 2].item() == pytest.approx(10 * expected.item(), abs=1e-4)

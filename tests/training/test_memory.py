@@ -15,7 +15,6 @@ from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.encoders.zoo import build_image_encoder
 from fusioner.features.source import LiveSource
 from fusioner.model.checkpoint import load_model
-from fusioner.model.memory import features, log_posterior
 from fusioner.training.assemble import build_network
 from fusioner.training.batches import Batch
 from fusioner.training.config import TrainConfig
@@ -54,9 +53,10 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
         tokens, masks = source.batch([(item, 0)])
         ids = sorted(set(masks[0].flatten().tolist()) & shown)
         there, absent = embed([PASCAL_CLASSES[i] for i in ids]), embed([PASCAL_CLASSES[i] for i in shown - set(ids)])
-        visual, aligned = model.split(tokens)
-        seen = features(visual, log_posterior(aligned))
-        peaks = [memory(seen, words[None])[0, :, 0].amax((1, 2)) for words in (there, absent)]
+        seen = model.look(tokens)
+        assert seen is not None
+        assert seen.recalled is not None
+        peaks = [memory(seen.recalled, words[None])[0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
     rest = [example for example in corpus.examples if portion_of(example.item.id) != 0]
     without = build_network(remembering, image, text, len(corpus.names()))

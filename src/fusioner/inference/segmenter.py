@@ -24,6 +24,7 @@ from fusioner.inference.refine import SIDE, EdgeFilter
 from fusioner.model.card import ModelCard
 from fusioner.model.checkpoint import load_model
 from fusioner.model.fusioner import Fusioner
+from fusioner.model.similarity import Seen
 
 __all__ = ["EncodedImage", "OnProgress", "Resolution", "Segmenter"]
 
@@ -60,6 +61,7 @@ class Segmenter(BaseSegmenter):
             if isinstance(encoder, nn.Module):
                 encoder.to(self.device)
         self.embed, self.stride = LabelEmbedder(text_encoder, card.templates), image_encoder.stride
+        self._looked: tuple[Tensor, Seen | None] | None = None
 
     @classmethod
     def from_checkpoint(
@@ -141,7 +143,10 @@ class Segmenter(BaseSegmenter):
     def _answer(
         self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
     ) -> Float[Tensor, "n k h w"]:
-        return self.model(tokens, text.to(self.device).expand(len(tokens), -1, -1), size)
+        if self._looked is None or self._looked[0] is not tokens:  # asked again and again of one image, mostly
+            self._looked = (tokens, self.model.look(tokens))
+        seen = self._looked[1]
+        return self.model(tokens, text.to(self.device).expand(len(tokens), -1, -1), size, seen=seen)
 
 
 def _check_width(kind: str, encoder: ImageEncoder | TextEncoder, expected: int) -> None:

@@ -1,10 +1,14 @@
 """The convolutional decoder: from the token grid to a dense feature map (paper section 3.3)."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
+from fusioner.model.convolution import convolve
 
 
 class Decoder(nn.Module):
@@ -28,11 +32,22 @@ class Decoder(nn.Module):
         for i in range(self.stages):
             if i > 0:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            x = F.relu(self._normalise(self.get_submodule(f"conv_{i}")(x)))
-        x = self.get_submodule(f"conv_{self.stages}")(x)
+            x = F.relu(self._normalise(self._convolve(i, x)), inplace=True)
+        x = self._convolve(self.stages, x)
         return x if size is None else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+    def _convolve(self, number: int, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        conv: Any = self.get_submodule(f"conv_{number}")
+        return convolve(conv, x)
 
     def _normalise(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if self.norm == "instance":
-            return F.instance_norm(x)
+            return _instance_norm(x)
         return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+
+
+def _instance_norm(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.instance_norm(x)
+    # The norm of one image is a batch norm of a batch of one, which unlike the other keeps channels last.
+    return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])

@@ -101,14 +101,15 @@ class Fusion(nn.Module):
     def forward(
         self,
         visual: Float[Tensor, "b n dv"],
-        text: Float[Tensor, "b k dt"],
-        extra: Float[Tensor, "b n w"] | None = None,
-    ) -> tuple[Float[Tensor, "b n w"], Float[Tensor, "b k c"]]:
-        """`extra` is added to the projected visual tokens (what the similarity channels have to say)."""
+        text: Float[Tensor, "bm k dt"],
+        extra: Float[Tensor, "b m n w"] | None = None,
+    ) -> tuple[Float[Tensor, "bm n w"], Float[Tensor, "bm k c"]]:
+        """With `extra` the text is (B * M, K, Dt): each image is fused M times, and extra[:, m] (what the similarity
+        channels have to say) is added to its projected tokens the m-th time."""
         n = visual.shape[1]
         patches = self.visual_proj(visual)
         if extra is not None:
-            patches = patches + extra
+            patches = (patches[:, None] + extra).flatten(0, 1)
         x = torch.cat([patches, self.text_proj(text) + self.cls_emb], dim=1)
         mask = self._blind(n, text.shape[1], x.device) if self.late else None
         for block in self.blocks:

@@ -15,7 +15,7 @@ from fusioner.model.config import TRAINING_FREE, UNDECODED, FusionerConfig
 from fusioner.model.decoder import Decoder
 from fusioner.model.fusion import Fusion
 from fusioner.model.head import cosine_logits
-from fusioner.model.similarity import Similarity
+from fusioner.model.similarity import Seen, Similarity
 
 
 class Fusioner(nn.Module):
@@ -60,6 +60,7 @@ class Fusioner(nn.Module):
         text: Float[Tensor, "b k dt"],
         size: tuple[int, int] | None = None,
         portion: Int[Tensor, " b"] | None = None,
+        seen: Seen | None = None,
     ) -> Float[Tensor, "b k h w"]:
         """Logits of every label at every pixel.
 
@@ -68,13 +69,14 @@ class Fusioner(nn.Module):
             text: unit-length label embeddings, any number of labels.
             size: (H, W) of the answer; None keeps the decoder's own resolution, 8x the grid with four decoder widths.
             portion: in training, which portion of the training images each belongs to, see `model.memory`.
+            seen: `look(tokens)`, for whoever asks more than once of the same images.
         """
         b, k = text.shape[:2]
         if self.free is not None:
             return _resized(self.free(self.split(tokens)[1], text), size)
         if self.config.method == "blind":  # every name is the neutral text, so one answer is that of all
-            return self._answer(tokens, self.neutral.expand(b, 1, -1), size, portion).expand(-1, k, -1, -1)
-        return self._answer(tokens, text, size, portion)
+            return self._answer(tokens, self.neutral.expand(b, 1, -1), size, portion, seen).expand(-1, k, -1, -1)
+        return self._answer(tokens, text, size, portion, seen)
 
     def _answer(
         self,
@@ -82,17 +84,21 @@ class Fusioner(nn.Module):
         text: Float[Tensor, "b k dt"],
         size: tuple[int, int] | None,
         portion: Int[Tensor, " b"] | None,
+        seen: Seen | None,
     ) -> Float[Tensor, "b k h w"]:
         if self.similarity is None:
             return self._fuse(tokens, text, None, size)
         b, k = text.shape[:2]
-        visual, aligned = self.split(tokens)
         hidden = self._hidden(b, k, text.device)
-        unseen = hidden if self.training else None
-        guidance = self.similarity(visual, aligned, text, unseen, portion).flatten(0, 1)
+        seen = self.look(tokens, portion) if seen is None else seen
+        guidance = self.similarity(seen, text, hidden if self.training else None)
         asked = (text * ~hidden[..., None]).reshape(b * k, 1, -1)
-        logits = self._fuse(visual.repeat_interleave(k, dim=0), asked, guidance, size)
+        logits = self._fuse(self.split(tokens)[0], asked, guidance, size)
         return logits.view(b, k, *logits.shape[-2:])
+
+    def look(self, tokens: Float[Tensor, "b d gh gw"], portion: Int[Tensor, " b"] | None = None) -> Seen | None:
+        """What of the answer depends on the images alone; None where nothing does. `portion` as in `forward`."""
+        return None if self.similarity is None else self.similarity.look(*self.split(tokens), portion)
 
     def split(self, tokens: Float[Tensor, "b d gh gw"]) -> tuple[Tensor, Tensor]:
         """Visual tokens and aligned channels apart."""
@@ -110,16 +116,16 @@ class Fusioner(nn.Module):
         self,
         tokens: Float[Tensor, "b d gh gw"],
         text: Float[Tensor, "b k dt"],
-        guidance: Float[Tensor, "b n w"] | None,
+        guidance: Float[Tensor, "b k n w"] | None,
         size: tuple[int, int] | None,
-    ) -> Float[Tensor, "b k h w"]:
+    ) -> Float[Tensor, "..."]:
         patches, classes = self.fusion(tokens.flatten(2).transpose(1, 2), text, guidance)
         grid = patches.transpose(1, 2).unflatten(2, tokens.shape[-2:])
-        features = grid if self.decoder is None else self.decoder(grid, size)
+        features, size_there = (grid, None) if self.decoder is None else (self.decoder(grid), size)
         if self.config.logit_bias:
-            logits = cosine_logits(features, classes, 1.0) * self.logit_scale.exp() + self.logit_bias
+            logits = cosine_logits(features, classes, 1.0, size_there) * self.logit_scale.exp() + self.logit_bias
         else:
-            logits = cosine_logits(features, classes, self.config.temperature)
+            logits = cosine_logits(features, classes, self.config.temperature, size_there)
         return _resized(logits, size) if self.decoder is None else logits
 
 

@@ -4,8 +4,10 @@ Beyond the paper. A network this light needs long to learn hundreds of looks by 
 shared covariance (Fisher 1936) hold them in closed form, and the network only learns how far to trust them. A label
 reads the discriminants of the names nearest to it in text space; how near they are is a channel of its own, so that an
 unseen word is known as one. `training.memory` fits it.
-Letters: B images, K labels, N remembered names, D text width, F features, Gh Gw grid.
+Letters: B images, K labels, N remembered names, D text width, V visual width, F features, P patches, Gh Gw grid.
 """
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,11 +20,26 @@ CHANNELS = 3
 NEARBY = 0.06  # softmax temperature over a label's cosines with the names
 SOFT = 4.0  # softmax temperature over the discriminants, which are surer than they should be
 FLOOR = 1e-5  # share below which a name counts as absent
+VISUAL, LOG = 10.0, 0.1  # weights of token and log-posterior in the features, which give them about equal spread
 TELLING = 0.7  # cosine above which a name stands for the label itself
 
 
+class Recalled(NamedTuple):
+    """What the remembered names say of images, whatever the labels.
+
+    Attributes:
+        sides: how far a patch is on each name's side of its discriminant, in standard deviations.
+        shares: of each name in a softmax over all of them and "anything else".
+        unknown: names never seen.
+    """
+
+    sides: Float[Tensor, "b n p"]
+    shares: Float[Tensor, "b n p"]
+    unknown: Bool[Tensor, "b n"]
+
+
 class Memory(nn.Module):
-    """Features and label embeddings -> three maps a label, each about unit scale.
+    """What an image recalls (`look`) and label embeddings -> three maps a label, each about unit scale.
 
     How far a patch is on the label's side of its discriminant, in standard deviations; the log of the label's share
     in a softmax over all names and "anything else"; and the cosine of the nearest name, the same everywhere.
@@ -53,36 +70,46 @@ class Memory(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
             self.register_buffer(f"cross_{name}", torch.zeros(0, *shape), persistent=False)
 
-    def forward(
+    def look(
         self,
-        features: Float[Tensor, "b f gh gw"],
-        text: Float[Tensor, "b k d"],
-        hidden: Bool[Tensor, "b k"] | None = None,
+        visual: Float[Tensor, "b v p"],
+        log: Float[Tensor, "b m p"],
         portion: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b k c gh gw"]:
+    ) -> Recalled:
+        """What every remembered name says of every patch, whatever the labels.
+
+        Args:
+            visual, log: unit tokens and centred log-posterior, of which `features` are made; not put together here, for
+                the discriminants are linear.
+            portion: of each image among the training images; None or -1 reads what all of them taught.
+        """
+        looks, floors, centre = self._of(portion, visual.shape[0])
+        of_visual, of_log = looks.split([visual.shape[1], log.shape[1]], dim=2)
+        scores = torch.baddbmm(looks @ centre[..., None] + floors[..., None], of_visual, visual, beta=-1, alpha=VISUAL)
+        scores = torch.baddbmm(scores, of_log, log, alpha=LOG)  # (B, N + 1, P)
+        deviations = (2 * floors).sqrt().clamp_min(1.0)[..., None]
+        shares = (scores / SOFT).softmax(dim=1)
+        return Recalled((scores / deviations)[:, :-1], shares[:, :-1], floors[:, :-1] == 0)
+
+    def forward(
+        self, recalled: Recalled, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k c p"]:
         """The maps.
 
         Args:
-            features: of `features`.
             text: unit label embeddings.
             hidden: labels that must do without the names that stand for them, as an unseen word does.
-            portion: of each image among the training images; None or -1 reads what all of them taught.
         """
-        looks, floors, centre = self._of(portion, features.shape[0])
-        centred = features.flatten(2) - centre[..., None]  # (B, F, P)
-        scores = looks @ centred - floors[..., None]  # (B, N + 1, P)
-        deviations = (2 * floors).sqrt().clamp_min(1.0)[..., None]
         cosines = text @ self.names.T  # (B, K, N)
-        unknown = (floors[:, None, :-1] == 0).expand_as(cosines)
+        unknown = recalled.unknown[:, None].expand_as(cosines)
         if hidden is not None:
             unknown = unknown | (hidden[..., None] & (cosines > TELLING))
         cosines = cosines.masked_fill(unknown, -1.0)
         near = (cosines / NEARBY).softmax(dim=-1)
-        side = near @ (scores / deviations)[:, :-1]
-        share = (near @ (scores / SOFT).softmax(dim=1)[:, :-1] + FLOOR).log()
+        side = near @ recalled.sides
+        share = (near @ recalled.shares + FLOOR).log()
         trust = cosines.amax(dim=-1, keepdim=True).expand_as(side)
-        maps = torch.stack([side / 2.0, (share + 6.0) / 2.5, 2.0 * trust - 1.0], dim=2)
-        return maps.unflatten(3, features.shape[-2:])
+        return torch.stack([side / 2.0, (share + 6.0) / 2.5, 2.0 * trust - 1.0], dim=2)
 
     def _of(self, portion: Int[Tensor, " b"] | None, b: int) -> tuple[Tensor, Tensor, Tensor]:
         """Looks (b, n1, f), floors (b, n1) and centre (b, f) for each image."""
@@ -103,9 +130,14 @@ def features(
 ) -> Float[Tensor, "b f gh gw"]:
     """What is remembered of a patch: its unit token and its centred log-posterior, scaled to about equal spread."""
     centred = log_posterior - log_posterior.mean(dim=1, keepdim=True)
-    return torch.cat([10.0 * visual, 0.1 * centred], dim=1)
+    return torch.cat([VISUAL * visual, LOG * centred], dim=1)
+
+
+def posterior(aligned: Float[Tensor, "b m *p"]) -> Float[Tensor, "b m *p"]:
+    """A classifier's posterior, whatever its scale was; nothing is less likely than 1e-7."""
+    return (aligned / aligned.sum(dim=1, keepdim=True).clamp_min(1e-6)).clamp_min(1e-7)
 
 
 def log_posterior(aligned: Float[Tensor, "b m gh gw"]) -> Float[Tensor, "b m gh gw"]:
-    """Of a classifier's posterior, whatever its scale."""
-    return (aligned / aligned.sum(dim=1, keepdim=True).clamp_min(1e-6)).clamp_min(1e-7).log()
+    """The logarithm of `posterior`."""
+    return posterior(aligned).log()

@@ -2,8 +2,10 @@
 
 Beyond the paper. Masks that follow from a similarity map carry over to words never trained on, because the network
 learns to read maps, not words (cost aggregation, as in CAT-Seg, arXiv 2303.11797, rather than feature aggregation).
-Letters: B images, K labels, D text width, M anchor names, Gh Gw grid, C channels, W fusion width.
+Letters: B images, K labels, D text width, M anchor names, P patches, C channels, W fusion width.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
-from fusioner.model.memory import CHANNELS, Memory, features, log_posterior
+from fusioner.model.memory import CHANNELS, Memory, Recalled, posterior
 
 # Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
 NEARBY = 0.06  # softmax temperature over a label's cosines with the anchor names
@@ -19,8 +21,26 @@ SOFT = 2.0  # softmax temperature of the softened posterior
 FLOOR = 1e-5  # posterior mass below which a label counts as absent
 
 
+class Seen(NamedTuple):
+    """What there is to say of images whatever the labels, so that it is said once an image.
+
+    Attributes:
+        tokens: aligned tokens in text space: as they are ("cosine"), or ConSE's ("posterior", and all that follows).
+        soft, log: the softened posterior, and the logarithm of the posterior less its mean.
+        mean, spread: of the cosines of a token with all M names.
+        recalled: what the memory says, where there is one.
+    """
+
+    tokens: Float[Tensor, "b d p"]
+    soft: Float[Tensor, "b m p"] | None = None
+    log: Float[Tensor, "b m p"] | None = None
+    mean: Float[Tensor, "b p"] | None = None
+    spread: Float[Tensor, "b p"] | None = None
+    recalled: Recalled | None = None
+
+
 class Similarity(nn.Module):
-    """Aligned tokens and label embeddings -> what to add to the visual tokens of each label.
+    """What is seen in an image (`look`) and label embeddings -> what to add to the visual tokens of each label.
 
     "cosine": aligned tokens live in the text encoder's space, as CLIP's do; one channel, their cosine with the label.
     "posterior": aligned tokens are a classifier's posterior over M named classes, scaled to unit length. Each label
@@ -41,48 +61,42 @@ class Similarity(nn.Module):
 
     anchors: Float[Tensor, "m d"]
 
-    def forward(
+    def look(
         self,
         visual: Float[Tensor, "b v gh gw"],
         aligned: Float[Tensor, "b a gh gw"],
-        text: Float[Tensor, "b k d"],
-        hidden: Bool[Tensor, "b k"] | None = None,
         portion: Int[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b k n w"]:
-        """Guidance for each label's visual tokens, in row-major grid order; `hidden` and `portion` as in `Memory`."""
+    ) -> Seen:
+        """What labels are compared with; `portion` as in `Memory`."""
+        aligned = aligned.flatten(2)
         if self.kind == "cosine":
-            maps = self.cosine_maps(aligned, text)
-        else:
-            log_p = log_posterior(aligned)
-            maps = self.posterior_maps(log_p, text)
-            if self.memory is not None:
-                maps = torch.cat([maps, self.memory(features(visual, log_p), text, hidden, portion)], dim=2)
-        maps = maps.flatten(3)  # (B, K, C, N)
+            return Seen(aligned)
+        p = posterior(aligned)
+        log = p.log()
+        log -= log.mean(dim=1, keepdim=True)
+        token = F.normalize(self.anchors.T @ p, dim=1)
+        centre = self.anchors.mean(dim=0)
+        off = (self.anchors - centre).T  # not torch.cov, which no graph can hold
+        mean, variance = centre @ token, (token * (off @ off.T / len(self.anchors) @ token)).sum(dim=1)
+        recalled = None if self.memory is None else self.memory.look(visual.flatten(2), log, portion)
+        return Seen(token, (log / SOFT).softmax(dim=1), log, mean, variance.clamp_min(1e-8).sqrt(), recalled)
+
+    def forward(
+        self, seen: Seen, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k p w"]:
+        """Guidance for each label's visual tokens, in row-major grid order; `hidden` as in `Memory`."""
+        maps = self.maps(seen, text)
+        if self.memory is not None and seen.recalled is not None:
+            maps = torch.cat([maps, self.memory(seen.recalled, text, hidden)], dim=2)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
         return self.proj(torch.cat([maps, peaks], dim=2).transpose(2, 3))
 
-    def cosine_maps(
-        self, aligned: Float[Tensor, "b d gh gw"], text: Float[Tensor, "b k d"]
-    ) -> Float[Tensor, "b k 1 gh gw"]:
-        """The one channel of tokens that live in text space, about unit scale."""
-        return 10.0 * torch.einsum("bdhw,bkd->bkhw", aligned, text)[:, :, None]
-
-    def posterior_maps(
-        self, log_p: Float[Tensor, "b m gh gw"], text: Float[Tensor, "b k d"]
-    ) -> Float[Tensor, "b k c gh gw"]:
-        """The channels read from a posterior, each about unit scale."""
+    def maps(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
+        """The channels that need no memory, each about unit scale."""
+        cosine = text @ seen.tokens
+        if seen.soft is None or seen.log is None or seen.mean is None or seen.spread is None:
+            return 10.0 * cosine[:, :, None]
         near = (text @ self.anchors.T / NEARBY).softmax(dim=-1)  # (B, K, M)
-        mass = torch.einsum("bmhw,bkm->bkhw", (log_p / SOFT).softmax(dim=1), near)
-        logit = torch.einsum("bmhw,bkm->bkhw", log_p - log_p.mean(dim=1, keepdim=True), near)
-        return torch.stack(
-            [((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, self._conse_z(log_p.exp(), text) / 2.0], dim=2
-        )
-
-    def _conse_z(self, p: Float[Tensor, "b m gh gw"], text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k gh gw"]:
-        token = F.normalize(torch.einsum("bmhw,md->bdhw", p, self.anchors), dim=1)
-        mean = torch.einsum("bdhw,d->bhw", token, self.anchors.mean(dim=0))
-        centred = (self.anchors - self.anchors.mean(dim=0)).T  # not torch.cov, which no graph can hold
-        spread = centred @ centred.T / len(self.anchors)
-        variance = torch.einsum("bdhw,bdhw->bhw", token, torch.einsum("de,behw->bdhw", spread, token))
-        cosine = torch.einsum("bdhw,bkd->bkhw", token, text)
-        return (cosine - mean[:, None]) / variance.clamp_min(1e-8).sqrt()[:, None]
+        mass, logit = near @ seen.soft, near @ seen.log
+        z = (cosine - seen.mean[:, None]) / seen.spread[:, None]
+        return torch.stack([((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, z / 2.0], dim=2)
