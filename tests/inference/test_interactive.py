@@ -79,6 +79,21 @@ def test_a_label_asked_again_is_not_computed_again(
     assert encoded.nbytes == encoded.image.nbytes + encoded.tokens.nbytes + ANSWERS
 
 
+def test_an_image_is_looked_at_once_however_often_it_is_asked(
+    make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6)
+    look, looked = segmenter.model.look, []
+    monkeypatch.setattr(segmenter.model, "look", lambda tokens: looked.append(tokens) or look(tokens))
+    first, second = segmenter.encode(photo), segmenter.encode(photo[::-1].copy())
+    one = segmenter.own_logits(first, ["cat"])
+    segmenter.own_logits(first, ["dog"])
+    assert len(looked) == 1
+    other = segmenter.own_logits(second, ["cat"])
+    assert len(looked) == 2
+    assert not torch.equal(one, other)
+
+
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(4, 32))
 def test_smooth_windows_agree_where_their_content_does(height: int, width: int, crop: int) -> None:
     grid = WindowGrid(height, width, crop, smooth=True)

@@ -81,6 +81,17 @@ def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
 
 
 @torch.no_grad()
+def test_what_is_seen_of_an_image_serves_any_question() -> None:
+    model = build(similarity="posterior", aligned_dim=6)
+    image, labels = tokens(2, 4, 3, 6), text(2, 5)
+    seen = model.look(image)
+    assert torch.equal(model(image, labels, seen=seen), model(image, labels))
+    alone = [model(image, some, seen=seen) for some in labels.split(2, dim=1)]
+    torch.testing.assert_close(torch.cat(alone, dim=1), model(image, labels), atol=1e-4, rtol=1e-4)
+    assert build().look(tokens(1, 2, 2)) is None
+
+
+@torch.no_grad()
 def test_similarity_rises_where_the_posterior_names_the_label() -> None:
     model = build(similarity="posterior", aligned_dim=6)
     assert model.similarity is not None

@@ -143,10 +143,10 @@ class Segmenter(BaseSegmenter):
     def _answer(
         self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
     ) -> Float[Tensor, "n k h w"]:
-        if self._looked is None or self._looked[0] is not tokens:  # asked again and again of one image, mostly
-            self._looked = (tokens, self.model.look(tokens))
-        seen = self._looked[1]
-        return self.model(tokens, text.to(self.device).expand(len(tokens), -1, -1), size, seen=seen)
+        looked = self._looked
+        if looked is None or looked[0] is not tokens:  # asked again and again of one image, mostly
+            looked = self._looked = (tokens, self.model.look(tokens))
+        return self.model(tokens, text.to(self.device).expand(len(tokens), -1, -1), size, seen=looked[1])
 
 
 def _check_width(kind: str, encoder: ImageEncoder | TextEncoder, expected: int) -> None:

@@ -1,0 +1,77 @@
+"""Ours at the paper's size, through our own loop: CLIP ViT-L/14 with random weights, 12 x 512 fusion, full decoder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from fusioner.encoders.image import ClipVision
+from fusioner.features.fill import fill
+from fusioner.features.source import LiveSource
+from fusioner.model.checkpoint import ModelCard
+from fusioner.model.config import FusionerConfig
+from fusioner.model.fusioner import Fusioner
+from fusioner.training.assemble import build_fabric
+from fusioner.training.batches import Batches, steps
+from fusioner.training.corpus import Order, build_corpus, open_part
+from fusioner.training.loop import Trainer
+from fusioner.training.presets import PAPER
+from fusioner.training.prompts import Names
+
+SIDE = 224
+
+
+def clip_large() -> ClipVision:
+    """CLIP ViT-L/14's image encoder, random."""
+    shape = CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=SIDE,
+        patch_size=14, projection_dim=768,
+    )  # fmt: skip
+    return ClipVision(CLIPVisionModelWithProjection(shape), "random-vit-l14")
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """A data set of that many random 224 px pictures with a square to find."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[40:140, 60:180] = 1
+        Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    (folder / "classes.txt").write_text("background\nthing\n")
+    return folder
+
+
+def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
+    """(gradients of a batch, update of the weights) with the text cached alone, and with everything cached."""
+    data = photographs(folder / "data", batch)
+    corpus = build_corpus([open_part("folder", data)], "pairs")
+    config = replace(PAPER, steps=10, batch_size=batch)
+    live = LiveSource(corpus.parts[0].data, encoder, SIDE)
+    live.views = 1
+    cached = fill(folder / "cache", corpus.parts[0].data, encoder, SIDE)
+    table = F.normalize(torch.randn(len(corpus.names()), 768), dim=-1)
+    model = Fusioner(FusionerConfig())
+    card = ModelCard(model.config, "", "", SIDE, ("{}",))
+    found = {}
+    for name, source in (("text cached", live), ("everything cached", cached)):
+        batches = Batches(corpus, [source], Names(corpus.names()), table, 1, (SIDE, SIDE), 0)
+        trainer = Trainer(build_fabric("cpu", 1, "32"), model, batches, config, card, folder / "run", {})
+        made = steps(batches, Order(corpus.examples, batch, 0), 0)
+        found[name] = (_gradients(trainer, made), lambda trainer=trainer: trainer._update(1))
+    return found
+
+
+def _gradients(trainer: Trainer, made: Sequence) -> Callable[[], None]:
+    def work() -> None:
+        batch = next(made)
+        trainer._loss_and_gradients(batch, batch.counts().tolist(), learn=True)
+
+    return work
