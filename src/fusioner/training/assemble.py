@@ -1,7 +1,6 @@
 """The parts of a training, each built from its settings: processes, encoders, network, where tokens come from."""
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,16 +42,13 @@ def build_fabric(device: str, devices: int, precision: str) -> Fabric:
     if chosen.type == "cuda" and local > torch.cuda.device_count():
         raise FusionerError(f"there are {torch.cuda.device_count()} CUDA devices, not {local}: lower --devices")
     single = chosen.type == "cuda" and local == 1 and "LOCAL_WORLD_SIZE" not in os.environ
-    with warnings.catch_warnings():
-        # On a machine that has SLURM it would advise everybody to start through it.
-        warnings.filterwarnings("ignore", "The `srun` command is available")
-        fabric = Fabric(
-            accelerator=chosen.type,
-            devices=[chosen.index or 0] if single else local,
-            num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
-            strategy="ddp" if local > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
-            precision=_PRECISIONS[precision],
-        )
+    fabric = Fabric(
+        accelerator=chosen.type,
+        devices=[chosen.index or 0] if single else local,
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", 1)),
+        strategy="ddp" if local > 1 or "TORCHELASTIC_RUN_ID" in os.environ else "auto",
+        precision=_PRECISIONS[precision],
+    )
     fabric.launch()
     return fabric
 
