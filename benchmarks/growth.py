@@ -50,7 +50,7 @@ def step(model: Fusioner, side: int, labels: int) -> Callable[[], None]:
     return lambda: model(tokens, text, (84, 84)).square().mean().backward()
 
 
-def operations(work: Callable[[], None]) -> float:
+def operations(work: Callable[[], object]) -> float:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()

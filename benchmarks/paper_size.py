@@ -1,6 +1,6 @@
 """Ours at the paper's size, through our own loop: CLIP ViT-L/14 with random weights, 12 x 512 fusion, full decoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.training.assemble import build_fabric
-from fusioner.training.batches import Batches, steps
+from fusioner.training.batches import Batch, Batches, steps
 from fusioner.training.corpus import Order, build_corpus, open_part
 from fusioner.training.loop import Trainer
 from fusioner.training.presets import PAPER
@@ -69,7 +69,7 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
     return found
 
 
-def _gradients(trainer: Trainer, made: Sequence) -> Callable[[], None]:
+def _gradients(trainer: Trainer, made: Iterator[Batch]) -> Callable[[], None]:
     def work() -> None:
         batch = next(made)
         trainer._loss_and_gradients(batch, batch.counts().tolist(), learn=True)

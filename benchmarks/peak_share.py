@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,9 @@ def parts(paper: bool) -> dict[str, Callable[[], object]]:
     for name, shape, b, side in sizes:
         visual = F.normalize(torch.randn(b, side * side, shape.image_dim), dim=-1)
         text = F.normalize(torch.randn(b, 1, shape.text_dim), dim=-1)
-        fusion, decoder = Fusion(shape), Decoder(shape).to(memory_format=torch.channels_last)
+        fusion: Fusion = Fusion(shape)
+        decoder: Any = Decoder(shape)
+        decoder.to(memory_format=torch.channels_last)
         grid = torch.randn(b, side, side, shape.width).movedim(-1, 1).requires_grad_()
         work[f"fusion {name}, {b} x {side} x {side}, forward and backward"] = (
             lambda fusion=fusion, visual=visual, text=text: _backward(*fusion(visual, text))

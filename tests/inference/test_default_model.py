@@ -12,7 +12,9 @@ import fusioner
 
 @pytest.fixture(scope="module")
 def seg() -> "fusioner.Segmenter":
-    return fusioner.load(device="cpu")
+    loaded = fusioner.load(device="cpu")
+    assert isinstance(loaded, fusioner.Segmenter)
+    return loaded
 
 
 def test_a_cat_is_a_cat_and_nothing_else(seg: "fusioner.Segmenter", tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The head answers for resized features without resizing them, and wide convolutions give the library's gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,7 +64,8 @@ def test_products_in_blocks_are_products_at_once(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_wide_convolutions_have_the_librarys_gradients(kernel: int) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(WIDE, WIDE + 3, kernel, padding=kernel // 2).to(memory_format=torch.channels_last)
+    conv: Any = nn.Conv2d(WIDE, WIDE + 3, kernel, padding=kernel // 2)
+    conv.to(memory_format=torch.channels_last)
     x = torch.randn(2, WIDE, 5, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
     ours, theirs = convolve(conv, x), conv(x)
     pull, inputs = torch.randn_like(theirs), (x, conv.weight, conv.bias)

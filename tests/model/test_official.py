@@ -113,6 +113,7 @@ def test_it_segments_through_load(write: Callable[..., Path]) -> None:
     result = fusioner.load(path, device="cpu")(image, ["cat", "sofa"])
     assert result.label_map.shape == (40, 56)
     coco = fusioner.load(path, device="cpu", dataset="coco")
+    assert isinstance(coco, fusioner.Segmenter)
     assert coco.image_encoder.mean == PUBLISHED_NORMALISATION["coco"][0]
 
 

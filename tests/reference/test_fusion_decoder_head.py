@@ -20,6 +20,7 @@ def test_every_stage_is_reproduced(golden_network: Fusioner, golden_fusion: Gold
     patches, classes = golden_network.fusion(tensors["input.visual"], tensors["input.text"])
     assert close(patches, tensors["output.patches"])
     assert close(classes, tensors["output.classes"])
+    assert golden_network.decoder is not None
     decoded = golden_network.decoder(
         tensors["output.patches"].transpose(1, 2).unflatten(2, (grid, grid)), (target, target)
     )

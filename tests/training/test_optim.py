@@ -50,6 +50,8 @@ def test_the_decoders_group_is_plain_adam() -> None:
     model = Fusioner(FusionerConfig(**SIZES, decoder_norm="layer"))  # gradients above noise
     twin = Fusioner(model.config)
     twin.load_state_dict(model.state_dict())
+    assert model.decoder is not None
+    assert twin.decoder is not None
     ours, adam = build_optimizer(model, PAPER), torch.optim.Adam(twin.decoder.parameters(), lr=PAPER.decoder_lr)
     for step in range(3):
         tokens, text = torch.randn(2, 8, 4, 4), torch.randn(2, 1, 6)

@@ -9,7 +9,7 @@ import os
 from fastapi import FastAPI
 from ray import serve
 
-from fusioner.inference.segmenter import Segmenter
+from fusioner.inference.base import BaseSegmenter
 from fusioner.serve.app import create_app
 from fusioner.serve.guard import Access
 
@@ -19,7 +19,7 @@ def build() -> FastAPI:
     return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), (), "0.0.0.0"))
 
 
-def _load() -> Segmenter:
+def _load() -> BaseSegmenter:
     from fusioner.inference.load import load
 
     return load(os.environ.get("FUSIONER_MODEL"))
