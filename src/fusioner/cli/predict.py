@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fusioner.errors import FusionerError
-from fusioner.export.runtime import Runtime
+from fusioner.export import Runtime
 
 if TYPE_CHECKING:
     from fusioner.cli.pieces import Asked

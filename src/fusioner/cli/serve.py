@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from cyclopts import Parameter, validators
 
 from fusioner.errors import FusionerError
-from fusioner.export.runtime import Runtime
+from fusioner.export import Runtime
 
 if TYPE_CHECKING:
     from fusioner.inference.base import BaseSegmenter

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Shaped
 
 from fusioner.errors import FusionerError
 
-Runtime = Literal["auto", "torch", "onnx", "openvino"]
 Graph: TypeAlias = Callable[..., Shaped[np.ndarray, "..."]]
 """Called with the inputs by name -> the one output."""
 
