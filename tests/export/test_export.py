@@ -86,17 +86,20 @@ def test_serves_where_there_is_no_torch(exported: Path, trained: Path) -> None:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as server:
-        assert server.stdout is not None
-        address = re.search(r"http://\S+", server.stdout.readline())
-        assert address is not None
-        with Client(address[0]) as client:
-            found = client.segment(SAMPLES / "chelsea.jpg", LABELS)
-            image = client.upload(SAMPLES / "chelsea.jpg")
-            assert (image.segment(LABELS).label_map == found.label_map).all()
-            planes = client.export(SAMPLES / "chelsea.jpg", LABELS, "logits")
-            assert len(json.loads(planes)["planes"]) == len(LABELS)
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        try:
+            assert server.stdout is not None
+            address = re.search(r"http://\S+", server.stdout.readline())
+            assert address is not None
+            with Client(address[0]) as client:
+                found = client.segment(SAMPLES / "chelsea.jpg", LABELS)
+                image = client.upload(SAMPLES / "chelsea.jpg")
+                assert (image.segment(LABELS).label_map == found.label_map).all()
+                planes = client.export(SAMPLES / "chelsea.jpg", LABELS, "logits")
+                assert len(json.loads(planes)["planes"]) == len(LABELS)
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+        finally:
+            server.kill()  # else leaving the block would wait for it forever
     ours = load(trained, "cpu")(SAMPLES / "chelsea.jpg", LABELS)
     assert (ours.label_map != found.label_map).mean() < 0.01
 
