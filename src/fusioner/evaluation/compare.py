@@ -14,10 +14,9 @@ import numpy as np
 
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evidence import Evidence, Group, Rows
-from fusioner.evaluation.statistics import Figure, Key, Weights, image_weights, measure_folds
+from fusioner.evaluation.statistics import CHUNK, Figure, Key, Weights, image_weights, measure_folds
 from fusioner.evaluation.store import Stored
 
-CHUNK = 100
 SETTINGS = ("protocol", "threshold", "squash", "background", "others")
 
 

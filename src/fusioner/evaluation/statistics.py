@@ -15,7 +15,7 @@ from fusioner.evaluation.evidence import Evidence, Group, Rows
 
 Weights = Float[np.ndarray, "draws images"]
 Values = Float[np.ndarray, "draws"]
-_CHUNK = 100  # draws at a time: 100 x 40,000 images of COCO are 32 MB
+CHUNK = 100  # draws at a time: 100 x 40,000 images of COCO are 32 MB
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def image_weights(images: int, draws: int, seed: int) -> list[Weights]:
     """All ones first, then how often each image was drawn."""
     rng = np.random.default_rng(seed)
     chunks: list[Weights] = [np.ones((1, images))]
-    for start in range(0, draws, _CHUNK):
-        size = min(_CHUNK, draws - start)
+    for start in range(0, draws, CHUNK):
+        size = min(CHUNK, draws - start)
         drawn = rng.integers(0, images, size=(size, images)) + np.arange(size)[:, None] * images
         chunks.append(np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images).astype(float))
     return chunks

@@ -39,11 +39,7 @@ def write_evidence(folder: Path, outcome: Outcome) -> Path:
     arrays: dict[str, Any] = {}
     about: dict[str, Any] = {"format": FORMAT, "dataset": outcome.data.name, "classes": list(outcome.data.classes)}
     about["folds"] = [
-        {
-            "fold": fold,
-            "plan": {name: getattr(one.evidence.plan, name) for name in _KEPT},
-            "groups": _groups(one.evidence),
-        }
+        {"fold": fold, "plan": _plan(one.evidence), "groups": _groups(one.evidence)}
         for fold, one in outcome.folds.items()
     ]
     for number, one in enumerate(outcome.folds.values()):
