@@ -1,8 +1,10 @@
 """Fixtures every test file may use."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,41 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a tiny file system can only be mounted by root on Linux")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+class Spawned(subprocess.Popen[bytes]):
+    """A process in a group of its own that writes to files: a pipe that nobody reads stops whoever fills it."""
+
+    def __init__(self, command: Sequence[str], folder: Path, **environment: str) -> None:
+        self.files = folder / "stdout", folder / "stderr"
+        with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
+            super().__init__(command, stdout=out, stderr=err, env=os.environ | environment, start_new_session=True)
+
+    def finish(self) -> tuple[str, str]:
+        """Wait for the end -> what it wrote to stdout and stderr."""
+        self.wait()
+        said, complained = (file.read_text("utf-8") for file in self.files)
+        return said, complained
+
+    def kill_group(self) -> None:
+        """kill -9 of it and of all it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+@pytest.fixture
+def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Spawned]]:
+    """`spawn(command, VARIABLE=value...)`: a process that ends with the test, whatever becomes of the test."""
+    running: list[Spawned] = []
+
+    def start(command: Sequence[str], **environment: str) -> Spawned:
+        running.append(Spawned(command, tmp_path_factory.mktemp("spawned"), **environment))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill_group()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """A tiny model in a file, which worker processes can load, and photographs with bad ones among them."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 
 LABELS = ("cat", "dog", "person")
-Cli = Callable[..., "subprocess.Popen[str]"]
+Cli = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
@@ -71,15 +70,13 @@ def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., Job]:
 
 
 @pytest.fixture
-def cli(tiny_model: Path, labels: Path) -> Cli:
-    """`cli(input, out, words...)`: a `fusioner batch` that runs by itself, in a process group of its own."""
+def cli(tiny_model: Path, labels: Path, spawn: Callable[..., Any]) -> Cli:
+    """`cli(input, out, words...)`: a `fusioner batch` that runs by itself."""
 
-    def start(text: Path | str, out: Path, *words: object, path: Sequence[str] = ()) -> "subprocess.Popen[str]":
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_worker_niceness": "0"}
-        environment["PYTHONPATH"] = os.pathsep.join([*path, environment.get("PYTHONPATH", "")])
+    def start(text: Path | str, out: Path, *words: object, path: Sequence[str] = ()) -> Any:
         command = [sys.executable, "-m", "fusioner", "batch", str(text), "--out", str(out), "--labels", str(labels)]
         command += ["--model", str(tiny_model), *map(str, words)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        python_path = os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])
+        return spawn(command, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", RAY_worker_niceness="0", PYTHONPATH=python_path)
 
     return start

@@ -16,15 +16,15 @@ from fusioner.batch.run import Tally
 from fusioner.batch.work import Done, Under
 from fusioner.cli.main import main
 
-Cli = Callable[..., "subprocess.Popen[str]"]
+Cli = Callable[..., Any]
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
     return ds.dataset(out / "shards").to_table().sort_by("index").to_pylist()
 
 
-def finished(process: "subprocess.Popen[str]") -> str:
-    told, complained = process.communicate()
+def finished(process: Any) -> str:
+    told, complained = process.finish()
     assert process.returncode == 0, complained
     return told
 
@@ -49,7 +49,7 @@ def results(out: Path) -> int:
     return len(list(out.glob("shards/*/part-*.parquet")))
 
 
-def until(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+def until(condition: Callable[[], Any], process: Any) -> None:
     while not condition() and process.poll() is None:
         time.sleep(0.01)
 
@@ -63,8 +63,7 @@ def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> 
     for wanted in (0, 3, 40):
         until(lambda wanted=wanted: results(out) >= wanted, process)
         time.sleep(rng.uniform(0, 0.05))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill_group()
         assert process.returncode == -9
         whole = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
         process = cli(many, out, "--shard-size", 3, "--workers", 2, "--masks")
@@ -91,7 +90,7 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(many: Path, cli: Cli, t
     process = cli(many, out, "--shard-size", 3, "--workers", 1)
     until(lambda: results(out) > 2, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, complained = process.communicate()
+    _, complained = process.finish()
     assert process.returncode == 130
     assert complained.splitlines()[-1] == "interrupted"
     while group(process.pid):  # multiprocessing's own helper goes a moment later
@@ -132,8 +131,7 @@ def test_ray_does_the_same_and_survives_kills(many: Path, cli: Cli, tmp_path: Pa
     out, words = tmp_path / "out", ("--shard-size", 3, "--workers", 1, "--engine", "ray")
     process = cli(many, out, *words)
     until(lambda: results(out) > 2, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill_group()
     assert process.returncode == -9
     process = cli(many, out, *words)
     until(lambda: children(process.pid, "MapWorker"), process)

@@ -1,12 +1,12 @@
 """A sweep as a user starts it: killed in the middle, gone on with, with a cell that fails."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,10 +54,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(out: str) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-m", "fusioner", "sweep", "sweep.toml", "--out", out]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture
+def start(spawn: Callable[..., Any]) -> Callable[[str], Any]:
+    return lambda out: spawn(
+        [sys.executable, "-m", "fusioner", "sweep", "sweep.toml", "--out", out], OMP_NUM_THREADS="1"
+    )
 
 
 def cell(out: str, method: str) -> Path:
@@ -69,27 +70,27 @@ def steps_of(out: str, method: str) -> int:
     return sum(len(log.read_text().splitlines()) for log in logs)
 
 
-def wait_for_steps(process: "subprocess.Popen[str]", out: str, method: str, count: int) -> None:
+def wait_for_steps(process: Any, out: str, method: str, count: int) -> None:
     while steps_of(out, method) < count:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.finish()[1]
         time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_killed_gone_on_with_and_finished(here: Path) -> None:
+def test_killed_gone_on_with_and_finished(here: Path, start: Callable[[str], Any]) -> None:
     killed = start("out")
     wait_for_steps(killed, "out", "segmenter", 4)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.send_signal(signal.SIGKILL)  # it alone: its cells must see for themselves that it is gone
+    killed.wait()
     first = cell("out", "lseg") / "done.json"
     before = first.stat().st_mtime_ns
     terminated, reached = start("out"), steps_of("out", "segmenter")
     wait_for_steps(terminated, "out", "segmenter", reached + 4)
     terminated.send_signal(signal.SIGTERM)
-    terminated.communicate()
+    terminated.finish()
     assert terminated.returncode == 128 + signal.SIGTERM
     again = start("out")
-    said, told = again.communicate()
+    said, told = again.finish()
     assert again.returncode == 1, told  # for maskclip has no CLIP
     assert "failed: maskclip effnet-lite2 minilm-embedded seed 0: MaskCLIP takes the value tokens" in told
     assert "1 of 3 cells failed" in told
@@ -100,7 +101,7 @@ def test_killed_gone_on_with_and_finished(here: Path) -> None:
     assert [row["cells"] for row in table["rows"]] == [1, 1, 0]
     assert "value" in table["rows"][0]["miou"]["mean"]
     alone = start("alone")
-    alone.communicate()
+    alone.finish()
     for method in ("lseg", "segmenter"):
         one, other = (load_model(cell(out, method) / "run" / "best.safetensors")[0] for out in ("out", "alone"))
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

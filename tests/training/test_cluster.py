@@ -21,6 +21,7 @@ from fusioner.training.config import TrainConfig
 
 Tiny = Callable[..., TrainConfig]
 Words = Callable[..., list[str]]
+Launch = Callable[..., Any]
 
 
 @pytest.fixture
@@ -37,15 +38,19 @@ def words(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> Words:
     return make
 
 
-def torchrun(*flags: str, words: list[str]) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fusioner", *words]
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+@pytest.fixture
+def torchrun(spawn: Callable[..., Any]) -> Launch:
+    """`torchrun(flags..., words=...)`: a launcher that runs by itself."""
+
+    def start(*flags: str, words: list[str]) -> Any:
+        command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fusioner", *words]
+        return spawn(command, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+
+    return start
 
 
-def finished(process: "subprocess.Popen[str]") -> None:
-    complained = process.communicate()[1]
+def finished(process: Any) -> None:
+    complained = process.finish()[1]
     assert process.returncode == 0, complained
 
 
@@ -69,7 +74,7 @@ def free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_as_one_process(words: Words, tmp_path: Path) -> None:
+def test_two_nodes_train_as_one_process(words: Words, torchrun: Launch, tmp_path: Path) -> None:
     """Two launchers, one process each, that find each other at an address, as machines do; gloo between them."""
     given: dict[str, Any] = {"steps": 6, "choice_weight": 1.0}
     assert main(words(tmp_path / "one", "--cache", "off", **given)) == 0
@@ -82,7 +87,9 @@ def test_two_nodes_train_as_one_process(words: Words, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_checkpoint(words: Words, tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_checkpoint(
+    words: Words, torchrun: Launch, tmp_path: Path
+) -> None:
     """torchrun starts all ranks anew, and --resume takes them to the weights of a run that nothing happened to."""
     once = ("--standalone", "--nproc-per-node=2")
     given: dict[str, Any] = {"steps": 60, "ema": 0.9, "evaluations": 4}

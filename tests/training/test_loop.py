@@ -1,9 +1,7 @@
 """What a run promises: it learns, it can be stopped anywhere, and it goes on to the same weights."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -237,33 +235,37 @@ print("signal", result.signal, "step", result.step)
 """
 
 
-def start(root: Path, out: Path, config: TrainConfig, resume: bool = False) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", SCRIPT, str(root), str(out), json.dumps(config.to_dict()), str(int(resume))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture
+def start(spawn: Callable[..., Any]) -> Callable[..., Any]:
+    def run(root: Path, out: Path, config: TrainConfig, resume: bool = False) -> Any:
+        words = [str(root), str(out), json.dumps(config.to_dict()), str(int(resume))]
+        return spawn([sys.executable, "-c", SCRIPT, *words], OMP_NUM_THREADS="1")
+
+    return run
 
 
-def wait_for_steps(out: Path, count: int, process: "subprocess.Popen[str]") -> None:
+def wait_for_steps(out: Path, count: int, process: Any) -> None:
     log = out / "metrics.jsonl"
     while not log.is_file() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.finish()[1]
         time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_runs_go_on_to_the_same_weights(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_killed_and_interrupted_runs_go_on_to_the_same_weights(
+    voc_tree: Path, tiny: Tiny, start: Callable[..., Any], tmp_path: Path
+) -> None:
     """A kill -9 and a Ctrl-C, at moments nobody chose, against a run left alone."""
     config, out = tiny(steps=80), tmp_path / "run"
     killed = start(voc_tree, out, config)
     wait_for_steps(out, 5, killed)
-    killed.kill()
-    killed.communicate()
+    killed.kill_group()
     done = read_state(out, torch.device("cpu"))["step"]
     assert 0 < done < 80
     interrupted = start(voc_tree, out, config, resume=True)
     wait_for_steps(out, done + 5, interrupted)
     interrupted.send_signal(signal.SIGINT)
-    said, _ = interrupted.communicate()
+    said, _ = interrupted.finish()
     stopped = read_state(out, torch.device("cpu"))["step"]
     assert said == f"signal 2 step {stopped}\n"
     assert done < stopped < 80

@@ -83,8 +83,7 @@ class Posteriors(DenseEncoder):
         """Class logits on the token grid, from normalised pixels whose sides are multiples of the stride."""
         gh, gw = (side // self.stride for side in pixels.shape[-2:])
         size = (gh * self.output_stride, gw * self.output_stride)
-        shrinks = self.output_stride < self.stride
-        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+        pixels = _resized(pixels, size, shrinks=self.output_stride < self.stride)
         if self.centre:
             offset = self.network.offset
             # Up to a multiple of 32, so that every strided layer pads as it does on even sides.
@@ -99,6 +98,24 @@ class Posteriors(DenseEncoder):
             kept, index = p.topk(self.topk, dim=1)
             p = torch.zeros_like(p).scatter_(1, index, kept / kept.sum(dim=1, keepdim=True))
         return p
+
+
+def _resized(pixels: Float[Tensor, "b c h w"], size: tuple[int, int], shrinks: bool) -> Float[Tensor, "b c h2 w2"]:
+    """Bilinear, smoothed before it shrinks.
+
+    In a graph the places are told in integers: runtimes compute them in float32 from another side than torch does, and
+    the posterior then differs in its fifth digit.
+    """
+    if shrinks or not torch.compiler.is_exporting():
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+    for axis, new in zip((2, 3), size, strict=True):
+        last, unit = pixels.shape[axis] - 1, 2 * new
+        at = ((2 * torch.arange(new, device=pixels.device) + 1) * (last + 1) - new).clamp(0, unit * last)  # / unit
+        first = at // unit
+        share = (at - first * unit).to(pixels.dtype) / unit
+        one, other = (pixels.index_select(axis, (first + step).clamp(max=last)) for step in (0, 1))
+        pixels = one + (other - one) * (share[:, None] if axis == 2 else share)
+    return pixels
 
 
 class ConSE(Posteriors):
