@@ -17,6 +17,7 @@ import torch
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
+from fusioner.training.assemble import build_fabric
 from fusioner.training.config import TrainConfig
 
 Tiny = Callable[..., TrainConfig]
@@ -107,6 +108,18 @@ def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_checkpoint
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_restarts_that_would_wait_for_the_dead_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun tells its processes where two machines share one store for all attempts."""
+    told = {"USE_AGENT_STORE": "True", "MAX_RESTARTS": "3", "RUN_ID": "a"}
+    for name, value in {
+        **{f"TORCHELASTIC_{name}": value for name, value in told.items()},
+        "GROUP_WORLD_SIZE": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FusionerError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is called"):
+        build_fabric("cpu", 1, "32")
 
 
 def ranks(launcher: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The parts of a training, each built from its settings: processes, encoders, network, where tokens come from."""
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fusioner.data.transforms import COCO_RECIPE, PASCAL_RECIPE, Augmentation
 from fusioner.device import pick_device
@@ -41,6 +42,7 @@ def build_fabric(device: str, devices: int, precision: str) -> Fabric:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
     if chosen.type == "cuda" and local > torch.cuda.device_count():
         raise FusionerError(f"there are {torch.cuda.device_count()} CUDA devices, not {local}: lower --devices")
+    _join(chosen.type)
     single = chosen.type == "cuda" and local == 1 and "LOCAL_WORLD_SIZE" not in os.environ
     fabric = Fabric(
         accelerator=chosen.type,
@@ -51,6 +53,31 @@ def build_fabric(device: str, devices: int, precision: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _join(kind: str) -> None:
+    """Meet the other processes of torchrun, but none of an earlier attempt.
+
+    torchrun keeps one store for all attempts: who is started anew finds the addresses of the dead in it, and waits for
+    them for half an hour (pytorch issue 135712).
+    """
+    told = os.environ
+    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    if int(told["GROUP_WORLD_SIZE"]) > 1:
+        if int(told["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+            raise FusionerError(
+                "torchrun on several machines keeps addresses of processes that died, and restarts wait for them: "
+                "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is called, or --max-restarts 0"
+            )
+        return
+    world = int(told["WORLD_SIZE"])
+    store = distributed.TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), world, is_master=False)
+    apart = distributed.PrefixStore(f"attempt_{told['TORCHELASTIC_RESTART_COUNT']}", store)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=apart, rank=int(told["RANK"]), world_size=world)
+    if backend == "nccl":
+        atexit.register(distributed.destroy_process_group)
 
 
 def build_encoders(config: TrainConfig, dataset: str, device: torch.device) -> tuple[ImageEncoder, TextEncoder]:
