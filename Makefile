@@ -19,10 +19,10 @@ demo: $(READY)  ## segment the sample photographs with the embedded model
 	@echo "Look at $(CURDIR)/demo/chelsea.overlay.png, astronaut.overlay.png and coffee.overlay.png"
 
 test: $(READY)  ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-fast: $(READY)  ## the tests that take no longer than ten seconds
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
