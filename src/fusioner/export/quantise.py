@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError
 from fusioner.export.parity import LABELS, LIMITS
+from fusioner.export.smooth import smooth
 from fusioner.inference import plain
 from fusioner.inference.arrays import to_numpy
 from fusioner.inference.decide import decide_logits
@@ -47,7 +48,7 @@ def quantise(
         raise FusionerError(f"--int8 needs {error.name}: pip install 'fusioner[export]'") from error
     pixels = [plain.squash(photo, segmenter.card.resolution)[None] for photo in photos]
     say(f"learning the range of every number; photographs: {len(photos)}")
-    ranges, model = _calibrate(image, pixels)
+    ranges, model = _calibrate(smooth(image, pixels), pixels)
     before = [_map(segmenter, np.asarray(to_numpy(segmenter._tokens(_tensor(one))))) for one in pixels]
     for what, names in _choices(image):
         small = _quantised(model, ranges, names)
@@ -68,10 +69,15 @@ def _choices(image: "ModelProto") -> Iterator[tuple[str, list[str]]]:
     weighted = [node for node in image.graph.node if node.op_type in KINDS and node.input[1] in constants]
     products = [node.name for node in weighted if node.op_type != "Conv"]
     if products:
-        yield "every matrix product", products
-        # Six a transformer's block, of which the last reads what its GELU made: numbers with the longest tails.
-        yield "five of six matrix products", [name for number, name in enumerate(products) if number % 6 != 5]
-        yield "every other matrix product", products[::2]
+        # Six a transformer's block: queries, keys, values, the attention's last, the MLP's first, and the MLP's last,
+        # which reads what its GELU made: numbers with the longest tails.
+        for what, kept in (
+            ("every matrix product", range(6)),
+            ("five of six matrix products", range(5)),
+            ("queries, keys, values and the MLPs' first products", (0, 1, 2, 4)),
+            ("queries, keys and values", range(3)),
+        ):
+            yield what, [name for number, name in enumerate(products) if number % 6 in kept]
     else:
         yield "all convolutions but the first and the last", [node.name for node in weighted][1:-1]
 

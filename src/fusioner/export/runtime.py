@@ -14,8 +14,8 @@ Graph: TypeAlias = Callable[..., Shaped[np.ndarray, "..."]]
 """Called with the inputs by name -> the one output."""
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
-READS = {"onnx": ("onnx", "openvino"), "openvino": ("openvino",)}
-"""Format of a graph -> who can compute it, the faster first where benchmarks/README.md says so."""
+READS = {"onnx": ("openvino", "onnx"), "openvino": ("openvino",)}
+"""Format of a graph -> who can compute it, the fastest first (docs/export.md has the times)."""
 
 
 def pick_runtime(wanted: str, format: str) -> str:
@@ -26,7 +26,7 @@ def pick_runtime(wanted: str, format: str) -> str:
     """
     able = READS[format]
     if wanted == "auto":
-        wanted = next((name for name in able if find_spec(PACKAGES[name])), able[0])
+        wanted = next((name for name in able if find_spec(PACKAGES[name])), able[-1])
     if wanted == "torch":
         raise FusionerError("torch cannot read an exported model: use --runtime onnx or openvino, or its .safetensors")
     if wanted not in PACKAGES:
