@@ -1,5 +1,7 @@
 """What a run promises: it learns, it can be stopped anywhere, and it goes on to the same weights."""
 
+import copy
+import itertools
 import json
 import signal
 import sys
@@ -103,6 +105,33 @@ def test_a_crashed_run_goes_on_to_the_same_weights(
     one, other = lines(tmp_path / "whole"), lines(tmp_path / "broken")
     assert [line["step"] for line in one] == [line["step"] for line in other]
     assert losses(one) == losses(other)
+
+
+def test_the_slow_weights_are_what_ema_says(
+    voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read off the states of every step; the saved model is the slow one."""
+    from fusioner.training import loop
+
+    states: list[dict[str, Any]] = []
+    monkeypatch.setattr(loop, "write_state", lambda _, state: states.append(copy.deepcopy(state)))
+    run(voc_tree, tmp_path, tiny(steps=14, ema=0.6), ALWAYS)
+    for before, after in itertools.pairwise(states):
+        decay = min(0.6, (1 + before["step"]) / (10 + before["step"]))
+        for name, slow in after["ema"].items():
+            if slow.is_floating_point() and not torch.equal(slow, before["ema"][name]):
+                expected = decay * before["ema"][name] + (1 - decay) * after["model"][name]
+                torch.testing.assert_close(slow, expected)
+    assert not same(states[-1]["ema"], states[-1]["model"])
+    assert same(weights(tmp_path / "last.safetensors"), states[-1]["ema"])
+
+
+def test_bf16_follows_fp32(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    for precision in ("32", "bf16"):
+        run(voc_tree, tmp_path / precision, tiny(steps=8, precision=precision))
+    one, other = (losses(lines(tmp_path / precision)) for precision in ("32", "bf16"))
+    assert one != other
+    assert other == pytest.approx(one, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
