@@ -47,6 +47,7 @@ def test_native_resolution_slides_windows_and_uses_no_store(tiny_segmenter: Segm
     predictor = SegmenterPredictor(tiny_segmenter, "native", refuse)
     encoded = predictor.encode(rgb, item.image)
     assert encoded[0].encoded.grid is not None
+    assert tiny_segmenter.smooth, "only the evaluation lays windows the official way"
     found = predictor.logits(encoded, ["cat", "dog"])
     torch.testing.assert_close(found, tiny_segmenter.logits(encoded[0].encoded, ["cat", "dog"]))
     content = metrics(evaluate(predictor, voc_data, replace(FAST, limit=1)))

@@ -179,8 +179,8 @@ def finish(result: "Result", out: Path) -> None:
     from fusioner.training.display import clock
     from fusioner.training.state import BEST, LAST
 
-    waited = f"{result.waiting:.0%} of it waiting for data"
-    print(f"{result.step} of {result.steps} steps in {clock(result.seconds)}, {waited}")
+    spent = f"{1 - result.waiting:.0%} of it computing and {result.waiting:.0%} waiting for data"
+    print(f"{result.step} of {result.steps} steps in {clock(result.seconds)}, {spent}")
     if result.best is not None:
         print(f"wrote {out / BEST} (mIoU {result.best:.1f} on {result.judged})")
     print(f"wrote {out / LAST}" + (f"; go on with --resume --out {out}" if result.signal else ""))

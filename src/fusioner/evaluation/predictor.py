@@ -1,5 +1,6 @@
 """What evaluation asks of a model: encode an image once, then answer any number of prompts about it."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,9 @@ class SegmenterPredictor:
             raise FusionerError(
                 f"scales are numbers above 0 and at most 16, not {', '.join(map(str, scales)) or 'none'}"
             )
-        self.segmenter = segmenter
+        self.segmenter = copy.copy(segmenter)  # the caller's keeps its windows
+        self.segmenter.smooth = False
         self.resolution: Resolution = resolution
-        segmenter.smooth = False
         self.independent = segmenter.model.labels_independent
         self.tokens = tokens if resolution == "fast" else None
         self.ways = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
