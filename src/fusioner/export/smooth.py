@@ -70,7 +70,7 @@ def _peaks(image: "ModelProto", names: Sequence[str], pixels: Sequence[Any]) -> 
     watched = deepcopy(image)
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
-    peaks = dict.fromkeys(names, np.float32(0))
+    peaks: dict[str, Any] = dict.fromkeys(names, 0.0)
     for one in pixels:
         for name, values in zip(names, session.run(list(names), {"pixels": one}), strict=True):
             seen = np.abs(np.asarray(values))

@@ -72,8 +72,9 @@ def _join(kind: str) -> None:
             )
         return
     world = int(told["WORLD_SIZE"])
-    store = distributed.TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), world, is_master=False)
-    apart = distributed.PrefixStore(f"attempt_{told['TORCHELASTIC_RESTART_COUNT']}", store)
+    kinds: Any = distributed
+    store = kinds.TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), world, is_master=False)
+    apart = kinds.PrefixStore(f"attempt_{told['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if kind == "cuda" else "gloo"
     distributed.init_process_group(backend, store=apart, rank=int(told["RANK"]), world_size=world)
     if backend == "nccl":
