@@ -86,18 +86,18 @@ def test_two_commands_share_the_work(many: Path, cli: Cli, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(many: Path, cli: Cli, tmp_path: Path) -> None:
+    """Of 3,000 images, which last longer than any pause of a busy machine; going on is tested above."""
     out = tmp_path / "out"
+    many.write_text(many.read_text() * 5)
     process = cli(many, out, "--shard-size", 3, "--workers", 1)
     until(lambda: results(out) > 2, process)
     os.killpg(process.pid, signal.SIGINT)
     _, complained = process.finish()
-    assert process.returncode == 130
+    assert process.returncode == 130, complained
     assert complained.splitlines()[-1] == "interrupted"
     while group(process.pid):  # multiprocessing's own helper goes a moment later
         time.sleep(0.05)
-    assert 9 <= len(rows(out)) < 600
-    finished(cli(many, out, "--workers", 1))
-    check(out, many)
+    assert 9 <= len(rows(out)) < 3000
 
 
 POISON = """
