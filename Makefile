@@ -1,6 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`. Each makes .venv when it is not there, and uses it.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 READY := .venv/.ready
 
 .PHONY: demo test test-fast lint weights clean
@@ -19,10 +20,10 @@ demo: $(READY)  ## segment the sample photographs with the embedded model
 	@echo "Look at $(CURDIR)/demo/chelsea.overlay.png, astronaut.overlay.png and coffee.overlay.png"
 
 test: $(READY)  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
 
 test-fast: $(READY)  ## the tests that take no longer than ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -62,6 +62,12 @@ class Spawned(subprocess.Popen[bytes]):
         said, complained = (file.read_text("utf-8") for file in self.files)
         return said, complained
 
+    def succeed(self) -> str:
+        """Wait for the end, which has to be a good one -> what it wrote to stdout."""
+        said, complained = self.finish()
+        assert self.returncode == 0, complained
+        return said
+
     def kill_group(self) -> None:
         """kill -9 of it and of all it started."""
         with suppress(ProcessLookupError):

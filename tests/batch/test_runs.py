@@ -23,12 +23,6 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return ds.dataset(out / "shards").to_table().sort_by("index").to_pylist()
 
 
-def finished(process: Any) -> str:
-    told, complained = process.finish()
-    assert process.returncode == 0, complained
-    return told
-
-
 @pytest.fixture
 def many(photos: Path) -> Path:
     """A list of the photographs, each twenty times: enough that no machine has done them before it is killed."""
@@ -67,18 +61,18 @@ def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> 
         assert process.returncode == -9
         whole = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
         process = cli(many, out, "--shard-size", 3, "--workers", 2, "--masks")
-    assert "600 images are in" in finished(process)
+    assert "600 images are in" in process.succeed()
     check(out, many)
     assert {path: path.stat().st_mtime_ns for path in whole} == whole  # what was done was not done again
     assert len(list(out.glob("masks/*/*.png"))) == 560
-    assert "nothing was left to do" in finished(cli(many, out, "--masks"))
+    assert "nothing was left to do" in cli(many, out, "--masks").succeed()
 
 
 @pytest.mark.slow
 def test_two_commands_share_the_work(many: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     both = [cli(many, out, "--shard-size", 3, "--workers", 1) for _ in range(2)]
-    told = [finished(process) for process in both]
+    told = [process.succeed() for process in both]
     check(out, many)
     done = [int(one.partition("; ")[2].partition(" ")[0]) if "done now" in one else 0 for one in told]
     assert sum(done) == 600
@@ -116,7 +110,7 @@ def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli
     """As a crashing decoder would, or the system where memory runs out."""
     (tmp_path / "sitecustomize.py").write_text(POISON)
     out = tmp_path / "out"
-    told = finished(cli(photos, out, "--shard-size", 10, "--workers", 1, path=[str(tmp_path)]))
+    told = cli(photos, out, "--shard-size", 10, "--workers", 1, path=[str(tmp_path)]).succeed()
     assert "3 errors" in told
     deadly = [row for row in rows(out) if row["image"] == "a/05.jpg"]
     assert [row["index"] for row in deadly] == [5]
@@ -139,9 +133,9 @@ def test_ray_does_the_same_and_survives_kills(many: Path, cli: Cli, tmp_path: Pa
     until(lambda: results(out) > before, process)
     for actor in children(process.pid, "MapWorker"):
         os.kill(actor, signal.SIGKILL)
-    assert "600 images are in" in finished(process)
+    assert "600 images are in" in process.succeed()
     check(out, many)
-    finished(cli(many, tmp_path / "local", "--workers", 1))
+    cli(many, tmp_path / "local", "--workers", 1).succeed()
     assert rows(out) == rows(tmp_path / "local")
 
 

@@ -50,11 +50,6 @@ def torchrun(spawn: Callable[..., Any]) -> Launch:
     return start
 
 
-def finished(process: Any) -> None:
-    complained = process.finish()[1]
-    assert process.returncode == 0, complained
-
-
 def log(out: Path) -> list[dict[str, Any]]:
     lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
@@ -82,7 +77,7 @@ def test_two_nodes_train_as_one_process(words: Words, torchrun: Launch, tmp_path
     meeting = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
     nodes = [torchrun(*meeting, words=words(tmp_path / "two", "--cache", "off", **given)) for _ in range(2)]
     for node in nodes:
-        finished(node)
+        node.succeed()
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-3)
     assert len(losses(tmp_path / "two")) == 6
 
@@ -96,13 +91,13 @@ def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_checkpoint
     given: dict[str, Any] = {"steps": 60, "ema": 0.9, "evaluations": 4}
     kept = ("--cache", str(tmp_path / "cache"), "--resume", "--checkpoint-minutes", "0")
     whole = torchrun(*once, words=words(tmp_path / "whole", *kept, **given))
-    finished(whole)
+    whole.succeed()
     process = torchrun(*once, "--max-restarts=5", words=words(tmp_path / "broken", *kept, **given))
     while len(losses(tmp_path / "broken")) < 10 and process.poll() is None:
         time.sleep(0.02)
     first, second = ranks(process.pid)
     os.kill(second, signal.SIGKILL)
-    finished(process)
+    process.succeed()
     assert first not in ranks(process.pid)
     assert len(losses(tmp_path / "broken")) == 60
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
@@ -112,12 +107,9 @@ def test_a_rank_that_is_killed_costs_no_more_than_the_steps_since_the_checkpoint
 
 def test_restarts_that_would_wait_for_the_dead_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torchrun tells its processes where two machines share one store for all attempts."""
-    told = {"USE_AGENT_STORE": "True", "MAX_RESTARTS": "3", "RUN_ID": "a"}
-    for name, value in {
-        **{f"TORCHELASTIC_{name}": value for name, value in told.items()},
-        "GROUP_WORLD_SIZE": "2",
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    for name, value in (("USE_AGENT_STORE", "True"), ("MAX_RESTARTS", "3"), ("RUN_ID", "a")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
     with pytest.raises(FusionerError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where torchrun is called"):
         build_fabric("cpu", 1, "32")
 

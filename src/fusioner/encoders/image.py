@@ -4,6 +4,7 @@ Every vision transformer here ends its sequence with the patches in row order; w
 registers, distillation token) is dropped. Positions are interpolated by the library itself, also at H != W.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF: RGB = (0.5, 0.5, 0.5)
 
 
-class DenseEncoder(Frozen):
+class DenseEncoder(Frozen, ABC):
     """Base of the image adapters: resize, normalise, `tokens`, unit length.
 
     Attributes: see `fusioner.encoders.base.ImageEncoder`; assign `mean` and `std` to change the normalisation.
@@ -43,9 +44,9 @@ class DenseEncoder(Frozen):
         self.mean, self.std = mean, std
         self._digest: str | None = None
 
+    @abstractmethod
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Normalised pixels, h and w multiples of the stride -> tokens of any length."""
-        raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """What decides the tokens beside the weights and the normalisation."""

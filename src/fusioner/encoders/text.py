@@ -1,6 +1,7 @@
 """Frozen text encoders of the transformers library: strings in, one unit-length vector each out."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ _VOCABULARIES = (
 )
 
 
-class TextModel(Frozen):
+class TextModel(Frozen, ABC):
     """Base of the text adapters: batches, tokenizes, `embed`s, and scales to unit length.
 
     Texts longer than the model's context are cut. Attributes: see `fusioner.encoders.base.TextEncoder`.
@@ -46,9 +47,9 @@ class TextModel(Frozen):
         self._digest: str | None = None
         self.freeze()
 
+    @abstractmethod
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         """Token ids and their mask (1: text, 0: padding) -> one vector a text, of any length."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError
 from fusioner.export.parity import LABELS, LIMITS
-from fusioner.export.smooth import smooth
+from fusioner.export.smooth import answers, smooth
 from fusioner.inference import plain
 from fusioner.inference.arrays import to_numpy
 from fusioner.inference.decide import decide_logits
@@ -52,7 +52,7 @@ def quantise(
     before = [_map(segmenter, np.asarray(to_numpy(segmenter._tokens(_tensor(one))))) for one in pixels]
     for what, names in _choices(image):
         small = _quantised(model, ranges, names)
-        after = (_map(segmenter, tokens) for tokens in _run(small, pixels))
+        after = (_map(segmenter, tokens) for tokens, *_ in answers(small, pixels))
         changed = float(np.mean([(old != new).mean() for old, new in zip(before, after, strict=True)]))
         say(f"{what} in 8 bits: {changed:.2%} of the pixels change")
         if changed <= ROOM * LIMITS["int8"][1]:
@@ -129,16 +129,6 @@ def _quantised(model: "ModelProto", ranges: Any, names: list[str]) -> "ModelProt
         )
         quantiser.quantize_model()
         return quantiser.model.model
-
-
-def _run(model: "ModelProto", pixels: Sequence[Any]) -> Iterator[Float[np.ndarray, "1 d gh gw"]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for one in pixels:
-        yield np.asarray(session.run(None, {"pixels": one})[0])
 
 
 def _map(segmenter: "Segmenter", tokens: Float[np.ndarray, "1 d gh gw"]) -> Any:

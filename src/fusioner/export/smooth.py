@@ -5,7 +5,7 @@ the norm's answer is divided by, row j of the weights behind it is multiplied by
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +60,27 @@ def smooth(image: "ModelProto", pixels: Sequence[Float[np.ndarray, "1 3 h w"]]) 
     return image
 
 
+def answers(model: "ModelProto", pixels: Sequence[Float[np.ndarray, "1 3 h w"]]) -> Iterator[list[Any]]:
+    """What ONNX Runtime makes of each picture: all outputs of the model, in their order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; the rest speaks of its own optimisations
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for one in pixels:
+        yield list(session.run(None, {"pixels": one}))
+
+
 def _peaks(image: "ModelProto", names: Sequence[str], pixels: Sequence[Any]) -> dict[str, Float[np.ndarray, " d"]]:
     """Largest absolute value of each channel of the named activations."""
-    import onnxruntime
     from onnx import TensorProto, helper
 
     if not names:
         return {}
     watched = deepcopy(image)
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
     peaks: dict[str, Any] = dict.fromkeys(names, 0.0)
-    for one in pixels:
-        for name, values in zip(names, session.run(list(names), {"pixels": one}), strict=True):
-            seen = np.abs(np.asarray(values))
-            peaks[name] = np.maximum(peaks[name], seen.reshape(-1, seen.shape[-1]).max(axis=0))
+    for values in answers(watched, pixels):
+        for name, seen in zip(names, values[-len(names) :], strict=True):
+            peaks[name] = np.maximum(peaks[name], np.abs(seen).reshape(-1, seen.shape[-1]).max(axis=0))
     return peaks

@@ -59,7 +59,7 @@ def _join(kind: str) -> None:
     """Meet the other processes of torchrun, but none of an earlier attempt.
 
     torchrun keeps one store for all attempts: who is started anew finds the addresses of the dead in it, and waits for
-    them for half an hour (pytorch issue 135712).
+    them for half an hour (pytorch/pytorch#135712).
     """
     told = os.environ
     if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -72,7 +72,7 @@ def _join(kind: str) -> None:
             )
         return
     world = int(told["WORLD_SIZE"])
-    kinds: Any = distributed
+    kinds: Any = distributed  # whose types do not name its stores
     store = kinds.TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), world, is_master=False)
     apart = kinds.PrefixStore(f"attempt_{told['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if kind == "cuda" else "gloo"
