@@ -1,13 +1,15 @@
-"""The memory: discriminants that are right where they can be checked, names found, and what is left out left out."""
+"""The memory: a perceptron that is right where it can be checked, names found, and what is left out left out."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import LOG, SOFT, VISUAL, Memory, features, log_posterior
-from fusioner.training.memory import Moments
+from fusioner.model.memory import PARTS, UNITS, Memory, features, log_posterior
+from fusioner.training.memory import Patches, fit_perceptron
 
 SHAPE = FusionerConfig(
     image_dim=4, text_dim=8, width=8, heads=2, layers=1, decoder_widths=(4,), similarity="posterior", aligned_dim=5,
@@ -19,11 +21,12 @@ def fitted() -> Memory:
     """Three names along three axes of text space, each looking like one axis of the features."""
     memory = Memory(SHAPE)
     memory.names.copy_(torch.eye(8)[:3])
-    memory.looks[:3, :3] = 8.0 * torch.eye(3)
-    memory.floors.fill_(8.0)
-    memory.cross_looks = torch.zeros(2, 4, 9)
-    memory.cross_floors = torch.zeros(2, 4)
-    memory.cross_centre = torch.zeros(2, 9)
+    memory.known.fill_(True)
+    memory.first[:3, :3] = 4.0 * torch.eye(3)
+    memory.second[:3, :3] = torch.eye(3)
+    memory.second_bias[3] = 2.0
+    for name in PARTS:
+        setattr(memory, f"cross_{name}", torch.zeros(2, *getattr(memory, name).shape))
     return memory
 
 
@@ -43,7 +46,7 @@ def read(
 ) -> torch.Tensor:
     """The maps (B, K, C, P) of patches with these features."""
     visual, log = looks.flatten(2).split([SHAPE.image_dim, SHAPE.aligned_dim], dim=1)
-    return memory(memory.look(visual / VISUAL, log / LOG, portion), text, hidden)
+    return memory(memory.look(visual, log, portion), text, hidden)
 
 
 def test_a_label_reads_the_look_of_its_name() -> None:
@@ -53,19 +56,22 @@ def test_a_label_reads_the_look_of_its_name() -> None:
     assert trust.tolist() == [1.0, 1.0]
 
 
-def test_what_is_recalled_are_the_discriminants_of_the_features() -> None:
+def test_what_is_recalled_is_a_perceptrons_answer_to_the_features() -> None:
     generator = torch.Generator().manual_seed(2)
     memory = Memory(SHAPE)
-    for buffer in (memory.looks, memory.floors, memory.centre):
-        buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.1)
+    for name in PARTS:
+        getattr(memory, name).copy_(torch.randn(getattr(memory, name).shape, generator=generator))
+    memory.known.copy_(torch.tensor([True, False, True]))
     visual, p = torch.rand(2, 4, 2, 3, generator=generator), torch.rand(2, 5, 2, 3, generator=generator)
     logs = log_posterior(p).flatten(2)
     recalled = memory.look(visual.flatten(2), logs - logs.mean(dim=1, keepdim=True))
-    seen = features(visual, log_posterior(p)).flatten(2) - memory.centre[:, None]
-    scores = memory.looks @ seen - memory.floors[:, None]
-    deviations = (2 * memory.floors[:, None]).sqrt().clamp_min(1.0)
-    torch.testing.assert_close(recalled.sides, (scores / deviations)[:, :-1])
-    torch.testing.assert_close(recalled.shares, (scores / SOFT).softmax(dim=1)[:, :-1])
+    network = nn.Sequential(nn.Linear(9, UNITS), nn.GELU(), nn.Linear(UNITS, 4))
+    network.load_state_dict(dict(zip(network.state_dict(), (getattr(memory, name) for name in PARTS), strict=True)))
+    with torch.no_grad():
+        scores = network(features(visual, log_posterior(p)).flatten(2).mT).mT
+    torch.testing.assert_close(recalled.sides, scores[:, :3] - scores[:, 3:])
+    torch.testing.assert_close(recalled.shares[:, [0, 2]], scores[:, [0, 2, 3]].softmax(dim=1)[:, :2])
+    assert not recalled.shares[:, 1].any()  # a name that no training image showed has no share
 
 
 def test_a_hidden_label_does_without_its_own_name() -> None:
@@ -85,52 +91,59 @@ def test_training_reads_what_the_other_portions_taught() -> None:
 
 
 def test_what_only_training_needs_is_not_saved() -> None:
-    assert {name.rpartition(".")[2] for name in Memory(SHAPE).state_dict()} == {"names", "looks", "floors", "centre"}
+    assert {name.rpartition(".")[2] for name in Memory(SHAPE).state_dict()} == {"names", "known", *PARTS}
 
 
-def test_discriminants_separate_what_one_covariance_describes() -> None:
-    generator = torch.Generator().manual_seed(0)
-    means = torch.zeros(3, 20)
-    means[0, :2], means[1, :2] = torch.tensor([3.0, 3.0]), torch.tensor([-3.0, 3.0])
-    spread = torch.ones(20)
-    spread[1] = 8.0  # the second feature tells them apart, but it is noise
-    moments = Moments(4, 20)
-    for _ in range(60):
-        rows = torch.arange(3).repeat_interleave(40)
-        drawn = means[rows] + spread * torch.randn(120, 20, generator=generator)
-        ignored = torch.where(torch.arange(120) % 40 == 0, -1, rows)
-        drawn[ignored < 0] = 1e6  # counts nowhere
-        moments.add(drawn, ignored)
-    looks, floors, centre = moments.discriminants()
-    assert moments.count.tolist() == [60, 60, 60, 0]
-    assert not looks[3].any()
-    rows = torch.arange(3).repeat_interleave(500)
-    drawn = means[rows] + spread * torch.randn(1500, 20, generator=generator)
-    scores = (drawn - centre) @ looks[:3].T - floors[:3]
-    nearest = torch.cdist(drawn, means).argmin(dim=1)  # what one gets without knowing the noisy direction
-    right, naive = (scores.argmax(dim=1) == rows).float().mean(), (nearest == rows).float().mean()
-    assert right > naive + 0.1
+def circles(count: int, seed: int) -> Patches:
+    """Two names that no straight line tells apart, a ring about a disc, among what is neither."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(3, (count,), generator=generator)
+    radius = torch.tensor([0.5, 2.0, 4.0])[rows] + 0.2 * torch.randn(count, generator=generator)
+    turn = 6.3 * torch.rand(count, generator=generator)
+    found = torch.stack([30 + 50 * radius * turn.cos(), 0.01 * radius * turn.sin()], dim=1)  # of any scale
+    return Patches(found.half(), rows, torch.zeros_like(rows), torch.arange(count) % 4)
 
 
-def test_portions_add_up() -> None:
-    generator = torch.Generator().manual_seed(1)
-    parts = [Moments(2, 3) for _ in range(3)]
-    for part in parts:
-        part.add(torch.randn(20, 3, generator=generator), torch.arange(20) % 2)
-    whole = parts[0] + parts[1] + parts[2]
-    rest = (whole - parts[2]).discriminants()
-    for one, other in zip(rest, (parts[0] + parts[1]).discriminants(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+def answer(patches: Patches, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    first, first_bias, second, second_bias = parts
+    return F.gelu(patches.features.float() @ first.T + first_bias) @ second.T + second_bias
+
+
+def test_a_perceptron_learns_what_no_line_divides_whatever_the_scale() -> None:
+    parts = fit_perceptron(circles(4000, 0), torch.zeros(1, 3))
+    new = circles(1000, 1)
+    assert (answer(new, parts).argmax(dim=1) == new.rows).float().mean() > 0.95
+
+
+def test_names_of_other_sets_do_not_compete() -> None:
+    """Two sets show the same patches, each with words of its own: neither teaches that the other's are wrong."""
+    one = circles(4000, 0)
+    rows = torch.where(one.rows == 2, 4, one.rows)  # 4 is "anything else"
+    other = Patches(one.features, torch.where(rows == 4, 4, rows + 2), torch.ones_like(rows), one.portions)
+    both = Patches(*(torch.cat(pair) for pair in zip(one._replace(rows=rows), other, strict=True)))
+    allowed = torch.tensor([[0, 0, -torch.inf, -torch.inf, 0], [-torch.inf, -torch.inf, 0, 0, 0]])
+    scores = answer(one, fit_perceptron(both, allowed))
+    for words in ([0, 1, 4], [2, 3, 4]):
+        assert (scores[:, words].argmax(dim=1) == one.rows).float().mean() > 0.95
+
+
+def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, other = (fit_perceptron(circles(100, 0), torch.zeros(1, 3), seed=3) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    for first, second in zip(one, other, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_nothing_seen_is_nothing_remembered() -> None:
-    looks, floors, centre = Moments(2, 3).discriminants()
-    assert not torch.cat([looks.flatten(), floors, centre]).any()
+    none = Patches(torch.zeros(0, 2).half(), *(torch.zeros(0, dtype=torch.long) for _ in range(3)))
+    assert not any(part.any() for part in fit_perceptron(none, torch.zeros(1, 3)))
 
 
 def test_features_ignore_the_scale_of_the_posterior() -> None:
     posterior = torch.rand(1, 5, 2, 2) + 0.01
-    visual = torch.nn.functional.normalize(torch.rand(1, 4, 2, 2), dim=1)
+    visual = F.normalize(torch.rand(1, 4, 2, 2), dim=1)
     one, other = (features(visual, log_posterior(scale * posterior)) for scale in (1.0, 7.0))
     torch.testing.assert_close(one, other)
     assert one.shape == (1, 9, 2, 2)

@@ -15,6 +15,7 @@ from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.encoders.zoo import build_image_encoder
 from fusioner.features.source import LiveSource
 from fusioner.model.checkpoint import load_model
+from fusioner.model.memory import PARTS
 from fusioner.training.assemble import build_network
 from fusioner.training.batches import Batch
 from fusioner.training.config import TrainConfig
@@ -47,8 +48,8 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     memory = model.similarity.memory
     assert memory is not None
     shown = {1, 2, 3, 8, 12}
-    assert {row + 1 for row in memory.floors[:-1].nonzero().flatten().tolist()} == shown
-    assert len(memory.cross_looks) == PORTIONS
+    assert {row + 1 for row in memory.known.nonzero().flatten().tolist()} == shown
+    assert len(memory.get_buffer("cross_first")) == PORTIONS
     for item in corpus.parts[0].data.items[:6]:
         tokens, masks = source.batch([(item, 0)])
         ids = sorted(set(masks[0].flatten().tolist()) & shown)
@@ -61,8 +62,9 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     rest = [example for example in corpus.examples if portion_of(example.item.id) != 0]
     without = build_network(remembering, image, text, len(corpus.names()))
     fit_memory(without, replace(corpus, examples=tuple(rest)), [source], embed(corpus.names()))
-    looks = without.get_buffer("similarity.memory.looks")
-    torch.testing.assert_close(memory.cross_looks[0], looks, atol=1e-3, rtol=1e-3)
+    for name in PARTS:
+        part = without.get_buffer(f"similarity.memory.{name}")
+        torch.testing.assert_close(memory.get_buffer(f"cross_{name}")[0], part)
 
 
 def test_a_run_saves_what_it_remembers_and_starts_others(

@@ -24,6 +24,7 @@ def train(
     text_encoder: str | None = None,
     templates: Path | None = None,
     similarity: Literal["none", "cosine", "posterior"] | None = None,
+    affinity: bool | None = None,
     memory: bool | None = None,
     method: Method | None = None,
     resolution: int | None = None,
@@ -32,6 +33,7 @@ def train(
     batch_size: int | None = None,
     accumulate: int | None = None,
     prompts: int | None = None,
+    unseen: Literal["background", "ignored"] | None = None,
     views: int | None = None,
     lr: float | None = None,
     choice_weight: float | None = None,
@@ -83,6 +85,9 @@ def train(
         File of prompt templates, one a line, each with {} for the label.
     similarity
         How the last image encoder's tokens are compared with the labels; none for the paper's network.
+    affinity
+        Read similarity once more, averaged over patches that the first image encoder finds alike. Default: the
+        preset's.
     memory
         Remember what the classes look like before training starts, and let the network read it by name. Default: the
         preset's; off with a fold, for it makes the network doubt classes it was not shown.
@@ -101,6 +106,9 @@ def train(
         Pieces a batch is cut into, to save memory.
     prompts
         Names asked of an image at a time, about half of them absent from it.
+    unseen
+        What the pixels of a fold's unseen classes count as in training images that show some: background, as in the
+        official recipe, or ignored.
     views
         Cached views of each image.
     lr
@@ -144,11 +152,11 @@ def train(
     from fusioner.training.run import train as run
 
     given = {
-        "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "memory": memory,
-        "method": method,
+        "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "affinity": affinity,
+        "memory": memory, "method": method,
         "resolution": resolution, "steps": 0 if epochs is not None and steps is None else steps, "epochs": epochs,
-        "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "views": views, "lr": lr,
-        "choice_weight": choice_weight, "holdout": holdout, "order": order,
+        "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "unseen": unseen, "views": views,
+        "lr": lr, "choice_weight": choice_weight, "holdout": holdout, "order": order,
         "synonyms": synonyms, "seed": seed, "precision": precision,
         "templates": None if templates is None else read_templates(templates),
         "features": None if cache is None else "live" if cache == "off" else "cached",
@@ -156,7 +164,7 @@ def train(
     chosen = ready(preset) if fold == "all" else ready(preset).changed({"memory": False})
     chosen = chosen if config is None else chosen.with_file(config)
     chosen = chosen.changed({name: value for name, value in given.items() if value is not None})
-    parts = [open_part(dataset, root, None if fold == "all" else int(fold))]
+    parts = [open_part(dataset, root, None if fold == "all" else int(fold), chosen.unseen)]
     parts += [open_part(*_named(one)) for one in also or ()]
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
     where = Run(out, resume, device, devices, folder, initial, preset, command_line(["fusioner", *sys.argv[1:]]))
@@ -167,7 +175,7 @@ def track(items: Sequence[Any], what: str) -> Iterable[Any]:
     """A bar of its own for each stretch of work before the training, whose display wants the terminal to itself."""
     from fusioner.cli.progress import progress
 
-    with progress("views") as bar:
+    with progress("items") as bar:
         yield from bar(items, what)
 
 

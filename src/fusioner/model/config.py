@@ -28,6 +28,8 @@ class FusionerConfig:
         similarity: beyond the paper. "cosine" or "posterior": further `aligned_dim` channels at the end of the tokens
             say what a patch looks like in words (see `model.similarity`), and each label is fused apart from the rest.
         aligned_dim: number of those channels.
+        affinity: beyond the paper, with a similarity: every similarity map is read a second time, averaged over patches
+            that the first encoders find alike (see `model.similarity`).
         prompt_dropout: chance that training hides a label's embedding from the fusion and leaves it the similarity
             alone, so that unseen words are no stranger; 1 hides it always, at inference too.
         memory: beyond the paper, with similarity "posterior": number of trained names whose looks are remembered (see
@@ -49,6 +51,7 @@ class FusionerConfig:
     decoder_norm: Literal["instance", "layer"] = "instance"
     similarity: Literal["none", "cosine", "posterior"] = "none"
     aligned_dim: int = 0
+    affinity: bool = False
     prompt_dropout: float = 0.0
     memory: int = 0
     logit_bias: bool = False
@@ -75,6 +78,8 @@ class FusionerConfig:
                 f"similarity {self.similarity!r} with {self.aligned_dim} aligned image channels: "
                 "name an aligned image encoder last in the list"
             )
+        if self.affinity and self.similarity == "none":
+            raise FusionerError("affinity averages similarity maps: it needs similarity 'cosine' or 'posterior'")
         if self.memory and self.similarity != "posterior":
             raise FusionerError(
                 f"a memory reads a classifier's posterior: it needs similarity 'posterior', not {self.similarity!r}"

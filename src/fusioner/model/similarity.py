@@ -19,6 +19,7 @@ from fusioner.model.memory import CHANNELS, Memory, Recalled, posterior
 NEARBY = 0.06  # softmax temperature over a label's cosines with the anchor names
 SOFT = 2.0  # softmax temperature of the softened posterior
 FLOOR = 1e-5  # posterior mass below which a label counts as absent
+SHARPNESS = 5.0  # how much more a patch counts that is more alike
 
 
 class Seen(NamedTuple):
@@ -28,6 +29,7 @@ class Seen(NamedTuple):
         tokens: aligned tokens in text space: as they are ("cosine"), or ConSE's ("posterior", and all that follows).
         soft, log: the softened posterior, and the logarithm of the posterior less its mean.
         mean, spread: of the cosines of a token with all M names.
+        alike: how much of patch j there is in an average over the patches that are like patch i; rows add up to 1.
         recalled: what the memory says, where there is one.
     """
 
@@ -36,6 +38,7 @@ class Seen(NamedTuple):
     log: Float[Tensor, "b m p"] | None = None
     mean: Float[Tensor, "b p"] | None = None
     spread: Float[Tensor, "b p"] | None = None
+    alike: Float[Tensor, "b p p"] | None = None
     recalled: Recalled | None = None
 
 
@@ -47,6 +50,8 @@ class Similarity(nn.Module):
     spreads over the names nearest to it in text space, and reads three channels there: the log of the softened
     posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
     With `config.memory` three channels more say what trained classes of nearby names look like (`model.memory`).
+    With `config.affinity` every map is read once more, averaged over the patches that the visual encoder finds alike:
+    what an aligned encoder says of an object's head then holds for its legs (as in ProxyCLIP, arXiv 2408.04883).
     Every map comes twice: as it is, and as its maximum over the image, which says whether the label is there at all.
     """
 
@@ -54,7 +59,9 @@ class Similarity(nn.Module):
         super().__init__()
         self.kind = config.similarity
         self.memory = Memory(config) if config.memory else None
-        channels = 2 * ((3 if self.kind == "posterior" else 1) + (CHANNELS if self.memory else 0))
+        self.affinity = config.affinity
+        maps = (3 if self.kind == "posterior" else 1) + (CHANNELS if self.memory else 0)
+        channels = 2 * maps * (2 if self.affinity else 1)
         self.proj = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         if self.kind == "posterior":
             self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
@@ -69,8 +76,9 @@ class Similarity(nn.Module):
     ) -> Seen:
         """What labels are compared with; `portion` as in `Memory`."""
         aligned = aligned.flatten(2)
+        alike = affinity(visual.flatten(2)) if self.affinity else None
         if self.kind == "cosine":
-            return Seen(aligned)
+            return Seen(aligned, alike=alike)
         p = posterior(aligned)
         log = p.log()
         log -= log.mean(dim=1, keepdim=True)
@@ -79,7 +87,7 @@ class Similarity(nn.Module):
         off = (self.anchors - centre).T  # not torch.cov, which no graph can hold
         mean, variance = centre @ token, (token * (off @ off.T / len(self.anchors) @ token)).sum(dim=1)
         recalled = None if self.memory is None else self.memory.look(visual.flatten(2), log, portion)
-        return Seen(token, (log / SOFT).softmax(dim=1), log, mean, variance.clamp_min(1e-8).sqrt(), recalled)
+        return Seen(token, (log / SOFT).softmax(dim=1), log, mean, variance.clamp_min(1e-8).sqrt(), alike, recalled)
 
     def forward(
         self, seen: Seen, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
@@ -88,6 +96,8 @@ class Similarity(nn.Module):
         maps = self.maps(seen, text)
         if self.memory is not None and seen.recalled is not None:
             maps = torch.cat([maps, self.memory(seen.recalled, text, hidden)], dim=2)
+        if seen.alike is not None:
+            maps = torch.cat([maps, maps @ seen.alike.transpose(1, 2)[:, None]], dim=2)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
         return self.proj(torch.cat([maps, peaks], dim=2).transpose(2, 3))
 
@@ -100,3 +110,14 @@ class Similarity(nn.Module):
         mass, logit = near @ seen.soft, near @ seen.log
         z = (cosine - seen.mean[:, None]) / seen.spread[:, None]
         return torch.stack([((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, z / 2.0], dim=2)
+
+
+def affinity(visual: Float[Tensor, "b v p"]) -> Float[Tensor, "b p p"]:
+    """How much each patch counts in an average over those like it; rows add up to 1.
+
+    A softmax over cosines, of those alone that are above the image's mean cosine.
+    """
+    visual = F.normalize(visual, dim=1)
+    cosine = visual.transpose(1, 2) @ visual
+    above = cosine - cosine.mean(dim=(1, 2), keepdim=True)
+    return (SHARPNESS * above).masked_fill(above < 0, -torch.inf).softmax(dim=2)

@@ -151,7 +151,7 @@ class Batches:
         labels = np.zeros(small.shape, np.int16)
         for number, class_id in enumerate(ids, start=1):
             labels[small == class_id] = number
-        labels[small == part.data.ignore] = -1
+        labels[np.isin(small, part.ignored)] = -1
         return ids, labels
 
 

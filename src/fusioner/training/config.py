@@ -14,6 +14,7 @@ from fusioner.model.config import Method
 
 Sampling = Literal["pairs", "images"]
 Precision = Literal["32", "bf16", "16"]
+Unseen = Literal["background", "ignored"]
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,15 @@ class TrainConfig:
         normalisation: "dataset" gives the image encoder the published mean and std of PASCAL or COCO (other sets: its
             own), as the official recipe; "encoder" leaves the encoder its own.
         width, layers, heads, mlp_ratio, dropout, drop_path, temperature, method, decoder_widths, decoder_norm,
-            logit_bias, similarity, prompt_dropout: the network, see `model.config.FusionerConfig`. Similarity, where
-            not "none", reads the tokens of the last encoder named in `image_encoder`.
+            logit_bias, similarity, affinity, prompt_dropout: the network, see `model.config.FusionerConfig`. Similarity
+            that is not "none" reads the tokens of the last encoder named in `image_encoder`.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
             `model.memory`); without effect where similarity is not "posterior".
         sampling: "pairs": a step sees (image, class) pairs and prompts each image with its one class, as the paper;
             "images": a step sees images and prompts each with several of its set's classes.
         prompts: with "images": prompts an image; up to half are present in it, the others are not.
+        unseen: what the pixels of a fold's unseen classes are where a training image shows one: "background", as in
+            the official recipe, which teaches that what looks like them is nothing; or "ignored".
         features: "live" encodes at every step, under the paper's augmentation; "cached" encodes `views` views of each
             image once and never again.
         augment: live: probability of each step of the augmentation; 0 takes the views that the cache would hold.
@@ -82,10 +85,12 @@ class TrainConfig:
     decoder_norm: Literal["instance", "layer"] = "instance"
     logit_bias: bool = False
     similarity: Literal["none", "cosine", "posterior"] = "none"
+    affinity: bool = False
     prompt_dropout: float = 0.0
     memory: bool = False
     sampling: Sampling = "pairs"
     prompts: int = 1
+    unseen: Unseen = "background"
     features: Literal["live", "cached"] = "live"
     augment: float = 0.5
     crop: float = 0.5

@@ -1,7 +1,8 @@
 """What there is to train on: one data set or several, which of their classes are prompted, and in which order.
 
-A fold's training asks for seen classes only, on images that show one; pixels of unseen classes count as background
-there, as in the official recipe (the published lists hold such images). Validation images are never opened.
+A fold's training asks for seen classes only, on images that show one. The published lists hold such images with unseen
+classes in them, too: their pixels count as background, as in the official recipe, or nowhere. Validation images are
+never opened.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from fusioner.data.layout import some
 from fusioner.data.listing import TRAINING_SPLITS, Name, Trainable
 from fusioner.errors import FusionerError
 from fusioner.features.sampler import ShardSampler
-from fusioner.training.config import Sampling
+from fusioner.training.config import Sampling, Unseen
 
 PORTIONS = 4
 """What is fitted to the training images (`memory`) is also fitted without each of so many portions of them."""
@@ -37,12 +38,14 @@ class Part:
         data: its training split.
         fold: None trains on all classes.
         classes: ids that may be prompted, ascending.
+        ignored: mask values whose pixels count nowhere.
     """
 
     root: Path
     data: SegmentationData
     fold: int | None
     classes: tuple[int, ...]
+    ignored: tuple[int, ...]
 
     def pairs(self) -> list[Pair]:
         """Every (image id, class id) to train on, sorted; for most sets this reads all masks, about 1 ms each."""
@@ -94,6 +97,8 @@ class Corpus:
         total = hashlib.sha256()
         for part in self.parts:
             total.update(f"{part.data.name}|{part.fold}|{part.classes}|{part.data.prompts}\n".encode())
+            if len(part.ignored) > 1:
+                total.update(f"ignored {part.ignored}\n".encode())
         for example in (*self.examples, None, *self.held_out):
             line = "" if example is None else f"{example.part}|{example.item.id}|{example.class_id}"
             total.update(f"{line}\n".encode())
@@ -105,8 +110,8 @@ def portion_of(image: str) -> int:
     return crc32(image.encode()) % PORTIONS
 
 
-def open_part(name: str, root: Path, fold: int | None = None) -> Part:
-    """One data set's training split.
+def open_part(name: str, root: Path, fold: int | None = None, unseen: Unseen = "background") -> Part:
+    """One data set's training split; `unseen` is what the pixels of a fold's unseen classes count as.
 
     Raises:
         FusionerError: whatever is wrong with the set, one without training images, a fold for a set that has none, or a
@@ -117,7 +122,8 @@ def open_part(name: str, root: Path, fold: int | None = None) -> Part:
     if fold is not None and name not in ("pascal", "coco"):
         raise FusionerError(f"data set {name!r} has no folds: leave --fold out")
     data = open_dataset(name, root, TRAINING_SPLITS.get(name, "train"))
-    return Part(root, data, fold, data.class_ids if fold is None else fold_classes(name, fold)[0])
+    seen, others = (data.class_ids, ()) if fold is None else fold_classes(name, fold)
+    return Part(root, data, fold, seen, (data.ignore, *others) if unseen == "ignored" else (data.ignore,))
 
 
 def build_corpus(parts: Sequence[Part], sampling: Sampling, holdout: int = 0, seed: int = 0) -> Corpus:

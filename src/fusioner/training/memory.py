@@ -1,73 +1,52 @@
-"""Fitting the memory: one pass over training images, then linear algebra.
+"""Fitting the memory: patches drawn from training images, and a perceptron that learns to name them.
 
-Letters: C names and "anything else", F features, P patches of an image.
+Letters: C names and "anything else", F features, P patches.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Float16, Int64
+from torch import Tensor, nn
 
 from fusioner.features.plan import Track
 from fusioner.features.source import TokenSource
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import Memory, features, log_posterior
+from fusioner.model.memory import PARTS, UNITS, Memory, features, log_posterior
 from fusioner.training.batches import shrink
 from fusioner.training.corpus import PORTIONS, Corpus, Example, Part, portion_of
+from fusioner.training.schedules import cosine
 
-IMAGES = 4000  # what looks are taken from at most; more would change them little
-SHRINKAGE = 0.6  # of the covariance towards a multiple of the identity; chosen on training images, see docs/accuracy.md
+# All chosen on training images, see docs/accuracy.md.
+IMAGES = 4000  # what patches are drawn from at most
+PATCHES = 96  # of an image at most, the more of a class the rarer it is there
+EPOCHS, BATCH, LEAST = 13, 2048, 100  # passes over the patches, patches a step, fewest steps
+RATE, DECAY, DROPOUT = 1e-3, 1e-2, 0.3
+SOME = 20_000  # patches from which mean and spread are taken
+BALANCE = 0.25  # a class of n patches weighs n to the power of minus this
 
 
-class Moments:
-    """Sums from which discriminants follow. An image counts once for each class it shows, however large it is there.
+class Patches(NamedTuple):
+    """Patches to learn from.
 
     Attributes:
-        count: images that show each class; total: of their mean features; scatter: of the mean outer products.
+        features: see `model.memory.features`.
+        rows: of their names; the last row is "anything else".
+        parts: the data set of each, whose names alone compete for it.
+        portions: of the training images that each comes from.
     """
 
-    def __init__(self, classes: int, width: int) -> None:
-        self.count = torch.zeros(classes)
-        self.total = torch.zeros(classes, width)
-        self.scatter = torch.zeros(width, width)
+    features: Float16[Tensor, "p f"]
+    rows: Int64[Tensor, " p"]
+    parts: Int64[Tensor, " p"]
+    portions: Int64[Tensor, " p"]
 
-    def add(self, features: Float[Tensor, "p f"], rows: Int64[Tensor, " p"]) -> None:
-        """One image's patches, each of the class `rows` says; -1 counts nowhere."""
-        features, rows = features[rows >= 0], rows[rows >= 0]
-        shown, index, patches = rows.unique(return_inverse=True, return_counts=True)
-        weighted = features / patches[index, None]
-        self.count[shown] += 1
-        self.total.index_add_(0, rows, weighted)
-        self.scatter += features.T @ weighted
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        rest = Moments(*self.total.shape)
-        rest.count, rest.total = self.count - other.count, self.total - other.total
-        rest.scatter = self.scatter - other.scatter
-        return rest
-
-    def __add__(self, other: "Moments") -> "Moments":
-        both = Moments(*self.total.shape)
-        both.count, both.total = self.count + other.count, self.total + other.total
-        both.scatter = self.scatter + other.scatter
-        return both
-
-    def discriminants(self) -> tuple[Float[Tensor, "c f"], Float[Tensor, " c"], Float[Tensor, " f"]]:
-        """Looks, floors and centre (see `Memory`); zeros for classes no image shows."""
-        seen = self.count > 0
-        if not seen.any():
-            return torch.zeros_like(self.total), torch.zeros_like(self.count), torch.zeros(self.total.shape[1])
-        means = self.total / self.count.clamp_min(1)[:, None]
-        within = (self.scatter - (means * self.count[:, None]).T @ means) / self.count.sum()
-        spread = within.diagonal().mean().clamp_min(1e-8)
-        within = (1 - SHRINKAGE) * within + SHRINKAGE * spread * torch.eye(len(within))
-        centre = means[seen].mean(dim=0)
-        offsets = torch.where(seen[:, None], means - centre, 0)
-        looks = torch.linalg.solve(within, offsets.T).T
-        return looks, (offsets * looks).sum(dim=1) / 2, centre
+    def without(self, portion: int) -> "Patches":
+        """Those of the other portions; all of them without -1."""
+        return self if portion < 0 else Patches(*(one[self.portions != portion] for one in self))
 
 
 def fit_memory(
@@ -77,12 +56,14 @@ def fit_memory(
     names: Float[Tensor, "n d"],
     track: Track | None = None,
     seed: int = 0,
+    device: torch.device | None = None,
 ) -> None:
     """Fill the model's memory with what the corpus shows of its names; held-out images are not looked at.
 
     Args:
         names: unit embeddings of `corpus.names()`, in its order.
         track: draws a bar.
+        device: to fit on; None is the CPU.
 
     Raises:
         FusionerError: an unreadable image or mask.
@@ -90,27 +71,96 @@ def fit_memory(
     similarity: Any = model.similarity
     memory: Memory = similarity.memory
     rows = {name: row for row, name in enumerate(corpus.names())}
-    portions = [Moments(len(rows) + 1, memory.looks.shape[1]) for _ in range(PORTIONS)]
     tables = [_lookup(part, rows) for part in corpus.parts]
-    for example in track(_images(corpus, seed), "remembering") if track else _images(corpus, seed):
+    found = _draw(model, corpus, sources, tables, track, seed)
+    allowed = torch.full((len(tables), len(rows) + 1), -torch.inf, device=device)
+    for number, table in enumerate(tables):
+        allowed[number, np.unique(table[table >= 0])] = 0.0
+    memory.names.copy_(names)
+    memory.known.copy_(torch.bincount(found.rows, minlength=len(rows) + 1)[:-1] > 0)
+    learnt = [
+        fit_perceptron(found.without(portion), allowed, what, track, seed)
+        for portion, what in [(-1, "remembering"), *((i, f"but portion {i + 1}") for i in range(PORTIONS))]
+    ]
+    for name, parts in zip(PARTS, zip(*learnt, strict=True), strict=True):
+        whole, *cross = (part.to(memory.names.device) for part in parts)
+        getattr(memory, name).copy_(whole)
+        setattr(memory, f"cross_{name}", torch.stack(cross))
+
+
+def fit_perceptron(
+    patches: Patches, allowed: Float[Tensor, "s c"], what: str = "", track: Track | None = None, seed: int = 0
+) -> tuple[Float[Tensor, "u f"], Float[Tensor, " u"], Float[Tensor, "c u"], Float[Tensor, " c"]]:
+    """Weights and biases of both layers (`model.memory.PARTS`), for features as they are; on `allowed`'s device.
+
+    AdamW on the cross-entropy among the names of a patch's own data set.
+
+    Args:
+        allowed: 0 for the names of each data set, else minus infinity.
+    """
+    classes, width, count = allowed.shape[1], patches.features.shape[1], len(patches.rows)
+    device = allowed.device
+    if count < 2:
+        return torch.zeros(UNITS, width), torch.zeros(UNITS), torch.zeros(classes, UNITS), torch.zeros(classes)
+    some = patches.features[:: -(-count // SOME)].float().to(device)
+    mean, spread = some.mean(dim=0), some.std(dim=0).clamp_min(1e-4)
+    shown = torch.bincount(patches.rows, minlength=classes).clamp_min(1).float()
+    weights = shown.pow(-BALANCE)
+    weights = (weights * shown.sum() / (weights * shown).sum()).to(device)
+    batch = min(BATCH, max(1, count // 8))
+    steps = max(LEAST, EPOCHS * count // batch)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(width, UNITS), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(UNITS, classes)).to(
+            device
+        )
+        optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
+        for step in track(range(steps), what) if track else range(steps):
+            optimiser.param_groups[0]["lr"] = cosine(step, steps, RATE, 0.0)
+            drawn = torch.randint(count, (batch,), generator=generator)
+            given = (patches.features[drawn].to(device).float() - mean) / spread
+            scores = network(given) + allowed[patches.parts[drawn].to(device)]
+            loss = F.cross_entropy(scores, patches.rows[drawn].to(device), weight=weights)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    first, last = network[0], network[3]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    scaled = first.weight.detach() / spread
+    return scaled, first.bias.detach() - scaled @ mean, last.weight.detach(), last.bias.detach()
+
+
+def _draw(
+    model: Fusioner,
+    corpus: Corpus,
+    sources: Sequence[TokenSource],
+    tables: Sequence[Int64[np.ndarray, " v"]],
+    track: Track | None,
+    seed: int,
+) -> Patches:
+    """Up to `PATCHES` patches of each image; those of an image depend on it and the seed alone."""
+    found: list[tuple[Tensor, ...]] = []
+    images = _images(corpus, seed)
+    for example in track(images, "looking at patches") if track else images:
         tokens, masks = sources[example.part].batch([(example.item, 0)])
         with torch.no_grad():
-            visual, aligned = model.split(tokens)
-            found = features(visual, log_posterior(aligned))[0]  # (F, Gh, Gw)
-        mask = shrink(masks[0], (found.shape[1], found.shape[2]))
-        patches = torch.from_numpy(tables[example.part][mask].ravel())
-        portions[portion_of(example.item.id)].add(found.flatten(1).T.cpu(), patches)
-    whole = portions[0]
-    for one in portions[1:]:
-        whole = whole + one
-    memory.names.copy_(names)
-    for buffer, value in zip((memory.looks, memory.floors, memory.centre), whole.discriminants(), strict=True):
-        buffer.copy_(value)
-    cross = [(whole - one).discriminants() for one in portions]
-    device = memory.looks.device
-    memory.cross_looks, memory.cross_floors, memory.cross_centre = (
-        torch.stack(parts).to(device) for parts in zip(*cross, strict=True)
-    )
+            visual, aligned = model.split(tokens.cpu())
+            seen = features(visual, log_posterior(aligned))[0]  # (F, Gh, Gw)
+        rows = torch.from_numpy(tables[example.part][shrink(masks[0], (seen.shape[1], seen.shape[2]))].ravel())
+        _, which, many = rows.unique(return_inverse=True, return_counts=True)
+        chances = many[which].float().rsqrt() * (rows >= 0)
+        count = min(PATCHES, int((rows >= 0).sum()))
+        if count:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.multinomial(chances, count, generator=generator)
+            about = (torch.full((count,), number) for number in (example.part, portion_of(example.item.id)))
+            found.append((seen.flatten(1).T[drawn].half(), rows[drawn], *about))
+    if not found:
+        none = torch.zeros(0, dtype=torch.long)
+        return Patches(torch.zeros(0, model.config.image_dim + model.config.aligned_dim).half(), none, none, none)
+    return Patches(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def _images(corpus: Corpus, seed: int) -> list[Example]:
@@ -120,10 +170,10 @@ def _images(corpus: Corpus, seed: int) -> list[Example]:
     return [unique[i] for i in sorted(drawn)]
 
 
-def _lookup(part: Part, rows: dict[str, int]) -> np.ndarray:
+def _lookup(part: Part, rows: dict[str, int]) -> Int64[np.ndarray, " v"]:
     """Mask value -> row of its name; anything else the last; -1 where pixels count nowhere."""
     table = np.full(part.data.ignore + 1, len(rows), np.int64)
     for class_id in part.classes:
         table[class_id] = rows[part.data.prompts[class_id]]
-    table[part.data.ignore] = -1
+    table[list(part.ignored)] = -1
     return table

@@ -95,7 +95,7 @@ def train(
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
     if model.config.memory:
-        fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed)
+        fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device)
     side = max(1, config.resolution // config.loss_stride)
     batches = Batches(corpus, sources, names, table, config.prompts, (side, side), config.seed, config.mirror)
     if model.free is not None:
