@@ -12,6 +12,7 @@ from torch import Tensor
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
+from fusioner.model.similarity import affinity
 
 
 def config(**changes: Any) -> FusionerConfig:
@@ -49,7 +50,7 @@ def text(b: int, k: int) -> Tensor:
 @settings(max_examples=12, deadline=None)
 @torch.no_grad()
 def test_any_number_of_labels_on_any_grid(b: int, k: int, gh: int, gw: int, ours: bool) -> None:
-    extra = {"similarity": "posterior", "aligned_dim": 6} if ours else {}
+    extra = {"similarity": "posterior", "aligned_dim": 6, "affinity": True} if ours else {}
     logits = build(**extra)(tokens(b, gh, gw, 6 * ours), text(b, k))
     assert logits.shape == (b, k, 2 * gh, 2 * gw)
     assert logits.abs().max() <= 1 / 0.07 + 1e-3
@@ -72,7 +73,8 @@ def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
 
 @torch.no_grad()
 def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
-    for extra, independent in (({}, False), ({"similarity": "posterior", "aligned_dim": 6}, True)):
+    ours = {"similarity": "posterior", "aligned_dim": 6, "affinity": True}
+    for extra, independent in (({}, False), (ours, True)):
         model = build(**extra)
         image, labels = tokens(1, 4, 3, 6 * independent), text(1, 5)
         alone = model(image, labels[:, 1:2])
@@ -82,7 +84,7 @@ def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
 
 @torch.no_grad()
 def test_what_is_seen_of_an_image_serves_any_question() -> None:
-    model = build(similarity="posterior", aligned_dim=6)
+    model = build(similarity="posterior", aligned_dim=6, affinity=True)
     image, labels = tokens(2, 4, 3, 6), text(2, 5)
     seen = model.look(image)
     assert torch.equal(model(image, labels, seen=seen), model(image, labels))
@@ -114,6 +116,35 @@ def test_cosine_similarity_is_the_cosine() -> None:
     assert maps[0, 1, 0, 1, 2].item() == pytest.approx(10 * expected.item(), abs=1e-4)
 
 
+@given(b=st.integers(1, 2), p=st.integers(1, 30), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_an_average_over_alike_patches_is_an_average(b: int, p: int, seed: int) -> None:
+    visual = torch.randn(b, 4, p, generator=torch.Generator().manual_seed(seed))
+    weights = affinity(visual)
+    torch.testing.assert_close(weights.sum(dim=2), torch.ones(b, p))
+    assert weights.min() >= 0
+    torch.testing.assert_close(affinity(7 * visual), weights)  # whatever the tokens' length
+    order = torch.randperm(p, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(affinity(visual[..., order]), weights[:, order][:, :, order])
+
+
+@torch.no_grad()
+def test_what_is_said_of_one_patch_holds_for_those_like_it() -> None:
+    """Two kinds of patches; the posterior names one patch of the first kind alone."""
+    model = build(similarity="posterior", aligned_dim=6, affinity=True)
+    assert model.similarity is not None
+    visual = torch.zeros(1, 12, 2, 3)
+    visual[0, 0, 0], visual[0, 1, 1] = 1.0, 1.0
+    p = torch.full((1, 6, 2, 3), 0.01)
+    p[0, 3, 0, 1] = 1.0
+    seen = model.similarity.look(visual, F.normalize(p, dim=1))
+    assert seen.alike is not None
+    spread = model.similarity.maps(seen, model.get_buffer("similarity.anchors")[None, 3:4])[0, 0] @ seen.alike[0].T
+    for channel in spread.unflatten(1, (2, 3)):
+        assert channel[0].min() > channel[1].max()
+        torch.testing.assert_close(channel[0], channel[0, :1].expand(3))
+
+
 @torch.no_grad()
 def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
     for rate, training, shares in ((0.5, False, {0.0}), (1.0, False, {1.0}), (1.0, True, {1.0}), (0.0, True, {0.0})):
@@ -124,7 +155,7 @@ def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
 
 
 def test_gradients_reach_every_weight() -> None:
-    model = build(similarity="posterior", aligned_dim=6, logit_bias=True, decoder_norm="layer").train()
+    model = build(similarity="posterior", aligned_dim=6, affinity=True, logit_bias=True, decoder_norm="layer").train()
     model(tokens(2, 3, 4, 6), text(2, 3)).square().mean().backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
@@ -133,6 +164,7 @@ def test_gradients_reach_every_weight() -> None:
     ("changes", "says"),
     [
         ({"heads": 3}, "multiple of its 3 heads"),
+        ({"affinity": True}, "affinity averages similarity maps"),
         ({"method": "middle"}, "one of fusioner, late"),
         ({"decoder_norm": "batch"}, "'instance' or 'layer'"),
         ({"similarity": "posterior"}, "aligned image encoder"),
