@@ -61,6 +61,18 @@ def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Pa
     assert "report.html" in printed.out.replace("\n", "")
 
 
+def test_the_models_own_threshold_decides_where_it_is_asked_for(model: Path, own: Path, tmp_path: Path):
+    network, card = load_model(model)
+    card.threshold = 0.0  # every pixel is claimed
+    save_model(tmp_path / "greedy.safetensors", network, card)
+    options = {"root": own, "model": tmp_path / "greedy.safetensors", "bootstrap": 2, "device": "cpu"}
+    for wanted, level in ((False, 1.0), (True, 0.0)):
+        evaluate("folder", out=tmp_path / str(wanted), threshold=1.0, own_threshold=wanted, **options)
+        content = json.loads((tmp_path / str(wanted) / "metrics.json").read_text())
+        assert content["settings"]["threshold"] == level
+        assert (content["miou"] > 0) is wanted
+
+
 def test_what_cannot_be_evaluated_is_refused_before_the_model_is_loaded(own: Path, tmp_path: Path):
     nowhere = tmp_path / "no_such_model"
     with pytest.raises(FusionerError, match="JPEGImages"):

@@ -37,6 +37,7 @@ def evaluate(
     refine: bool = False,
     squash: int | None = None,
     threshold: float = 0.5,
+    own_threshold: bool = False,
     limit: int | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
@@ -100,6 +101,8 @@ def evaluate(
         Score at this side in pixels, as the papers' 224, instead of at each mask's own size.
     threshold
         Probability above which a pixel is taken.
+    own_threshold
+        Take the model's own in its place, which its training chose on held-out training images.
     limit
         At most so many images of each fold, spread evenly.
     seed
@@ -116,6 +119,7 @@ def evaluate(
     import shlex
     import sys
     import time
+    from dataclasses import replace
 
     from fusioner.cli.progress import progress
     from fusioner.data.catalog import open_dataset
@@ -135,6 +139,8 @@ def evaluate(
     segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
     segmenter.refine = refine
+    if own_threshold:
+        settings = replace(settings, threshold=segmenter.card.threshold)
     start = time.monotonic()
     with progress() as track, _token_store(cache) as tokens:
         predictor = SegmenterPredictor(segmenter, resolution, tokens, flip, looks)
