@@ -20,6 +20,12 @@ settings.load_profile("fusioner")
 REPO = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure() -> None:
+    """Ctrl-C reaches processes under test even where a shell started the tests in the background, which ignores it."""
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real photographs and published fold lists beside the checkout; tests that need it skip without."""
