@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fusioner.inference.base import BaseSegmenter
     from fusioner.inference.segmenter import Segmenter
 
-LIMITS = {"fp32": (5e-4, 1e-4), "fp16": (float("inf"), 5e-3), "int8": (float("inf"), 1e-2)}
+LIMITS = {"fp32": (1e-4, 1e-4), "fp16": (float("inf"), 5e-3), "int8": (float("inf"), 1e-2)}
 """Precision -> the largest difference of logits, and the largest share of pixels whose label changes."""
 COUNTS = (1, 7, 40)
 LABELS = (

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
-from fusioner.model.memory import CHANNELS, Memory, Recalled, posterior
+from fusioner.model.memory import CHANNELS, NEARBY, Memory, Recalled, centred, posterior
 
 # Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
-NEARBY = 0.06  # softmax temperature over a label's cosines with the anchor names
 SOFT = 2.0  # softmax temperature of the softened posterior
 FLOOR = 1e-5  # posterior mass below which a label counts as absent
 SHARPNESS = 5.0  # how much more a patch counts that is more alike
+RAMP = 0.001  # cosines over which a patch fades in
 
 
 class Seen(NamedTuple):
@@ -80,8 +80,7 @@ class Similarity(nn.Module):
         if self.kind == "cosine":
             return Seen(aligned, alike=alike)
         p = posterior(aligned)
-        log = p.log()
-        log -= log.mean(dim=1, keepdim=True)
+        log = centred(p.log())
         token = F.normalize(self.anchors.T @ p, dim=1)
         centre = self.anchors.mean(dim=0)
         off = (self.anchors - centre).T  # not torch.cov, which no graph can hold
@@ -115,9 +114,11 @@ class Similarity(nn.Module):
 def affinity(visual: Float[Tensor, "b v p"]) -> Float[Tensor, "b p p"]:
     """How much each patch counts in an average over those like it; rows add up to 1.
 
-    A softmax over cosines, of those alone that are above the image's mean cosine.
+    A softmax over cosines, of those alone that are above the image's mean cosine. They fade in within `RAMP` about it,
+    for at a cliff the last digit of a cosine, which no two machines share, would decide.
     """
     visual = F.normalize(visual, dim=1)
     cosine = visual.transpose(1, 2) @ visual
     above = cosine - cosine.mean(dim=(1, 2), keepdim=True)
-    return (SHARPNESS * above).masked_fill(above < 0, -torch.inf).softmax(dim=2)
+    weights = (SHARPNESS * above).exp() * (above / RAMP + 0.5).clamp(0.0, 1.0)
+    return weights / weights.sum(dim=2, keepdim=True)

@@ -120,7 +120,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         decoder_norm=config.decoder_norm,
         similarity=config.similarity,
         aligned_dim=aligned,
-        affinity=config.affinity,
+        affinity=config.affinity and config.similarity != "none",
         prompt_dropout=config.prompt_dropout,
         memory=names if config.memory and config.similarity == "posterior" else 0,
         logit_bias=config.logit_bias,
@@ -182,7 +182,7 @@ def _aligned(
     last = getattr(image, "encoders", [image])[-1]
     anchors = getattr(last, "anchors", None)
     if config.method in ("lseg", "segmenter", "background"):  # all tokens are features to them
-        config = replace(config, similarity="none", affinity=False, memory=False)
+        config = replace(config, similarity="none", memory=False)
     elif config.method in TRAINING_FREE:
         fits = anchors is not None and tuple(anchors.shape) == (last.dim, text.dim)
         config = replace(config, similarity="posterior" if fits else "cosine", affinity=False, memory=False)
@@ -193,7 +193,7 @@ def _aligned(
             )
         return config, anchors if fits else None, last.dim
     if config.similarity == "none":
-        return replace(config, affinity=False), None, 0
+        return config, None, 0
     anchors = anchors if config.similarity == "posterior" else None
     wanted = (last.dim, text.dim) if config.similarity == "posterior" else None
     if last is image or (wanted and (anchors is None or tuple(anchors.shape) != wanted)):

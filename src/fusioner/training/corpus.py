@@ -96,9 +96,8 @@ class Corpus:
         """Sha256 (hex) of what a training asks of which images: differs whenever the run would see other data."""
         total = hashlib.sha256()
         for part in self.parts:
-            total.update(f"{part.data.name}|{part.fold}|{part.classes}|{part.data.prompts}\n".encode())
-            if len(part.ignored) > 1:
-                total.update(f"ignored {part.ignored}\n".encode())
+            about = f"{part.data.name}|{part.fold}|{part.classes}|{part.ignored}|{part.data.prompts}\n"
+            total.update(about.encode())
         for example in (*self.examples, None, *self.held_out):
             line = "" if example is None else f"{example.part}|{example.item.id}|{example.class_id}"
             total.update(f"{line}\n".encode())

@@ -104,17 +104,14 @@ def fit_perceptron(
         return torch.zeros(UNITS, width), torch.zeros(UNITS), torch.zeros(classes, UNITS), torch.zeros(classes)
     some = patches.features[:: -(-count // SOME)].float().to(device)
     mean, spread = some.mean(dim=0), some.std(dim=0).clamp_min(1e-4)
-    shown = torch.bincount(patches.rows, minlength=classes).clamp_min(1).float()
-    weights = shown.pow(-BALANCE)
-    weights = (weights * shown.sum() / (weights * shown).sum()).to(device)
+    weights = _weights(patches.rows, classes).to(device)
     batch = min(BATCH, max(1, count // 8))
     steps = max(LEAST, EPOCHS * count // batch)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        network = nn.Sequential(nn.Linear(width, UNITS), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(UNITS, classes)).to(
-            device
-        )
+        first, last = nn.Linear(width, UNITS), nn.Linear(UNITS, classes)
+        network = nn.Sequential(first, nn.GELU(), nn.Dropout(DROPOUT), last).to(device)
         optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
         for step in track(range(steps), what) if track else range(steps):
             optimiser.param_groups[0]["lr"] = cosine(step, steps, RATE, 0.0)
@@ -125,11 +122,15 @@ def fit_perceptron(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    first, last = network[0], network[3]
-    assert isinstance(first, nn.Linear)
-    assert isinstance(last, nn.Linear)
     scaled = first.weight.detach() / spread
     return scaled, first.bias.detach() - scaled @ mean, last.weight.detach(), last.bias.detach()
+
+
+def _weights(rows: Int64[Tensor, " p"], classes: int) -> Float[Tensor, " c"]:
+    """Of each class in the loss, 1 in the mean of all patches."""
+    shown = torch.bincount(rows, minlength=classes).clamp_min(1).float()
+    weights = shown.pow(-BALANCE)
+    return weights * shown.sum() / (weights * shown).sum()
 
 
 def _draw(
