@@ -93,6 +93,35 @@ def test_the_unseen_classes_of_a_fold_are_background(voc_tree: Path, encoder: An
         assert batch.labels[row].max() == 1
 
 
+def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusioner.training.prompts.WIDER", 1.0)
+    corpus = build_corpus([open_part("pascal", voc_tree, 1)], "images")  # without 6 to 10: of these, cat, chair and cow
+    part = corpus.parts[0]
+    named = part.data.prompts
+    groups = {"thing": [named[i] for i in (8, 12, 13)], "all": [named[i] for i in part.data.class_ids]}
+    names = Names(corpus.names(), None, groups)
+    table = torch.nn.functional.normalize(torch.eye(len(names.words)), dim=1)
+    made = Batches(corpus, [LiveSource(part.data, encoder, 32)], names, table, 4, (SIZE, SIZE), 0)
+    asked = 0
+    for step in range(6):
+        examples = Order(corpus.examples, 7, 0)(step)
+        batch = made.build(examples, [(step, i) for i in range(7)], training=False)
+        for row, example in enumerate(examples):
+            mask, claimed = shrink(part.data.read_mask(example.item), (SIZE, SIZE)), set()
+            for place, class_id in enumerate(batch.classes[row][~batch.padded[row]].tolist()):
+                word = int(batch.text[row, place].argmax())
+                of = names.groups.get(word, {named[class_id]})
+                group = {i for i in part.data.class_ids if named[i].casefold() in of}
+                asked += len(group) > 1
+                assert not group & claimed  # nothing is asked for twice
+                claimed |= group
+                unseen = np.isin(mask, [i for i in group if i not in part.classes])
+                target = np.isin(mask, list(group)) & ~unseen & (mask != 255)
+                assert torch.equal(batch.target()[row, place].bool(), torch.from_numpy(target))
+                assert (batch.labels[row].numpy()[unseen] == -1).all()
+    assert asked > 3
+
+
 def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:
     corpus = build_corpus([open_part("pascal", voc_tree)], "images")
     data = corpus.parts[0].data

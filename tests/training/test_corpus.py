@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fusioner.data.folds import fold_classes
@@ -63,6 +65,21 @@ def test_several_sets_keep_their_own_classes(voc_tree: Path, own_tree: Path) -> 
     assert corpus.offsets == (0, 21, 24)
     assert {"cat", "hat"} <= set(corpus.names())
     assert Counter(example.part for example in corpus.examples) == {0: 24, 1: 58}
+
+
+@given(balance=st.floats(0, 1))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_small_set_is_brought_up_by_whole_images(voc_tree: Path, own_tree: Path, balance: float) -> None:
+    parts = [open_part("pascal", voc_tree), open_part("folder", own_tree)]
+    corpus = build_corpus(parts, "images", balance=balance)
+    counts = [Counter(example.item.id for example in corpus.examples if example.part == part) for part in (0, 1)]
+    small, large = (len(part.data.items) for part in parts)
+    assert set(counts[1].values()) == {1}
+    assert sum(counts[1].values()) == large
+    assert sum(counts[0].values()) == round(small * (large / small) ** balance)
+    assert len(counts[0]) == small
+    assert max(counts[0].values()) - min(counts[0].values()) <= 1
+    assert len(corpus.images) == small + large
 
 
 def test_a_fold_admits_no_further_sets(voc_tree: Path, own_tree: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.errors import FusionerError
-from fusioner.training.prompts import Names, draw_prompts, read_synonyms
+from fusioner.training.prompts import Names, draw_prompts, read_words
 
 
 @given(
@@ -52,11 +52,41 @@ def test_synonyms_are_drawn_and_never_name_another_class() -> None:
 
 
 def test_packaged_synonyms_are_of_known_labels(tmp_path: Path) -> None:
-    packaged = read_synonyms("packaged")
+    packaged = read_words("packaged")
     pascal_words = {"dining table", "potted plant", "tv monitor", *("person", "sofa", "cat", "dog", "motorbike")}
     known = {word.casefold() for word in COCO_CLASSES} | pascal_words | {"aeroplane", "boat", "horse", "sheep"}
     assert set(packaged) - known == set()
-    assert read_synonyms("") == {}
+    assert read_words("") == {}
+
+
+def test_packaged_groups_hold_known_labels() -> None:
+    groups = read_words("packaged", "hypernyms.json")
+    labels = {"aeroplane", "motorbike", "sofa", "tv monitor", *(word.casefold() for word in COCO_CLASSES)}
+    for word in ("animal", "vehicle", "furniture", "tableware", "sports equipment", "electronic device"):
+        assert len(set(groups[word]) & labels) >= 3
+    assert all(len(set(members)) == len(members) for members in groups.values())
+
+
+def test_a_group_is_asked_for_by_its_word_now_and_then() -> None:
+    groups = {"animal": ["cat", "dog", "horse"], "pet": ["dog"], "x": ["y"]}
+    names = Names(["cat", "Dog", "sofa"], {"cat": ["pet"]}, groups)
+    (row,) = names.groups  # "pet" is a synonym already, "x" has no label of these
+    assert names.words[row] == "animal"
+    assert names.groups[row] == {"cat", "dog", "horse"}
+    rng = np.random.default_rng(0)
+    drawn = [names.widen("Dog", rng) for _ in range(400)]
+    assert 0.1 < sum(one == row for one in drawn) / 400 < 0.2
+    assert {names.widen("sofa", rng) for _ in range(50)} == {None}
+
+
+def test_names_that_sound_alike_are_asked_for_together() -> None:
+    mask, rng = np.array([[1]]), np.random.default_rng(0)
+    pull = np.exp(8 * np.array([[1.0, 0.8, 0.1, 0.1], [0.8, 1, 0.1, 0.1], [0.1, 0.1, 1, 0.1], [0.1, 0.1, 0.1, 1]]))
+    drawn = [set(draw_prompts((1, 2, 3, 4), mask, mask[0], 2, rng, pull)) - {1} for _ in range(200)]
+    assert all(len(absent) == 1 for absent in drawn)
+    assert sum(absent == {2} for absent in drawn) > 180
+    nothing_there = draw_prompts((2, 3), mask, mask[0], 2, rng, pull[:2, :2])
+    assert sorted(nothing_there) == [2, 3]
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"cat": "kitten"}', '{"cat": [1]}', '{"cat": [" "]}'])
@@ -64,6 +94,6 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     path = tmp_path / "names.json"
     path.write_text(content)
     with pytest.raises(FusionerError, match=r"names\.json"):
-        read_synonyms(str(path))
+        read_words(str(path))
     path.write_text(json.dumps({"cat": ["kitten"]}))
-    assert read_synonyms(str(path)) == {"cat": ("kitten",)}
+    assert read_words(str(path)) == {"cat": ("kitten",)}

@@ -39,7 +39,10 @@ def train(
     choice_weight: float | None = None,
     holdout: int | None = None,
     order: Literal["shuffled", "shards"] | None = None,
+    hard: float | None = None,
+    balance: float | None = None,
     synonyms: str | None = None,
+    hypernyms: str | None = None,
     seed: int | None = None,
     precision: Literal["32", "bf16", "16"] | None = None,
     config: Path | None = None,
@@ -119,8 +122,15 @@ def train(
         Training images set aside to choose the best checkpoint by; 0 chooses it by the training's own mIoU.
     order
         shuffled; shards reads a feature cache that is larger than memory file by file.
+    hard
+        Ask more often for absent names that sound like one that is there; 0 treats all alike.
+    balance
+        Of several sets: 0 takes every image alike, 1 every set alike, whatever its size.
     synonyms
         JSON file {label: [other names]} to draw names from, or "packaged" for ours.
+    hypernyms
+        JSON file {word: [labels]}: now and then a class is asked for by the word for its group, as "animal"; or
+        "packaged" for ours.
     seed
         Of everything random.
     precision
@@ -157,7 +167,8 @@ def train(
         "resolution": resolution, "steps": 0 if epochs is not None and steps is None else steps, "epochs": epochs,
         "batch_size": batch_size, "accumulate": accumulate, "prompts": prompts, "unseen": unseen, "views": views,
         "lr": lr, "choice_weight": choice_weight, "holdout": holdout, "order": order,
-        "synonyms": synonyms, "seed": seed, "precision": precision,
+        "hard": hard, "balance": balance, "synonyms": synonyms, "hypernyms": hypernyms,
+        "seed": seed, "precision": precision,
         "templates": None if templates is None else read_templates(templates),
         "features": None if cache is None else "live" if cache == "off" else "cached",
     }  # fmt: skip

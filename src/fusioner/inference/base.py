@@ -222,8 +222,8 @@ class BaseSegmenter(ABC):
 
     @property
     def labels_independent(self) -> bool:
-        """Whether a label's logits ignore the other labels, see `model.fusioner`."""
-        return self.card.config.similarity != "none"
+        """See `FusionerConfig`."""
+        return self.card.config.labels_independent
 
     def _decide(
         self,

@@ -28,6 +28,14 @@ class FusionerConfig:
         similarity: beyond the paper. "cosine" or "posterior": further `aligned_dim` channels at the end of the tokens
             say what a patch looks like in words (see `model.similarity`), and each label is fused apart from the rest.
         aligned_dim: number of those channels.
+        labels_apart: beyond the paper. Fuse each label apart from the others, so that its mask does not depend on what
+            else is asked for; always so with a similarity.
+        none_token: beyond the paper. A learned token stands for "none of it": a label's logit is how much nearer a
+            pixel is to the label than to that token.
+        reference: beyond the paper, with a similarity: number of patches of training images that say how much each
+            label gathers anywhere; its maps are z-scores against them. 0 for none.
+        direct: beyond the paper, with a similarity: what its maps say of a patch is also added to the logits as it is,
+            so that the fusion has only the rest to learn.
         affinity: beyond the paper, with a similarity: every similarity map is read a second time, averaged over patches
             that the first encoders find alike (see `model.similarity`).
         prompt_dropout: chance that training hides a label's embedding from the fusion and leaves it the similarity
@@ -51,6 +59,10 @@ class FusionerConfig:
     decoder_norm: Literal["instance", "layer"] = "instance"
     similarity: Literal["none", "cosine", "posterior"] = "none"
     aligned_dim: int = 0
+    labels_apart: bool = False
+    none_token: bool = False
+    reference: int = 0
+    direct: bool = False
     affinity: bool = False
     prompt_dropout: float = 0.0
     memory: int = 0
@@ -80,6 +92,10 @@ class FusionerConfig:
             )
         if self.affinity and self.similarity == "none":
             raise FusionerError("affinity averages similarity maps: it needs similarity 'cosine' or 'posterior'")
+        if self.direct and self.similarity == "none":
+            raise FusionerError("direct reads similarity maps: it needs similarity 'cosine' or 'posterior'")
+        if self.reference and self.similarity == "none":
+            raise FusionerError("reference patches measure similarity: they need similarity 'cosine' or 'posterior'")
         if self.memory and self.similarity != "posterior":
             raise FusionerError(
                 f"a memory reads a classifier's posterior: it needs similarity 'posterior', not {self.similarity!r}"
@@ -89,6 +105,11 @@ class FusionerConfig:
                 f"aligned tokens of width {self.aligned_dim} do not live in a text space of width {self.text_dim}: "
                 "take image and text encoder from one model"
             )
+
+    @property
+    def labels_independent(self) -> bool:
+        """Whether a label's logits ignore the other labels, so that labels may be computed in any portions."""
+        return self.similarity != "none" or self.labels_apart or self.method in ("lseg", "blind", *TRAINING_FREE)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -22,8 +22,8 @@ class Fusioner(nn.Module):
     """Fusion, decoder and cosine head over the outputs of frozen encoders.
 
     With `config.similarity == "none"` this is the paper's network: all labels of an image are fused together, and a
-    label's mask may depend on what else is asked for. With similarity every label runs apart through shared
-    weights (`labels_independent`), guided by its own similarity to the image: beyond the paper, see docs.
+    label's mask may depend on what else is asked for. With similarity, or `config.labels_apart`, every label runs apart
+    through shared weights; with similarity it is guided by its own similarity to the image: beyond the paper, see docs.
 
     `config.method` names a baseline in its place (docs/baselines.md); all of them take and give the same.
     """
@@ -51,8 +51,8 @@ class Fusioner(nn.Module):
 
     @property
     def labels_independent(self) -> bool:
-        """Whether a label's logits ignore the other labels, so that labels may be computed in any portions."""
-        return self.config.method in ("lseg", "blind", *TRAINING_FREE) or self.similarity is not None
+        """See `FusionerConfig`."""
+        return self.config.labels_independent
 
     def forward(
         self,
@@ -86,15 +86,22 @@ class Fusioner(nn.Module):
         portion: Int[Tensor, " b"] | None,
         seen: Seen | None,
     ) -> Float[Tensor, "b k h w"]:
-        if self.similarity is None:
-            return self._fuse(tokens, text, None, size)
         b, k = text.shape[:2]
-        hidden = self._hidden(b, k, text.device)
-        seen = self.look(tokens, portion) if seen is None else seen
-        guidance = self.similarity(seen, text, hidden if self.training else None)
-        asked = (text * ~hidden[..., None]).reshape(b * k, 1, -1)
-        logits = self._fuse(self.split(tokens)[0], asked, guidance, size)
-        return logits.view(b, k, *logits.shape[-2:])
+        if self.similarity is None and not self.config.labels_apart:
+            return self._fuse(tokens, text, None, size)
+        direct = None
+        if self.similarity is None:
+            guidance = tokens.new_zeros(b, k, 1, 1)
+        else:
+            hidden = self._hidden(b, k, text.device)
+            seen = self.look(tokens, portion) if seen is None else seen
+            guidance, direct = self.similarity(seen, text, hidden if self.training else None)
+            text = text * ~hidden[..., None]
+        logits = self._fuse(self.split(tokens)[0], text.reshape(b * k, 1, -1), guidance, size)
+        logits = logits.view(b, k, *logits.shape[-2:])
+        if direct is None:
+            return logits
+        return logits + _resized(direct.unflatten(2, tokens.shape[-2:]), (logits.shape[2], logits.shape[3]))
 
     def look(self, tokens: Float[Tensor, "b d gh gw"], portion: Int[Tensor, " b"] | None = None) -> Seen | None:
         """What of the answer depends on the images alone; None where nothing does. `portion` as in `forward`."""
@@ -122,10 +129,12 @@ class Fusioner(nn.Module):
         patches, classes = self.fusion(tokens.flatten(2).transpose(1, 2), text, guidance)
         grid = patches.transpose(1, 2).unflatten(2, tokens.shape[-2:])
         features, size_there = (grid, None) if self.decoder is None else (self.decoder(grid), size)
+        temperature = 1.0 if self.config.logit_bias else self.config.temperature
+        logits = cosine_logits(features, classes, temperature, size_there)
+        if self.config.none_token:
+            logits = logits[:, :-1] - logits[:, -1:]
         if self.config.logit_bias:
-            logits = cosine_logits(features, classes, 1.0, size_there) * self.logit_scale.exp() + self.logit_bias
-        else:
-            logits = cosine_logits(features, classes, self.config.temperature, size_there)
+            logits = logits * self.logit_scale.exp() + self.logit_bias
         return _resized(logits, size) if self.decoder is None else logits
 
 

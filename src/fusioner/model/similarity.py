@@ -20,6 +20,7 @@ SOFT = 2.0  # softmax temperature of the softened posterior
 FLOOR = 1e-5  # posterior mass below which a label counts as absent
 SHARPNESS = 5.0  # how much more a patch counts that is more alike
 RAMP = 0.001  # cosines over which a patch fades in
+SIDEWAYS = 32  # width of the short way from maps to logits
 
 
 class Seen(NamedTuple):
@@ -31,6 +32,7 @@ class Seen(NamedTuple):
         mean, spread: of the cosines of a token with all M names.
         alike: how much of patch j there is in an average over the patches that are like patch i; rows add up to 1.
         recalled: what the memory says, where there is one.
+        reference: the same of the patches that labels are measured against, as if they were one image.
     """
 
     tokens: Float[Tensor, "b d p"]
@@ -40,6 +42,7 @@ class Seen(NamedTuple):
     spread: Float[Tensor, "b p"] | None = None
     alike: Float[Tensor, "b p p"] | None = None
     recalled: Recalled | None = None
+    reference: "Seen | None" = None
 
 
 class Similarity(nn.Module):
@@ -49,6 +52,8 @@ class Similarity(nn.Module):
     "posterior": aligned tokens are a classifier's posterior over M named classes, scaled to unit length. Each label
     spreads over the names nearest to it in text space, and reads three channels there: the log of the softened
     posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
+    With `config.reference` these channels are z-scores against what the label gathers on patches of training images:
+    what *person* gathers from a classifier that knows no person is little anywhere, and where it is most, people are.
     With `config.memory` three channels more say what trained classes of nearby names look like (`model.memory`).
     With `config.affinity` every map is read once more, averaged over the patches that the visual encoder finds alike:
     what an aligned encoder says of an object's head then holds for its legs (as in ProxyCLIP, arXiv 2408.04883).
@@ -63,10 +68,18 @@ class Similarity(nn.Module):
         maps = (3 if self.kind == "posterior" else 1) + (CHANNELS if self.memory else 0)
         channels = 2 * maps * (2 if self.affinity else 1)
         self.proj = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
+        self.direct = None
+        if config.direct:
+            self.direct = nn.Sequential(nn.Linear(channels, SIDEWAYS), nn.GELU(), nn.Linear(SIDEWAYS, 1))
+            for of_last in self.direct[2].parameters():  # at first it says nothing
+                nn.init.zeros_(of_last)
+        places = torch.zeros(config.aligned_dim, config.reference) if config.reference else None
+        self.register_buffer("reference", places)
         if self.kind == "posterior":
             self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
 
     anchors: Float[Tensor, "m d"]
+    reference: Float[Tensor, "a r"] | None
 
     def look(
         self,
@@ -75,30 +88,48 @@ class Similarity(nn.Module):
         portion: Int[Tensor, " b"] | None = None,
     ) -> Seen:
         """What labels are compared with; `portion` as in `Memory`."""
-        aligned = aligned.flatten(2)
+        seen = self.read(aligned.flatten(2))
+        recalled = None
+        if self.memory is not None and seen.log is not None:
+            recalled = self.memory.look(visual.flatten(2), seen.log, portion)
         alike = affinity(visual.flatten(2)) if self.affinity else None
+        reference = None if self.reference is None else self.read(self.reference[None])
+        return seen._replace(alike=alike, recalled=recalled, reference=reference)
+
+    def read(self, aligned: Float[Tensor, "b a p"]) -> Seen:
+        """What aligned tokens say, each by itself."""
         if self.kind == "cosine":
-            return Seen(aligned, alike=alike)
+            return Seen(aligned)
         p = posterior(aligned)
         log = centred(p.log())
         token = F.normalize(self.anchors.T @ p, dim=1)
         centre = self.anchors.mean(dim=0)
         off = (self.anchors - centre).T  # not torch.cov, which no graph can hold
         mean, variance = centre @ token, (token * (off @ off.T / len(self.anchors) @ token)).sum(dim=1)
-        recalled = None if self.memory is None else self.memory.look(visual.flatten(2), log, portion)
-        return Seen(token, (log / SOFT).softmax(dim=1), log, mean, variance.clamp_min(1e-8).sqrt(), alike, recalled)
+        return Seen(token, (log / SOFT).softmax(dim=1), log, mean, variance.clamp_min(1e-8).sqrt())
 
     def forward(
         self, seen: Seen, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
-    ) -> Float[Tensor, "b k p w"]:
-        """Guidance for each label's visual tokens, in row-major grid order; `hidden` as in `Memory`."""
-        maps = self.maps(seen, text)
+    ) -> tuple[Float[Tensor, "b k p w"], Float[Tensor, "b k p"] | None]:
+        """Guidance for each label's visual tokens, in row-major grid order, and with `config.direct` what there is to
+        add to its logits; `hidden` as in `Memory`."""
+        maps = self.measured(seen, text)
         if self.memory is not None and seen.recalled is not None:
             maps = torch.cat([maps, self.memory(seen.recalled, text, hidden)], dim=2)
         if seen.alike is not None:
             maps = torch.cat([maps, maps @ seen.alike.transpose(1, 2)[:, None]], dim=2)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
-        return self.proj(torch.cat([maps, peaks], dim=2).transpose(2, 3))
+        read = torch.cat([maps, peaks], dim=2).transpose(2, 3)
+        return self.proj(read), None if self.direct is None else self.direct(read)[..., 0]
+
+    def measured(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
+        """`maps`, as z-scores among those of the reference patches where there are any."""
+        maps = self.maps(seen, text)
+        if seen.reference is None:
+            return maps
+        anywhere = self.maps(seen.reference, text)
+        spread = anywhere.std(dim=3, keepdim=True).clamp_min(1e-3)
+        return (maps - anywhere.mean(dim=3, keepdim=True)) / spread
 
     def maps(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
         """The channels that need no memory, each about unit scale."""

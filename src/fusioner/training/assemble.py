@@ -120,6 +120,10 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         decoder_norm=config.decoder_norm,
         similarity=config.similarity,
         aligned_dim=aligned,
+        labels_apart=config.labels_apart,
+        none_token=config.none_token,
+        reference=config.reference if config.similarity != "none" else 0,
+        direct=config.direct and config.similarity != "none",
         affinity=config.affinity and config.similarity != "none",
         prompt_dropout=config.prompt_dropout,
         memory=names if config.memory and config.similarity == "posterior" else 0,
@@ -185,7 +189,8 @@ def _aligned(
         config = replace(config, similarity="none", memory=False)
     elif config.method in TRAINING_FREE:
         fits = anchors is not None and tuple(anchors.shape) == (last.dim, text.dim)
-        config = replace(config, similarity="posterior" if fits else "cosine", affinity=False, memory=False)
+        kind = "posterior" if fits else "cosine"
+        config = replace(config, similarity=kind, affinity=False, memory=False, reference=0, direct=False)
         if not fits and (last.dim != text.dim or not getattr(last, "speaks", False)):
             raise FusionerError(
                 f"--method {config.method} compares patches with words, for which {last.name} and {text.name} are not "

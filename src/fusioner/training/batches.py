@@ -14,7 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from fusioner.features.source import TokenSource
-from fusioner.training.corpus import Corpus, Example, Order, portion_of
+from fusioner.training.corpus import Corpus, Example, Order, Part, portion_of
 from fusioner.training.prompts import Names, draw_prompts
 
 LIVE_VIEWS = 2**31 - 1
@@ -77,6 +77,8 @@ class Batches:
         prompts: most prompts an image; examples with a class of their own get just that.
         size: (h, w) of the loss.
         mirror: flip half of the grids and masks left to right while training.
+        hard: how much likelier an absent class is asked for that sounds like a present one: its chance grows with
+            exp(hard x cosine of the two names). 0: all alike.
     """
 
     def __init__(
@@ -89,10 +91,12 @@ class Batches:
         size: tuple[int, int],
         seed: int,
         mirror: bool = False,
+        hard: float = 0.0,
     ) -> None:
         self.mirror = mirror
         self.corpus, self.sources, self.names, self.table = corpus, sources, names, table.cpu()
         self.prompts, self.size, self.seed = prompts, size, seed
+        self._pulls = [self._pull(part, hard) for part in corpus.parts] if hard else None
 
     def build(self, examples: Sequence[Example], draw: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
         """The batch of some examples, each with the numbers that seed its draws; only training takes views but 0.
@@ -106,13 +110,12 @@ class Batches:
         if self.mirror and training:
             tokens, masks = _mirrored(tokens, masks, [bool(rng.integers(2)) for rng in rngs])
         chosen = [self._prompts(*each) for each in zip(examples, masks, rngs, strict=True)]
-        most = max(1, *(len(ids) for ids, _ in chosen))
+        most = max(1, *(len(ids) for ids, _, _ in chosen))
         rows, classes = np.zeros((2, len(examples), most), np.int64)
         padded = np.ones(rows.shape, bool)
-        labels = np.stack([labels for _, labels in chosen])
-        for i, (example, (ids, _), rng) in enumerate(zip(examples, chosen, rngs, strict=True)):
-            words = self.corpus.parts[example.part].data.prompts
-            rows[i, : len(ids)] = [self.names.draw(words[class_id], rng) for class_id in ids]
+        labels = np.stack([labels for _, _, labels in chosen])
+        for i, (example, (ids, words, _)) in enumerate(zip(examples, chosen, strict=True)):
+            rows[i, : len(ids)] = words
             classes[i, : len(ids)] = np.array(ids, np.int64) + self.corpus.offsets[example.part]
             padded[i, : len(ids)] = False
         portion = np.array([portion_of(example.item.id) if training else -1 for example in examples])
@@ -140,19 +143,43 @@ class Batches:
 
     def _prompts(
         self, example: Example, mask: Integer[ndarray, "h w"], rng: np.random.Generator
-    ) -> tuple[list[int], Integer[ndarray, "h w"]]:
-        """Class ids prompted, and the labels they make of the mask."""
+    ) -> tuple[list[int], list[int], Integer[ndarray, "h w"]]:
+        """Class ids prompted, the rows of their words, and the labels they make of the mask."""
         part = self.corpus.parts[example.part]
-        small = shrink(mask, self.size)
+        small, shown = shrink(mask, self.size), np.unique(mask)
         if example.class_id is not None:
             ids = [example.class_id]
         else:
-            ids = draw_prompts(part.classes, small, np.unique(mask), self.prompts, rng)
-        labels = np.zeros(small.shape, np.int16)
+            pull = None if self._pulls is None else self._pulls[example.part]
+            ids = draw_prompts(part.classes, small, shown, self.prompts, rng, pull)
+        labels, words, taken = np.zeros(small.shape, np.int16), [], set(ids)
         for number, class_id in enumerate(ids, start=1):
-            labels[small == class_id] = number
+            row, group = self._word(part, class_id, taken, shown, rng)
+            words.append(row)
+            taken |= group
+            labels[np.isin(small, list(group))] = number
+            labels[np.isin(small, list(group - set(part.classes)))] = -1  # a fold's unseen animals are animals
         labels[np.isin(small, part.ignored)] = -1
-        return ids, labels
+        return ids, words, labels
+
+    def _word(
+        self, part: Part, class_id: int, taken: set[int], shown: Integer[ndarray, "n"], rng: np.random.Generator
+    ) -> tuple[int, set[int]]:
+        """The row of a word to ask for a class by, and all classes of the set that the word stands for."""
+        named = part.data.prompts
+        row = self.names.widen(named[class_id], rng) if self.names.groups else None
+        if row is not None:
+            group = {i for i in part.data.class_ids if named[i].casefold() in self.names.groups[row]}
+            others = group - {class_id}
+            # No pixel is claimed by two prompts, and a group stands for an absent class only if all of it is absent.
+            if not others & taken and (class_id in shown or not others & set(shown.tolist())):
+                return row, group
+        return self.names.draw(named[class_id], rng), {class_id}
+
+    def _pull(self, part: Part, hard: float) -> Float[ndarray, "n n"]:
+        """See `draw_prompts`."""
+        own = self.table[[self.names.rows[part.data.prompts[class_id]][0] for class_id in part.classes]]
+        return (hard * (own @ own.T)).exp().double().numpy()
 
 
 def _mirrored(

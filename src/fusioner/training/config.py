@@ -28,8 +28,9 @@ class TrainConfig:
         normalisation: "dataset" gives the image encoder the published mean and std of PASCAL or COCO (other sets: its
             own), as the official recipe; "encoder" leaves the encoder its own.
         width, layers, heads, mlp_ratio, dropout, drop_path, temperature, method, decoder_widths, decoder_norm,
-            logit_bias, similarity, affinity, prompt_dropout: the network, see `model.config.FusionerConfig`. Similarity
-            that is not "none" reads the tokens of the last encoder named in `image_encoder`.
+            logit_bias, similarity, affinity, labels_apart, none_token, reference, direct, prompt_dropout: the network,
+            see `model.config.FusionerConfig`. Similarity that is not "none" reads the tokens of the last encoder named
+            in `image_encoder`.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
             `model.memory`); without effect where similarity is not "posterior".
         sampling: "pairs": a step sees (image, class) pairs and prompts each image with its one class, as the paper;
@@ -63,7 +64,12 @@ class TrainConfig:
         evaluations: how often, evenly over the run, the best checkpoint is looked for.
         order: "shuffled", or "shards": cached features are read file by file, a few files mixed (`features.sampler`),
             for a cache larger than memory; which images are neighbours then depends on how the cache was built.
+        hard: absent names that sound like one that is there are asked for more often, exp(hard x cosine of the two).
+        balance: of several sets, a smaller one's images come (largest / its own number) ** balance times as often; 0
+            takes every image alike, 1 every set.
         synonyms: JSON file {label: [other names]}; a name is drawn every time. "packaged": ours; empty: none.
+        hypernyms: JSON file {word: [labels]}; now and then a class is asked for by a word for its group ("animal"),
+            which then stands for all of the group. "packaged": ours; empty: none.
         precision: of the computation; weights are fp32 always.
         seed: of weights, order, views, prompts and names.
     """
@@ -86,6 +92,10 @@ class TrainConfig:
     logit_bias: bool = False
     similarity: Literal["none", "cosine", "posterior"] = "none"
     affinity: bool = False
+    labels_apart: bool = False
+    none_token: bool = False
+    reference: int = 0
+    direct: bool = False
     prompt_dropout: float = 0.0
     memory: bool = False
     sampling: Sampling = "pairs"
@@ -115,7 +125,10 @@ class TrainConfig:
     holdout: int = 0
     evaluations: int = 50
     order: Literal["shuffled", "shards"] = "shuffled"
+    hard: float = 0.0
+    balance: float = 0.0
     synonyms: str = ""
+    hypernyms: str = ""
     precision: Precision = "32"
     seed: int = 0
 
@@ -168,6 +181,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dropout": (0, 0.99),
     "drop_path": (0, 0.99),
     "prompt_dropout": (0, 1),
+    "reference": (0, 65536),
     "prompts": (1, 4096),
     "augment": (0, 1),
     "crop": (0.01, 1),
@@ -186,6 +200,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clip": (0, float("inf")),
     "ema": (0, 0.999999),
     "choice_weight": (0, float("inf")),
+    "hard": (0, 100),
+    "balance": (0, 1),
     "loss_stride": (1, 64),
     "holdout": (0, _BIG),
     "evaluations": (1, _BIG),

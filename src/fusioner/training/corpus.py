@@ -92,6 +92,12 @@ class Corpus:
         words = (part.data.prompts[class_id] for part in self.parts for class_id in part.classes)
         return list(dict.fromkeys(words))
 
+    def some_images(self, count: int, seed: int) -> list["Example"]:
+        """One example of each training image, at most so many images, drawn by the seed."""
+        unique = list({(example.part, example.item.id): example for example in self.examples}.values())
+        drawn = np.random.default_rng((seed, 3)).permutation(len(unique))[:count]
+        return [unique[i] for i in sorted(drawn)]
+
     def digest(self) -> str:
         """Sha256 (hex) of what a training asks of which images: differs whenever the run would see other data."""
         total = hashlib.sha256()
@@ -125,8 +131,12 @@ def open_part(name: str, root: Path, fold: int | None = None, unseen: Unseen = "
     return Part(root, data, fold, seen, (data.ignore, *others) if unseen == "ignored" else (data.ignore,))
 
 
-def build_corpus(parts: Sequence[Part], sampling: Sampling, holdout: int = 0, seed: int = 0) -> Corpus:
+def build_corpus(
+    parts: Sequence[Part], sampling: Sampling, holdout: int = 0, seed: int = 0, balance: float = 0.0
+) -> Corpus:
     """All examples of the parts, less the images held out (at most a twentieth of all, drawn by the seed).
+
+    With `balance` those of a smaller part come (largest / its own number) ** balance times, some once more than others.
 
     Raises:
         FusionerError: no example at all, or a fold together with further sets, whose classes would include its unseen.
@@ -145,7 +155,19 @@ def build_corpus(parts: Sequence[Part], sampling: Sampling, holdout: int = 0, se
     aside = {images[i] for i in drawn}
     kept = tuple(example for example in examples if (example.part, example.item.id) not in aside)
     held_out = tuple(example for example in examples if (example.part, example.item.id) in aside)
-    return Corpus(tuple(parts), kept, held_out)
+    return Corpus(tuple(parts), _balanced(kept, balance, seed) if balance else kept, held_out)
+
+
+def _balanced(examples: tuple[Example, ...], balance: float, seed: int) -> tuple[Example, ...]:
+    by_part: dict[int, list[Example]] = {}
+    for example in examples:
+        by_part.setdefault(example.part, []).append(example)
+    largest, repeated = max(map(len, by_part.values())), []
+    for part, own in by_part.items():
+        whole, more = divmod(round(len(own) * (largest / len(own)) ** balance), len(own))
+        again = np.random.default_rng((seed, 5, part)).permutation(len(own))[:more]
+        repeated += own * whole + [own[i] for i in sorted(again)]
+    return tuple(repeated)
 
 
 class Order:

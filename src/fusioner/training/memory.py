@@ -17,7 +17,7 @@ from fusioner.features.source import TokenSource
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.memory import PARTS, UNITS, Memory, features, log_posterior
 from fusioner.training.batches import shrink
-from fusioner.training.corpus import PORTIONS, Corpus, Example, Part, portion_of
+from fusioner.training.corpus import PORTIONS, Corpus, Part, portion_of
 from fusioner.training.schedules import cosine
 
 # All chosen on training images, see docs/accuracy.md.
@@ -143,7 +143,7 @@ def _draw(
 ) -> Patches:
     """Up to `PATCHES` patches of each image; those of an image depend on it and the seed alone."""
     found: list[tuple[Tensor, ...]] = []
-    images = _images(corpus, seed)
+    images = corpus.some_images(IMAGES, seed)
     for example in track(images, "looking at patches") if track else images:
         tokens, masks = sources[example.part].batch([(example.item, 0)])
         with torch.no_grad():
@@ -162,13 +162,6 @@ def _draw(
         none = torch.zeros(0, dtype=torch.long)
         return Patches(torch.zeros(0, model.config.image_dim + model.config.aligned_dim).half(), none, none, none)
     return Patches(*(torch.cat(column) for column in zip(*found, strict=True)))
-
-
-def _images(corpus: Corpus, seed: int) -> list[Example]:
-    """Each training image once, at most `IMAGES` of them."""
-    unique = list({(example.part, example.item.id): example for example in corpus.examples}.values())
-    drawn = np.random.default_rng((seed, 3)).permutation(len(unique))[:IMAGES]
-    return [unique[i] for i in sorted(drawn)]
 
 
 def _lookup(part: Part, rows: dict[str, int]) -> Int64[np.ndarray, " v"]:

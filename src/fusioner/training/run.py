@@ -20,8 +20,9 @@ from fusioner.training.display import Display
 from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
 from fusioner.training.memory import fit_memory
-from fusioner.training.prompts import Names, read_synonyms
+from fusioner.training.prompts import Names, read_words
 from fusioner.training.provenance import describe
+from fusioner.training.reference import draw_reference
 from fusioner.training.state import BEST, LAST, RESUME
 
 
@@ -65,7 +66,7 @@ def train(
     """
     display = display or Display()
     _check_out(run)
-    corpus = build_corpus(parts, config.sampling, config.holdout, config.seed)
+    corpus = build_corpus(parts, config.sampling, config.holdout, config.seed, config.balance)
     steps = config.steps or Order(corpus.examples, config.batch_size, config.seed).steps(config.epochs)
     config = replace(config, steps=steps)
     fabric = build_fabric(run.device, run.devices, config.precision)
@@ -74,7 +75,8 @@ def train(
     if config.method == "maskclip":
         config = replace(config, image_encoder=value_tokens(config.image_encoder))
     image, text = build_encoders(config, parts[0].data.name, fabric.device)
-    names = Names(corpus.names(), read_synonyms(config.synonyms))
+    groups = read_words(config.hypernyms, "hypernyms.json")
+    names = Names(corpus.names(), read_words(config.synonyms), groups)
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
     model = build_network(config, image, text, len(corpus.names()))
@@ -94,10 +96,13 @@ def train(
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
+    if model.config.reference and not run.initial:  # whose logits rest on its own
+        draw_reference(model, corpus, sources, track, config.seed)
     if model.config.memory:
         fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device)
     side = max(1, config.resolution // config.loss_stride)
-    batches = Batches(corpus, sources, names, table, config.prompts, (side, side), config.seed, config.mirror)
+    asked = (config.prompts, (side, side), config.seed, config.mirror, config.hard)
+    batches = Batches(corpus, sources, names, table, *asked)
     if model.free is not None:
         return _choose_level(model.to(fabric.device), batches, config, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
