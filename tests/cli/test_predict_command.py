@@ -195,3 +195,32 @@ def test_the_default_folder(run: Run, photos: Path) -> None:
     assert code == 0
     assert out.endswith("1 picture segmented into fusioner-out\n")
     assert len(os.listdir("fusioner-out")) == 3
+
+
+def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
+    Image.fromarray(data.coffee()[::4, ::4]).save("cup.png")
+    masks = []
+    for out, options in (("one", ()), ("two", ("--scales", "1,2")), ("again", ("--scales", "1"))):
+        code, _, err = run("cup.png", *options, "--format", "npz", out=out)
+        assert code == 0, err
+        masks.append(np.load(Path(out) / "cup.npz")["probabilities"])
+    assert np.array_equal(masks[0], masks[2])
+    assert np.abs(masks[0].astype(float) - masks[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--scales", "1,big"), "write numbers with commas between them"),
+        (("--scales", "0"), "above 0 and at most 16"),
+        (("--scales", "1,2", "--resolution", "native"), "are for --resolution fast"),
+        (("--refine", "--resolution", "native"), "are for --resolution fast"),
+    ],
+)
+def test_scales_that_cannot_be_are_one_sentence(run: Run, options: tuple[str, ...], says: str) -> None:
+    Image.new("RGB", (20, 20)).save("a.png")
+    code, _, err = run("a.png", *options)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert not Path("out").exists()

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import data
 
+from fusioner.inference.decide import upsample
 from fusioner.inference.encoded import ANSWERS
 from fusioner.inference.segmenter import Segmenter
 from fusioner.inference.windows import Canvas, WindowGrid
@@ -62,6 +63,27 @@ def test_many_images_take_one_forward_and_are_as_one_by_one(tiny_segmenter: Segm
     for image, encoded in zip(images, together, strict=True):
         assert np.array_equal(encoded.image, image)
         torch.testing.assert_close(encoded.tokens, tiny_segmenter.encode(image).tokens)
+
+
+def test_an_image_looked_at_in_several_sizes_is_the_mean_of_them(
+    make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6)
+    apart = [segmenter.own_logits(segmenter.encode(photo, scale=scale), LABELS) for scale in (1.0, 2.0)]
+    segmenter.scales = (1.0, 2.0)
+    encoded = segmenter.encode(photo)
+    fine = tuple(apart[1].shape[1:])
+    expected = (upsample(apart[0], fine) + apart[1]) / 2
+    torch.testing.assert_close(segmenter.own_logits(encoded, LABELS), expected)
+    torch.testing.assert_close(segmenter(photo, LABELS).logits, expected)
+    (one, other) = segmenter.encode_many([photo, photo[::-1].copy()])
+    torch.testing.assert_close(segmenter.own_logits(one, LABELS), expected)
+    assert not torch.allclose(segmenter.own_logits(other, LABELS), expected, atol=1e-3)
+    looks: list[object] = []
+    segmenter.model.look = lambda tokens: looks.append(tokens)  # type: ignore[method-assign]
+    for label in ("lamp", "rug", "tree"):
+        segmenter.own_logits(other, [label])
+    assert not looks, "what was seen of an image is seen again"
 
 
 def test_a_label_asked_again_is_not_computed_again(

@@ -121,6 +121,7 @@ def evaluate(
     import time
     from dataclasses import replace
 
+    from fusioner.cli.inputs import read_scales
     from fusioner.cli.progress import progress
     from fusioner.data.catalog import open_dataset
     from fusioner.evaluation.predictor import SegmenterPredictor
@@ -133,7 +134,7 @@ def evaluate(
     data = open_dataset(dataset, root, evaluation_split(dataset, root, split), **options)
     folds = (0, 1, 2, 3) if fold == "all" else (int(fold),)
     settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
-    looks = _scales(scales)
+    looks = read_scales(scales)
     todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
     writable_folder(out)
     segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
@@ -162,14 +163,6 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
     if dataset == "folder":
         return "val" if (root / "val.txt").is_file() else None
     return "test" if dataset in ("fss1000", "mosaic4", "camvid") else "val"
-
-
-def _scales(text: str) -> list[float]:
-    """`0.75,1` as numbers."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise FusionerError(f"--scales {text}: write numbers with commas between them, as in 0.75,1,1.25") from error
 
 
 def _load(

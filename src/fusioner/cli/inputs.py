@@ -32,6 +32,20 @@ class Job:
         return "stdin" if self.path == STDIN else self.path.name
 
 
+def read_scales(text: str) -> tuple[float, ...]:
+    """`0.75,1` as numbers.
+
+    Raises:
+        FusionerError: it is something else, or one is not above 0 and at most 16.
+    """
+    from fusioner.inference.decide import check_scales
+
+    try:
+        return check_scales([float(part) for part in text.split(",")])
+    except ValueError as error:
+        raise FusionerError(f"--scales {text}: write numbers with commas between them, as in 0.75,1,1.25") from error
+
+
 def find_inputs(
     names: Sequence[str], recursive: bool = False, out: Path | None = None
 ) -> tuple[dict[Path, Path], list[FusionerError]]:

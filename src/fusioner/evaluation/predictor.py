@@ -12,8 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.errors import FusionerError
-from fusioner.inference.decide import upsample
+from fusioner.inference.decide import check_scales, mean_logits
 from fusioner.inference.segmenter import EncodedImage, Resolution, Segmenter
 
 TokenSource = Callable[[ImageEncoder, Path, int], Tensor]
@@ -65,7 +64,7 @@ class Look:
 class SegmenterPredictor:
     """A Segmenter as a Predictor, with an optional store of tokens.
 
-    Several looks at an image (scales, left and right exchanged) are averaged as probabilities.
+    Several looks at an image (scales, left and right exchanged) are averaged as logits.
 
     Args:
         segmenter: the model with its encoders.
@@ -87,35 +86,32 @@ class SegmenterPredictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
     ):
-        if not scales or not all(0 < scale <= 16 for scale in scales):
-            raise FusionerError(
-                f"scales are numbers above 0 and at most 16, not {', '.join(map(str, scales)) or 'none'}"
-            )
         self.segmenter = copy.copy(segmenter)  # the caller's keeps its windows
         self.segmenter.smooth = False
+        scales = check_scales(scales)
+        self.segmenter.scales = scales if resolution == "fast" else (1.0,)
         self.resolution: Resolution = resolution
         self.independent = segmenter.model.labels_independent
         self.tokens = tokens if resolution == "fast" else None
-        self.ways = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        shown = (1.0,) if resolution == "fast" else scales
+        self.ways = [(scale, mirrored) for scale in shown for mirrored in ((False, True) if flip else (False,))]
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[Look]:
         """Tokens of the image in every way it is looked at, from the store where there is one."""
         return [Look(self._encode(rgb, file, *way), way[1]) for way in self.ways]
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        """The Segmenter's own; of several looks the mean probability, at the resolution of the finest."""
+        """The Segmenter's own; of several looks the mean, at the resolution of the finest."""
         looks: list[Look] = encoded
         answers = [self.segmenter.own_logits(look.encoded, labels) for look in looks]
-        answers = [logits.flip(-1) if look.flipped else logits for look, logits in zip(looks, answers, strict=True)]
-        if len(answers) == 1:
-            return answers[0]
-        height, width = max((one.shape[1], one.shape[2]) for one in answers)
-        mean = torch.stack([upsample(one, (height, width)).sigmoid_() for one in answers]).mean(dim=0)
-        return torch.logit(mean, eps=1e-6)
+        turned = (logits.flip(-1) if look.flipped else logits for look, logits in zip(looks, answers, strict=True))
+        return mean_logits(list(turned))
 
     def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, mirrored: bool) -> EncodedImage:
         if mirrored or self.tokens is None or file is None:
             shown = np.ascontiguousarray(rgb[:, ::-1]) if mirrored else rgb
             return self.segmenter.encode(shown, resolution=self.resolution, scale=scale)
-        found = self.tokens(self.segmenter.image_encoder, file, self.segmenter.side(scale))
-        return self.segmenter.keep(rgb, found.to(self.segmenter.device).float(), file.name)
+        encoder, device = self.segmenter.image_encoder, self.segmenter.device
+        sides = [self.segmenter.side(scale) for scale in self.segmenter.scales]
+        first, *more = (self.tokens(encoder, file, side).to(device).float() for side in sides)
+        return self.segmenter.keep(rgb, first, file.name, more)

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.errors import FusionerError
 from fusioner.inference.arrays import Array, ways
-from fusioner.inference.decide import check_threshold, chunks, upsample
+from fusioner.inference.decide import check_threshold, chunks, mean_logits, upsample
 from fusioner.inference.encoded import EncodedImage, room_for
 from fusioner.inference.image import ImageSource, read_image
 from fusioner.inference.labels import check_labels
@@ -50,6 +50,8 @@ class BaseSegmenter(ABC):
         some: windows encoded at once.
         smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
         refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`.
+        scales: sizes of the squashed picture that "fast" looks at, as multiples of the training size; the first is the
+            one that others are averaged with, as logits.
     """
 
     card: ModelCard
@@ -58,6 +60,7 @@ class BaseSegmenter(ABC):
     some = 1
     smooth = True
     refine = False
+    scales: Sequence[float] = (1.0,)
 
     def __init__(self) -> None:
         self._current: EncodedImage | None = None
@@ -165,10 +168,10 @@ class BaseSegmenter(ABC):
         rgb, name, grid = self._open(image, resolution, scale)
         with self._computing(name):
             if resolution == "fast":
-                tokens = self._tokens(self._squash(rgb, self.side(scale))[None])
+                first, *more = (self._tokens(self._squash(rgb, self.side(scale * own))[None]) for own in self.scales)
                 if on_progress:
                     on_progress(1, 1)
-                return self.keep(rgb, tokens, name)
+                return self.keep(rgb, first, name, more)
             kept, done = None, 0
             for tokens, origins in self._look(rgb, grid, on_progress):
                 kept = room_for(tokens, len(grid.origins), name) if kept is None else kept
@@ -184,14 +187,21 @@ class BaseSegmenter(ABC):
     def encode_many(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[EncodedImage]:
         """Encode upright RGB images of any sizes in one forward, each squashed as a whole ("fast")."""
         with self._computing(f"{len(images)} images"):
-            squashed = [self._squash(rgb, self.card.resolution) for rgb in images]
-            tokens = self._tokens(ways(squashed[0]).stack(squashed))
-        copy = ways(tokens).copy
-        return [self.keep(rgb, copy(own[None]), "image") for rgb, own in zip(images, tokens, strict=True)]
+            squashed = [[self._squash(rgb, self.side(own)) for rgb in images] for own in self.scales]
+            tokens = [self._tokens(ways(pictures[0]).stack(pictures)) for pictures in squashed]
+        copy = ways(tokens[0]).copy
+        each = ([copy(own[i : i + 1]) for own in tokens] for i in range(len(images)))
+        return [self.keep(rgb, first, "image", more) for rgb, (first, *more) in zip(images, each, strict=True)]
 
-    def keep(self, rgb: UInt8[np.ndarray, "h w 3"], tokens: Float[Array, "1 d gh gw"], name: str) -> EncodedImage:
-        """An image with the tokens of its squashed picture, ready to be asked."""
-        return EncodedImage(rgb, tokens, None, name, self._edges(rgb) if self.refine else None)
+    def keep(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        tokens: Float[Array, "1 d gh gw"],
+        name: str,
+        more: Sequence[Float[Array, "1 d gh2 gw2"]] = (),
+    ) -> EncodedImage:
+        """An image with the tokens of its squashed picture, and of other sizes of it, ready to be asked."""
+        return EncodedImage(rgb, tokens, None, name, self._edges(rgb) if self.refine else None, tuple(more))
 
     def logits(
         self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
@@ -285,7 +295,9 @@ class BaseSegmenter(ABC):
         return _finite(canvas.mean())
 
     def _ask(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
-        logits = _finite(self._network(encoded.tokens, self.embed(labels), None)[0])
+        text = self.embed(labels)
+        looks = [self._network(tokens, text, None)[0] for tokens in (encoded.tokens, *encoded.more)]
+        logits = _finite(mean_logits(looks))
         return logits if encoded.edges is None else encoded.edges(logits)
 
     def _network(

@@ -6,7 +6,7 @@ Letters: K labels, h w the model's resolution, H W pixels.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -94,6 +94,18 @@ def upsample(logits: Float[Array, "k h w"], size: tuple[int, int]) -> Float[Arra
     return ways(logits).upsample(logits, size)
 
 
+def mean_logits(answers: Sequence[Float[Array, "k _ _"]]) -> Float[Array, "k h w"]:
+    """Of several looks at one image, at the resolution of the finest."""
+    if len(answers) == 1:
+        return answers[0]
+    size = max(one.shape[1] for one in answers), max(one.shape[2] for one in answers)
+    first, *others = (upsample(one, size) for one in answers)
+    for one in others:
+        first += one
+    first /= len(answers)
+    return first
+
+
 def chunks(logits: Float[Array, "k h w"], size: tuple[int, int]) -> Iterator[Float[Array, "some H W"]]:
     """The probabilities at `size`, as many labels at once as `CHUNK` allows, in order."""
     do, portion = ways(logits), max(1, CHUNK // (size[0] * size[1]))
@@ -106,6 +118,13 @@ def check_threshold(threshold: float) -> float:
     if not 0 <= threshold <= 1:  # false for NaN too
         raise FusionerError(f"the threshold is a probability between 0 and 1, not {threshold}")
     return float(threshold)
+
+
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """The scales themselves; FusionerError unless there is one, and each is above 0 and no more than 16."""
+    if not scales or not all(0 < scale <= 16 for scale in scales):  # false for NaN too
+        raise FusionerError(f"scales are numbers above 0 and at most 16, not {', '.join(map(str, scales)) or 'none'}")
+    return tuple(scales)
 
 
 def _logit(probability: float) -> float:

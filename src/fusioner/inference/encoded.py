@@ -25,6 +25,7 @@ class EncodedImage:
     Attributes:
         image: upright RGB.
         tokens: one grid of unit-length tokens a window, float32 or float16.
+        more: of the whole image, squashed to other sizes.
         grid: where the windows lie; None when the tokens are of the whole image.
         name: the image's file name, where it came from a file.
         edges: the photograph's, where logits are moved to them.
@@ -36,6 +37,7 @@ class EncodedImage:
     grid: WindowGrid | None
     name: str
     edges: "EdgeFilter | None" = None
+    more: tuple[Float[Array, "1 d gh2 gw2"], ...] = ()
     answers: dict[str, Float[Array, "h w"]] = field(default_factory=dict, repr=False)
 
     @property
@@ -46,7 +48,7 @@ class EncodedImage:
     @property
     def nbytes(self) -> int:
         """What keeping it costs at most: image, tokens and room for answers."""
-        return self.image.nbytes + self.tokens.nbytes + ANSWERS
+        return self.image.nbytes + sum(tokens.nbytes for tokens in (self.tokens, *self.more)) + ANSWERS
 
     def answer(
         self, labels: Sequence[str], ask: Callable[[list[str]], Float[Array, "some h w"]]

@@ -61,7 +61,7 @@ class Segmenter(BaseSegmenter):
             if isinstance(encoder, nn.Module):
                 encoder.to(self.device)
         self.embed, self.stride = LabelEmbedder(text_encoder, card.templates), image_encoder.stride
-        self._looked: tuple[Tensor, Seen | None] | None = None
+        self._looked: list[tuple[Tensor, Seen | None]] = []
 
     @classmethod
     def from_checkpoint(
@@ -143,10 +143,13 @@ class Segmenter(BaseSegmenter):
     def _answer(
         self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
     ) -> Float[Tensor, "n k h w"]:
-        looked = self._looked
-        if looked is None or looked[0] is not tokens:  # asked again and again of one image, mostly
-            looked = self._looked = (tokens, self.model.look(tokens))
-        return self.model(tokens, text.to(self.device).expand(len(tokens), -1, -1), size, seen=looked[1])
+        text = text.to(self.device).expand(len(tokens), -1, -1)
+        for known, seen in self._looked:  # asked again and again of one image, mostly
+            if known is tokens:
+                return self.model(tokens, text, size, seen=seen)
+        seen = self.model.look(tokens)
+        self._looked = [*self._looked, (tokens, seen)][-len(self.scales) :]
+        return self.model(tokens, text, size, seen=seen)
 
 
 def _check_width(kind: str, encoder: ImageEncoder | TextEncoder, expected: int) -> None:
