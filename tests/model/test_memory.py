@@ -43,18 +43,17 @@ def read(
     text: torch.Tensor,
     hidden: torch.Tensor | None = None,
     portion: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The maps (B, K, C, P) of patches with these features, and each label's nearness (B, K)."""
+) -> torch.Tensor:
+    """The maps (B, K, C, P) of patches with these features."""
     visual, log = looks.flatten(2).split([SHAPE.image_dim, SHAPE.aligned_dim], dim=1)
     return memory(memory.look(visual, log, portion), text, hidden)
 
 
 def test_a_label_reads_the_look_of_its_name() -> None:
-    maps, nearness = read(fitted(), looking_like(0, 1), torch.eye(8)[None, 1:2])
-    side, share = maps[0, 0].unbind()
+    side, share, trust = read(fitted(), looking_like(0, 1), torch.eye(8)[None, 1:2])[0, 0].unbind()
     assert side[1] > 0 > side[0]
     assert share[1] > share[0] + 1
-    assert nearness.item() == 1.0
+    assert trust.tolist() == [1.0, 1.0]
 
 
 def test_what_is_recalled_is_a_perceptrons_answer_to_the_features() -> None:
@@ -77,16 +76,16 @@ def test_what_is_recalled_is_a_perceptrons_answer_to_the_features() -> None:
 
 def test_a_hidden_label_does_without_its_own_name() -> None:
     memory, text = fitted(), torch.eye(8)[None, 1:2]
-    shown, _ = read(memory, looking_like(1), text, torch.tensor([[False]]))
-    hidden, nearness = read(memory, looking_like(1), text, torch.tensor([[True]]))
-    assert hidden[0, 0, 0] < 0 < shown[0, 0, 0]
-    assert nearness.item() == pytest.approx(-1.0)  # the cosine to the names left is 0
+    shown = read(memory, looking_like(1), text, torch.tensor([[False]]))[0, 0]
+    hidden = read(memory, looking_like(1), text, torch.tensor([[True]]))[0, 0]
+    assert hidden[0] < 0 < shown[0]
+    assert hidden[2].item() == pytest.approx(-1.0)  # the cosine to the names left is 0
 
 
 def test_training_reads_what_the_other_portions_taught() -> None:
     memory = fitted()
     text, image = torch.eye(8)[None, 1:2].expand(3, 1, 8), looking_like(1).expand(3, -1, -1, -1)
-    own, left_out, _ = read(memory, image, text, None, torch.tensor([-1, 0, 1]))[0][:, 0, 0].flatten(1).unbind()
+    own, left_out, _ = read(memory, image, text, None, torch.tensor([-1, 0, 1]))[:, 0, 0].flatten(1).unbind()
     assert own > 0  # a held-out image: everything
     assert left_out.item() == 0.0  # portion 0: the others taught nothing here
 

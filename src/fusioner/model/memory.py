@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
 
-CHANNELS = 2
+CHANNELS = 3
 UNITS = 256
 # Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
 NEARBY = 0.06  # softmax temperature over a label's cosines with names, here and in `model.similarity`
@@ -39,10 +39,10 @@ class Recalled(NamedTuple):
 
 
 class Memory(nn.Module):
-    """What an image recalls (`look`) and label embeddings -> two maps a label, each about unit scale, and its nearness.
+    """What an image recalls (`look`) and label embeddings -> three maps a label, each about unit scale.
 
-    The log-odds of the label against "anything else", and the log of its share in a softmax over all names and
-    "anything else"; and the cosine of the nearest name.
+    The log-odds of the label against "anything else"; the log of its share in a softmax over all names and "anything
+    else"; and the cosine of the nearest name, the same everywhere.
 
     Attributes:
         names: unit embeddings of the remembered names; known: which of them any training image showed.
@@ -90,8 +90,8 @@ class Memory(nn.Module):
 
     def forward(
         self, recalled: Recalled, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
-    ) -> tuple[Float[Tensor, "b k c p"], Float[Tensor, "b k"]]:
-        """The maps, and how near the nearest name is, from -3 to 1.
+    ) -> Float[Tensor, "b k c p"]:
+        """The maps.
 
         Args:
             text: unit label embeddings.
@@ -105,8 +105,8 @@ class Memory(nn.Module):
         near = (cosines / NEARBY).softmax(dim=-1)
         side = near @ recalled.sides
         share = (near @ recalled.shares + FLOOR).log()
-        maps = torch.stack([side / 4.0, (share + 6.0) / 2.5], dim=2)
-        return maps, 2.0 * cosines.amax(dim=-1) - 1.0
+        trust = cosines.amax(dim=-1, keepdim=True).expand_as(side)
+        return torch.stack([side / 4.0, (share + 6.0) / 2.5, 2.0 * trust - 1.0], dim=2)
 
     def _of(self, portion: Int[Tensor, " b"] | None, b: int) -> list[Tensor]:
         """The perceptron (`PARTS`) for each image, each part with the images in front."""
