@@ -56,3 +56,13 @@ def test_a_further_training_keeps_what_its_start_was_measured_against(
     first = run("first", 0)
     assert torch.equal(run("further", 1, tmp_path / "first" / "last.safetensors"), first)
     assert not torch.equal(run("other", 1), first)
+
+
+def test_a_further_training_has_the_shape_of_its_start(voc_tree: Path, measured: TrainConfig, tmp_path: Path) -> None:
+    """Whatever the preset has become meanwhile."""
+    part, weights = open_part("pascal", voc_tree), tmp_path / "first" / "last.safetensors"
+    before = replace(measured, reference=0, direct=False, width=24, decoder_widths=(12, 8), logit_bias=True)
+    train([part], before, Run(tmp_path / "first", device="cpu"))
+    train([part], replace(measured, memory=True), Run(tmp_path / "further", device="cpu", initial=weights))
+    first, further = (load_model(tmp_path / name / "last.safetensors")[1].config for name in ("first", "further"))
+    assert further == first

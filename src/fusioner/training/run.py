@@ -11,6 +11,7 @@ from fusioner.errors import FusionerError
 from fusioner.features.plan import Track
 from fusioner.files import writable_folder
 from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
+from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.training.assemble import build_encoders, build_fabric, build_network, build_sources
 from fusioner.training.batches import Batches
@@ -79,12 +80,15 @@ def train(
     names = Names(corpus.names(), read_words(config.synonyms), groups)
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
+    start = load_model(run.initial)[0] if run.initial else None
+    if start is not None:
+        config = _shaped_like(config, start.config)
     model = build_network(config, image, text, len(corpus.names()))
     fill_words(model, embed)
-    if run.initial:
-        start = load_model(run.initial)[0].state_dict()
-        own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name and name in start}
-        load_state(model, start | own, str(run.initial))  # what is remembered is this corpus's own
+    if start is not None:
+        weights = start.state_dict()
+        own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name and name in weights}
+        load_state(model, weights | own, str(run.initial))  # what is remembered is this corpus's own
     about = describe(
         corpus,
         config,
@@ -96,7 +100,7 @@ def train(
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
-    if model.config.reference and not run.initial:  # whose logits rest on its own
+    if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
     if model.config.memory:
         fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device)
@@ -118,6 +122,14 @@ def train(
         found = trainer.resume()
         display.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
     return trainer.fit()
+
+
+def _shaped_like(config: TrainConfig, start: FusionerConfig) -> TrainConfig:
+    """The settings with the network that a further training starts from; how it is regularised stays as set."""
+    shape = {name: value for name, value in start.to_dict().items() if name in config.to_dict()}
+    for name in ("dropout", "drop_path", "prompt_dropout"):
+        del shape[name]
+    return config.changed(shape | {"memory": start.memory > 0})
 
 
 def _choose_level(
