@@ -27,14 +27,15 @@ from fusioner.inference.decide import decide, upsample
 from fusioner.inference.load import load_torch
 from fusioner.training.corpus import open_part
 
-WORDS = {"similarity": "none", "affinity": False, "reference": 0, "direct": False}
+WORDS = {"similarity": "none", "affinity": False}
 ROWS: dict[str, dict[str, Any]] = {
     "small": {},
     "similarity-off": WORDS,
     "similarity-off and labels-apart": WORDS | {"labels_apart": True},
     "affinity-off": {"affinity": False},
-    "reference-off": {"reference": 0},
-    "direct-off": {"direct": False},
+    "reference": {"reference": 512},
+    "direct": {"direct": True},
+    "reference and direct": {"reference": 512, "direct": True},
     "none-token": {"none_token": True},
     "logit-bias-off": {"logit_bias": False},
     "prompt-dropout-off": {"prompt_dropout": 0.0},

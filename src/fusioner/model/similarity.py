@@ -137,7 +137,8 @@ class Similarity(nn.Module):
         if seen.soft is None or seen.log is None or seen.mean is None or seen.spread is None:
             return 10.0 * cosine[:, :, None]
         near = (text @ self.anchors.T / NEARBY).softmax(dim=-1)  # (B, K, M)
-        mass, logit = near @ seen.soft, near @ seen.log
+        # The logs add up to 0: less the mean share, the large ones no longer cancel each other in the last digits.
+        mass, logit = near @ seen.soft, (near - 1 / near.shape[2]) @ seen.log
         z = (cosine - seen.mean[:, None]) / seen.spread[:, None]
         return torch.stack([((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, z / 2.0], dim=2)
 

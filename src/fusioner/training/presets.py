@@ -11,10 +11,6 @@ SMALL = TrainConfig(
     image_encoder="dinov2-s-embedded+effnet-lite2",
     text_encoder="minilm-embedded",
     similarity="posterior",
-    # What a label gathers anywhere tells how much of it is much: faint names and loud ones are asked alike.
-    reference=512,
-    # The maps are an answer already; the fusion learns what they lack.
-    direct=True,
     # The first encoder knows which patches belong together: what is said of some holds for all of them.
     affinity=True,
     # 24 x 24 tokens: objects of a fifteenth of the frame still have their own.
