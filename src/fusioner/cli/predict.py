@@ -86,8 +86,8 @@ def predict(
     resolution
         fast: look once at the whole picture; native: slide windows over its own pixels (slower, finer).
     scales
-        Sizes at which fast looks at the picture, as multiples of the training size, their answers averaged: 1,1.33 is
-        better and takes about three times as long.
+        Sizes at which fast looks at the picture, as multiples of the training size, their answers averaged; 1,1.33
+        takes about three times as long.
     refine
         Move the edges of masks to edges of the photograph (fast only).
     device
