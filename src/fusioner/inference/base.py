@@ -50,8 +50,8 @@ class BaseSegmenter(ABC):
         some: windows encoded at once.
         smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
         refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`.
-        scales: sizes of the squashed picture that "fast" looks at, as multiples of the training size; the first is the
-            one that others are averaged with, as logits.
+        scales: sizes of the squashed picture that "fast" looks at, as multiples of the training size; their logits are
+            averaged.
     """
 
     card: ModelCard
