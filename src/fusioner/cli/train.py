@@ -140,7 +140,8 @@ def train(
     cache
         Folder of the feature cache, or off to encode at every step under full augmentation.
     initial
-        Model file to start from.
+        Model file to start from; the network keeps its shape (similarity, memory, widths ...), whatever is asked for
+        here.
     resume
         Go on with the run in --out where it was interrupted.
     checkpoint_minutes
