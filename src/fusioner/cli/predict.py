@@ -116,9 +116,11 @@ def predict(
     from fusioner.cli.progress import progress
     from fusioner.cli.segmenting import Run
     from fusioner.cli.summary import Summary
+    from fusioner.encoders.prompts import read_templates
     from fusioner.files import writable_folder
     from fusioner.inference.contact import ContactSheet
     from fusioner.inference.formats import KINDS
+    from fusioner.inference.load import load
 
     to_stdout = str(out) == "-"
     kinds = _kinds(format or ("mask" if to_stdout else "overlay,mask,json"))
@@ -128,7 +130,7 @@ def predict(
         raise FusionerError("--scales and --refine are for --resolution fast: leave them away")
 
     def ready() -> "BaseSegmenter":
-        segmenter = _load(model, device, templates, runtime)
+        segmenter = load(model, device, read_templates(templates) if templates else None, runtime=runtime)
         segmenter.refine, segmenter.scales = refine, looks
         return segmenter
 
@@ -179,13 +181,6 @@ def _kinds(names: str) -> tuple[str, ...]:
 def _keep_apart(sheet: Path, others: Sequence[Path]) -> None:
     if os.path.realpath(sheet) in {os.path.realpath(path) for path in others}:
         raise FusionerError(f"--contact-sheet {sheet} would replace a picture or a result: give it another name")
-
-
-def _load(model: Path | None, device: str, templates: Path | None, runtime: str) -> "BaseSegmenter":
-    from fusioner.encoders.prompts import read_templates
-    from fusioner.inference.load import load
-
-    return load(model, device, read_templates(templates) if templates else None, runtime=runtime)
 
 
 def _to_stdout(path: Path, asked: "Asked", load: "Callable[[], BaseSegmenter]") -> int:

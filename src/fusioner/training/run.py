@@ -105,8 +105,8 @@ def train(
     if model.config.memory:
         fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device)
     side = max(1, config.resolution // config.loss_stride)
-    asked = (config.prompts, (side, side), config.seed, config.mirror, config.hard)
-    batches = Batches(corpus, sources, names, table, *asked)
+    size = (side, side)
+    batches = Batches(corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard)
     if model.free is not None:
         return _choose_level(model.to(fabric.device), batches, config, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
