@@ -1,4 +1,6 @@
-"""The memory: a perceptron that is right where it can be checked, names found, and what is left out left out."""
+"""The memory: names found, what is left out left out, and nothing of it changed by training."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from torch import nn
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import PARTS, UNITS, Memory, features, log_posterior
-from fusioner.training.memory import Patches, fit_perceptron
+from fusioner.model.memory import Memory, features, log_posterior
+from fusioner.training.config import TrainConfig
+from fusioner.training.optim import build_optimizer
 
 SHAPE = FusionerConfig(
     image_dim=4, text_dim=8, width=8, heads=2, layers=1, decoder_widths=(4,), similarity="posterior", aligned_dim=5,
@@ -17,16 +20,22 @@ SHAPE = FusionerConfig(
 )  # fmt: skip
 
 
+def looks(scale: float) -> Any:
+    """What a closed-set segmenter would say: each of three names looks like one axis of the features."""
+    layer = nn.Linear(9, 4)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    layer.weight.data[:3, :3] = scale * torch.eye(3)
+    layer.bias.data[3] = scale / 2
+    return layer.requires_grad_(False)
+
+
 def fitted() -> Memory:
-    """Three names along three axes of text space, each looking like one axis of the features."""
+    """Three names along three axes of text space."""
     memory = Memory(SHAPE)
     memory.names.copy_(torch.eye(8)[:3])
     memory.known.fill_(True)
-    memory.first[:3, :3] = 4.0 * torch.eye(3)
-    memory.second[:3, :3] = torch.eye(3)
-    memory.second_bias[3] = 2.0
-    for name in PARTS:
-        setattr(memory, f"cross_{name}", torch.zeros(2, *getattr(memory, name).shape))
+    memory.whole, memory.cross = looks(4.0), [looks(0.0), looks(-4.0)]
     return memory
 
 
@@ -56,22 +65,25 @@ def test_a_label_reads_the_look_of_its_name() -> None:
     assert trust.tolist() == [1.0, 1.0]
 
 
-def test_what_is_recalled_is_a_perceptrons_answer_to_the_features() -> None:
+def test_what_is_recalled_is_the_closed_sets_answer_to_the_features() -> None:
     generator = torch.Generator().manual_seed(2)
     memory = Memory(SHAPE)
-    for name in PARTS:
-        getattr(memory, name).copy_(torch.randn(getattr(memory, name).shape, generator=generator))
     memory.known.copy_(torch.tensor([True, False, True]))
     visual, p = torch.rand(2, 4, 2, 3, generator=generator), torch.rand(2, 5, 2, 3, generator=generator)
     logs = log_posterior(p).flatten(2)
     recalled = memory.look(visual.flatten(2), logs - logs.mean(dim=1, keepdim=True))
-    network = nn.Sequential(nn.Linear(9, UNITS), nn.GELU(), nn.Linear(UNITS, 4))
-    network.load_state_dict(dict(zip(network.state_dict(), (getattr(memory, name) for name in PARTS), strict=True)))
-    with torch.no_grad():
-        scores = network(features(visual, log_posterior(p)).flatten(2).mT).mT
+    scores = memory.whole(features(visual, log_posterior(p)).flatten(2).mT).mT
     torch.testing.assert_close(recalled.sides, scores[:, :3] - scores[:, 3:])
     torch.testing.assert_close(recalled.shares[:, [0, 2]], scores[:, [0, 2, 3]].softmax(dim=1)[:, :2])
     assert not recalled.shares[:, 1].any()  # a name that no training image showed has no share
+
+
+def test_a_patch_is_judged_in_its_surroundings() -> None:
+    memory = Memory(SHAPE)
+    alone, beside = torch.rand(1, 4, 2), torch.rand(1, 5, 2)
+    before = memory.look(alone, beside).sides[..., 0]
+    alone[..., 1] += 1.0
+    assert not torch.allclose(before, memory.look(alone, beside).sides[..., 0])
 
 
 def test_a_hidden_label_does_without_its_own_name() -> None:
@@ -84,61 +96,29 @@ def test_a_hidden_label_does_without_its_own_name() -> None:
 
 def test_training_reads_what_the_other_portions_taught() -> None:
     memory = fitted()
-    text, image = torch.eye(8)[None, 1:2].expand(3, 1, 8), looking_like(1).expand(3, -1, -1, -1)
-    own, left_out, _ = read(memory, image, text, None, torch.tensor([-1, 0, 1]))[:, 0, 0].flatten(1).unbind()
-    assert own > 0  # a held-out image: everything
-    assert left_out.item() == 0.0  # portion 0: the others taught nothing here
+    text, image = torch.eye(8)[None, 1:2].expand(4, 1, 8), looking_like(1).expand(4, -1, -1, -1)
+    sides = read(memory, image, text, None, torch.tensor([1, -1, 0, 1]))[:, 0, 0].flatten().tolist()
+    assert sides[1] > 0  # a held-out image: everything
+    assert sides[2] == 0.0  # portion 0: the others taught nothing here
+    assert sides[0] == sides[3] == -sides[1]
 
 
-def test_what_only_training_needs_is_not_saved() -> None:
-    assert {name.rpartition(".")[2] for name in Memory(SHAPE).state_dict()} == {"names", "known", *PARTS}
-
-
-def circles(count: int, seed: int) -> Patches:
-    """Two names that no straight line tells apart, a ring about a disc, among what is neither."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(3, (count,), generator=generator)
-    radius = torch.tensor([0.5, 2.0, 4.0])[rows] + 0.2 * torch.randn(count, generator=generator)
-    turn = 6.3 * torch.rand(count, generator=generator)
-    found = torch.stack([30 + 50 * radius * turn.cos(), 0.01 * radius * turn.sin()], dim=1)  # of any scale
-    return Patches(found.half(), rows, torch.zeros_like(rows), torch.arange(count) % 4)
-
-
-def answer(patches: Patches, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    first, first_bias, second, second_bias = parts
-    return F.gelu(patches.features.float() @ first.T + first_bias) @ second.T + second_bias
-
-
-def test_a_perceptron_learns_what_no_line_divides_whatever_the_scale() -> None:
-    parts = fit_perceptron(circles(4000, 0), torch.zeros(1, 3))
-    new = circles(1000, 1)
-    assert (answer(new, parts).argmax(dim=1) == new.rows).float().mean() > 0.95
-
-
-def test_names_of_other_sets_do_not_compete() -> None:
-    """Two sets show the same patches, each with words of its own: neither teaches that the other's are wrong."""
-    one = circles(4000, 0)
-    rows = torch.where(one.rows == 2, 4, one.rows)  # 4 is "anything else"
-    other = Patches(one.features, torch.where(rows == 4, 4, rows + 2), torch.ones_like(rows), one.portions)
-    both = Patches(*(torch.cat(pair) for pair in zip(one._replace(rows=rows), other, strict=True)))
-    allowed = torch.tensor([[0, 0, -torch.inf, -torch.inf, 0], [-torch.inf, -torch.inf, 0, 0, 0]])
-    scores = answer(one, fit_perceptron(both, allowed))
-    for words in ([0, 1, 4], [2, 3, 4]):
-        assert (scores[:, words].argmax(dim=1) == one.rows).float().mean() > 0.95
-
-
-def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
-    torch.manual_seed(7)
-    before = torch.get_rng_state()
-    one, other = (fit_perceptron(circles(100, 0), torch.zeros(1, 3), seed=3) for _ in range(2))
-    assert torch.equal(before, torch.get_rng_state())
-    for first, second in zip(one, other, strict=True):
-        assert torch.equal(first, second)
-
-
-def test_nothing_seen_is_nothing_remembered() -> None:
-    none = Patches(torch.zeros(0, 2).half(), *(torch.zeros(0, dtype=torch.long) for _ in range(3)))
-    assert not any(part.any() for part in fit_perceptron(none, torch.zeros(1, 3)))
+def test_what_only_training_needs_is_not_saved_and_training_changes_nothing() -> None:
+    model = Fusioner(SHAPE).train()
+    memory = model.similarity.memory if model.similarity else None
+    assert memory is not None
+    names = set(memory.state_dict())
+    memory.cross = [looks(1.0)]
+    assert set(memory.state_dict()) == names
+    image = torch.cat([torch.rand(2, 4, 3, 3), torch.rand(2, 5, 3, 3) + 0.1], dim=1)
+    one, other = (memory.look(*(part.flatten(2) for part in model.split(image))) for _ in range(2))
+    for one_part, other_part in zip(one, other, strict=True):
+        assert torch.equal(one_part, other_part)  # no dropout
+    model(image, torch.eye(8)[None, :2].expand(2, -1, -1)).sum().backward()
+    assert all(parameter.grad is None for parameter in memory.parameters())
+    groups = build_optimizer(model, TrainConfig()).param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    assert not held & {id(parameter) for parameter in memory.parameters()}
 
 
 def test_features_ignore_the_scale_of_the_posterior() -> None:

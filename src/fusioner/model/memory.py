@@ -1,14 +1,14 @@
 """A memory of the trained classes: what each looks like to the frozen encoders, found again by name.
 
-Beyond the paper. A network this light needs long to learn hundreds of looks label by label; a perceptron over single
-patches learns them all at once, in minutes and before the training starts, and the network only learns how far to trust
-it. A label reads the answers of the names nearest to it in text space; how near they are is a channel of its own, so
-that an unseen word is known as one. `training.memory` fits it.
+Beyond the paper. A network this light needs long to learn hundreds of looks label by label; a closed-set segmenter over
+the same tokens learns them all at once, before the training starts, and the network only learns how far to trust it. A
+label reads the answers of the names nearest to it in text space; how near they are is a channel of its own, so that an
+unseen word is known as one. `training.memory` fits it.
 Letters: B images, K labels, N remembered names, D text width, V visual width, M classes of the posterior, F = V + M
-features, U units of the perceptron, P patches, Gh Gw grid.
+features, P patches, Gh Gw grid.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
+from fusioner.model.fusion import Block
 
 CHANNELS = 3
-UNITS = 256
-# Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
+# Chosen on training images, see docs/accuracy.md.
 NEARBY = 0.06  # softmax temperature over a label's cosines with names, here and in `model.similarity`
 FLOOR = 1e-5  # share below which a name counts as absent
 TELLING = 0.7  # cosine above which a name stands for the label itself
-PARTS = ("first", "first_bias", "second", "second_bias")
+CONTEXT = FusionerConfig(width=192, layers=2, heads=4, mlp_ratio=2.0, dropout=0.1)
+"""Shape of the closed-set segmenter's blocks."""
 
 
 class Recalled(NamedTuple):
@@ -38,34 +39,56 @@ class Recalled(NamedTuple):
     shares: Float[Tensor, "b n p"]
 
 
+class ClosedSet(nn.Module):
+    """Features of an image's patches (B, P, F) -> logits of N names and "anything else" for each (B, P, N + 1).
+
+    A linear layer, blocks in which patches look at each other, and a linear layer. Single patches, without the blocks,
+    tell classes apart far worse (docs/accuracy.md).
+    """
+
+    def __init__(self, features: int, names: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(features, CONTEXT.width)
+        self.blocks = nn.ModuleList(Block(CONTEXT, 0.0) for _ in range(CONTEXT.layers))
+        self.norm = nn.LayerNorm(CONTEXT.width)
+        self.dropout = nn.Dropout(0.3)
+        self.last = nn.Linear(CONTEXT.width, names + 1)
+
+    def forward(self, features: Float[Tensor, "b p f"]) -> Float[Tensor, "b p n1"]:
+        x = self.first(features)
+        for block in self.blocks:
+            x = block(x, None)
+        return self.last(self.dropout(self.norm(x)))
+
+
 class Memory(nn.Module):
     """What an image recalls (`look`) and label embeddings -> three maps a label, each about unit scale.
 
     The log-odds of the label against "anything else"; the log of its share in a softmax over all names and "anything
-    else"; and the cosine of the nearest name, the same everywhere.
+    else"; and the cosine of the nearest name, the same everywhere. Frozen: it is fitted before the network is trained.
 
     Attributes:
         names: unit embeddings of the remembered names; known: which of them any training image showed.
-        first, first_bias, second, second_bias: the perceptron; its last output, N, is "anything else".
-        cross_first ...: the same fitted without one portion of the training images each, for training on that portion:
-            what was fitted to an image is surer of it than it will be of a new one. Empty outside training, not saved.
+        whole: says what a patch shows; its last output is "anything else".
+        cross: the same fitted without one portion of the training images each, for training on that portion: what was
+            fitted to an image is surer of it than it will be of a new one. Empty outside training, not saved.
     """
 
     names: Float[Tensor, "n d"]
     known: Bool[Tensor, " n"]
-    first: Float[Tensor, "u f"]
-    first_bias: Float[Tensor, " u"]
-    second: Float[Tensor, "n1 u"]
-    second_bias: Float[Tensor, " n1"]
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
-        n, f = config.memory, config.image_dim + config.aligned_dim
+        n = config.memory
         self.register_buffer("names", torch.zeros(n, config.text_dim))
         self.register_buffer("known", torch.zeros(n, dtype=torch.bool))
-        for name, shape in zip(PARTS, ((UNITS, f), (UNITS,), (n + 1, UNITS), (n + 1,)), strict=True):
-            self.register_buffer(name, torch.zeros(shape))
-            self.register_buffer(f"cross_{name}", torch.zeros(0, *shape), persistent=False)
+        self.whole = ClosedSet(config.image_dim + config.aligned_dim, n).requires_grad_(False)
+        self.cross: list[ClosedSet] = []  # a plain list: no state of the model
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Always as it will be asked later: what is learnt here was learnt before."""
+        return super().train(False)
 
     def look(
         self,
@@ -76,14 +99,11 @@ class Memory(nn.Module):
         """What every remembered name says of every patch, whatever the labels.
 
         Args:
-            visual, log: unit tokens and centred log-posterior, the `features`; not put together here, for the
-                perceptron's first step is linear.
+            visual, log: unit tokens and centred log-posterior, the `features`.
             portion: of each image among the training images; None or -1 reads what all of them taught.
         """
-        first, first_bias, second, second_bias = self._of(portion, visual.shape[0])
-        of_visual, of_log = first.split([visual.shape[1], log.shape[1]], dim=2)
-        units = F.gelu(torch.baddbmm(of_visual @ visual + first_bias[..., None], of_log, log))
-        scores = second @ units + second_bias[..., None]  # (B, N + 1, P)
+        seen = torch.cat([visual, log], dim=1).transpose(1, 2)
+        scores = self._scores(seen, portion).transpose(1, 2)  # (B, N + 1, P)
         unknown = F.pad(~self.known, (0, 1))[:, None]
         shares = scores.masked_fill(unknown, -torch.inf).softmax(dim=1)
         return Recalled(scores[:, :-1] - scores[:, -1:], shares[:, :-1])
@@ -108,17 +128,15 @@ class Memory(nn.Module):
         trust = cosines.amax(dim=-1, keepdim=True).expand_as(side)
         return torch.stack([side / 4.0, (share + 6.0) / 2.5, 2.0 * trust - 1.0], dim=2)
 
-    def _of(self, portion: Int[Tensor, " b"] | None, b: int) -> list[Tensor]:
-        """The perceptron (`PARTS`) for each image, each part with the images in front."""
-        whole = [getattr(self, name).expand(b, *getattr(self, name).shape) for name in PARTS]
-        cross = [getattr(self, f"cross_{name}") for name in PARTS]
-        if portion is None or not len(cross[0]):
-            return whole
-        left_out, read = portion >= 0, portion.clamp_min(0)
-        return [
-            torch.where(left_out.view(b, *[1] * (all_.ndim - 1)), one[read], all_)
-            for one, all_ in zip(cross, whole, strict=True)
-        ]
+    def _scores(self, seen: Float[Tensor, "b p f"], portion: Int[Tensor, " b"] | None) -> Float[Tensor, "b p n1"]:
+        """Of each image by what was fitted without its portion."""
+        if portion is None or not self.cross:
+            return self.whole(seen)
+        scores = seen.new_empty(*seen.shape[:2], len(self.names) + 1)
+        for number in portion.unique().tolist():
+            learnt = self.whole if number < 0 else self.cross[number].to(seen.device)
+            scores[portion == number] = learnt(seen[portion == number])
+        return scores
 
 
 def features(

@@ -25,7 +25,7 @@ from fusioner.errors import FusionerError
 from fusioner.features.sampler import ShardSampler
 from fusioner.training.config import Sampling, Unseen
 
-PORTIONS = 4
+PORTIONS = 2
 """What is fitted to the training images (`memory`) is also fitted without each of so many portions of them."""
 
 

@@ -1,9 +1,9 @@
-"""Fitting the memory: patches drawn from training images, and a perceptron that learns to name them.
+"""Fitting the memory: a closed-set segmenter learns to name every patch of the training images.
 
-Letters: C names and "anything else", F features, P patches.
+Letters: B images, C names and "anything else", F features, P patches, S data sets, V mask values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,41 +12,92 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int64
 from torch import Tensor, nn
 
+from fusioner.ahead import map_ahead
 from fusioner.features.plan import Track
 from fusioner.features.source import TokenSource
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import PARTS, UNITS, Memory, features, log_posterior
+from fusioner.model.memory import ClosedSet, Memory, features, log_posterior
 from fusioner.training.batches import shrink
-from fusioner.training.corpus import PORTIONS, Corpus, Part, portion_of
-from fusioner.training.schedules import cosine
+from fusioner.training.corpus import PORTIONS, Corpus, Example, Part, portion_of
+from fusioner.training.schedules import warmup_cosine
 
-# All chosen on training images, see docs/accuracy.md.
-IMAGES = 4000  # what patches are drawn from at most
-PATCHES = 96  # of an image at most, the more of a class the rarer it is there
-EPOCHS, BATCH, LEAST = 13, 2048, 100  # passes over the patches, patches a step, fewest steps
-RATE, DECAY, DROPOUT = 1e-3, 1e-2, 0.3
-SOME = 20_000  # patches from which mean and spread are taken
+# Chosen on training images, see docs/accuracy.md.
+EPOCHS, BATCH = 8, 8  # passes over the images, images a step
+LEAST, MOST = 100, 4000  # steps
+RATE, DECAY, CLIP = 1e-3, 1e-2, 1.0
+SOME = 64  # images from which mean and spread of the features are taken
+KEPT = 2**30  # bytes of features held ready, so that they need not be encoded or read again
 BALANCE = 0.25  # a class of n patches weighs n to the power of minus this
 
 
-class Patches(NamedTuple):
-    """Patches to learn from.
+class Lesson(NamedTuple):
+    """Some images to learn from.
 
     Attributes:
-        features: see `model.memory.features`.
-        rows: of their names; the last row is "anything else".
-        parts: the data set of each, whose names alone compete for it.
-        portions: of the training images that each comes from.
+        features: of every patch, see `model.memory.features`.
+        rows: of their names; the last row is "anything else", -1 counts nowhere.
+        parts: the data set of each, whose names alone compete for its patches.
     """
 
-    features: Float16[Tensor, "p f"]
-    rows: Int64[Tensor, " p"]
-    parts: Int64[Tensor, " p"]
-    portions: Int64[Tensor, " p"]
+    features: Float[Tensor, "b p f"]
+    rows: Int64[Tensor, "b p"]
+    parts: Int64[Tensor, " b"]
 
-    def without(self, portion: int) -> "Patches":
-        """Those of the other portions; all of them without -1."""
-        return self if portion < 0 else Patches(*(one[self.portions != portion] for one in self))
+
+class Lessons:
+    """The training images, each once, as `Lesson`s.
+
+    Attributes:
+        examples: one of each image.
+        width: of the features.
+        allowed: 0 for the names of each data set and "anything else", else minus infinity.
+        counts: patches of each name among all images, and of "anything else".
+    """
+
+    def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track | None) -> None:
+        self.model, self.sources = model, sources
+        self.width = model.config.image_dim + model.config.aligned_dim
+        self.examples = corpus.some_images(len(corpus.examples), 0)
+        rows = {name: row for row, name in enumerate(corpus.names())}
+        self.tables = [_lookup(part, rows) for part in corpus.parts]
+        self.allowed = torch.full((len(self.tables), len(rows) + 1), -torch.inf)
+        for number, table in enumerate(self.tables):
+            self.allowed[number, np.unique(table[table >= 0])] = 0.0
+        counts, grid = np.zeros(len(rows) + 1, np.int64), None
+        for example in track(self.examples, "looking at masks") if track else self.examples:
+            if grid is None:
+                grid = self.sources[example.part].batch([(example.item, 0)])[0].shape[-2:]
+            found = self._rows(example, corpus.parts[example.part].data.read_mask(example.item), (grid[0], grid[1]))
+            counts += np.bincount(found[found >= 0], minlength=len(counts))
+        self.counts = torch.from_numpy(counts)
+        self._kept: dict[tuple[int, str], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
+
+    def read(self, wanted: Sequence[tuple[Example, bool]]) -> Lesson:
+        """Some examples, each mirrored or not; FusionerError for an unreadable image or mask."""
+        read = [self._read(example) for example, _ in wanted]
+        turned = [
+            [one.flip(-1) if mirrored else one for one in both]
+            for both, (_, mirrored) in zip(read, wanted, strict=True)
+        ]
+        parts = torch.tensor([example.part for example, _ in wanted])
+        features, rows = (torch.stack(some).flatten(-2) for some in zip(*turned, strict=True))
+        return Lesson(features.mT.float(), rows, parts)
+
+    def _read(self, example: Example) -> tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]:
+        name = (example.part, example.item.id)
+        if name in self._kept:
+            return self._kept[name]
+        tokens, masks = self.sources[example.part].batch([(example.item, 0)])
+        with torch.no_grad():
+            visual, aligned = self.model.split(tokens.cpu())
+            found = features(visual, log_posterior(aligned))[0].half()
+        read = found, torch.from_numpy(self._rows(example, masks[0], (found.shape[1], found.shape[2])))
+        if (len(self._kept) + 1) * found.nbytes < KEPT:
+            self._kept[name] = read
+        return read
+
+    def _rows(self, example: Example, mask: np.ndarray, grid: tuple[int, int]) -> Int64[np.ndarray, "gh gw"]:
+        return self.tables[example.part][shrink(mask, grid)]
 
 
 def fit_memory(
@@ -70,98 +121,86 @@ def fit_memory(
     """
     similarity: Any = model.similarity
     memory: Memory = similarity.memory
-    rows = {name: row for row, name in enumerate(corpus.names())}
-    tables = [_lookup(part, rows) for part in corpus.parts]
-    found = _draw(model, corpus, sources, tables, track, seed)
-    allowed = torch.full((len(tables), len(rows) + 1), -torch.inf, device=device)
-    for number, table in enumerate(tables):
-        allowed[number, np.unique(table[table >= 0])] = 0.0
+    lessons = Lessons(model, corpus, sources, track)
     memory.names.copy_(names)
-    memory.known.copy_(torch.bincount(found.rows, minlength=len(rows) + 1)[:-1] > 0)
-    learnt = [
-        fit_perceptron(found.without(portion), allowed, what, track, seed)
-        for portion, what in [(-1, "remembering"), *((i, f"but portion {i + 1}") for i in range(PORTIONS))]
-    ]
-    for name, parts in zip(PARTS, zip(*learnt, strict=True), strict=True):
-        whole, *cross = (part.to(memory.names.device) for part in parts)
-        getattr(memory, name).copy_(whole)
-        setattr(memory, f"cross_{name}", torch.stack(cross))
+    memory.known.copy_(lessons.counts[:-1] > 0)
+    whole = fit_closed_set(lessons, -1, "remembering", track, seed, device)
+    memory.whole.load_state_dict(whole.state_dict())
+    parts = range(PORTIONS)
+    memory.cross = [fit_closed_set(lessons, i, f"but part {i + 1} of {PORTIONS}", track, seed, device) for i in parts]
 
 
-def fit_perceptron(
-    patches: Patches, allowed: Float[Tensor, "s c"], what: str = "", track: Track | None = None, seed: int = 0
-) -> tuple[Float[Tensor, "u f"], Float[Tensor, " u"], Float[Tensor, "c u"], Float[Tensor, " c"]]:
-    """Weights and biases of both layers (`model.memory.PARTS`), for features as they are; on `allowed`'s device.
+def fit_closed_set(
+    lessons: Lessons,
+    without: int = -1,
+    what: str = "",
+    track: Track | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> ClosedSet:
+    """A closed-set segmenter for features as they are, frozen, on the device.
 
-    AdamW on the cross-entropy among the names of a patch's own data set.
+    AdamW on the cross-entropy among the names of an image's own data set, all patches of all images, half of them
+    mirrored.
 
     Args:
-        allowed: 0 for the names of each data set, else minus infinity.
+        without: portion of the images (`portion_of`) that is left out; -1: none.
     """
-    classes, width, count = allowed.shape[1], patches.features.shape[1], len(patches.rows)
-    device = allowed.device
-    if count < 2:
-        return torch.zeros(UNITS, width), torch.zeros(UNITS), torch.zeros(classes, UNITS), torch.zeros(classes)
-    some = patches.features[:: -(-count // SOME)].float().to(device)
-    mean, spread = some.mean(dim=0), some.std(dim=0).clamp_min(1e-4)
-    weights = _weights(patches.rows, classes).to(device)
-    batch = min(BATCH, max(1, count // 8))
-    steps = max(LEAST, EPOCHS * count // batch)
-    generator = torch.Generator().manual_seed(seed)
+    examples = [example for example in lessons.examples if portion_of(example.item.id) != without]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        first, last = nn.Linear(width, UNITS), nn.Linear(UNITS, classes)
-        network = nn.Sequential(first, nn.GELU(), nn.Dropout(DROPOUT), last).to(device)
+        network = ClosedSet(lessons.width, lessons.allowed.shape[1] - 1).to(device)
+        if not examples:  # then it says nothing
+            nn.init.zeros_(network.last.weight)
+            return network.requires_grad_(False).eval()
+        batch = min(BATCH, len(examples))
+        steps = min(MOST, max(LEAST, EPOCHS * len(examples) // batch))
+        mean, spread = _scale(lessons, examples)
+        mean, spread = mean.to(device), spread.to(device)
+        weights, allowed = _weights(lessons.counts).to(device), lessons.allowed.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-        for step in track(range(steps), what) if track else range(steps):
-            optimiser.param_groups[0]["lr"] = cosine(step, steps, RATE, 0.0)
-            drawn = torch.randint(count, (batch,), generator=generator)
-            given = (patches.features[drawn].to(device).float() - mean) / spread
-            scores = network(given) + allowed[patches.parts[drawn].to(device)]
-            loss = F.cross_entropy(scores, patches.rows[drawn].to(device), weight=weights)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    scaled = first.weight.detach() / spread
-    return scaled, first.bias.detach() - scaled @ mean, last.weight.detach(), last.bias.detach()
+        with map_ahead(lessons.read, _draws(examples, batch, steps, seed), 1) as made:
+            for step in track(range(steps), what) if track else range(steps):
+                lesson = next(made)
+                optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, RATE, 0.0, min(50, steps // 10))
+                scores = network((lesson.features.to(device) - mean) / spread)
+                rows = lesson.rows.to(device)
+                scores = scores + allowed[lesson.parts.to(device)][:, None]
+                loss = F.cross_entropy(
+                    scores.flatten(0, 1), rows.flatten(), weights, ignore_index=-1, reduction="sum"
+                ) / (weights[rows.clamp_min(0)] * (rows >= 0)).sum().clamp_min(1.0)
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+                optimiser.step()
+    network.requires_grad_(False).eval()
+    network.first.weight.div_(spread)
+    network.first.bias.sub_(network.first.weight @ mean)
+    return network
 
 
-def _weights(rows: Int64[Tensor, " p"], classes: int) -> Float[Tensor, " c"]:
+def _draws(examples: list[Example], batch: int, steps: int, seed: int) -> Iterator[list[tuple[Example, bool]]]:
+    """What each step looks at: every image once before any comes again; and whether it is mirrored."""
+    rng, waiting = np.random.default_rng((seed, 4)), []
+    for _ in range(steps):
+        while len(waiting) < batch:
+            waiting += rng.permutation(len(examples)).tolist()
+        drawn, waiting = waiting[:batch], waiting[batch:]
+        yield [(examples[i], bool(rng.integers(2))) for i in drawn]
+
+
+def _scale(lessons: Lessons, examples: list[Example]) -> tuple[Float[Tensor, " f"], Float[Tensor, " f"]]:
+    """Mean and spread of the features over some images."""
+    some = examples[:: -(-len(examples) // SOME)]
+    found = torch.cat([lessons.read([(example, False)]).features[0] for example in some])
+    return found.mean(dim=0), found.std(dim=0).clamp_min(1e-4)
+
+
+def _weights(counts: Int64[Tensor, " c"]) -> Float[Tensor, " c"]:
     """Of each class in the loss, 1 in the mean of all patches."""
-    shown = torch.bincount(rows, minlength=classes).clamp_min(1).float()
+    shown = counts.clamp_min(1).float()
     weights = shown.pow(-BALANCE)
     return weights * shown.sum() / (weights * shown).sum()
-
-
-def _draw(
-    model: Fusioner,
-    corpus: Corpus,
-    sources: Sequence[TokenSource],
-    tables: Sequence[Int64[np.ndarray, " v"]],
-    track: Track | None,
-    seed: int,
-) -> Patches:
-    """Up to `PATCHES` patches of each image; those of an image depend on it and the seed alone."""
-    found: list[tuple[Tensor, ...]] = []
-    images = corpus.some_images(IMAGES, seed)
-    for example in track(images, "looking at patches") if track else images:
-        tokens, masks = sources[example.part].batch([(example.item, 0)])
-        with torch.no_grad():
-            visual, aligned = model.split(tokens.cpu())
-            seen = features(visual, log_posterior(aligned))[0]  # (F, Gh, Gw)
-        rows = torch.from_numpy(tables[example.part][shrink(masks[0], (seen.shape[1], seen.shape[2]))].ravel())
-        _, which, many = rows.unique(return_inverse=True, return_counts=True)
-        chances = many[which].float().rsqrt() * (rows >= 0)
-        count = min(PATCHES, int((rows >= 0).sum()))
-        if count:
-            generator = torch.Generator().manual_seed(seed)
-            drawn = torch.multinomial(chances, count, generator=generator)
-            about = (torch.full((count,), number) for number in (example.part, portion_of(example.item.id)))
-            found.append((seen.flatten(1).T[drawn].half(), rows[drawn], *about))
-    if not found:
-        none = torch.zeros(0, dtype=torch.long)
-        return Patches(torch.zeros(0, model.config.image_dim + model.config.aligned_dim).half(), none, none, none)
-    return Patches(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
 def _lookup(part: Part, rows: dict[str, int]) -> Int64[np.ndarray, " v"]:

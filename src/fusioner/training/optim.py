@@ -17,6 +17,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     others: list[Tensor] = []
     decoder: list[Tensor] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a memory's
+            continue
         if name.startswith("decoder."):
             decoder.append(parameter)
         else:

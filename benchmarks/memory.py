@@ -1,0 +1,91 @@
+"""What a memory is worth by itself: a closed-set segmenter, fitted without a portion of the training images, on those.
+
+    python benchmarks/memory.py pascal=data/pascal coco=data/coco folder=data/clothing folder=data/coco_stuff
+    python benchmarks/memory.py pascal=data/pascal --alone     # every patch by itself
+
+No network is trained and no val image is read. Names compete within their own data set; argmax mIoU over the names a
+set shows and, where it has one, background, at the masks' own size; as it is, and averaged half and half over patches
+that the visual encoder finds alike (`model.similarity.affinity`). `--alone` takes attention out of the same network.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusioner.cli.train import track
+from fusioner.evaluation.metrics import ConfusionIoU
+from fusioner.inference.decide import upsample
+from fusioner.model import memory
+from fusioner.model.fusion import Block
+from fusioner.model.similarity import affinity
+from fusioner.training.assemble import build_encoders, build_network, build_sources
+from fusioner.training.corpus import build_corpus, open_part, portion_of
+from fusioner.training.memory import Lessons, fit_closed_set
+from fusioner.training.presets import preset
+
+
+class Alone(Block):
+    """A block in which no patch looks at another."""
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return x + self.mlp(self.norm2(x))
+
+
+@torch.inference_mode()
+def measure(lessons: Lessons, network: nn.Module, corpus: Any, without: int) -> list[list[float]]:
+    """Of each data set, plain and averaged: mIoU in per cent on the images of the portion that was left out."""
+    scores = [[ConfusionIoU(len(part.data.classes)) for _ in range(2)] for part in corpus.parts]
+    for example in lessons.examples:
+        if portion_of(example.item.id) != without:
+            continue
+        part = corpus.parts[example.part]
+        data, rows = part.data, {name: row for row, name in enumerate(corpus.names())}
+        tokens, masks = lessons.sources[example.part].batch([(example.item, 0)])
+        lesson = lessons.read([(example, False)])
+        ids = ([] if data.unlabeled_is_ignore else [0]) + list(part.classes)
+        of = [rows[data.prompts[i]] if i else -1 for i in ids]
+        shares = network(lesson.features)[0][:, of].softmax(dim=1).T  # (names, P)
+        alike = affinity(lessons.model.split(tokens)[0].flatten(2))[0]
+        truth = torch.from_numpy(masks[0]).long()
+        truth[truth == data.ignore] = 255
+        for score, maps in zip(scores[example.part], (shares, (shares + shares @ alike.T) / 2), strict=True):
+            found = upsample(maps.unflatten(1, tokens.shape[-2:]), masks[0].shape).argmax(dim=0)
+            score.update(torch.tensor(ids)[found], truth)
+    return [[100 * float(score.compute()["miou"]) for score in both] for both in scores]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="data sets as fusioner train has them")
+    parser.add_argument("--alone", action="store_true", help="no patch looks at another")
+    parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
+    parser.add_argument("--cache", type=Path, help="feature cache")
+    parser.add_argument("--fitted", type=Path, help="where the fitted network is kept; read if it is there")
+    given = parser.parse_args()
+    named = [one.split("=", 1) for one in given.sets]
+    config = preset("small")
+    corpus = build_corpus([open_part(name, Path(folder)) for name, folder in named], config.sampling, 89, 0)
+    image, text = build_encoders(config, named[0][0], torch.device("cpu"))
+    model = build_network(config, image, text, len(corpus.names()))
+    sources = build_sources(corpus, image, config, given.cache, print)
+    lessons = Lessons(model, corpus, sources, None)
+    if given.alone:
+        memory.Block = Alone  # type: ignore[misc]
+    if given.fitted and given.fitted.is_file():
+        network = memory.ClosedSet(lessons.width, len(corpus.names()))
+        network.load_state_dict(torch.load(given.fitted, weights_only=True))
+        network.eval()
+    else:
+        network = fit_closed_set(lessons, given.without, "fitting", track)
+        if given.fitted:
+            torch.save(network.state_dict(), given.fitted)
+    print("| set | mIoU | averaged over like patches |\n|---|---|---|")
+    for (name, folder), (plain, averaged) in zip(named, measure(lessons, network, corpus, given.without), strict=True):
+        print(f"| {name} {Path(folder).name} | {plain:.1f} | {averaged:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The fit of a closed-set segmenter, on images whose every answer is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusioner.data.base import Item
+from fusioner.training.corpus import Example, portion_of
+from fusioner.training.memory import Lesson, Lessons, fit_closed_set
+
+PATCHES = 6
+NONE = -torch.inf
+
+
+class Toy(Lessons):
+    """Images of six patches in a row, of any scale; all patches of an image show what its first patch says.
+
+    Args:
+        sets: rows that the two kinds of images have in each data set; the last row is "anything else".
+    """
+
+    def __init__(self, images: int, sets: Sequence[tuple[int, int]] = ((0, 2),), names: int = 2) -> None:
+        generator = torch.Generator().manual_seed(images)
+        self.width, self.sets = 3, sets
+        self.examples = [Example(i % len(sets), Item(f"{i}", Path(), Path()), None) for i in range(images)]
+        self.kinds = torch.randint(2, (images,), generator=generator)
+        seen = torch.randn(images, PATCHES, 3, generator=generator)
+        seen[:, 0, 0] = 6.0 * self.kinds - 3.0
+        self.seen = 50.0 + seen * torch.tensor([20.0, 0.01, 1.0])
+        self.allowed = torch.full((len(sets), names + 1), NONE)
+        for part, rows in enumerate(sets):
+            self.allowed[part, [*rows, names]] = 0.0
+        shown = torch.cat([torch.zeros(0, dtype=torch.long), *(self.rows(i) for i in range(images))])
+        self.counts = torch.bincount(shown, minlength=names + 1)
+
+    def rows(self, image: int) -> Tensor:
+        return torch.full((PATCHES,), self.sets[self.examples[image].part][int(self.kinds[image])])
+
+    def read(self, wanted: Sequence[tuple[Example, bool]]) -> Lesson:
+        numbers = [int(example.item.id) for example, _ in wanted]
+        rows = torch.stack([self.rows(i) for i in numbers])
+        rows[:, 1] = -1  # nobody looked
+        return Lesson(self.seen[numbers], rows, torch.tensor([example.part for example, _ in wanted]))
+
+
+def right(lessons: Toy, network: torch.nn.Module, part: int = 0) -> float:
+    """Share of patches named right among the names of their own set."""
+    mine = [i for i, example in enumerate(lessons.examples) if example.part == part]
+    scores = network(lessons.seen[mine]) + lessons.allowed[part]
+    return float((scores.argmax(dim=2) == torch.stack([lessons.rows(i) for i in mine])).float().mean())
+
+
+def test_what_a_patch_shows_is_learnt_from_the_patches_around_it_whatever_the_scale() -> None:
+    network = fit_closed_set(Toy(200))
+    assert right(Toy(100), network) > 0.95
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_names_of_other_sets_do_not_compete() -> None:
+    """Two sets show the same looks, each with words of its own: neither teaches that the other's are wrong."""
+    sets = ((0, 1), (2, 3))
+    network, new = fit_closed_set(Toy(200, sets, 4)), Toy(100, sets, 4)
+    assert min(right(new, network, part) for part in range(2)) > 0.95
+
+
+def test_a_portion_left_out_is_not_looked_at() -> None:
+    lessons = Toy(60)
+    for i, example in enumerate(lessons.examples):  # what that portion shows is nonsense
+        if portion_of(example.item.id) == 0:
+            lessons.kinds[i] = 1 - lessons.kinds[i]
+    assert right(Toy(100), fit_closed_set(lessons, 0)) > 0.9
+
+
+def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, other = (fit_closed_set(Toy(9), seed=3).state_dict() for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_nothing_seen_is_nothing_remembered() -> None:
+    assert not fit_closed_set(Toy(0)).last.weight.any()
