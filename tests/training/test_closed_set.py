@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusioner.data.base import Item
 from fusioner.training.corpus import Example, portion_of
-from fusioner.training.memory import Lesson, Lessons, fit_closed_set
+from fusioner.training.memory import Kept, Lesson, Lessons, fit_closed_set
 
 PATCHES = 6
 NONE = -torch.inf
@@ -80,6 +80,20 @@ def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
     one, other = (fit_closed_set(Toy(9), seed=3).state_dict() for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_kept_is_read_again_where_it_is_whole_and_fits(tmp_path: Path) -> None:
+    kept, state = Kept(tmp_path / "memory", "these images"), {"first": torch.rand(2, 3)}
+    assert kept.get("but_0") is None
+    Kept(tmp_path / "memory", "these images", writes=False).put("but_0", state)
+    assert kept.get("but_0") is None
+    kept.put("but_0", state)
+    found = kept.get("but_0")
+    assert found is not None
+    assert torch.equal(found["first"], state["first"])
+    assert Kept(tmp_path / "memory", "others").get("but_0") is None
+    (tmp_path / "memory" / "but_0.safetensors").write_bytes(b"half")
+    assert kept.get("but_0") is None
 
 
 def test_nothing_seen_is_nothing_remembered() -> None:

@@ -15,6 +15,7 @@ from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.encoders.zoo import build_image_encoder
 from fusioner.features.source import LiveSource
 from fusioner.model.checkpoint import load_model
+from fusioner.training import memory
 from fusioner.training.assemble import build_network
 from fusioner.training.batches import Batch
 from fusioner.training.config import TrainConfig
@@ -23,6 +24,12 @@ from fusioner.training.loop import Pace
 from fusioner.training.memory import fit_memory
 from fusioner.training.meter import THRESHOLDS, iou_counts
 from fusioner.training.run import Run, train
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well it is remembered is of no matter."""
+    monkeypatch.setattr(memory, "LEAST", 5)
 
 
 @pytest.fixture
@@ -45,12 +52,12 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     source = LiveSource(corpus.parts[0].data, image, remembering.resolution)
     fit_memory(model, corpus, [source], embed(corpus.names()))
     assert model.similarity is not None
-    memory = model.similarity.memory
-    assert memory is not None
+    filled = model.similarity.memory
+    assert filled is not None
     shown = {1, 2, 3, 8, 12}
-    assert {row + 1 for row in memory.known.nonzero().flatten().tolist()} == shown
-    assert len(memory.cross) == PORTIONS
-    first = [one.first.weight for one in (memory.whole, *memory.cross)]
+    assert {row + 1 for row in filled.known.nonzero().flatten().tolist()} == shown
+    assert len(filled.cross) == PORTIONS
+    first = [one.first.weight for one in (filled.whole, *filled.cross)]
     assert not any(torch.equal(one, other) for one, other in combinations(first, 2))
     for item in corpus.parts[0].data.items[:6]:
         tokens, masks = source.batch([(item, 0)])
@@ -59,19 +66,27 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
         seen = model.look(tokens)
         assert seen is not None
         assert seen.recalled is not None
-        peaks = [memory(seen.recalled, words[None])[0, :, 0].amax(1) for words in (there, absent)]
+        peaks = [filled(seen.recalled, words[None])[0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hasty")
 def test_a_run_saves_what_it_remembers_and_starts_others(
-    voc_tree: Path, remembering: TrainConfig, tmp_path: Path
+    voc_tree: Path, remembering: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str, fold: int | None, initial: Path | None = None) -> Path:
         train([open_part("pascal", voc_tree, fold)], remembering, Run(tmp_path / name, device="cpu", initial=initial))
         return tmp_path / name / "last.safetensors"
 
+    def never(*_: object) -> None:
+        raise AssertionError("it was fitted already")
+
     first = run("first", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "fit_closed_set", never)
+        whole = Run(tmp_path / "first", resume=True, device="cpu")
+        assert train([open_part("pascal", voc_tree)], remembering, whole).signal == 0
     state, card = load_model(first)[0].state_dict(), load_model(first)[1]
     assert card.config.memory == 20
     assert not any("cross" in name for name in state)
@@ -102,6 +117,7 @@ def test_a_threshold_is_a_probability() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hasty")
 def test_a_fold_does_without_a_memory_and_the_rest_has_one(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
     words = ["train", "pascal", "--root", str(voc_tree), "--image-encoder", f"clip-vit-b16@{clip_folder}+effnet-lite2"]
     words += ["--resolution", "64", "--steps", "1", "--batch-size", "2", "--cache", str(tmp_path / "cache")]

@@ -40,8 +40,8 @@ class FusionerConfig:
             that the first encoders find alike (see `model.similarity`).
         prompt_dropout: chance that training hides a label's embedding from the fusion and leaves it the similarity
             alone, so that unseen words are no stranger; 1 hides it always, at inference too.
-        memory: beyond the paper, with similarity "posterior": number of trained names that a closed-set segmenter beside
-            the network knows (see `model.memory`); 0 for none.
+        memory: beyond the paper, with similarity "posterior": number of trained names that a closed-set segmenter
+            beside the network knows (see `model.memory`); 0 for none.
         logit_bias: beyond the paper. Learn one scale and one bias for the logits, so that 0.5 can mean 0.5.
     """
 

@@ -3,18 +3,24 @@
 Letters: B images, C names and "anything else", F features, P patches, S data sets, V mask values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from fusioner.ahead import map_ahead
 from fusioner.features.plan import Track
 from fusioner.features.source import TokenSource
+from fusioner.files import atomic_write
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.memory import ClosedSet, Memory, features, log_posterior
 from fusioner.training.batches import shrink
@@ -100,6 +106,35 @@ class Lessons:
         return self.tables[example.part][shrink(mask, grid)]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where fitted segmenters are kept, so that a run that is taken up again need not fit them again.
+
+    Attributes:
+        folder: one file each.
+        mark: of what they are fitted to; those of another mark are fitted anew.
+        writes: whether this process is the one that writes.
+    """
+
+    folder: Path
+    mark: str
+    writes: bool = True
+
+    def get(self, name: str) -> Mapping[str, Tensor] | None:
+        """The weights kept by this name; None where there are none that can be used."""
+        with suppress(SafetensorError, OSError), safe_open(self.folder / f"{name}.safetensors", "pt") as file:
+            if (file.metadata() or {}).get("mark") == self.mark:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return None
+
+    def put(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Keep weights; FusionerError where the system refuses."""
+        if self.writes:
+            with atomic_write(self.folder / f"{name}.safetensors") as beside:
+                plain = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
+                beside.write_bytes(save(plain, metadata={"mark": self.mark}))
+
+
 def fit_memory(
     model: Fusioner,
     corpus: Corpus,
@@ -108,6 +143,7 @@ def fit_memory(
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Fill the model's memory with what the corpus shows of its names; held-out images are not looked at.
 
@@ -115,19 +151,29 @@ def fit_memory(
         names: unit embeddings of `corpus.names()`, in its order.
         track: draws a bar.
         device: to fit on; None is the CPU.
+        kept: read what is there, keep what is not.
 
     Raises:
-        FusionerError: an unreadable image or mask.
+        FusionerError: an unreadable image or mask, or no space left.
     """
     similarity: Any = model.similarity
     memory: Memory = similarity.memory
     lessons = Lessons(model, corpus, sources, track)
     memory.names.copy_(names)
     memory.known.copy_(lessons.counts[:-1] > 0)
-    whole = fit_closed_set(lessons, -1, "remembering", track, seed, device)
-    memory.whole.load_state_dict(whole.state_dict())
-    parts = range(PORTIONS)
-    memory.cross = [fit_closed_set(lessons, i, f"but part {i + 1} of {PORTIONS}", track, seed, device) for i in parts]
+    learnt = []
+    for without in (-1, *range(PORTIONS)):
+        name, what = f"but_{without}", f"remembering part {without + 2} of {PORTIONS + 1}"
+        network = ClosedSet(lessons.width, len(memory.names))
+        state = kept.get(name) if kept else None
+        if state is None:
+            state = fit_closed_set(lessons, without, what, track, seed, device).state_dict()
+            if kept:
+                kept.put(name, state)
+        network.load_state_dict(state)
+        learnt.append(network.requires_grad_(False).eval())
+    memory.whole.load_state_dict(learnt[0].state_dict())
+    memory.cross = learnt[1:]
 
 
 def fit_closed_set(

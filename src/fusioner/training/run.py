@@ -1,5 +1,6 @@
 """One training from settings to saved weights."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from fusioner.training.corpus import Order, Part, ShardOrder, build_corpus
 from fusioner.training.display import Display
 from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
-from fusioner.training.memory import fit_memory
+from fusioner.training.memory import Kept, fit_memory
 from fusioner.training.prompts import Names, read_words
 from fusioner.training.provenance import describe
 from fusioner.training.reference import draw_reference
@@ -32,7 +33,7 @@ class Run:
     """Where a training computes and writes; nothing here changes what it aims for.
 
     Attributes:
-        out: folder for last.safetensors, best.safetensors, resume.pt and metrics.jsonl.
+        out: folder for last.safetensors, best.safetensors, resume.pt, metrics.jsonl, and memory/ where there is one.
         resume: go on from the state in `out`, where there is one.
         device: auto, cpu, cuda, cuda:N or mps; devices: how many, a process each (torchrun knows better).
         cache: folder of the feature cache; None: the user's own.
@@ -103,7 +104,9 @@ def train(
     if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
     if model.config.memory:
-        fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device)
+        fitted_to = json.dumps([corpus.digest(), about["encoders"], config.resolution, config.seed], sort_keys=True)
+        kept = Kept(run.out / "memory", fitted_to, fabric.is_global_zero)
+        fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device, kept)
     side = max(1, config.resolution // config.loss_stride)
     size = (side, side)
     batches = Batches(corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard)
