@@ -87,7 +87,7 @@ def test_what_cannot_be_is_one_sentence(text: str, says: str, tmp_path: Path) ->
 
 
 def test_the_examples_and_the_page_can_be_read(tmp_path: Path) -> None:
-    sizes = {path.name: len(read_sweep(path).cells) for path in (REPO / "examples").glob("*.toml")}
+    sizes = {path.name: len(read_sweep(path).cells) for path in (REPO / "examples").glob("table1-*.toml")}
     assert sizes == {"table1-embedded.toml": 28, "table1-paper.toml": 48}
     page = (REPO / "docs" / "sweep.md").read_text("utf-8")
     block = page.split("```toml\n")[1].split("```")[0]

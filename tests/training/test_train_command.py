@@ -16,9 +16,10 @@ from PIL import Image
 from fusioner.cli.main import main
 from fusioner.cli.official import OFFICIAL, OURS, parser, settings
 from fusioner.cli.train import command_line
+from fusioner.inference.load import load_torch
 from fusioner.model.checkpoint import load_model
 from fusioner.training.config import TrainConfig
-from fusioner.training.presets import PAPER
+from fusioner.training.presets import PAPER, SMALL
 
 REPO = Path(__file__).resolve().parents[2]
 Toml = Callable[..., Path]
@@ -152,6 +153,11 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
+def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
+    example = SMALL.with_file(REPO / "examples" / "default.toml")
+    assert load_torch().card.training["settings"] == example.to_dict()
+
+
 def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
     """Training on fold 0, then testing its unseen classes both at 224-style and at native resolution."""
     tree = tmp_path / "pascal"  # with a val image that can be read, named as a pair of the published list
