@@ -41,6 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "prompt-dropout-off": {"prompt_dropout": 0.0},
     "choice-off": {"choice_weight": 0.0},
     "one-prompt": {"prompts": 1},
+    "eight-prompts": {"prompts": 8, "batch_size": 3},
     "instance-norm": {"decoder_norm": "instance"},
     "hard-negatives": {"hard": 4.0},
     "synonyms": {"synonyms": "packaged"},

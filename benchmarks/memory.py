@@ -62,11 +62,12 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="data sets as fusioner train has them")
     parser.add_argument("--alone", action="store_true", help="no patch looks at another")
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
+    parser.add_argument("--resolution", type=int, default=preset("small").resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
     parser.add_argument("--fitted", type=Path, help="where the fitted network is kept; read if it is there")
     given = parser.parse_args()
     named = [one.split("=", 1) for one in given.sets]
-    config = preset("small")
+    config = preset("small").changed({"resolution": given.resolution})
     corpus = build_corpus([open_part(name, Path(folder)) for name, folder in named], config.sampling, 89, 0)
     image, text = build_encoders(config, named[0][0], torch.device("cpu"))
     model = build_network(config, image, text, len(corpus.names()))

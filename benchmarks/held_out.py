@@ -1,0 +1,77 @@
+"""Models side by side on the images that their trainings held out: all names of each set at once, at every level.
+
+    python benchmarks/held_out.py run/best.safetensors other/best.safetensors --sets pascal=data/pascal folder=my/data
+
+The sets are those of the training, in its order; seed and number of held-out images are read from each model's card.
+For every level: argmax mIoU of each set in per cent (masks at 168 x 168), their mean, and of the first set the share of
+absent names that claim nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fusioner.evaluation.metrics import ConfusionIoU
+from fusioner.features.cache import FeatureCache
+from fusioner.inference.decide import decide, upsample
+from fusioner.inference.load import load_torch
+from fusioner.training.batches import shrink
+from fusioner.training.corpus import build_corpus, open_part
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SIDE = 168
+
+
+@torch.inference_mode()
+def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str]:
+    """Rows of the table, one a level."""
+    segmenter = load_torch(model)
+    settings, kept = segmenter.card.training["settings"], FeatureCache(cache) if cache else None
+    parts = [open_part(name, Path(folder)) for name, folder in named]
+    corpus = build_corpus(parts, settings["sampling"], settings["holdout"], settings["seed"], settings["balance"])
+    scores = [[ConfusionIoU(len(part.data.classes)) for part in parts] for _ in LEVELS]
+    refused: list[list[bool]] = [[] for _ in LEVELS]
+    for example in corpus.held_out:
+        part = parts[example.part]
+        rgb, mask = part.data.read(example.item)
+        if kept:
+            tokens = kept.tokens(segmenter.image_encoder, example.item.image, segmenter.card.resolution).float()
+            encoded = segmenter.keep(rgb, tokens, example.item.id)
+        else:
+            encoded = segmenter.encode(rgb)
+        likely = upsample(segmenter.own_logits(encoded, [part.data.prompts[i] for i in part.classes]), (SIDE, SIDE))
+        likely, ids = likely.sigmoid(), torch.tensor([0, *part.classes])
+        small = shrink(mask, (SIDE, SIDE)).astype(np.int64)
+        truth = torch.from_numpy(np.where(small == part.data.ignore, 255, small))
+        absent = [row for row, i in enumerate(part.classes) if not (mask == i).any()]
+        for at, level in enumerate(LEVELS):
+            chosen = decide(likely, level, background=not part.data.unlabeled_is_ignore)
+            scores[at][example.part].update(ids[chosen.long()], truth)
+            if example.part == 0:
+                refused[at] += (likely[absent].amax(dim=(1, 2)) <= level).tolist()
+    rows = []
+    for level, of_sets, none in zip(LEVELS, scores, refused, strict=True):
+        found = [100 * float(score.compute()["miou"]) for score in of_sets]
+        cells = " | ".join(f"{value:.1f}" for value in (*found, float(np.mean(found)), 100 * float(np.mean(none))))
+        rows.append(f"| {model.parent.name} | {level:g} | {cells} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--cache", type=Path, help="feature cache")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    named = [one.split("=", 1) for one in given.sets]
+    print(f"| model | level | {' | '.join(Path(folder).name for _, folder in named)} | mean | refused |")
+    print("|" + "---|" * (len(named) + 4))
+    for model in given.models:
+        print("\n".join(measure(model, named, given.cache)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
