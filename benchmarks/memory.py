@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="data sets as fusioner train has them")
     parser.add_argument("--alone", action="store_true", help="no patch looks at another")
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
+    parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--resolution", type=int, default=preset("small").resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
     parser.add_argument("--fitted", type=Path, help="where the fitted network is kept; read if it is there")
@@ -80,7 +81,7 @@ def main() -> None:
         network.load_state_dict(torch.load(given.fitted, weights_only=True))
         network.eval()
     else:
-        network = fit_closed_set(lessons, given.without, "fitting", track)
+        network = fit_closed_set(lessons, given.without, "fitting", track, share=given.share)
         if given.fitted:
             torch.save(network.state_dict(), given.fitted)
     print("| set | mIoU | averaged over like patches |\n|---|---|---|")

@@ -59,6 +59,14 @@ def test_what_a_patch_shows_is_learnt_from_the_patches_around_it_whatever_the_sc
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_a_share_of_the_patches_at_a_time_teaches_all_of_them() -> None:
+    """Two of the six in a step: the one that tells is among them now and then, and no patch is left out for good."""
+    lessons = Toy(200)
+    lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(200, PATCHES)  # every patch hints at the answer
+    one, other = (fit_closed_set(lessons, share=share) for share in (1.0, 0.34))
+    assert min(right(lessons, one), right(lessons, other)) > 0.95
+
+
 def test_names_of_other_sets_do_not_compete() -> None:
     """Two sets show the same looks, each with words of its own: neither teaches that the other's are wrong."""
     sets = ((0, 1), (2, 3))

@@ -33,6 +33,7 @@ class TrainConfig:
             in `image_encoder`.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
             `model.memory`); without effect where similarity is not "posterior".
+        memory_share: of an image's patches, drawn anew, that each step of fitting it looks at.
         sampling: "pairs": a step sees (image, class) pairs and prompts each image with its one class, as the paper;
             "images": a step sees images and prompts each with several of its set's classes.
         prompts: with "images": prompts an image; up to half are present in it, the others are not.
@@ -98,6 +99,7 @@ class TrainConfig:
     direct: bool = False
     prompt_dropout: float = 0.0
     memory: bool = False
+    memory_share: float = 1.0
     sampling: Sampling = "pairs"
     prompts: int = 1
     unseen: Unseen = "background"
@@ -182,6 +184,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "drop_path": (0, 0.99),
     "prompt_dropout": (0, 1),
     "reference": (0, 65536),
+    "memory_share": (0.01, 1),
     "prompts": (1, 4096),
     "augment": (0, 1),
     "crop": (0.01, 1),

@@ -143,6 +143,7 @@ def fit_memory(
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
+    share: float = 1.0,
     kept: Kept | None = None,
 ) -> None:
     """Fill the model's memory with what the corpus shows of its names; held-out images are not looked at.
@@ -151,6 +152,7 @@ def fit_memory(
         names: unit embeddings of `corpus.names()`, in its order.
         track: draws a bar.
         device: to fit on; None is the CPU.
+        share: of an image's patches that are looked at at a time, see `fit_closed_set`.
         kept: read what is there, keep what is not.
 
     Raises:
@@ -167,7 +169,7 @@ def fit_memory(
         network = ClosedSet(lessons.width, len(memory.names))
         state = kept.get(name) if kept else None
         if state is None:
-            state = fit_closed_set(lessons, without, what, track, seed, device).state_dict()
+            state = fit_closed_set(lessons, without, what, track, seed, device, share).state_dict()
             if kept:
                 kept.put(name, state)
         network.load_state_dict(state)
@@ -183,6 +185,7 @@ def fit_closed_set(
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
+    share: float = 1.0,
 ) -> ClosedSet:
     """A closed-set segmenter for features as they are, frozen, on the device.
 
@@ -191,6 +194,8 @@ def fit_closed_set(
 
     Args:
         without: portion of the images (`portion_of`) that is left out; -1: none.
+        share: of an image's patches, drawn anew every step, that are looked at (PatchDropout, arXiv 2208.07220); the
+            time falls faster than that.
     """
     examples = [example for example in lessons.examples if portion_of(example.item.id) != without]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -209,8 +214,10 @@ def fit_closed_set(
             for step in track(range(steps), what) if track else range(steps):
                 lesson = next(made)
                 optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, RATE, 0.0, min(50, steps // 10))
-                scores = network((lesson.features.to(device) - mean) / spread)
-                rows = lesson.rows.to(device)
+                patches = lesson.rows.shape[1]
+                some = torch.randperm(patches)[: max(1, round(share * patches))]
+                scores = network((lesson.features[:, some].to(device) - mean) / spread)
+                rows = lesson.rows[:, some].to(device)
                 scores = scores + allowed[lesson.parts.to(device)][:, None]
                 loss = F.cross_entropy(
                     scores.flatten(0, 1), rows.flatten(), weights, ignore_index=-1, reduction="sum"

@@ -104,9 +104,12 @@ def train(
     if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
     if model.config.memory:
-        fitted_to = json.dumps([corpus.digest(), about["encoders"], config.resolution, config.seed], sort_keys=True)
+        fitted_to = json.dumps(
+            [corpus.digest(), about["encoders"], config.resolution, config.seed, config.memory_share]
+        )
         kept = Kept(run.out / "memory", fitted_to, fabric.is_global_zero)
-        fit_memory(model, corpus, sources, table[: len(corpus.names())].cpu(), track, config.seed, fabric.device, kept)
+        words, share = table[: len(corpus.names())].cpu(), config.memory_share
+        fit_memory(model, corpus, sources, words, track, config.seed, fabric.device, share, kept)
     side = max(1, config.resolution // config.loss_stride)
     size = (side, side)
     batches = Batches(corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard)
