@@ -23,7 +23,8 @@ from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
 from fusioner.training.assemble import build_encoders, build_network, build_sources
 from fusioner.training.corpus import build_corpus, open_part, portion_of
-from fusioner.training.memory import Lessons, fit_closed_set
+from fusioner.training.lessons import Lessons
+from fusioner.training.memory import fit_closed_set
 from fusioner.training.presets import preset
 
 

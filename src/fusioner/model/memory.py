@@ -42,8 +42,8 @@ class Recalled(NamedTuple):
 class ClosedSet(nn.Module):
     """Features of an image's patches (B, P, F) -> logits of N names and "anything else" for each (B, P, N + 1).
 
-    A linear layer, blocks in which patches look at each other, and a linear layer. Single patches, without the blocks,
-    tell classes apart far worse (docs/accuracy.md).
+    A linear layer, blocks in which patches look at each other, and a linear layer; docs/accuracy.md has what that is
+    worth beside single patches.
     """
 
     def __init__(self, features: int, names: int) -> None:

@@ -1,18 +1,19 @@
 """Fitting the memory: a closed-set segmenter learns to name every patch of the training images.
 
-Letters: B images, C names and "anything else", F features, P patches, S data sets, V mask values.
+Letters: B images, C names and "anything else", F features, P patches.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -22,9 +23,9 @@ from fusioner.features.plan import Track
 from fusioner.features.source import TokenSource
 from fusioner.files import atomic_write
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import ClosedSet, Memory, features, log_posterior
-from fusioner.training.batches import shrink
-from fusioner.training.corpus import PORTIONS, Corpus, Example, Part, portion_of
+from fusioner.model.memory import ClosedSet, Memory
+from fusioner.training.corpus import PORTIONS, Corpus, Example, portion_of
+from fusioner.training.lessons import Lessons
 from fusioner.training.schedules import warmup_cosine
 
 # Chosen on training images, see docs/accuracy.md.
@@ -32,78 +33,7 @@ EPOCHS, BATCH = 8, 8  # passes over the images, images a step
 LEAST, MOST = 100, 4000  # steps
 RATE, DECAY, CLIP = 1e-3, 1e-2, 1.0
 SOME = 64  # images from which mean and spread of the features are taken
-KEPT = 2**30  # bytes of features held ready, so that they need not be encoded or read again
 BALANCE = 0.25  # a class of n patches weighs n to the power of minus this
-
-
-class Lesson(NamedTuple):
-    """Some images to learn from.
-
-    Attributes:
-        features: of every patch, see `model.memory.features`.
-        rows: of their names; the last row is "anything else", -1 counts nowhere.
-        parts: the data set of each, whose names alone compete for its patches.
-    """
-
-    features: Float[Tensor, "b p f"]
-    rows: Int64[Tensor, "b p"]
-    parts: Int64[Tensor, " b"]
-
-
-class Lessons:
-    """The training images, each once, as `Lesson`s.
-
-    Attributes:
-        examples: one of each image.
-        width: of the features.
-        allowed: 0 for the names of each data set and "anything else", else minus infinity.
-        counts: patches of each name among all images, and of "anything else".
-    """
-
-    def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track | None) -> None:
-        self.model, self.sources = model, sources
-        self.width = model.config.image_dim + model.config.aligned_dim
-        self.examples = corpus.some_images(len(corpus.examples), 0)
-        rows = {name: row for row, name in enumerate(corpus.names())}
-        self.tables = [_lookup(part, rows) for part in corpus.parts]
-        self.allowed = torch.full((len(self.tables), len(rows) + 1), -torch.inf)
-        for number, table in enumerate(self.tables):
-            self.allowed[number, np.unique(table[table >= 0])] = 0.0
-        counts, grid = np.zeros(len(rows) + 1, np.int64), None
-        for example in track(self.examples, "looking at masks") if track else self.examples:
-            if grid is None:
-                grid = self.sources[example.part].batch([(example.item, 0)])[0].shape[-2:]
-            found = self._rows(example, corpus.parts[example.part].data.read_mask(example.item), (grid[0], grid[1]))
-            counts += np.bincount(found[found >= 0], minlength=len(counts))
-        self.counts = torch.from_numpy(counts)
-        self._kept: dict[tuple[int, str], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
-
-    def read(self, wanted: Sequence[tuple[Example, bool]]) -> Lesson:
-        """Some examples, each mirrored or not; FusionerError for an unreadable image or mask."""
-        read = [self._read(example) for example, _ in wanted]
-        turned = [
-            [one.flip(-1) if mirrored else one for one in both]
-            for both, (_, mirrored) in zip(read, wanted, strict=True)
-        ]
-        parts = torch.tensor([example.part for example, _ in wanted])
-        features, rows = (torch.stack(some).flatten(-2) for some in zip(*turned, strict=True))
-        return Lesson(features.mT.float(), rows, parts)
-
-    def _read(self, example: Example) -> tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]:
-        name = (example.part, example.item.id)
-        if name in self._kept:
-            return self._kept[name]
-        tokens, masks = self.sources[example.part].batch([(example.item, 0)])
-        with torch.no_grad():
-            visual, aligned = self.model.split(tokens.cpu())
-            found = features(visual, log_posterior(aligned))[0].half()
-        read = found, torch.from_numpy(self._rows(example, masks[0], (found.shape[1], found.shape[2])))
-        if (len(self._kept) + 1) * found.nbytes < KEPT:
-            self._kept[name] = read
-        return read
-
-    def _rows(self, example: Example, mask: np.ndarray, grid: tuple[int, int]) -> Int64[np.ndarray, "gh gw"]:
-        return self.tables[example.part][shrink(mask, grid)]
 
 
 @dataclass(frozen=True)
@@ -163,19 +93,19 @@ def fit_memory(
     lessons = Lessons(model, corpus, sources, track)
     memory.names.copy_(names)
     memory.known.copy_(lessons.counts[:-1] > 0)
-    learnt = []
+    states = []
     for without in (-1, *range(PORTIONS)):
         name, what = f"but_{without}", f"remembering part {without + 2} of {PORTIONS + 1}"
-        network = ClosedSet(lessons.width, len(memory.names))
         state = kept.get(name) if kept else None
         if state is None:
             state = fit_closed_set(lessons, without, what, track, seed, device, share).state_dict()
             if kept:
                 kept.put(name, state)
+        states.append(state)
+    memory.whole.load_state_dict(states[0])
+    memory.cross = [copy.deepcopy(memory.whole) for _ in range(PORTIONS)]
+    for network, state in zip(memory.cross, states[1:], strict=True):
         network.load_state_dict(state)
-        learnt.append(network.requires_grad_(False).eval())
-    memory.whole.load_state_dict(learnt[0].state_dict())
-    memory.cross = learnt[1:]
 
 
 def fit_closed_set(
@@ -203,6 +133,7 @@ def fit_closed_set(
         network = ClosedSet(lessons.width, lessons.allowed.shape[1] - 1).to(device)
         if not examples:  # then it says nothing
             nn.init.zeros_(network.last.weight)
+            nn.init.zeros_(network.last.bias)
             return network.requires_grad_(False).eval()
         batch = min(BATCH, len(examples))
         steps = min(MOST, max(LEAST, EPOCHS * len(examples) // batch))
@@ -219,17 +150,22 @@ def fit_closed_set(
                 scores = network((lesson.features[:, some].to(device) - mean) / spread)
                 rows = lesson.rows[:, some].to(device)
                 scores = scores + allowed[lesson.parts.to(device)][:, None]
-                loss = F.cross_entropy(
-                    scores.flatten(0, 1), rows.flatten(), weights, ignore_index=-1, reduction="sum"
-                ) / (weights[rows.clamp_min(0)] * (rows >= 0)).sum().clamp_min(1.0)
                 optimiser.zero_grad()
-                loss.backward()
+                _loss(scores, rows, weights).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), CLIP)
                 optimiser.step()
     network.requires_grad_(False).eval()
     network.first.weight.div_(spread)
     network.first.bias.sub_(network.first.weight @ mean)
     return network
+
+
+def _loss(
+    scores: Float[Tensor, "b p c"], rows: Int64[Tensor, "b p"], weights: Float[Tensor, " c"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy, the mean of the patches that count by their class's weight; 0 where none counts."""
+    total = F.cross_entropy(scores.flatten(0, 1), rows.flatten(), weights, ignore_index=-1, reduction="sum")
+    return total / (weights[rows.clamp_min(0)] * (rows >= 0)).sum().clamp_min(1.0)
 
 
 def _draws(examples: list[Example], batch: int, steps: int, seed: int) -> Iterator[list[tuple[Example, bool]]]:
@@ -254,12 +190,3 @@ def _weights(counts: Int64[Tensor, " c"]) -> Float[Tensor, " c"]:
     shown = counts.clamp_min(1).float()
     weights = shown.pow(-BALANCE)
     return weights * shown.sum() / (weights * shown).sum()
-
-
-def _lookup(part: Part, rows: dict[str, int]) -> Int64[np.ndarray, " v"]:
-    """Mask value -> row of its name; anything else the last; -1 where pixels count nowhere."""
-    table = np.full(part.data.ignore + 1, len(rows), np.int64)
-    for class_id in part.classes:
-        table[class_id] = rows[part.data.prompts[class_id]]
-    table[list(part.ignored)] = -1
-    return table
