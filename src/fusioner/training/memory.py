@@ -95,7 +95,8 @@ def fit_memory(
     memory.known.copy_(lessons.counts[:-1] > 0)
     states = []
     for without in (-1, *range(PORTIONS)):
-        name, what = f"but_{without}", f"remembering part {without + 2} of {PORTIONS + 1}"
+        name = "all" if without < 0 else f"but_{without}"
+        what = f"remembering part {without + 2} of {PORTIONS + 1}"
         state = kept.get(name) if kept else None
         if state is None:
             state = fit_closed_set(lessons, without, what, track, seed, device, share).state_dict()
