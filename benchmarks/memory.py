@@ -39,11 +39,12 @@ class Alone(Block):
 def measure(lessons: Lessons, network: nn.Module, corpus: Any, without: int) -> list[list[float]]:
     """Of each data set, plain and averaged: mIoU in per cent on the images of the portion that was left out."""
     scores = [[ConfusionIoU(len(part.data.classes)) for _ in range(2)] for part in corpus.parts]
+    rows = {name: row for row, name in enumerate(corpus.names())}
     for example in lessons.examples:
         if portion_of(example.item.id) != without:
             continue
         part = corpus.parts[example.part]
-        data, rows = part.data, {name: row for row, name in enumerate(corpus.names())}
+        data = part.data
         tokens, masks = lessons.sources[example.part].batch([(example.item, 0)])
         lesson = lessons.read([(example, False)])
         ids = ([] if data.unlabeled_is_ignore else [0]) + list(part.classes)
@@ -66,7 +67,6 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--resolution", type=int, default=preset("small").resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
-    parser.add_argument("--fitted", type=Path, help="where the fitted network is kept; read if it is there")
     given = parser.parse_args()
     named = [one.split("=", 1) for one in given.sets]
     config = preset("small").changed({"resolution": given.resolution})
@@ -77,14 +77,7 @@ def main() -> None:
     lessons = Lessons(model, corpus, sources, None)
     if given.alone:
         memory.Block = Alone  # type: ignore[misc]
-    if given.fitted and given.fitted.is_file():
-        network = memory.ClosedSet(lessons.width, len(corpus.names()))
-        network.load_state_dict(torch.load(given.fitted, weights_only=True))
-        network.eval()
-    else:
-        network = fit_closed_set(lessons, given.without, "fitting", track, share=given.share)
-        if given.fitted:
-            torch.save(network.state_dict(), given.fitted)
+    network = fit_closed_set(lessons, given.without, "fitting", track, share=given.share)
     print("| set | mIoU | averaged over like patches |\n|---|---|---|")
     for (name, folder), (plain, averaged) in zip(named, measure(lessons, network, corpus, given.without), strict=True):
         print(f"| {name} {Path(folder).name} | {plain:.1f} | {averaged:.1f} |")

@@ -19,9 +19,10 @@ from fusioner.training import memory
 from fusioner.training.assemble import build_network
 from fusioner.training.batches import Batch
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import PORTIONS, build_corpus, open_part
+from fusioner.training.corpus import PORTIONS, build_corpus, open_part, portion_of
+from fusioner.training.lessons import Lessons
 from fusioner.training.loop import Pace
-from fusioner.training.memory import fit_memory
+from fusioner.training.memory import fit_closed_set, fit_memory
 from fusioner.training.meter import THRESHOLDS, iou_counts
 from fusioner.training.run import Run, train
 
@@ -68,6 +69,10 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
         assert seen.recalled is not None
         peaks = [filled(seen.recalled, words[None])[0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
+    lessons = Lessons(model, corpus, [source], None)
+    lessons.examples = [example for example in lessons.examples if portion_of(example.item.id) != 0]
+    for name, part in fit_closed_set(lessons).state_dict().items():
+        torch.testing.assert_close(filled.cross[0].state_dict()[name], part)
 
 
 @pytest.mark.slow

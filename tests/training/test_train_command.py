@@ -152,12 +152,12 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
 
 
-@pytest.mark.slow
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
     example = SMALL.with_file(REPO / "examples" / "default.toml")
     assert load_torch().card.training["settings"] == example.to_dict()
 
 
+@pytest.mark.slow
 def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
     """Training on fold 0, then testing its unseen classes both at 224-style and at native resolution."""
     tree = tmp_path / "pascal"  # with a val image that can be read, named as a pair of the published list

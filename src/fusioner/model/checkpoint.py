@@ -18,12 +18,18 @@ FORMAT = "fusioner-1"
 
 def save_model(path: str | Path, model: nn.Module, card: ModelCard, dtype: torch.dtype | None = None) -> None:
     """Write weights and card to `path` (.safetensors), atomically; `dtype` converts the weights (fp16 to ship)."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state: Mapping[str, Tensor] = model.state_dict()
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_tensors(path, state, {"format": FORMAT, "card": card.to_json()})
+
+
+def save_tensors(path: str | Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; FusionerError where the system refuses."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as beside:
         # Not save_file, which makes files that only their owner may read.
-        beside.write_bytes(save(state, metadata={"format": FORMAT, "card": card.to_json()}))
+        beside.write_bytes(save(plain, metadata=metadata))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Fusioner, ModelCard]:

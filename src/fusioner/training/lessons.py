@@ -54,14 +54,13 @@ class Lessons:
         self.allowed = torch.full((len(self.tables), len(rows) + 1), -torch.inf)
         for number, table in enumerate(self.tables):
             self.allowed[number, np.unique(table[table >= 0])] = 0.0
-        counts, grid = np.zeros(len(rows) + 1, np.int64), None
-        for example in track(self.examples, "looking at masks") if track else self.examples:
-            if grid is None:
-                grid = self.sources[example.part].batch([(example.item, 0)])[0].shape[-2:]
-            found = self._rows(example, corpus.parts[example.part].data.read_mask(example.item), (grid[0], grid[1]))
-            counts += np.bincount(found[found >= 0], minlength=len(counts))
-        self.counts = torch.from_numpy(counts)
         self._kept: dict[tuple[int, str], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
+        self.counts = torch.zeros(len(rows) + 1, dtype=torch.int64)
+        grid = self._read(self.examples[0])[1].shape if self.examples else (0, 0)
+        for example in track(self.examples, "looking at masks") if track else self.examples:
+            mask = corpus.parts[example.part].data.read_mask(example.item)
+            found = torch.from_numpy(self._rows(example, mask, (grid[0], grid[1])))
+            self.counts += torch.bincount(found[found >= 0], minlength=len(self.counts))
 
     def read(self, wanted: Sequence[tuple[Example, bool]]) -> Lesson:
         """Some examples, each mirrored or not; FusionerError for an unreadable image or mask."""

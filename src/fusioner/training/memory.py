@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from fusioner.ahead import map_ahead
 from fusioner.features.plan import Track
 from fusioner.features.source import TokenSource
-from fusioner.files import atomic_write
+from fusioner.model.checkpoint import save_tensors
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.memory import ClosedSet, Memory
 from fusioner.training.corpus import PORTIONS, Corpus, Example, portion_of
@@ -60,9 +59,7 @@ class Kept:
     def put(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Keep weights; FusionerError where the system refuses."""
         if self.writes:
-            with atomic_write(self.folder / f"{name}.safetensors") as beside:
-                plain = {key: tensor.cpu().contiguous() for key, tensor in state.items()}
-                beside.write_bytes(save(plain, metadata={"mark": self.mark}))
+            save_tensors(self.folder / f"{name}.safetensors", state, {"mark": self.mark})
 
 
 def fit_memory(
@@ -138,8 +135,7 @@ def fit_closed_set(
             return network.requires_grad_(False).eval()
         batch = min(BATCH, len(examples))
         steps = min(MOST, max(LEAST, EPOCHS * len(examples) // batch))
-        mean, spread = _scale(lessons, examples)
-        mean, spread = mean.to(device), spread.to(device)
+        mean, spread = (one.to(device) for one in _scale(lessons, examples))
         weights, allowed = _weights(lessons.counts).to(device), lessons.allowed.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
         with map_ahead(lessons.read, _draws(examples, batch, steps, seed), 1) as made:

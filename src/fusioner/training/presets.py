@@ -25,7 +25,7 @@ SMALL = TrainConfig(
     prompt_dropout=0.5,
     # Hundreds of looks at once, which so light a network would need long to learn.
     memory=True,
-    # As good from a quarter of the patches at a time, in a sixth of the time.
+    # Nearly as good from a quarter of the patches at a time, in a sixth of the time.
     memory_share=0.25,
     # Chosen on training images by how well single patches are told apart without any training.
     templates=("{}", "a photo of a {}."),
