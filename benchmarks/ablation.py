@@ -32,6 +32,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "small": {},
     "similarity-off": WORDS,
     "similarity-off and labels-apart": WORDS | {"labels_apart": True},
+    "kinds-off": {"kinds": False},
     "affinity-off": {"affinity": False},
     "reference": {"reference": 512},
     "direct": {"direct": True},

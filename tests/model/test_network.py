@@ -13,7 +13,7 @@ from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusion import Fusion
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.similarity import affinity
+from fusioner.model.similarity import DEPTH, affinity
 
 
 def config(**changes: Any) -> FusionerConfig:
@@ -33,7 +33,14 @@ def build(**changes: Any) -> Fusioner:
     model = Fusioner(config(**changes)).eval()
     if "similarity.anchors" in dict(model.named_buffers()):
         model.get_buffer("similarity.anchors").copy_(F.normalize(torch.randn(6, 10), dim=-1))
+    if "similarity.kinds" in dict(model.named_buffers()):
+        reader: Any = model.similarity
+        reader.learn_kinds(F.normalize(torch.randn(3, 10), dim=-1), above([0, 1], [1], [], [1, 2], [], []))
     return model
+
+
+def above(*kinds: list[int]) -> Tensor:
+    return torch.tensor([one + [3] * (DEPTH - len(one)) for one in kinds])
 
 
 def tokens(b: int, gh: int, gw: int, posterior: int = 0) -> Tensor:
@@ -51,7 +58,7 @@ def text(b: int, k: int) -> Tensor:
 @settings(max_examples=12, deadline=None)
 @torch.no_grad()
 def test_any_number_of_labels_on_any_grid(b: int, k: int, gh: int, gw: int, ours: bool) -> None:
-    extra = {"similarity": "posterior", "aligned_dim": 6, "affinity": True} if ours else {}
+    extra = {"similarity": "posterior", "aligned_dim": 6, "kinds": 3, "affinity": True} if ours else {}
     logits = build(**extra)(tokens(b, gh, gw, 6 * ours), text(b, k))
     assert logits.shape == (b, k, 2 * gh, 2 * gw)
     assert logits.abs().max() <= 1 / 0.07 + 1e-3
@@ -105,6 +112,32 @@ def test_similarity_rises_where_the_posterior_names_the_label() -> None:
     seen = model.similarity.look(torch.zeros(1, 12, 2, 2), F.normalize(p, dim=1))
     maps = model.similarity.maps(seen, anchors[None, 3:4])[0, 0]
     assert [int(channel.argmax()) for channel in maps] == [1, 1, 1]
+
+
+@torch.no_grad()
+def test_a_label_is_read_where_its_kinds_are_too() -> None:
+    """Kind 1 is above the names 0, 1 and 3: called by it, half of the label's share is theirs, in equal parts."""
+    reader: Any = build(similarity="posterior", aligned_dim=6, kinds=3).similarity
+    reader.anchors.copy_(torch.eye(10)[:6])
+    reader.learn_kinds(torch.eye(10)[6:9], above([0, 1], [1], [], [1, 2], [], []))
+    near = reader.near(torch.eye(10)[None, 7:8])[0, 0]
+    torch.testing.assert_close(near, torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]) / 6 + 1 / 12, atol=1e-4, rtol=0)
+    # The fewer names a kind covers, the nearer it brings them; its own name is nearest.
+    between = F.normalize(torch.eye(10)[6:7] + torch.eye(10)[7:8], dim=1)
+    near = reader.near(between[None])[0, 0]
+    assert near[0] > near[1] == near[3] > near[2]
+    assert reader.near(torch.eye(10)[None, 2:3])[0, 0].argmax() == 2
+
+
+@given(k=st.integers(1, 5), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+@torch.no_grad()
+def test_a_labels_shares_add_up_to_one(k: int, seed: int) -> None:
+    reader: Any = build(similarity="posterior", aligned_dim=6, kinds=3).similarity
+    torch.manual_seed(seed)
+    near = reader.near(text(2, k))
+    torch.testing.assert_close(near.sum(dim=-1), torch.ones(2, k))
+    assert near.min() >= 0
 
 
 @torch.no_grad()
@@ -205,7 +238,7 @@ def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
 
 def test_gradients_reach_every_weight() -> None:
     options = {"affinity": True, "reference": 5, "direct": True, "logit_bias": True, "decoder_norm": "layer"}
-    model = build(similarity="posterior", aligned_dim=6, none_token=True, **options).train()
+    model = build(similarity="posterior", aligned_dim=6, kinds=3, none_token=True, **options).train()
     model(tokens(2, 3, 4, 6), text(2, 3)).square().mean().backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
@@ -214,6 +247,7 @@ def test_gradients_reach_every_weight() -> None:
     ("changes", "says"),
     [
         ({"heads": 3}, "multiple of its 3 heads"),
+        ({"kinds": 9}, "found among a classifier's names"),
         ({"affinity": True}, "affinity averages similarity maps"),
         ({"direct": True}, "direct reads similarity maps"),
         ({"reference": 9}, "reference patches measure similarity"),

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusioner.encoders.effnet import load_effnet
-from fusioner.encoders.embedded import read_weights
+from fusioner.encoders.embedded import read_weights, weights_file
 from fusioner.encoders.image import HALF, DenseEncoder
 from fusioner.encoders.loading import state_digest
+from fusioner.encoders.names import kinds_above, parse_kinds
 from fusioner.errors import FusionerError
 
 
@@ -47,9 +48,13 @@ class Posteriors(DenseEncoder):
 
     Attributes:
         anchors: (1000, 384), the unit MiniLM embeddings of the class names.
+        kinds: (860, 384), those of their WordNet hypernyms.
+        above: (1000, 20), the hypernyms of each class; 860 where it has no more.
     """
 
     anchors: Float[Tensor, "k d"]
+    kinds: Float[Tensor, "h d"]
+    above: Int[Tensor, "k depth"]
 
     def __init__(
         self,
@@ -69,6 +74,9 @@ class Posteriors(DenseEncoder):
         self.centre = centre
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), output_stride)
         self.register_buffer("anchors", _mixed_anchors(names, name), persistent=False)  # no posterior depends on them
+        self.register_buffer("kinds", read_weights("imagenet_kinds.safetensors")["kinds"], persistent=False)
+        kinds = parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
+        self.register_buffer("above", kinds_above(kinds, len(self.anchors)), persistent=False)
         self.freeze()
 
     def settings(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -18,6 +18,9 @@ class ClassName:
     synonyms: tuple[str, ...]
     definition: str
 
+
+DEPTH = 20
+"""Places for the kinds of a class; WordNet gives none more than 19."""
 
 PEOPLE = frozenset({"n09835506", "n10148035", "n10565667"})
 """The three of the thousand that are people: ballplayer, groom, scuba diver."""
@@ -49,6 +52,41 @@ def parse_names(text: str) -> list[ClassName]:
     """Read `imagenet_names.tsv`: a line a class, in the classifier's order."""
     rows = [line.split("\t") for line in text.splitlines()]
     return [ClassName(synset, tuple(synonyms.split(", ")), definition) for synset, synonyms, definition in rows]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A wider kind of some classes, WordNet's hypernym: and the rows of the classes below it."""
+
+    name: ClassName
+    below: tuple[int, ...]
+
+
+def parse_kinds(text: str) -> list[Kind]:
+    """Read `imagenet_kinds.tsv`: the columns of `imagenet_names.tsv`, then rows with commas between them."""
+    kinds = []
+    for line in text.splitlines():
+        name, _, below = line.rpartition("\t")
+        kinds.append(Kind(parse_names(name)[0], tuple(int(row) for row in below.split(","))))
+    return kinds
+
+
+def kind_embeddings(
+    encoder: Callable[[Sequence[str]], Float[Tensor, "n d"]], kinds: Sequence[Kind]
+) -> Float[Tensor, "k d"]:
+    """One unit vector a kind: of its synonyms and, as much again, of the first with its definition."""
+    names = [kind.name for kind in kinds]
+    synonyms, defined = (anchor_embeddings(encoder, names, way) for way in ("synonyms", "defined"))
+    return F.normalize(synonyms + defined, dim=-1)
+
+
+def kinds_above(kinds: Sequence[Kind], classes: int) -> Int[Tensor, "k depth"]:
+    """For each class the kinds it is below, then the number of kinds in the places that are left."""
+    above: list[list[int]] = [[] for _ in range(classes)]
+    for number, kind in enumerate(kinds):
+        for row in kind.below:
+            above[row].append(number)
+    return torch.tensor([one + [len(kinds)] * (DEPTH - len(one)) for one in above])
 
 
 def anchor_embeddings(

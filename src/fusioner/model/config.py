@@ -36,6 +36,8 @@ class FusionerConfig:
             label gathers anywhere; its maps are z-scores against them. 0 for none.
         direct: beyond the paper, with a similarity: what its maps say of a patch is also added to the logits as it is,
             so that the fusion has only the rest to learn.
+        kinds: beyond the paper, with similarity "posterior": number of wider kinds (WordNet's hypernyms) by which class
+            names are found too; 0 for none.
         affinity: beyond the paper, with a similarity: every similarity map is read a second time, averaged over patches
             that the first encoders find alike (see `model.similarity`).
         prompt_dropout: chance that training hides a label's embedding from the fusion and leaves it the similarity
@@ -63,6 +65,7 @@ class FusionerConfig:
     none_token: bool = False
     reference: int = 0
     direct: bool = False
+    kinds: int = 0
     affinity: bool = False
     prompt_dropout: float = 0.0
     memory: int = 0
@@ -96,6 +99,10 @@ class FusionerConfig:
             raise FusionerError("direct reads similarity maps: it needs similarity 'cosine' or 'posterior'")
         if self.reference and self.similarity == "none":
             raise FusionerError("reference patches measure similarity: they need similarity 'cosine' or 'posterior'")
+        if self.kinds and self.similarity != "posterior":
+            raise FusionerError(
+                f"kinds are found among a classifier's names: they need similarity 'posterior', not {self.similarity!r}"
+            )
         if self.memory and self.similarity != "posterior":
             raise FusionerError(
                 f"a memory reads a classifier's posterior: it needs similarity 'posterior', not {self.similarity!r}"

@@ -2,7 +2,7 @@
 
 Beyond the paper. Masks that follow from a similarity map carry over to words never trained on, because the network
 learns to read maps, not words (cost aggregation, as in CAT-Seg, arXiv 2303.11797, rather than feature aggregation).
-Letters: B images, K labels, D text width, M anchor names, P patches, C channels, W fusion width.
+Letters: B images, K labels, D text width, M anchor names, H wider kinds, P patches, C channels, W fusion width.
 """
 
 from typing import NamedTuple
@@ -20,6 +20,8 @@ SOFT = 2.0  # softmax temperature of the softened posterior
 FLOOR = 1e-5  # posterior mass below which a label counts as absent
 SHARPNESS = 5.0  # how much more a patch counts that is more alike
 RAMP = 0.001  # cosines over which a patch fades in
+GENERAL = 0.05  # what a kind's cosine loses by the logarithm of how many names it covers
+DEPTH = 20  # kinds that a name has at most, see `encoders.names`
 SIDEWAYS = 32  # width of the short way from maps to logits
 
 
@@ -52,6 +54,8 @@ class Similarity(nn.Module):
     "posterior": aligned tokens are a classifier's posterior over M named classes, scaled to unit length. Each label
     spreads over the names nearest to it in text space, and reads three channels there: the log of the softened
     posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
+    With `config.kinds` half of a label's share goes to names that are a kind of it, however they are called: a tabby
+    is a cat. There a name is as near as the nearest of its WordNet hypernyms, less a little the more that one covers.
     With `config.reference` these channels are z-scores against what the label gathers on patches of training images:
     what *person* gathers from a classifier that knows no person is little anywhere, and where it is most, people are.
     With `config.memory` three channels more say what trained classes of nearby names look like (`model.memory`).
@@ -77,9 +81,24 @@ class Similarity(nn.Module):
         self.register_buffer("reference", places)
         if self.kind == "posterior":
             self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
+        self.has_kinds = config.kinds > 0
+        if self.has_kinds:
+            self.register_buffer("kinds", torch.zeros(config.kinds, config.text_dim))
+            self.register_buffer("cost", torch.zeros(config.kinds))
+            self.register_buffer("above", torch.full((config.aligned_dim, DEPTH), config.kinds))
 
     anchors: Float[Tensor, "m d"]
+    kinds: Float[Tensor, "h d"]
+    cost: Float[Tensor, " h"]
+    above: Int[Tensor, "m depth"]
     reference: Float[Tensor, "a r"] | None
+
+    def learn_kinds(self, kinds: Float[Tensor, "h d"], above: Int[Tensor, "m depth"]) -> None:
+        """Take over the kinds' unit embeddings, and which are above each name (H where there are no more)."""
+        covered = torch.bincount(above.flatten(), minlength=len(kinds) + 1)[:-1].clamp_min(1)
+        self.kinds.copy_(kinds)
+        self.cost.copy_(GENERAL * covered.log())
+        self.above.copy_(above)
 
     def look(
         self,
@@ -131,12 +150,23 @@ class Similarity(nn.Module):
         spread = anywhere.std(dim=3, keepdim=True).clamp_min(1e-3)
         return (maps - anywhere.mean(dim=3, keepdim=True)) / spread
 
+    def near(self, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k m"]:
+        """How a label spreads over the anchor names; adds up to 1."""
+        cosine = text @ self.anchors.T
+        near = (cosine / NEARBY).softmax(dim=-1)
+        if not self.has_kinds:
+            return near
+        wide = text @ self.kinds.T - self.cost
+        wide = F.pad(wide, (0, 1), value=-1.0).index_select(2, self.above.flatten()).unflatten(2, self.above.shape)
+        wider = torch.maximum(cosine, wide.amax(dim=-1))
+        return (near + (wider / NEARBY).softmax(dim=-1)) / 2
+
     def maps(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
         """The channels that need no memory, each about unit scale."""
         cosine = text @ seen.tokens
         if seen.soft is None or seen.log is None or seen.mean is None or seen.spread is None:
             return 10.0 * cosine[:, :, None]
-        near = (text @ self.anchors.T / NEARBY).softmax(dim=-1)  # (B, K, M)
+        near = self.near(text)
         # The logs add up to 0: less the mean share, the large ones no longer cancel each other in the last digits.
         mass, logit = near @ seen.soft, (near - 1 / near.shape[2]) @ seen.log
         z = (cosine - seen.mean[:, None]) / seen.spread[:, None]

@@ -105,6 +105,8 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         FusionerError: sizes that do not go together.
     """
     config, anchors, aligned = _aligned(config, image, text)
+    last = _last(image)
+    kinds = getattr(last, "kinds", None) if config.kinds and config.similarity == "posterior" else None
     shape = FusionerConfig(
         image_dim=image.dim - aligned,
         text_dim=text.dim,
@@ -124,6 +126,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         none_token=config.none_token,
         reference=config.reference if config.similarity != "none" else 0,
         direct=config.direct and config.similarity != "none",
+        kinds=len(kinds) if kinds is not None else 0,
         affinity=config.affinity and config.similarity != "none",
         prompt_dropout=config.prompt_dropout,
         memory=names if config.memory and config.similarity == "posterior" else 0,
@@ -132,6 +135,9 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Fusioner(shape)
+    if kinds is not None:
+        reader: Any = model.similarity
+        reader.learn_kinds(kinds, last.above)
     if anchors is not None:
         model.get_buffer("similarity.anchors" if model.free is None else "free.anchors").copy_(anchors)
     return model
@@ -177,20 +183,25 @@ def _source(
     return LiveSource(part.data, image, config.resolution, Augmentation(recipe, part.data.ignore))
 
 
+def _last(image: ImageEncoder) -> Any:
+    """The encoder itself, or the last of a list."""
+    return getattr(image, "encoders", [image])[-1]
+
+
 def _aligned(
     config: TrainConfig, image: ImageEncoder, text: TextEncoder
 ) -> tuple[TrainConfig, Float[Tensor, "m d"] | None, int]:
     """The settings with the similarity that the method reads, and of the last encoder in the list its class names'
     embeddings, where they are read, and its width.
     """
-    last = getattr(image, "encoders", [image])[-1]
+    last = _last(image)
     anchors = getattr(last, "anchors", None)
     if config.method in ("lseg", "segmenter", "background"):  # all tokens are features to them
         config = replace(config, similarity="none", memory=False)
     elif config.method in TRAINING_FREE:
         fits = anchors is not None and tuple(anchors.shape) == (last.dim, text.dim)
         kind = "posterior" if fits else "cosine"
-        config = replace(config, similarity=kind, affinity=False, memory=False, reference=0, direct=False)
+        config = replace(config, similarity=kind, kinds=False, affinity=False, memory=False, reference=0, direct=False)
         if not fits and (last.dim != text.dim or not getattr(last, "speaks", False)):
             raise FusionerError(
                 f"--method {config.method} compares patches with words, for which {last.name} and {text.name} are not "

@@ -28,9 +28,9 @@ class TrainConfig:
         normalisation: "dataset" gives the image encoder the published mean and std of PASCAL or COCO (other sets: its
             own), as the official recipe; "encoder" leaves the encoder its own.
         width, layers, heads, mlp_ratio, dropout, drop_path, temperature, method, decoder_widths, decoder_norm,
-            logit_bias, similarity, affinity, labels_apart, none_token, reference, direct, prompt_dropout: the network,
-            see `model.config.FusionerConfig`. Similarity that is not "none" reads the tokens of the last encoder named
-            in `image_encoder`.
+            logit_bias, similarity, kinds, affinity, labels_apart, none_token, reference, direct, prompt_dropout: the
+            network, see `model.config.FusionerConfig`. Similarity that is not "none" reads the tokens of the last encoder
+            named in `image_encoder`.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
             `model.memory`); without effect where similarity is not "posterior".
         memory_share: of an image's patches, drawn anew, that each step of fitting it looks at.
@@ -92,6 +92,7 @@ class TrainConfig:
     decoder_norm: Literal["instance", "layer"] = "instance"
     logit_bias: bool = False
     similarity: Literal["none", "cosine", "posterior"] = "none"
+    kinds: bool = False
     affinity: bool = False
     labels_apart: bool = False
     none_token: bool = False

@@ -11,6 +11,8 @@ SMALL = TrainConfig(
     image_encoder="dinov2-s-embedded+effnet-lite2",
     text_encoder="minilm-embedded",
     similarity="posterior",
+    # A chickadee is a bird, whatever the text encoder makes of it.
+    kinds=True,
     # The first encoder knows which patches belong together: what is said of some holds for all of them.
     affinity=True,
     # 24 x 24 tokens: objects of a fifteenth of the frame still have their own.
