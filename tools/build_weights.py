@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(wheels: Path | None, out: Path, wordnet: Path = WORDNET, write_sums: bool = False) -> None:
-    """Check the wheels and WordNet, write every file into `out`, check their hashes; FusionerError on one that differs."""
+    """Check wheels and WordNet, write every file into `out`, check their hashes; FusionerError on one that differs."""
     out.mkdir(parents=True, exist_ok=True)
     sums: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
