@@ -22,6 +22,7 @@ import torch
 
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.metrics import ConfusionIoU, FoldIoU
+from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
 from fusioner.inference.decide import decide, upsample
 from fusioner.inference.load import load_torch
@@ -69,11 +70,11 @@ def train(row: str, given: argparse.Namespace, folder: Path) -> Path:
 @torch.inference_mode()
 def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     """Measure -> its value at each of `LEVELS`, per cent."""
-    segmenter, data = load_torch(model), open_part("pascal", given.root).data
+    data = open_part("pascal", given.root).data
+    asked = SegmenterPredictor(load_torch(model), tokens=FeatureCache(given.cache).tokens if given.cache else None)
     unseen = fold_classes("pascal", given.fold)[1]
     shown = sorted({image for image, _ in data.pairs(unseen)})
     some = np.random.default_rng(0).permutation(len(shown))[: given.images]
-    cache = FeatureCache(given.cache) if given.cache else None
     single = [FoldIoU(unseen, 256) for _ in LEVELS]
     chosen = [ConfusionIoU(len(unseen) + 1) for _ in LEVELS]
     absent: list[list[float]] = [[] for _ in LEVELS]
@@ -81,12 +82,7 @@ def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     number[list(unseen)], number[data.ignore] = np.arange(1, len(unseen) + 1), data.ignore
     for image in (data.by_id[shown[i]] for i in sorted(some)):
         rgb, mask = data.read(image)
-        if cache:
-            tokens = cache.tokens(segmenter.image_encoder, image.image, segmenter.card.resolution).float()
-            encoded = segmenter.keep(rgb, tokens, image.id)
-        else:
-            encoded = segmenter.encode(rgb)
-        logits = segmenter.own_logits(encoded, [data.prompts[class_id] for class_id in unseen])
+        logits = asked.logits(asked.encode(rgb, image.image), [data.prompts[class_id] for class_id in unseen])
         likely = upsample(logits, mask.shape).sigmoid()
         ignored, truth = torch.from_numpy(mask == data.ignore), torch.from_numpy(number[mask])
         for at, level in enumerate(LEVELS):

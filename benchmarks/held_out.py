@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fusioner.evaluation.metrics import ConfusionIoU
+from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
 from fusioner.inference.decide import decide, upsample
 from fusioner.inference.load import load_torch
@@ -28,7 +29,8 @@ SIDE = 168
 def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str]:
     """Rows of the table, one a level."""
     segmenter = load_torch(model)
-    settings, kept = segmenter.card.training["settings"], FeatureCache(cache) if cache else None
+    settings = segmenter.card.training["settings"]
+    asked = SegmenterPredictor(segmenter, tokens=FeatureCache(cache).tokens if cache else None)
     parts = [open_part(name, Path(folder)) for name, folder in named]
     corpus = build_corpus(parts, settings["sampling"], settings["holdout"], settings["seed"], settings["balance"])
     scores = [[ConfusionIoU(len(part.data.classes)) for part in parts] for _ in LEVELS]
@@ -36,12 +38,8 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
     for example in corpus.held_out:
         part = parts[example.part]
         rgb, mask = part.data.read(example.item)
-        if kept:
-            tokens = kept.tokens(segmenter.image_encoder, example.item.image, segmenter.card.resolution).float()
-            encoded = segmenter.keep(rgb, tokens, example.item.id)
-        else:
-            encoded = segmenter.encode(rgb)
-        likely = upsample(segmenter.own_logits(encoded, [part.data.prompts[i] for i in part.classes]), (SIDE, SIDE))
+        encoded = asked.encode(rgb, example.item.image)
+        likely = upsample(asked.logits(encoded, [part.data.prompts[i] for i in part.classes]), (SIDE, SIDE))
         likely, ids = likely.sigmoid(), torch.tensor([0, *part.classes])
         small = shrink(mask, (SIDE, SIDE)).astype(np.int64)
         truth = torch.from_numpy(np.where(small == part.data.ignore, 255, small))

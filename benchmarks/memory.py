@@ -21,9 +21,10 @@ from fusioner.inference.decide import upsample
 from fusioner.model import memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
+from fusioner.training import memory as training
 from fusioner.training.assemble import build_encoders, build_network, build_sources
 from fusioner.training.corpus import build_corpus, open_part, portion_of
-from fusioner.training.lessons import Lessons
+from fusioner.training.lessons import Lessons, Look
 from fusioner.training.memory import fit_closed_set
 from fusioner.training.presets import preset
 
@@ -46,7 +47,7 @@ def measure(lessons: Lessons, network: nn.Module, corpus: Any, without: int) -> 
         part = corpus.parts[example.part]
         data = part.data
         tokens, masks = lessons.sources[example.part].batch([(example.item, 0)])
-        lesson = lessons.read([(example, False)])
+        lesson = lessons.read([Look(example)])
         ids = ([] if data.unlabeled_is_ignore else [0]) + list(part.classes)
         of = [rows[data.prompts[i]] if i else -1 for i in ids]
         shares = network(lesson.features)[0][:, of].softmax(dim=1).T  # (names, P)
@@ -65,16 +66,19 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="no patch looks at another")
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
+    parser.add_argument("--views", type=int, default=1, help="of each image that is learnt from")
+    parser.add_argument("--passes", type=int, default=training.EPOCHS, help="over the images")
     parser.add_argument("--resolution", type=int, default=preset("small").resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
     named = [one.split("=", 1) for one in given.sets]
-    config = preset("small").changed({"resolution": given.resolution})
+    config = preset("small").changed({"resolution": given.resolution, "views": given.views})
     corpus = build_corpus([open_part(name, Path(folder)) for name, folder in named], config.sampling, 89, 0)
     image, text = build_encoders(config, named[0][0], torch.device("cpu"))
     model = build_network(config, image, text, len(corpus.names()))
     sources = build_sources(corpus, image, config, given.cache, print)
     lessons = Lessons(model, corpus, sources, None)
+    training.EPOCHS = given.passes
     if given.alone:
         memory.Block = Alone  # type: ignore[misc]
     network = fit_closed_set(lessons, given.without, "fitting", track, share=given.share)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusioner.data.base import Item
 from fusioner.training.corpus import Example, portion_of
-from fusioner.training.lessons import Lesson, Lessons
+from fusioner.training.lessons import Lesson, Lessons, Look
 from fusioner.training.memory import Kept, fit_closed_set
 
 PATCHES = 6
@@ -39,11 +39,14 @@ class Toy(Lessons):
     def rows(self, image: int) -> Tensor:
         return torch.full((PATCHES,), self.sets[self.examples[image].part][int(self.kinds[image])])
 
-    def read(self, wanted: Sequence[tuple[Example, bool]]) -> Lesson:
-        numbers = [int(example.item.id) for example, _ in wanted]
+    def views(self, example: Example) -> int:
+        return 1
+
+    def read(self, wanted: Sequence[Look]) -> Lesson:
+        numbers = [int(look.example.item.id) for look in wanted]
         rows = torch.stack([self.rows(i) for i in numbers])
         rows[:, 1] = -1  # nobody looked
-        return Lesson(self.seen[numbers], rows, torch.tensor([example.part for example, _ in wanted]))
+        return Lesson(self.seen[numbers], rows, torch.tensor([look.example.part for look in wanted]))
 
 
 def right(lessons: Toy, network: torch.nn.Module, part: int = 0) -> float:

@@ -17,12 +17,12 @@ from fusioner.features.source import LiveSource
 from fusioner.model.checkpoint import load_model
 from fusioner.training import memory
 from fusioner.training.assemble import build_network
-from fusioner.training.batches import Batch
+from fusioner.training.batches import Batch, shrink
 from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import PORTIONS, build_corpus, open_part, portion_of
-from fusioner.training.lessons import Lessons
+from fusioner.training.lessons import Lessons, Look
 from fusioner.training.loop import Pace
-from fusioner.training.memory import fit_closed_set, fit_memory
+from fusioner.training.memory import draws, fit_closed_set, fit_memory
 from fusioner.training.meter import THRESHOLDS, iou_counts
 from fusioner.training.run import Run, train
 
@@ -73,6 +73,33 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     lessons.examples = [example for example in lessons.examples if portion_of(example.item.id) != 0]
     for name, part in fit_closed_set(lessons).state_dict().items():
         torch.testing.assert_close(filled.cross[0].state_dict()[name], part)
+
+
+def test_every_view_of_an_image_is_learnt_from_with_its_own_mask(voc_tree: Path, remembering: TrainConfig) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
+    image, text = build_image_encoder(remembering.image_encoder), minilm_embedded()
+    model = build_network(remembering, image, text, len(corpus.names()))
+    source = LiveSource(corpus.parts[0].data, image, remembering.resolution)
+    lessons = Lessons(model, corpus, [source], None)
+    assert {look.view for looks in draws(lessons, lessons.examples, 2, 20, 0) for look in looks} == {0}
+    source.views = 3  # as a cache has them
+    looks = [look for some in draws(lessons, lessons.examples, 2, 20, 0) for look in some]
+    assert {look.view for look in looks} == {0, 1, 2}
+    assert {look.mirrored for look in looks} == {False, True}
+    once = looks[: len(lessons.examples)]
+    assert len({look.example.item.id for look in once}) == len(once), "every image once before any comes again"
+    example = lessons.examples[0]
+    for view in (0, 2):
+        tokens, masks = source.batch([(example.item, view)])
+        lesson = lessons.read([Look(example, view), Look(example, view, mirrored=True)])
+        grid = tokens.shape[2], tokens.shape[3]
+        rows = lesson.rows.unflatten(1, grid)
+        expected = torch.from_numpy(lessons.tables[0][shrink(masks[0], grid)])
+        assert torch.equal(rows[0], expected)
+        assert torch.equal(rows[1], rows[0].flip(-1))
+        visual = lesson.features[..., : model.config.image_dim].mT.unflatten(2, grid)
+        torch.testing.assert_close(visual[0], tokens[0, : model.config.image_dim], atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(visual[1], visual[0].flip(-1))
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ class TrainConfig:
             own), as the official recipe; "encoder" leaves the encoder its own.
         width, layers, heads, mlp_ratio, dropout, drop_path, temperature, method, decoder_widths, decoder_norm,
             logit_bias, similarity, kinds, affinity, labels_apart, none_token, reference, direct, prompt_dropout: the
-            network, see `model.config.FusionerConfig`. Similarity that is not "none" reads the tokens of the encoder that
-            `image_encoder` names last.
+            network, see `model.config.FusionerConfig`. Similarity that is not "none" reads the tokens of the encoder
+            that `image_encoder` names last.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
             `model.memory`); without effect where similarity is not "posterior".
         memory_share: of an image's patches, drawn anew, that each step of fitting it looks at.

@@ -21,6 +21,14 @@ from fusioner.training.corpus import Corpus, Example, Part
 KEPT = 2**30  # bytes of features held ready, so that they need not be encoded or read again
 
 
+class Look(NamedTuple):
+    """An example, the number of the view, and whether that is mirrored."""
+
+    example: Example
+    view: int = 0
+    mirrored: bool = False
+
+
 class Lesson(NamedTuple):
     """Some images to learn from.
 
@@ -54,30 +62,33 @@ class Lessons:
         self.allowed = torch.full((len(self.tables), len(rows) + 1), -torch.inf)
         for number, table in enumerate(self.tables):
             self.allowed[number, np.unique(table[table >= 0])] = 0.0
-        self._kept: dict[tuple[int, str], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
+        self._kept: dict[tuple[int, str, int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
         self.counts = torch.zeros(len(rows) + 1, dtype=torch.int64)
-        grid = self._read(self.examples[0])[1].shape if self.examples else (0, 0)
+        grid = self._read(self.examples[0], 0)[1].shape if self.examples else (0, 0)
         for example in track(self.examples, "looking at masks") if track else self.examples:
             mask = corpus.parts[example.part].data.read_mask(example.item)
             found = torch.from_numpy(self._rows(example, mask, (grid[0], grid[1])))
             self.counts += torch.bincount(found[found >= 0], minlength=len(self.counts))
 
-    def read(self, wanted: Sequence[tuple[Example, bool]]) -> Lesson:
-        """Some examples, each mirrored or not; FusionerError for an unreadable image or mask."""
-        read = [self._read(example) for example, _ in wanted]
+    def views(self, example: Example) -> int:
+        """How many views there are of an example: those of the cache; of what is encoded now, the image itself."""
+        return self.sources[example.part].views or 1
+
+    def read(self, wanted: Sequence[Look]) -> Lesson:
+        """Some looks at examples; FusionerError for an unreadable image or mask."""
+        read = [self._read(look.example, look.view) for look in wanted]
         turned = [
-            [one.flip(-1) if mirrored else one for one in both]
-            for both, (_, mirrored) in zip(read, wanted, strict=True)
+            [one.flip(-1) if look.mirrored else one for one in both] for both, look in zip(read, wanted, strict=True)
         ]
-        parts = torch.tensor([example.part for example, _ in wanted])
+        parts = torch.tensor([look.example.part for look in wanted])
         features, rows = (torch.stack(some).flatten(-2) for some in zip(*turned, strict=True))
         return Lesson(features.mT.float(), rows, parts)
 
-    def _read(self, example: Example) -> tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]:
-        name = (example.part, example.item.id)
+    def _read(self, example: Example, view: int) -> tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]:
+        name = (example.part, example.item.id, view)
         if name in self._kept:
             return self._kept[name]
-        tokens, masks = self.sources[example.part].batch([(example.item, 0)])
+        tokens, masks = self.sources[example.part].batch([(example.item, view)])
         with torch.no_grad():
             visual, aligned = self.model.split(tokens.cpu())
             found = features(visual, log_posterior(aligned))[0].half()

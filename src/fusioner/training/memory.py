@@ -24,7 +24,7 @@ from fusioner.model.checkpoint import save_tensors
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.memory import ClosedSet, Memory
 from fusioner.training.corpus import PORTIONS, Corpus, Example, portion_of
-from fusioner.training.lessons import Lessons
+from fusioner.training.lessons import Lessons, Look
 from fusioner.training.schedules import warmup_cosine
 
 # Chosen on training images, see docs/accuracy.md.
@@ -138,7 +138,7 @@ def fit_closed_set(
         mean, spread = (one.to(device) for one in _scale(lessons, examples))
         weights, allowed = _weights(lessons.counts).to(device), lessons.allowed.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-        with map_ahead(lessons.read, _draws(examples, batch, steps, seed), 1) as made:
+        with map_ahead(lessons.read, draws(lessons, examples, batch, steps, seed), 1) as made:
             for step in track(range(steps), what) if track else range(steps):
                 lesson = next(made)
                 optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, RATE, 0.0, min(50, steps // 10))
@@ -165,20 +165,21 @@ def _loss(
     return total / (weights[rows.clamp_min(0)] * (rows >= 0)).sum().clamp_min(1.0)
 
 
-def _draws(examples: list[Example], batch: int, steps: int, seed: int) -> Iterator[list[tuple[Example, bool]]]:
-    """What each step looks at: every image once before any comes again; and whether it is mirrored."""
+def draws(lessons: Lessons, examples: list[Example], batch: int, steps: int, seed: int) -> Iterator[list[Look]]:
+    """What each step looks at: every image once before any comes again."""
     rng, waiting = np.random.default_rng((seed, 4)), []
     for _ in range(steps):
         while len(waiting) < batch:
             waiting += rng.permutation(len(examples)).tolist()
         drawn, waiting = waiting[:batch], waiting[batch:]
-        yield [(examples[i], bool(rng.integers(2))) for i in drawn]
+        some = [examples[i] for i in drawn]
+        yield [Look(one, int(rng.integers(lessons.views(one))), bool(rng.integers(2))) for one in some]
 
 
 def _scale(lessons: Lessons, examples: list[Example]) -> tuple[Float[Tensor, " f"], Float[Tensor, " f"]]:
     """Mean and spread of the features over some images."""
     some = examples[:: -(-len(examples) // SOME)]
-    found = torch.cat([lessons.read([(example, False)]).features[0] for example in some])
+    found = torch.cat([lessons.read([Look(example)]).features[0] for example in some])
     return found.mean(dim=0), found.std(dim=0).clamp_min(1e-4)
 
 

@@ -104,9 +104,8 @@ def train(
     if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
     if model.config.memory:
-        fitted_to = json.dumps(
-            [corpus.digest(), about["encoders"], config.resolution, config.seed, config.memory_share]
-        )
+        which = [config.resolution, config.seed, config.memory_share, config.features, config.views]
+        fitted_to = json.dumps([corpus.digest(), about["encoders"], *which])
         kept = Kept(run.out / "memory", fitted_to, fabric.is_global_zero)
         words, share = table[: len(corpus.names())].cpu(), config.memory_share
         fit_memory(model, corpus, sources, words, track, config.seed, fabric.device, share, kept)
