@@ -21,11 +21,10 @@ from fusioner.inference.decide import upsample
 from fusioner.model import memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
-from fusioner.training import memory as training
 from fusioner.training.assemble import build_encoders, build_network, build_sources
 from fusioner.training.corpus import build_corpus, open_part, portion_of
 from fusioner.training.lessons import Lessons, Look
-from fusioner.training.memory import fit_closed_set
+from fusioner.training.memory import Effort, fit_closed_set
 from fusioner.training.presets import preset
 
 
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--views", type=int, default=1, help="of each image that is learnt from")
-    parser.add_argument("--passes", type=int, default=training.EPOCHS, help="over the images")
+    parser.add_argument("--passes", type=int, default=Effort().passes, help="over the images")
     parser.add_argument("--resolution", type=int, default=preset("small").resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
@@ -78,10 +77,9 @@ def main() -> None:
     model = build_network(config, image, text, len(corpus.names()))
     sources = build_sources(corpus, image, config, given.cache, print)
     lessons = Lessons(model, corpus, sources, None)
-    training.EPOCHS = given.passes
     if given.alone:
         memory.Block = Alone  # type: ignore[misc]
-    network = fit_closed_set(lessons, given.without, "fitting", track, share=given.share)
+    network = fit_closed_set(lessons, given.without, "fitting", track, effort=Effort(given.passes, given.share))
     print("| set | mIoU | averaged over like patches |\n|---|---|---|")
     for (name, folder), (plain, averaged) in zip(named, measure(lessons, network, corpus, given.without), strict=True):
         print(f"| {name} {Path(folder).name} | {plain:.1f} | {averaged:.1f} |")

@@ -9,7 +9,7 @@ from torch import Tensor
 from fusioner.data.base import Item
 from fusioner.training.corpus import Example, portion_of
 from fusioner.training.lessons import Lesson, Lessons, Look
-from fusioner.training.memory import Kept, fit_closed_set
+from fusioner.training.memory import Effort, Kept, fit_closed_set
 
 PATCHES = 6
 NONE = -torch.inf
@@ -33,8 +33,8 @@ class Toy(Lessons):
         self.allowed = torch.full((len(sets), names + 1), NONE)
         for part, rows in enumerate(sets):
             self.allowed[part, [*rows, names]] = 0.0
-        shown = torch.cat([torch.zeros(0, dtype=torch.long), *(self.rows(i) for i in range(images))])
-        self.counts = torch.bincount(shown, minlength=names + 1)
+        shown = [torch.bincount(self.rows(i), minlength=names + 1) for i in range(images)]
+        self.counts = torch.stack([torch.zeros(names + 1, dtype=torch.long), *shown])[1:]
 
     def rows(self, image: int) -> Tensor:
         return torch.full((PATCHES,), self.sets[self.examples[image].part][int(self.kinds[image])])
@@ -67,7 +67,7 @@ def test_a_share_of_the_patches_at_a_time_teaches_all_of_them() -> None:
     """Two of the six in a step: the one that tells is among them now and then, and no patch is left out for good."""
     lessons = Toy(200)
     lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(200, PATCHES)  # every patch hints at the answer
-    one, other = (fit_closed_set(lessons, share=share) for share in (1.0, 0.34))
+    one, other = (fit_closed_set(lessons, effort=Effort(share=share)) for share in (1.0, 0.34))
     assert min(right(lessons, one), right(lessons, other)) > 0.95
 
 

@@ -3,6 +3,7 @@
 Letters: B images, P prompts (the most that any image of the batch has), D token channels, h w loss size.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class Batches:
         mirror: flip half of the grids and masks left to right while training.
         hard: how much likelier an absent class is asked for that sounds like a present one: its chance grows with
             exp(hard x cosine of the two names). 0: all alike.
+        fair: how much likelier an absent class is asked for that many images show: (1 + their number) ** fair, so that
+            what is rare is not only ever asked for in vain. 0: all alike.
     """
 
     def __init__(
@@ -92,11 +95,12 @@ class Batches:
         seed: int,
         mirror: bool = False,
         hard: float = 0.0,
+        fair: float = 0.0,
     ) -> None:
         self.mirror = mirror
         self.corpus, self.sources, self.names, self.table = corpus, sources, names, table.cpu()
         self.prompts, self.size, self.seed = prompts, size, seed
-        self._pulls = [self._pull(part, hard) for part in corpus.parts] if hard else None
+        self._pulls = [self._pull(part, hard, fair) for part in corpus.parts] if hard or fair else None
 
     def build(self, examples: Sequence[Example], draw: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
         """The batch of some examples, each with the numbers that seed its draws; only training takes views but 0.
@@ -176,10 +180,12 @@ class Batches:
                 return row, group
         return self.names.draw(named[class_id], rng), {class_id}
 
-    def _pull(self, part: Part, hard: float) -> Float[ndarray, "n n"]:
+    def _pull(self, part: Part, hard: float, fair: float) -> Float[ndarray, "n n"]:
         """See `draw_prompts`."""
         own = self.table[[self.names.rows[part.data.prompts[class_id]][0] for class_id in part.classes]]
-        return (hard * (own @ own.T)).exp().double().numpy()
+        shown = Counter(class_id for _, class_id in part.data.pairs(part.classes)) if fair else Counter()
+        common = np.array([1.0 + shown[class_id] for class_id in part.classes]) ** fair
+        return (hard * (own @ own.T)).exp().double().numpy() * common
 
 
 def _mirrored(

@@ -33,7 +33,7 @@ class TrainConfig:
             that `image_encoder` names last.
         memory: remember what the classes look like before training starts, and let the network read it by name (see
             `model.memory`); without effect where similarity is not "posterior".
-        memory_share: of an image's patches, drawn anew, that each step of fitting it looks at.
+        memory_passes, memory_share: over the images, and of an image's patches, drawn anew every step, to fit it by.
         sampling: "pairs": a step sees (image, class) pairs and prompts each image with its one class, as the paper;
             "images": a step sees images and prompts each with several of its set's classes.
         prompts: with "images": prompts an image; up to half are present in it, the others are not.
@@ -66,6 +66,7 @@ class TrainConfig:
         order: "shuffled", or "shards": cached features are read file by file, a few files mixed (`features.sampler`),
             for a cache larger than memory; which images are neighbours then depends on how the cache was built.
         hard: absent names that sound like one that is there are asked for more often, exp(hard x cosine of the two).
+        fair: absent names that many images show are asked for more often, (1 + images) ** fair.
         balance: of several sets, a smaller one's images come (largest / its own number) ** balance times as often; 0
             takes every image alike, 1 every set.
         synonyms: JSON file {label: [other names]}; a name is drawn every time. "packaged": ours; empty: none.
@@ -100,6 +101,7 @@ class TrainConfig:
     direct: bool = False
     prompt_dropout: float = 0.0
     memory: bool = False
+    memory_passes: int = 8
     memory_share: float = 1.0
     sampling: Sampling = "pairs"
     prompts: int = 1
@@ -129,6 +131,7 @@ class TrainConfig:
     evaluations: int = 50
     order: Literal["shuffled", "shards"] = "shuffled"
     hard: float = 0.0
+    fair: float = 0.0
     balance: float = 0.0
     synonyms: str = ""
     hypernyms: str = ""
@@ -185,6 +188,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "drop_path": (0, 0.99),
     "prompt_dropout": (0, 1),
     "reference": (0, 65536),
+    "memory_passes": (1, 10_000),
     "memory_share": (0.01, 1),
     "prompts": (1, 4096),
     "augment": (0, 1),
@@ -205,6 +209,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 0.999999),
     "choice_weight": (0, float("inf")),
     "hard": (0, 100),
+    "fair": (0, 1),
     "balance": (0, 1),
     "loss_stride": (1, 64),
     "holdout": (0, _BIG),

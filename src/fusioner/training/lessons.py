@@ -50,7 +50,7 @@ class Lessons:
         examples: one of each image.
         width: of the features.
         allowed: 0 for the names of each data set and "anything else", else minus infinity.
-        counts: patches of each name among all images, and of "anything else".
+        counts: of each example, patches of each name, and of "anything else".
     """
 
     def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track | None) -> None:
@@ -63,12 +63,12 @@ class Lessons:
         for number, table in enumerate(self.tables):
             self.allowed[number, np.unique(table[table >= 0])] = 0.0
         self._kept: dict[tuple[int, str, int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
-        self.counts = torch.zeros(len(rows) + 1, dtype=torch.int64)
+        self.counts = torch.zeros(len(self.examples), len(rows) + 1, dtype=torch.int64)
         grid = self._read(self.examples[0], 0)[1].shape if self.examples else (0, 0)
-        for example in track(self.examples, "looking at masks") if track else self.examples:
+        for number, example in enumerate(track(self.examples, "looking at masks") if track else self.examples):
             mask = corpus.parts[example.part].data.read_mask(example.item)
             found = torch.from_numpy(self._rows(example, mask, (grid[0], grid[1])))
-            self.counts += torch.bincount(found[found >= 0], minlength=len(self.counts))
+            self.counts[number] = torch.bincount(found[found >= 0], minlength=len(rows) + 1)
 
     def views(self, example: Example) -> int:
         """How many views there are of an example: those of the cache; of what is encoded now, the image itself."""

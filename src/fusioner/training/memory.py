@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,11 +28,28 @@ from fusioner.training.lessons import Lessons, Look
 from fusioner.training.schedules import warmup_cosine
 
 # Chosen on training images, see docs/accuracy.md.
-EPOCHS, BATCH = 8, 8  # passes over the images, images a step
+BATCH = 8  # images a step
 LEAST, MOST = 100, 4000  # steps
 RATE, DECAY, CLIP = 1e-3, 1e-2, 1.0
 SOME = 64  # images from which mean and spread of the features are taken
 BALANCE = 0.25  # a class of n patches weighs n to the power of minus this
+ADJUSTMENT = 0.4  # what the log of n takes from its logits afterwards (logit adjustment, arXiv 2007.07314)
+
+
+class Effort(NamedTuple):
+    """How long it is learnt.
+
+    Attributes:
+        passes: over the images.
+        share: of an image's patches, drawn anew every step, that are looked at (PatchDropout, arXiv 2208.07220); the
+            time falls faster than that.
+    """
+
+    passes: int = 8
+    share: float = 1.0
+
+
+USUAL = Effort()
 
 
 @dataclass(frozen=True)
@@ -70,7 +87,7 @@ def fit_memory(
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
-    share: float = 1.0,
+    effort: Effort = USUAL,
     kept: Kept | None = None,
 ) -> None:
     """Fill the model's memory with what the corpus shows of its names; held-out images are not looked at.
@@ -79,7 +96,6 @@ def fit_memory(
         names: unit embeddings of `corpus.names()`, in its order.
         track: draws a bar.
         device: to fit on; None is the CPU.
-        share: of an image's patches that are looked at at a time, see `fit_closed_set`.
         kept: read what is there, keep what is not.
 
     Raises:
@@ -89,14 +105,14 @@ def fit_memory(
     memory: Memory = similarity.memory
     lessons = Lessons(model, corpus, sources, track)
     memory.names.copy_(names)
-    memory.known.copy_(lessons.counts[:-1] > 0)
+    memory.known.copy_(lessons.counts.sum(dim=0)[:-1] > 0)
     states = []
     for without in (-1, *range(PORTIONS)):
         name = "all" if without < 0 else f"but_{without}"
         what = f"remembering part {without + 2} of {PORTIONS + 1}"
         state = kept.get(name) if kept else None
         if state is None:
-            state = fit_closed_set(lessons, without, what, track, seed, device, share).state_dict()
+            state = fit_closed_set(lessons, without, what, track, seed, device, effort).state_dict()
             if kept:
                 kept.put(name, state)
         states.append(state)
@@ -113,7 +129,7 @@ def fit_closed_set(
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
-    share: float = 1.0,
+    effort: Effort = USUAL,
 ) -> ClosedSet:
     """A closed-set segmenter for features as they are, frozen, on the device.
 
@@ -122,10 +138,9 @@ def fit_closed_set(
 
     Args:
         without: portion of the images (`portion_of`) that is left out; -1: none.
-        share: of an image's patches, drawn anew every step, that are looked at (PatchDropout, arXiv 2208.07220); the
-            time falls faster than that.
     """
-    examples = [example for example in lessons.examples if portion_of(example.item.id) != without]
+    taught = [row for row, example in enumerate(lessons.examples) if portion_of(example.item.id) != without]
+    examples, counts = [lessons.examples[row] for row in taught], lessons.counts[taught].sum(dim=0)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         network = ClosedSet(lessons.width, lessons.allowed.shape[1] - 1).to(device)
@@ -134,16 +149,16 @@ def fit_closed_set(
             nn.init.zeros_(network.last.bias)
             return network.requires_grad_(False).eval()
         batch = min(BATCH, len(examples))
-        steps = min(MOST, max(LEAST, EPOCHS * len(examples) // batch))
+        steps = min(MOST, max(LEAST, effort.passes * len(examples) // batch))
         mean, spread = (one.to(device) for one in _scale(lessons, examples))
-        weights, allowed = _weights(lessons.counts).to(device), lessons.allowed.to(device)
+        weights, allowed = _weights(counts).to(device), lessons.allowed.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
         with map_ahead(lessons.read, draws(lessons, examples, batch, steps, seed), 1) as made:
             for step in track(range(steps), what) if track else range(steps):
                 lesson = next(made)
                 optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, RATE, 0.0, min(50, steps // 10))
                 patches = lesson.rows.shape[1]
-                some = torch.randperm(patches)[: max(1, round(share * patches))]
+                some = torch.randperm(patches)[: max(1, round(effort.share * patches))]
                 scores = network((lesson.features[:, some].to(device) - mean) / spread)
                 rows = lesson.rows[:, some].to(device)
                 scores = scores + allowed[lesson.parts.to(device)][:, None]
@@ -152,6 +167,7 @@ def fit_closed_set(
                 nn.utils.clip_grad_norm_(network.parameters(), CLIP)
                 optimiser.step()
     network.requires_grad_(False).eval()
+    network.last.bias.sub_(ADJUSTMENT * counts.clamp_min(1).log().to(device))
     network.first.weight.div_(spread)
     network.first.bias.sub_(network.first.weight @ mean)
     return network

@@ -21,7 +21,7 @@ from fusioner.training.corpus import Order, Part, ShardOrder, build_corpus
 from fusioner.training.display import Display
 from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
-from fusioner.training.memory import Kept, fit_memory
+from fusioner.training.memory import Effort, Kept, fit_memory
 from fusioner.training.prompts import Names, read_words
 from fusioner.training.provenance import describe
 from fusioner.training.reference import draw_reference
@@ -104,14 +104,17 @@ def train(
     if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
     if model.config.memory:
-        which = [config.resolution, config.seed, config.memory_share, config.features, config.views]
+        effort = Effort(config.memory_passes, config.memory_share)
+        which = [config.resolution, config.seed, effort, config.features, config.views]
         fitted_to = json.dumps([corpus.digest(), about["encoders"], *which])
         kept = Kept(run.out / "memory", fitted_to, fabric.is_global_zero)
-        words, share = table[: len(corpus.names())].cpu(), config.memory_share
-        fit_memory(model, corpus, sources, words, track, config.seed, fabric.device, share, kept)
+        words = table[: len(corpus.names())].cpu()
+        fit_memory(model, corpus, sources, words, track, config.seed, fabric.device, effort, kept)
     side = max(1, config.resolution // config.loss_stride)
     size = (side, side)
-    batches = Batches(corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard)
+    batches = Batches(
+        corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard, config.fair
+    )
     if model.free is not None:
         return _choose_level(model.to(fabric.device), batches, config, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
