@@ -21,6 +21,7 @@ from fusioner.inference.decide import upsample
 from fusioner.model import memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
+from fusioner.training import memory as training
 from fusioner.training.assemble import build_encoders, build_network, build_sources
 from fusioner.training.corpus import build_corpus, open_part, portion_of
 from fusioner.training.lessons import Lessons, Look
@@ -67,6 +68,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--views", type=int, default=1, help="of each image that is learnt from")
     parser.add_argument("--passes", type=int, default=Effort().passes, help="over the images")
+    parser.add_argument(
+        "--adjustment", type=float, default=training.ADJUSTMENT, help="of the logits, see training.memory"
+    )
     parser.add_argument("--resolution", type=int, default=preset("small").resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
@@ -77,6 +81,7 @@ def main() -> None:
     model = build_network(config, image, text, len(corpus.names()))
     sources = build_sources(corpus, image, config, given.cache, print)
     lessons = Lessons(model, corpus, sources, None)
+    training.ADJUSTMENT = given.adjustment
     if given.alone:
         memory.Block = Alone  # type: ignore[misc]
     network = fit_closed_set(lessons, given.without, "fitting", track, effort=Effort(given.passes, given.share))

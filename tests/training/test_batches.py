@@ -1,5 +1,6 @@
 """From examples to tensors: what counts, what is ignored, whose names are asked for."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,24 @@ def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, m
                 assert torch.equal(batch.target()[row, place].bool(), torch.from_numpy(target))
                 assert (batch.labels[row].numpy()[unseen] == -1).all()
     assert asked > 3
+
+
+def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tree: Path, encoder: Any) -> None:
+    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
+    shown = Counter(class_id for _, class_id in corpus.parts[0].data.pairs())
+    asked = {fair: Counter[int]() for fair in (0.0, 1.0)}
+    for fair, times in asked.items():
+        built = batches(corpus, encoder, prompts=4, fair=fair)
+        for step in range(60):
+            example = corpus.examples[step % len(corpus.examples)]
+            mask = corpus.parts[0].data.read_mask(example.item)
+            ids, _, _ = built._prompts(example, mask, np.random.default_rng(step))
+            times.update(set(ids) - set(mask.flatten().tolist()))
+    never = set(corpus.parts[0].classes) - shown.keys()
+    common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in asked.items()}
+    assert never
+    assert common[1.0] > 1.5 * common[0.0]
+    assert all(sum(times[i] for i in never) for times in asked.values()), "what no image shows is asked for, too"
 
 
 def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """The fit of a closed-set segmenter, on images whose every answer is known."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from fusioner.data.base import Item
+from fusioner.training import memory
 from fusioner.training.corpus import Example, portion_of
 from fusioner.training.lessons import Lesson, Lessons, Look
 from fusioner.training.memory import Effort, Kept, fit_closed_set
@@ -69,6 +72,19 @@ def test_a_share_of_the_patches_at_a_time_teaches_all_of_them() -> None:
     lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(200, PATCHES)  # every patch hints at the answer
     one, other = (fit_closed_set(lessons, effort=Effort(share=share)) for share in (1.0, 0.34))
     assert min(right(lessons, one), right(lessons, other)) > 0.95
+
+
+def test_what_is_common_is_no_likelier_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch that could be either goes to what is shown more often, unless that is taken away again."""
+    lessons = Toy(100)
+    lessons.kinds = (torch.arange(100) % 10 == 0).long()
+    lessons.counts = torch.stack([torch.bincount(lessons.rows(i), minlength=3) for i in range(100)])
+    odds = []
+    for adjustment in (0.0, 0.5):
+        monkeypatch.setattr(memory, "ADJUSTMENT", adjustment)
+        scores = fit_closed_set(lessons)(lessons.seen)
+        odds.append(scores[..., 0] - scores[..., 2])
+    torch.testing.assert_close(odds[0] - odds[1], torch.full_like(odds[0], 0.5 * math.log(9)), atol=1e-3, rtol=0)
 
 
 def test_names_of_other_sets_do_not_compete() -> None:
