@@ -133,8 +133,8 @@ def fit_closed_set(
 ) -> ClosedSet:
     """A closed-set segmenter for features as they are, frozen, on the device.
 
-    AdamW on the cross-entropy among the names of an image's own data set, all patches of all images, half of them
-    mirrored.
+    AdamW on the cross-entropy among the names of an image's own data set, all patches of all images in any of their
+    views, half of them mirrored; then what makes a name likelier for being common is taken away in part.
 
     Args:
         without: portion of the images (`portion_of`) that is left out; -1: none.
