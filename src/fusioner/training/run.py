@@ -137,7 +137,7 @@ def _shaped_like(config: TrainConfig, start: FusionerConfig) -> TrainConfig:
     shape = {name: value for name, value in start.to_dict().items() if name in config.to_dict()}
     for name in ("dropout", "drop_path", "prompt_dropout"):
         del shape[name]
-    return config.changed(shape | {"memory": start.memory > 0})
+    return config.changed(shape | {"memory": start.memory > 0, "kinds": start.kinds > 0})
 
 
 def _choose_level(
