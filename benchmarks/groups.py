@@ -23,6 +23,14 @@ from fusioner.inference.load import load_torch
 from fusioner.training.prompts import read_words
 
 
+def covered(data: SegmentationData) -> dict[str, list[int]]:
+    """Word -> the classes of a data set that it stands for, at least two."""
+    ids = {data.prompts[class_id]: class_id for class_id in data.class_ids}
+    packaged = read_words("packaged", "hypernyms.json")
+    groups = {word: [ids[one] for one in names if one in ids] for word, names in packaged.items()}
+    return {word: some for word, some in groups.items() if len(some) > 1}
+
+
 @torch.inference_mode()
 def measure(asked: SegmenterPredictor, data: SegmentationData, groups: dict[str, list[int]], every: int) -> list[float]:
     """IoU of each group, their mean, and the share of refusals, per cent."""
@@ -52,12 +60,7 @@ def main() -> None:
     torch.set_num_threads(1)
     name, folder = given.set.split("=", 1)
     data = open_dataset(name, Path(folder), given.split)
-    ids = {data.prompts[class_id]: class_id for class_id in data.class_ids}
-    covered = {
-        word: [ids[one] for one in names if one in ids]
-        for word, names in read_words("packaged", "hypernyms.json").items()
-    }
-    groups = {word: some for word, some in covered.items() if len(some) > 1}
+    groups = covered(data)
     print(f"| model | {' | '.join(groups)} | mean | refused |\n|" + "---|" * (len(groups) + 3))
     for model in given.models:
         asked = SegmenterPredictor(load_torch(model), tokens=FeatureCache(given.cache).tokens if given.cache else None)

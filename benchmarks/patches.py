@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from groups import covered
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
 
@@ -29,7 +30,6 @@ from fusioner.training.assemble import build_encoders, build_network, build_sour
 from fusioner.training.batches import shrink
 from fusioner.training.corpus import Example, build_corpus, open_part
 from fusioner.training.presets import preset
-from fusioner.training.prompts import read_words
 
 
 @torch.inference_mode()
@@ -74,11 +74,8 @@ def main() -> None:
     data, config = corpus.parts[0].data, preset("small").changed({"memory": False})
     image, text = build_encoders(config, name, torch.device("cpu"))
     (source,) = build_sources(corpus, image, config, given.cache, print)
-    ids, packaged = list(data.class_ids), read_words("packaged", "hypernyms.json")
-    of = {data.prompts[one]: one for one in ids}
-    groups = {word: [of[one] for one in some if one in of] for word, some in packaged.items()}
-    groups = {word: some for word, some in groups.items() if len(some) > 1}
-    words = LabelEmbedder(text, config.templates)([*of, *groups])
+    ids, groups = list(data.class_ids), covered(data)
+    words = LabelEmbedder(text, config.templates)([*(data.prompts[one] for one in ids), *groups])
     folds = [list(fold_classes(name, fold)[1]) for fold in range(4)] if name == "pascal" else []
     print("| kinds | affinity | all names | of a fold | average precision | pooled | of groups |\n" + "|---" * 7 + "|")
     for kinds, affinity in product((False, True), repeat=2):

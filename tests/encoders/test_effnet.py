@@ -17,7 +17,6 @@ from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.encoders.embedded import minilm_embedded, read_weights, weights_file
 from fusioner.encoders.names import (
     ANCHOR_VARIANTS,
-    DEPTH,
     ClassName,
     Kind,
     anchor_embeddings,
@@ -178,7 +177,7 @@ def test_kinds_are_wordnets_hypernyms_of_the_classes(names: list[ClassName], kin
 
 def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Kind], conse: ConSE):
     above = kinds_above(kinds, 1000)
-    assert above.shape == (1000, DEPTH)
+    assert above.shape == (1000, 19)
     for number in (0, 99, len(kinds) - 1):
         assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].below
     assert int((above < len(kinds)).sum()) == sum(len(kind.below) for kind in kinds), "none is left out"

@@ -4,6 +4,7 @@ ConSE (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Emb
 here at every position of the image instead of once an image.
 """
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -48,13 +49,9 @@ class Posteriors(DenseEncoder):
 
     Attributes:
         anchors: (1000, 384), the unit MiniLM embeddings of the class names.
-        kinds: (860, 384), those of their WordNet hypernyms.
-        above: (1000, 20), the hypernyms of each class; 860 where it has no more.
     """
 
     anchors: Float[Tensor, "k d"]
-    kinds: Float[Tensor, "h d"]
-    above: Int[Tensor, "k depth"]
 
     def __init__(
         self,
@@ -74,10 +71,19 @@ class Posteriors(DenseEncoder):
         self.centre = centre
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), output_stride)
         self.register_buffer("anchors", _mixed_anchors(names, name), persistent=False)  # no posterior depends on them
-        self.register_buffer("kinds", read_weights("imagenet_kinds.safetensors")["kinds"], persistent=False)
-        kinds = parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
-        self.register_buffer("above", kinds_above(kinds, len(self.anchors)), persistent=False)
         self.freeze()
+
+    # Only a new network asks for these two; a trained one has them in its file.
+    @cached_property
+    def kinds(self) -> Float[Tensor, "h d"]:
+        """(860, 384), the unit MiniLM embeddings of the classes' WordNet hypernyms."""
+        return read_weights("imagenet_kinds.safetensors")["kinds"]
+
+    @cached_property
+    def above(self) -> Int[Tensor, "k depth"]:
+        """(1000, 19), the hypernyms of each class; 860 where it has no more."""
+        kinds = parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
+        return kinds_above(kinds, len(self.anchors))
 
     def settings(self) -> dict[str, Any]:
         """What decides the tokens beside the weights and the normalisation."""

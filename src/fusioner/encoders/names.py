@@ -19,9 +19,6 @@ class ClassName:
     definition: str
 
 
-DEPTH = 20
-"""Places for the kinds of a class; WordNet gives none more than 19."""
-
 PEOPLE = frozenset({"n09835506", "n10148035", "n10565667"})
 """The three of the thousand that are people: ballplayer, groom, scuba diver."""
 _WORN = re.compile(
@@ -81,12 +78,13 @@ def kind_embeddings(
 
 
 def kinds_above(kinds: Sequence[Kind], classes: int) -> Int[Tensor, "k depth"]:
-    """For each class the kinds it is below, then the number of kinds in the places that are left."""
+    """For each class the kinds it is below, then the number of kinds up to the most that a class has."""
     above: list[list[int]] = [[] for _ in range(classes)]
     for number, kind in enumerate(kinds):
         for row in kind.below:
             above[row].append(number)
-    return torch.tensor([one + [len(kinds)] * (DEPTH - len(one)) for one in above])
+    depth = max(map(len, above))
+    return torch.tensor([one + [len(kinds)] * (depth - len(one)) for one in above])
 
 
 def anchor_embeddings(

@@ -21,7 +21,7 @@ FLOOR = 1e-5  # posterior mass below which a label counts as absent
 SHARPNESS = 5.0  # how much more a patch counts that is more alike
 RAMP = 0.001  # cosines over which a patch fades in
 GENERAL = 0.05  # what a kind's cosine loses by the logarithm of how many names it covers
-DEPTH = 20  # kinds that a name has at most, see `encoders.names`
+DEPTH = 20  # places for the kinds of a name, of which WordNet gives none more than 19
 SIDEWAYS = 32  # width of the short way from maps to logits
 
 
@@ -93,12 +93,12 @@ class Similarity(nn.Module):
     above: Int[Tensor, "m depth"]
     reference: Float[Tensor, "a r"] | None
 
-    def learn_kinds(self, kinds: Float[Tensor, "h d"], above: Int[Tensor, "m depth"]) -> None:
-        """Take over the kinds' unit embeddings, and which are above each name (H where there are no more)."""
+    def learn_kinds(self, kinds: Float[Tensor, "h d"], above: Int[Tensor, "m most"]) -> None:
+        """Take over the kinds' unit embeddings, and which, `DEPTH` at most, are above each name; H: no more."""
         covered = torch.bincount(above.flatten(), minlength=len(kinds) + 1)[:-1].clamp_min(1)
         self.kinds.copy_(kinds)
         self.cost.copy_(GENERAL * covered.log())
-        self.above.copy_(above)
+        self.above[:, : above.shape[1]] = above
 
     def look(
         self,
