@@ -18,6 +18,7 @@ from fusioner.batch.attempts import Attempt
 from fusioner.batch.plan import make_plan
 from fusioner.batch.work import Job, Worker
 from fusioner.errors import FusionerError
+from fusioner.inference.load import load
 
 MakeJob = Callable[..., Job]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -58,12 +59,21 @@ def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> No
     assert any(len(row["segments"] or ()) > 1 for row in found)
 
 
-@pytest.mark.parametrize("changes", [{"batch": 4}, {"threshold": 0.9}, {"background": False}, {"resolution": "native"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 4},
+        {"threshold": 0.9},
+        {"background": False},
+        {"resolution": "native"},
+        {"batch": 2, "scales": (1.0, 1.5), "refine": True},
+    ],
+)
 def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str, Any]) -> None:
     job = make_job(photos, **changes)
     kept = {"threshold": job.threshold, "background": job.background, "resolution": job.resolution}
     found = do_all(job)
-    segmenter = Worker(job).segmenter
+    segmenter = load(job.model, "cpu").looking(job.scales, job.refine)
     for row in found[:4]:
         result = segmenter(photos / row["image"], job.labels, **kept)
         areas = {one["label"]: one["area"] for one in row["segments"]}

@@ -121,13 +121,18 @@ def test_what_is_there_is_left_alone(tiny_predict: Predict, tree: Path) -> None:
     assert again()[0] == set()
     assert len(again("--labels", "cat, spoon")[0]) == 9
     assert len(again("--labels", "cat, spoon", "--threshold", "0.9")[0]) == 9
-    assert len(again("--labels", "cat, spoon", "--threshold", "0.9", "--no-background")[0]) == 9
+    words = ("--labels", "cat, spoon", "--threshold", "0.9", "--no-background")
+    assert len(again(*words)[0]) == 9
     Path("out/cat.json").write_text("[]")
-    assert again("--labels", "cat, spoon", "--threshold", "0.9", "--no-background")[0] == {
+    assert again(*words)[0] == {
         "cat.json",
         "cat.png",
         "cat.overlay.png",
     }
+    os.utime(tree / "cat.jpg", (later - 100, later - 100))
+    for looks in (("--scales", "1,1.5"), ("--scales", "1,1.5", "--refine"), ("--resolution", "native")):
+        assert len(again(*words, *looks)[0]) == 9
+        assert again(*words, *looks)[0] == set()
     assert again("--format", "geojson")[0] == {"cat.geojson", "cat-2.geojson", "more/cat.geojson"}
 
 
@@ -238,6 +243,9 @@ def test_ctrl_c_keeps_what_was_finished(
         """A segmenter at whose third picture the user has had enough."""
 
         card, calls = tiny_segmenter.card, 0
+
+        def looking(self, *_: Any) -> Any:
+            return self
 
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             self.calls += 1

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusioner.inference.decide import upsample
 from fusioner.inference.refine import EdgeFilter
+from fusioner.inference.segmentation import Looks
 from fusioner.inference.segmenter import Segmenter
 
 
@@ -69,15 +70,18 @@ def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Se
     rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     plain = tiny_segmenter.own_logits(tiny_segmenter.encode(rgb), ["cat", "dog"])
     try:
-        tiny_segmenter.refine = True
+        tiny_segmenter.looking(refine=True)
         encoded = tiny_segmenter.encode(rgb)
         found = tiny_segmenter.own_logits(encoded, ["cat", "dog"])
         assert encoded.edges is not None
         torch.testing.assert_close(found, encoded.edges(plain))
         assert tiny_segmenter.encode(rgb, "native").edges is None
-        assert tiny_segmenter(rgb, ["cat"]).label_map.shape == (40, 60)
+        found = tiny_segmenter(rgb, ["cat"])
+        assert found.label_map.shape == (40, 60)
+        assert found.looks == Looks("fast", (1.0,), True)
+        assert tiny_segmenter(rgb, ["cat"], resolution="native").looks == Looks("native")
     finally:
-        tiny_segmenter.refine = False
+        tiny_segmenter.looking()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3)])

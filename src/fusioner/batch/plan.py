@@ -139,7 +139,8 @@ def make_plan(source: Source, out: Path, size: int | None, asked: Mapping[str, A
 
 def _check_same(plan: Plan, source: Source, size: int | None, asked: Mapping[str, Any]) -> None:
     now = {**asked, "shard size": size or plan.asked["shard size"]}
-    for name, value in now.items():
+    for name in {**now, **plan.asked}:
+        value = now.get(name)
         if plan.asked.get(name) != value:
             shown = f" ({plan.asked.get(name)} then, {value} now)" if len(f"{plan.asked.get(name)}{value}") < 60 else ""
             raise FusionerError(f"{plan.out} was begun with another {name}{shown}: choose another --out")

@@ -39,7 +39,7 @@ class Job:
 
     Attributes:
         out, source, run: the run's folder, its input, and a name of its own for every start of the command.
-        labels, model, threshold, background, resolution, templates: as for `fusioner predict`.
+        labels, model, threshold, background, resolution, scales, refine, templates: as for `fusioner predict`.
         masks: write a PNG an image.
         threads: that a worker computes with; device: of a worker, "auto" takes what it is shown.
         batch: images encoded in one forward.
@@ -53,6 +53,8 @@ class Job:
     threshold: float | None = None
     background: bool = True
     resolution: Resolution = "fast"
+    scales: tuple[float, ...] = (1.0,)
+    refine: bool = False
     templates: tuple[str, ...] | None = None
     masks: bool = False
     threads: int = 1
@@ -90,7 +92,7 @@ class Worker:
         """Raises FusionerError when the model cannot be loaded."""
         torch.set_num_threads(job.threads)
         self.job, self.plan, self.claims = job, Plan(job.out), Claims(job.out)
-        self.segmenter = load(job.model, job.device, job.templates)
+        self.segmenter = load(job.model, job.device, job.templates).looking(job.scales, job.refine)
         self.segmenter.embed(job.labels)
 
     def do(self, number: int, tick: Tick = lambda images, errors: None) -> Done:
@@ -147,20 +149,12 @@ class Worker:
         """One answer or error an image; where a batch fails, its images are tried one by one."""
         job, segmenter = self.job, self.segmenter
         try:
+            kept: dict[str, Any] = {"threshold": job.threshold, "background": job.background}
             if len(images) == 1 or job.resolution == "native":
-                kept: dict[str, Any] = {"threshold": job.threshold, "background": job.background}
                 return [segmenter(one, job.labels, resolution=job.resolution, **kept) for one in images]
-            threshold = segmenter.card.threshold if job.threshold is None else job.threshold
-            return [
-                Segmentation.from_logits(
-                    one.image,
-                    job.labels,
-                    segmenter.own_logits(one, job.labels),
-                    threshold=threshold,
-                    background=job.background,
-                )
-                for one in (segmenter.encode_many(images) if images else ())
-            ]
+            encoded = segmenter.encode_many(images) if images else []
+            answers = ((one, segmenter.own_logits(one, job.labels)) for one in encoded)
+            return [segmenter.decide(one, job.labels, logits, **kept) for one, logits in answers]
         except Exception as error:  # whatever it is, the other images of the input are to be done
             return [error] if len(images) == 1 else [self._segment([one])[0] for one in images]
 

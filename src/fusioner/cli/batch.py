@@ -30,6 +30,8 @@ def batch(
     threshold: float | None = None,
     background: bool = True,
     resolution: Literal["fast", "native"] = "fast",
+    scales: str = "1",
+    refine: bool = False,
     templates: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -77,6 +79,10 @@ def batch(
         Off: every pixel takes its likeliest label.
     resolution
         fast: look once at the whole picture; native: slide windows over its own pixels.
+    scales
+        Sizes at which fast looks at a picture, as multiples of the training size, their answers averaged.
+    refine
+        Move the edges of masks to edges of the photograph (fast only).
     templates
         File of prompt templates, one a line, each with {} for the label.
     device
@@ -92,6 +98,7 @@ def batch(
     from fusioner.batch.run import run_shards
     from fusioner.batch.sources import open_source
     from fusioner.batch.work import Job
+    from fusioner.cli.inputs import read_looks
     from fusioner.cli.progress import progress
     from fusioner.encoders.prompts import read_templates
     from fusioner.inference.decide import check_threshold
@@ -108,6 +115,8 @@ def batch(
         threshold=threshold,
         background=background,
         resolution=resolution,
+        scales=read_looks(scales, refine, resolution),
+        refine=refine,
         templates=read_templates(templates) if templates else None,
         masks=masks,
         threads=threads,
@@ -146,7 +155,9 @@ def _asked(job: "Job") -> dict[str, Any]:
             model = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FusionerError(f"cannot read the model {path}: {error.strerror or error}") from error
-    return {
+    looks: dict[str, Any] = {} if job.scales == (1.0,) else {"scales": list(job.scales)}  # plans of before have none
+    looks |= {"refine": True} if job.refine else {}
+    return looks | {
         "labels": list(job.labels),
         "model": model,
         "threshold": job.threshold,

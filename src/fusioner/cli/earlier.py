@@ -10,7 +10,7 @@ from fusioner.inference.formats import KINDS
 
 class Earlier:
     """Knows results by their files: all there, none older than what they were made of, and the JSON, where it is one
-    of them, tells of the same picture name, labels, threshold and background.
+    of them, tells of the same picture name and what the command asks for.
     """
 
     def __init__(self, told: Mapping[str, Any], made_of: Sequence[Path]) -> None:

@@ -32,6 +32,16 @@ class Job:
         return "stdin" if self.path == STDIN else self.path.name
 
 
+def read_looks(scales: str, refine: bool, resolution: str) -> tuple[float, ...]:
+    """As `read_scales`; FusionerError, too, where native resolution is to look in a way that only fast knows."""
+    from fusioner.errors import FusionerError
+
+    looks = read_scales(scales)
+    if resolution == "native" and (refine or looks != (1.0,)):
+        raise FusionerError("--scales and --refine are for --resolution fast: leave them away")
+    return looks
+
+
 def read_scales(text: str) -> tuple[float, ...]:
     """`0.75,1` as numbers.
 

@@ -39,7 +39,8 @@ class Asked:
     def told(self, segmenter: BaseSegmenter) -> dict[str, Any]:
         """How the JSON of a result tells of it."""
         threshold = segmenter.card.threshold if self.threshold is None else self.threshold
-        return {"labels": self.labels, "threshold": threshold, "background": self.background}
+        told: dict[str, Any] = {"labels": self.labels, "threshold": threshold, "background": self.background}
+        return told | {"resolution": self.resolution, "scales": list(segmenter.scales), "refine": segmenter.refine}
 
     def of(
         self, image: ImageSource, segmenter: BaseSegmenter, on_progress: Callable[[int, int], None] | None = None

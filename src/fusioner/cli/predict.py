@@ -71,7 +71,7 @@ def predict(
         Of a video take every so many frames.
     skip_existing
         Leave pictures alone whose results are all there, newer than the picture and the --model file, and, where json
-        is among them, of the same labels, threshold and background.
+        is among them, of the same labels, threshold, background, resolution, scales and refining.
     contact_sheet
         Picture to write (.png or .jpg): all that was segmented on pages of 60, the second named NAME-2.
     csv
@@ -111,7 +111,7 @@ def predict(
             raise FusionerError(f"--{name} is {least} or more, not {number}")
 
     from fusioner.cli.earlier import Earlier
-    from fusioner.cli.inputs import find_inputs, name_results, read_scales
+    from fusioner.cli.inputs import find_inputs, name_results, read_looks
     from fusioner.cli.pieces import Asked
     from fusioner.cli.progress import progress
     from fusioner.cli.segmenting import Run
@@ -125,14 +125,11 @@ def predict(
     to_stdout = str(out) == "-"
     kinds = _kinds(format or ("mask" if to_stdout else "overlay,mask,json"))
     asked = Asked(wanted, threshold, background, resolution, kinds)
-    looks = read_scales(scales)
-    if resolution == "native" and (refine or looks != (1.0,)):
-        raise FusionerError("--scales and --refine are for --resolution fast: leave them away")
+    looks = read_looks(scales, refine, resolution)
 
     def ready() -> "BaseSegmenter":
-        segmenter = load(model, device, read_templates(templates) if templates else None, runtime=runtime)
-        segmenter.refine, segmenter.scales = refine, looks
-        return segmenter
+        words = read_templates(templates) if templates else None
+        return load(model, device, words, runtime=runtime).looking(looks, refine)
 
     found, errors = find_inputs(images, recursive, out)
     if to_stdout:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias, get_args
+from typing import Literal, Self, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,16 +17,14 @@ from jaxtyping import Float, UInt8
 from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.errors import FusionerError
 from fusioner.inference.arrays import Array, ways
-from fusioner.inference.decide import check_threshold, chunks, mean_logits, upsample
+from fusioner.inference.decide import check_scales, check_threshold, chunks, mean_logits, upsample
 from fusioner.inference.encoded import EncodedImage, room_for
 from fusioner.inference.image import ImageSource, read_image
 from fusioner.inference.labels import check_labels
-from fusioner.inference.segmentation import Segmentation
+from fusioner.inference.refine import SIDE, EdgeFilter
+from fusioner.inference.segmentation import Looks, Segmentation
 from fusioner.inference.windows import Canvas, Origin, WindowGrid
 from fusioner.model.card import ModelCard
-
-if TYPE_CHECKING:
-    from fusioner.inference.refine import EdgeFilter
 
 Resolution = Literal["fast", "native"]
 OnProgress: TypeAlias = Callable[[int, int], object]
@@ -83,10 +81,6 @@ class BaseSegmenter(ABC):
     ) -> Float[Array, "n k h w"]:
         """The trained network's logits of `size`; None: of its own resolution."""
 
-    def _edges(self, rgb: UInt8[np.ndarray, "h w 3"]) -> "EdgeFilter":
-        """The photograph's edges, for `refine`."""
-        raise FusionerError("moving edges to the photograph's is done in torch alone: leave --refine away")
-
     @contextmanager
     def _computing(self, name: str) -> Iterator[None]:
         """Around all that computes; too little memory becomes a FusionerError that names the image."""
@@ -127,13 +121,11 @@ class BaseSegmenter(ABC):
         check_threshold(0.5 if threshold is None else threshold)  # before the work, not after it
         if resolution == "fast":
             encoded = self.encode(image, on_progress=on_progress)
-            return self._decide(
-                encoded.image, encoded.name, self.own_logits(encoded, clean), clean, threshold, background
-            )
+            return self.decide(encoded, clean, self.own_logits(encoded, clean), threshold, background)
         rgb, name, grid = self._open(image, resolution)
         with self._computing(name):
             logits = self._lay(self._look(rgb, grid, on_progress), self.embed(clean), grid)
-        return self._decide(rgb, name, logits, clean, threshold, background)
+        return self._decide(rgb, name, clean, logits, threshold, background, resolution)
 
     def set_image(
         self, image: ImageSource, resolution: Resolution = "fast", on_progress: OnProgress | None = None
@@ -149,8 +141,16 @@ class BaseSegmenter(ABC):
         if self._current is None:
             raise FusionerError("there is no image yet: call set_image first")
         clean = check_labels(labels)
-        encoded, logits = self._current, self.own_logits(self._current, clean)
-        return self._decide(encoded.image, encoded.name, logits, clean, threshold, background)
+        return self.decide(self._current, clean, self.own_logits(self._current, clean), threshold, background)
+
+    def looking(self, scales: Sequence[float] = (1.0,), refine: bool = False) -> Self:
+        """Set `scales` and `refine`.
+
+        Raises:
+            FusionerError: there is no scale, or one is not above 0 and at most 16.
+        """
+        self.scales, self.refine = check_scales(scales), refine
+        return self
 
     def encode(
         self,
@@ -201,7 +201,8 @@ class BaseSegmenter(ABC):
         more: Sequence[Float[Array, "1 d gh2 gw2"]] = (),
     ) -> EncodedImage:
         """An image with the tokens of its squashed picture, and of other sizes of it, ready to be asked."""
-        return EncodedImage(rgb, tokens, None, name, self._edges(rgb) if self.refine else None, tuple(more))
+        edges = EdgeFilter(self._squash(rgb, SIDE)) if self.refine else None
+        return EncodedImage(rgb, tokens, None, name, edges, tuple(more))
 
     def logits(
         self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
@@ -230,6 +231,18 @@ class BaseSegmenter(ABC):
                 return self._ask(encoded, labels)
             return encoded.answer(labels, lambda new: self._ask(encoded, new))
 
+    def decide(
+        self,
+        encoded: EncodedImage,
+        labels: Sequence[str],
+        logits: Float[Array, "k h w"],
+        threshold: float | None = None,
+        background: bool = True,
+    ) -> Segmentation:
+        """The answer, from `own_logits` of those labels; threshold and background as in calling the segmenter."""
+        resolution = "fast" if encoded.grid is None else "native"
+        return self._decide(encoded.image, encoded.name, labels, logits, threshold, background, resolution)
+
     @property
     def labels_independent(self) -> bool:
         """See `FusionerConfig`."""
@@ -239,10 +252,11 @@ class BaseSegmenter(ABC):
         self,
         rgb: UInt8[np.ndarray, "h w 3"],
         name: str,
+        labels: Sequence[str],
         logits: Float[Array, "k h w"],
-        labels: list[str],
         threshold: float | None,
         background: bool,
+        resolution: Resolution,
     ) -> Segmentation:
         with self._computing(name):
             return Segmentation.from_logits(
@@ -252,6 +266,7 @@ class BaseSegmenter(ABC):
                 threshold=self.card.threshold if threshold is None else threshold,
                 background=background,
                 name=name,
+                looks=Looks("fast", tuple(self.scales), self.refine) if resolution == "fast" else Looks(resolution),
             )
 
     def _open(

@@ -1,15 +1,15 @@
 """Moving the edges of masks to edges of the photograph: a guided filter over logits.
 
 He, Sun, Tang, "Guided Image Filtering" (TPAMI 2013), with a colour guide: in every small window the logits are taken
-for a linear function of the colours there. What depends on the photograph alone is computed once for all labels.
+for a linear function of the colours there. What depends on the photograph alone is computed once for all labels; NumPy
+does it whatever computed the logits, for there is little of it.
 Letters: K labels, S side of the square guide, h w the network's own resolution.
 """
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
+from fusioner.inference.arrays import Array, to_numpy, ways
 from fusioner.inference.decide import upsample
 
 # Chosen on training images, see docs/accuracy.md.
@@ -25,25 +25,32 @@ class EdgeFilter:
         guide: the squashed photograph, RGB in [0, 1].
     """
 
-    def __init__(self, guide: Float[Tensor, "3 s s"], radius: int = RADIUS, epsilon: float = EPSILON) -> None:
-        self.guide, self.radius = guide, radius
-        self.mean = self._box(guide)
-        products = torch.einsum("chw,dhw->cdhw", guide, guide)
-        covariance = self._box(products) - torch.einsum("chw,dhw->cdhw", self.mean, self.mean)
-        flat = epsilon * torch.eye(3, device=guide.device)[:, :, None, None]
-        self.inverse = torch.linalg.inv((covariance + flat).permute(2, 3, 0, 1)).permute(2, 3, 0, 1)
+    def __init__(self, guide: Float[Array, "3 s s"], radius: int = RADIUS, epsilon: float = EPSILON) -> None:
+        self.guide, self.radius = to_numpy(guide).astype(np.float64), radius
+        self.mean = self._box(self.guide)
+        products = self.guide[:, None] * self.guide
+        covariance = self._box(products) - self.mean[:, None] * self.mean
+        flat = epsilon * np.eye(3)[:, :, None, None]
+        self.inverse = np.linalg.inv((covariance + flat).transpose(2, 3, 0, 1)).transpose(2, 3, 0, 1)
 
-    def __call__(self, logits: Float[Tensor, "k h w"]) -> Float[Tensor, "k s s"]:
+    def __call__(self, logits: Float[Array, "k h w"]) -> Float[Array, "k s s"]:
         """Logits at the guide's size, as smooth as the photograph is and no smoother."""
-        p = upsample(logits, (self.guide.shape[1], self.guide.shape[2]))
-        mean = self._box(p)
-        with_colour = self._box(p[:, None] * self.guide) - mean[:, None] * self.mean  # (K, 3, S, S)
-        slope = torch.einsum("cdhw,kdhw->kchw", self.inverse, with_colour)
-        level = mean - (slope * self.mean).sum(dim=1)
-        return (self._box(slope) * self.guide).sum(dim=1) + self._box(level)
+        planes = to_numpy(upsample(logits, (self.guide.shape[1], self.guide.shape[2])))
+        moved = np.stack([self._moved(plane) for plane in planes])
+        return ways(logits).like(moved.astype(planes.dtype), logits)
 
-    def _box(self, x: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n h w"]:
+    def _moved(self, p: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
+        mean = self._box(p)
+        with_colour = self._box(p * self.guide) - mean * self.mean  # (3, S, S)
+        slope = (self.inverse * with_colour).sum(axis=1)
+        level = mean - (slope * self.mean).sum(axis=0)
+        return (self._box(slope) * self.guide).sum(axis=0) + self._box(level)
+
+    def _box(self, x: Float[np.ndarray, "*n s s"]) -> Float[np.ndarray, "*n s s"]:
         """Mean over each window, at the rim over what of it lies inside."""
-        side, flat = 2 * self.radius + 1, x.reshape(1, -1, *x.shape[-2:])
-        rows = F.avg_pool2d(flat, (side, 1), 1, (self.radius, 0), count_include_pad=False)
-        return F.avg_pool2d(rows, (1, side), 1, (0, self.radius), count_include_pad=False).view_as(x)
+        for axis in (-2, -1):
+            place, sums = np.arange(x.shape[axis]), np.insert(x.cumsum(axis, np.float64), 0, 0.0, axis)
+            first, end = (place - self.radius).clip(0), (place + self.radius + 1).clip(max=x.shape[axis])
+            count = (end - first).reshape(-1, *[1] * (-1 - axis))
+            x = (sums.take(end, axis) - sums.take(first, axis)) / count
+        return x

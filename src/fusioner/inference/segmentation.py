@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
@@ -13,6 +14,17 @@ from fusioner.errors import FusionerError
 from fusioner.inference.arrays import Array, to_numpy, ways
 from fusioner.inference.decide import chunks, decide_bands, decide_logits
 from fusioner.inference.polygons import Polygon, trace
+
+
+class Looks(NamedTuple):
+    """How an image was looked at, in the words of `BaseSegmenter`; native resolution has no scales and no refining."""
+
+    resolution: str = "fast"
+    scales: tuple[float, ...] = (1.0,)
+    refine: bool = False
+
+
+ONCE = Looks()
 
 
 @dataclass(eq=False)
@@ -28,6 +40,7 @@ class Segmentation:
         name: the image's file name, where it came from a file.
         logits: the model's answer at its own resolution. Probabilities at full resolution are made from it when asked
             for, a label at a time: all of 500 labels on a large photograph would fill the memory.
+        looks: how it was looked at.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -38,6 +51,7 @@ class Segmentation:
     background: bool
     name: str
     logits: Float[Array, "k gh gw"] = field(repr=False)
+    looks: Looks = ONCE
 
     @classmethod
     def from_logits(
@@ -49,6 +63,7 @@ class Segmentation:
         threshold: float = 0.5,
         background: bool = True,
         name: str = "image",
+        looks: Looks = ONCE,
     ) -> "Segmentation":
         """Decide every pixel of `image` from logits of any resolution, one plane a label, on any device.
 
@@ -74,6 +89,7 @@ class Segmentation:
             background=background,
             name=name,
             logits=ways(logits).home(logits),
+            looks=looks,
         )
 
     def __repr__(self) -> str:

@@ -20,7 +20,6 @@ from fusioner.errors import FusionerError
 from fusioner.inference.base import BaseSegmenter, OnProgress, Resolution
 from fusioner.inference.encoded import EncodedImage
 from fusioner.inference.image import resize, squash
-from fusioner.inference.refine import SIDE, EdgeFilter
 from fusioner.model.card import ModelCard
 from fusioner.model.checkpoint import load_model
 from fusioner.model.fusioner import Fusioner
@@ -128,9 +127,6 @@ class Segmenter(BaseSegmenter):
 
     def _squash(self, rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
         return squash(rgb, side)
-
-    def _edges(self, rgb: UInt8[np.ndarray, "h w 3"]) -> EdgeFilter:
-        return EdgeFilter(squash(rgb, SIDE).to(self.device))
 
     def _pixels(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "1 3 h2 w2"]:
         return resize(from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)[None], size)

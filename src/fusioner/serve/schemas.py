@@ -104,6 +104,9 @@ class Description(BaseModel):
     labels: list[str]
     threshold: float
     background: bool
+    resolution: str
+    scales: list[float] = Field(description="Sizes of the squashed image that were looked at.")
+    refine: bool = Field(description="Whether edges were moved to the photograph's.")
     mask: dict[str, Any]
     segments: list[Segment]
 

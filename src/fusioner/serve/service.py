@@ -13,7 +13,6 @@ from fastapi import Response
 
 from fusioner.inference.base import BaseSegmenter, Resolution
 from fusioner.inference.image import read_image
-from fusioner.inference.segmentation import Segmentation
 from fusioner.serve.admission import Queue
 from fusioner.serve.answers import check_size, file_answer, logits_answer
 from fusioner.serve.bodies import LOGITS, Question, check_question
@@ -72,21 +71,14 @@ class Service:
         labels, size = check_question(question, self.limits), kept.encoded.size
         check_size(question.format, len(labels), size)
         logits = await self.engine.logits(kept.encoded, labels)
-        own = (await self.model()).card.threshold
+        model = await self.model()
         if question.format == LOGITS:
-            content = await self._thread(logits_answer, logits, labels, size, own)
+            content = await self._thread(logits_answer, logits, labels, size, model.card.threshold)
             return Response(content, media_type="application/json")
 
         def write() -> tuple[bytes, str, str]:
-            threshold = own if question.threshold is None else question.threshold
-            result = Segmentation.from_logits(
-                kept.encoded.image,
-                labels,
-                logits,
-                threshold=threshold,
-                background=question.background,
-                name=kept.name,
-            )
+            result = model.decide(kept.encoded, labels, logits, question.threshold, question.background)
+            result.name = kept.name
             return file_answer(result, question.format, PurePath(kept.name).stem or "image")
 
         async with self._pixels.spend(math.prod(size)):
