@@ -10,7 +10,7 @@ import pytest
 import torch
 from skimage import data
 
-import fusioner.inference.base as base_module
+import fusioner.inference.asking as asking_module
 from fusioner.errors import FusionerError
 from fusioner.inference.segmenter import Segmenter
 from fusioner.inference.windows import sliding_windows
@@ -128,12 +128,12 @@ def test_native_within_a_memory_budget_says_nearly_the_same(
 ) -> None:
     encoded = tiny_segmenter.encode(photo, "native")
     full = tiny_segmenter.logits(encoded, LABELS)
-    monkeypatch.setattr(base_module, "CANVAS", len(LABELS) * photo.shape[0] * photo.shape[1] // 4)
+    monkeypatch.setattr(asking_module, "CANVAS", len(LABELS) * photo.shape[0] * photo.shape[1] // 4)
     own = tiny_segmenter.own_logits(encoded, LABELS)
     assert own.shape == (3, 45, 65)
     coarse = tiny_segmenter.logits(encoded, LABELS)
     assert (coarse.argmax(0) == full.argmax(0)).float().mean() > 0.9
-    monkeypatch.setattr(base_module, "CANVAS", 1)
+    monkeypatch.setattr(asking_module, "CANVAS", 1)
     assert tiny_segmenter.logits(encoded, LABELS).isfinite().all()
 
 
@@ -146,7 +146,7 @@ def test_labels_in_portions_where_they_are_independent(
     for resolution in ("fast", "native"):
         encoded = segmenter.encode(photo, resolution)
         whole = segmenter.own_logits(encoded, labels)
-        monkeypatch.setattr(base_module, "FEATURES", 1)
+        monkeypatch.setattr(asking_module, "FEATURES", 1)
         portions = segmenter.own_logits(encoded, labels)
         monkeypatch.undo()
         assert torch.allclose(whole, portions, atol=1e-4)

@@ -4,9 +4,8 @@ Arrays are NumPy's or torch's, see `arrays`. Letters: N windows (1 when the whol
 grid, K labels, h w the network's own resolution, H W pixels.
 """
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, get_args
@@ -14,27 +13,23 @@ from typing import Literal, Self, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fusioner.encoders.prompts import LabelEmbedder
 from fusioner.errors import FusionerError
 from fusioner.inference.arrays import Array, ways
-from fusioner.inference.decide import check_scales, check_threshold, chunks, mean_logits, upsample
+from fusioner.inference.asking import Asking
+from fusioner.inference.decide import check_scales, check_threshold, chunks, upsample
 from fusioner.inference.encoded import EncodedImage, room_for
 from fusioner.inference.image import ImageSource, read_image
 from fusioner.inference.labels import check_labels
 from fusioner.inference.refine import SIDE, EdgeFilter
 from fusioner.inference.segmentation import Looks, Segmentation
-from fusioner.inference.windows import Canvas, Origin, WindowGrid
-from fusioner.model.card import ModelCard
+from fusioner.inference.windows import Origin, WindowGrid
 
 Resolution = Literal["fast", "native"]
 OnProgress: TypeAlias = Callable[[int, int], object]
 """Called with (windows done, windows in all) after every window; what it raises stops the work and comes out."""
 
-CANVAS = 2**27  # float32 logits kept of all labels of one image: 512 MiB
-FEATURES = 2**26  # float32 numbers the network may hold at once in its widest layer: 256 MiB
 
-
-class BaseSegmenter(ABC):
+class BaseSegmenter(Asking):
     """Names in, masks out.
 
     `seg(image, labels)` does it all; `seg.set_image(image)` followed by any number of `seg.segment(labels)` encodes
@@ -42,8 +37,7 @@ class BaseSegmenter(ABC):
     windows of that size over the image's own pixels.
 
     Attributes:
-        card: what the model is.
-        embed: labels to text vectors.
+        card, embed: see `Asking`.
         stride: pixels per token.
         some: windows encoded at once.
         smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
@@ -52,8 +46,6 @@ class BaseSegmenter(ABC):
             averaged.
     """
 
-    card: ModelCard
-    embed: LabelEmbedder
     stride: int
     some = 1
     smooth = True
@@ -74,12 +66,6 @@ class BaseSegmenter(ABC):
     @abstractmethod
     def _tokens(self, images: Float[Array, "n 3 h w"]) -> Float[Array, "n d gh gw"]:
         """Of the frozen encoder."""
-
-    @abstractmethod
-    def _answer(
-        self, tokens: Float[Array, "n d gh gw"], text: Float[Array, "k dt"], size: tuple[int, int] | None
-    ) -> Float[Array, "n k h w"]:
-        """The trained network's logits of `size`; None: of its own resolution."""
 
     @contextmanager
     def _computing(self, name: str) -> Iterator[None]:
@@ -243,11 +229,6 @@ class BaseSegmenter(ABC):
         resolution = "fast" if encoded.grid is None else "native"
         return self._decide(encoded.image, encoded.name, labels, logits, threshold, background, resolution)
 
-    @property
-    def labels_independent(self) -> bool:
-        """See `FusionerConfig`."""
-        return self.card.config.labels_independent
-
     def _decide(
         self,
         rgb: UInt8[np.ndarray, "h w 3"],
@@ -288,48 +269,3 @@ class BaseSegmenter(ABC):
             yield self._tokens(ways(pixels).single(grid.cut(pixels, here)[:, 0]) / 255), here
             if on_progress:
                 on_progress(start + len(here), len(origins))
-
-    def _lay(
-        self,
-        windows: Iterable[tuple[Float[Array, "n d gh gw"], list[Origin]]],
-        text: Float[Array, "k dt"],
-        grid: WindowGrid,
-    ) -> Float[Array, "k h w"]:
-        """The network's answers to all windows, averaged."""
-        share = math.sqrt(CANVAS / (len(text) * grid.height * grid.width))
-        side = grid.crop if share >= 1 else max(1, int(grid.crop * share))
-        canvas = Canvas(grid, side)
-        some = max(1, min(8, FEATURES // (max(self.card.config.decoder_widths) * side**2)))
-        for tokens, origins in windows:
-            for start in range(0, len(origins), some):
-                here = origins[start : start + some]
-                few = ways(tokens).single(tokens[start : start + some])
-                answers = self._network(few, text, (side, side))
-                for answer, origin in zip(answers, here, strict=True):
-                    canvas.add(answer, origin)
-        return _finite(canvas.mean())
-
-    def _ask(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
-        text = self.embed(labels)
-        looks = [self._network(tokens, text, None)[0] for tokens in (encoded.tokens, *encoded.more)]
-        logits = _finite(mean_logits(looks))
-        return logits if encoded.edges is None else encoded.edges(logits)
-
-    def _network(
-        self, tokens: Float[Array, "n d gh gw"], text: Float[Array, "k dt"], size: tuple[int, int] | None
-    ) -> Float[Array, "n k h w"]:
-        """The trained network, labels in portions where they do not depend on each other."""
-        portion, config = len(text), self.card.config
-        if self.labels_independent:  # each brings its own tokens and features
-            n = math.prod(tokens.shape[2:])
-            cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
-            numbers = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
-            portion = max(1, FEATURES // (numbers * len(tokens)))
-        parts = [self._answer(tokens, text[first : first + portion], size) for first in range(0, len(text), portion)]
-        return ways(tokens).join(parts, 1)
-
-
-def _finite(logits: Float[Array, "k h w"]) -> Float[Array, "k h w"]:
-    if not math.isfinite(logits.sum()):  # one number, where isfinite of all would need as much memory again
-        raise FusionerError("the model answers with numbers that are not finite: its checkpoint is broken")
-    return logits
