@@ -2,6 +2,7 @@
 
     python benchmarks/groups.py pascal=data/pascal --split val
     python benchmarks/groups.py pascal=data/pascal --models run/best.safetensors other/best.safetensors --every 2
+    python benchmarks/groups.py pascal=data/pascal --split val --alone    # without the names of the group's members
 
 The groups are the packaged ones of `train --hypernyms`. IoU in per cent over all images together at the masks' own
 size, at each model's own threshold, of every word that covers at least two classes of the set; then the mean of the
@@ -16,11 +17,11 @@ import torch
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.catalog import open_dataset
+from fusioner.data.words import read_words
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
 from fusioner.inference.decide import upsample
 from fusioner.inference.load import load_torch
-from fusioner.training.prompts import read_words
 
 
 def covered(data: SegmentationData) -> dict[str, list[int]]:
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--split", help="default: every image")
     parser.add_argument("--models", nargs="+", type=Path, default=[None], help="default: the one inside the package")
     parser.add_argument("--every", type=int, default=1, help="n-th image")
+    parser.add_argument("--alone", action="store_true", help="ask for the word, and not for the group's members")
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -64,6 +66,8 @@ def main() -> None:
     print(f"| model | {' | '.join(groups)} | mean | refused |\n|" + "---|" * (len(groups) + 3))
     for model in given.models:
         asked = SegmenterPredictor(load_torch(model), tokens=FeatureCache(given.cache).tokens if given.cache else None)
+        if given.alone:
+            asked.segmenter.members = {}
         cells = " | ".join(f"{value:.1f}" for value in measure(asked, data, groups, given.every))
         print(f"| {model.parent.name if model else 'default'} | {cells} |", flush=True)
 

@@ -53,14 +53,16 @@ def read(
     hidden: torch.Tensor | None = None,
     portion: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The maps (B, K, C, P) of patches with these features."""
+    """The maps and how near the nearest name is (B, K, C + 1, P), of patches with these features."""
     visual, log = looks.flatten(2).split([SHAPE.image_dim, SHAPE.aligned_dim], dim=1)
-    return memory(memory.look(visual, log, portion), text, hidden)
+    maps, near = memory(memory.look(visual, log, portion), text, hidden)
+    return torch.cat([maps, near[..., None, None].expand(*maps.shape[:2], 1, maps.shape[3])], dim=2)
 
 
 def test_a_label_reads_the_look_of_its_name() -> None:
-    side, share, trust = read(fitted(), looking_like(0, 1), torch.eye(8)[None, 1:2])[0, 0].unbind()
+    side, odds, share, trust = read(fitted(), looking_like(0, 1), torch.eye(8)[None, 1:2])[0, 0].unbind()
     assert side[1] > 0 > side[0]
+    assert odds[1] > 0 > odds[0]
     assert share[1] > share[0] + 1
     assert trust.tolist() == [1.0, 1.0]
 
@@ -91,7 +93,21 @@ def test_a_hidden_label_does_without_its_own_name() -> None:
     shown = read(memory, looking_like(1), text, torch.tensor([[False]]))[0, 0]
     hidden = read(memory, looking_like(1), text, torch.tensor([[True]]))[0, 0]
     assert hidden[0] < 0 < shown[0]
-    assert hidden[2].item() == pytest.approx(-1.0)  # the cosine to the names left is 0
+    assert hidden[3].item() == pytest.approx(-1.0)  # the cosine to the names left is 0
+
+
+def test_a_word_for_several_names_is_there_where_any_of_them_is() -> None:
+    """Each by itself as surely as under its own name, and a word for neither name nowhere."""
+    memory = fitted()
+    group, far = F.normalize(torch.eye(8)[0] + torch.eye(8)[1], dim=0), torch.eye(8)[7]
+    text = torch.stack([torch.eye(8)[0], group, far])[None]
+    own, both, neither = read(memory, looking_like(0, 1, 2), text)[0]
+    for channel in (1, 2):  # odds and shares; a mean would know each by half
+        assert own[channel, 0] == pytest.approx(both[channel, 0].item(), abs=0.01)
+        assert both[channel, 0] == pytest.approx(both[channel, 1].item())
+    assert both[1, 2] < 0 < both[1, 1]
+    assert both[0, 0] < own[0, 0] - 0.5
+    assert neither[2].amax() < own[2, 0] - 1
 
 
 def test_training_reads_what_the_other_portions_taught() -> None:

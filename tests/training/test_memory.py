@@ -67,7 +67,7 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
         seen = model.look(tokens)
         assert seen is not None
         assert seen.recalled is not None
-        peaks = [filled(seen.recalled, words[None])[0, :, 0].amax(1) for words in (there, absent)]
+        peaks = [filled(seen.recalled, words[None])[0][0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
     lessons = Lessons(model, corpus, [source], None)
     others = [row for row, example in enumerate(lessons.examples) if portion_of(example.item.id) != 0]

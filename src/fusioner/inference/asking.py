@@ -6,6 +6,7 @@ Arrays are NumPy's or torch's, see `arrays`; letters as in `base`.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from jaxtyping import Float
 
@@ -14,6 +15,7 @@ from fusioner.errors import FusionerError
 from fusioner.inference.arrays import Array, ways
 from fusioner.inference.decide import mean_logits
 from fusioner.inference.encoded import EncodedImage
+from fusioner.inference.groups import gather, members_of, with_members
 from fusioner.inference.windows import Canvas, Origin, WindowGrid
 from fusioner.model.card import ModelCard
 
@@ -32,6 +34,11 @@ class Asking(ABC):
     card: ModelCard
     embed: LabelEmbedder
 
+    @cached_property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """See `groups.members_of`."""
+        return members_of(self.card)
+
     @abstractmethod
     def _answer(
         self, tokens: Float[Array, "n d gh gw"], text: Float[Array, "k dt"], size: tuple[int, int] | None
@@ -46,10 +53,11 @@ class Asking(ABC):
     def _lay(
         self,
         windows: Iterable[tuple[Float[Array, "n d gh gw"], list[Origin]]],
-        text: Float[Array, "k dt"],
+        labels: Sequence[str],
         grid: WindowGrid,
     ) -> Float[Array, "k h w"]:
         """The network's answers to all windows, averaged."""
+        text = self.embed(with_members(labels, self.members))
         share = math.sqrt(CANVAS / (len(text) * grid.height * grid.width))
         side = grid.crop if share >= 1 else max(1, int(grid.crop * share))
         canvas = Canvas(grid, side)
@@ -61,12 +69,12 @@ class Asking(ABC):
                 answers = self._network(few, text, (side, side))
                 for answer, origin in zip(answers, here, strict=True):
                     canvas.add(answer, origin)
-        return _finite(canvas.mean())
+        return gather(_finite(canvas.mean()), labels, self.members)
 
     def _ask(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
-        text = self.embed(labels)
+        text = self.embed(with_members(labels, self.members))
         looks = [self._network(tokens, text, None)[0] for tokens in (encoded.tokens, *encoded.more)]
-        logits = _finite(mean_logits(looks))
+        logits = gather(_finite(mean_logits(looks)), labels, self.members)
         return logits if encoded.edges is None else encoded.edges(logits)
 
     def _network(

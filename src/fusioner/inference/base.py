@@ -110,7 +110,7 @@ class BaseSegmenter(Asking):
             return self.decide(encoded, clean, self.own_logits(encoded, clean), threshold, background)
         rgb, name, grid = self._open(image, resolution)
         with self._computing(name):
-            logits = self._lay(self._look(rgb, grid, on_progress), self.embed(clean), grid)
+            logits = self._lay(self._look(rgb, grid, on_progress), clean, grid)
         return self._decide(rgb, name, clean, logits, threshold, background, resolution)
 
     def set_image(
@@ -212,7 +212,7 @@ class BaseSegmenter(Asking):
         """
         with self._computing(encoded.name):
             if encoded.grid is not None:
-                return self._lay([(encoded.tokens, encoded.grid.origins)], self.embed(labels), encoded.grid)
+                return self._lay([(encoded.tokens, encoded.grid.origins)], labels, encoded.grid)
             if not self.labels_independent:
                 return self._ask(encoded, labels)
             return encoded.answer(labels, lambda new: self._ask(encoded, new))

@@ -2,8 +2,9 @@
 
 Beyond the paper. A network this light needs long to learn hundreds of looks label by label; a closed-set segmenter over
 the same tokens learns them all at once, before the training starts, and the network only learns how far to trust it. A
-label reads the answers of the names nearest to it in text space; how near they are is a channel of its own, so that an
-unseen word is known as one. `training.memory` fits it.
+label reads the answers of the names nearest to it in text space, averaged, and added up, for what is a dog is an animal
+however little it is a cow; how near they are is a channel of its own, so that an unseen word is known as one.
+`training.memory` fits it.
 Letters: B images, K labels, N remembered names, D text width, V visual width, M classes of the posterior, F = V + M
 features, P patches, Gh Gw grid.
 """
@@ -20,8 +21,11 @@ from fusioner.model.fusion import Block
 
 CHANNELS = 3
 # Chosen on training images, see docs/accuracy.md.
-NEARBY = 0.06  # softmax temperature over a label's cosines with names, here and in `model.similarity`
+NEARBY = 0.06  # temperature of a label's cosines with names, here and in `model.similarity`
+SURELY = 0.04  # the same where odds are added up, of which one can be a thousand times another
+MOST = 15.0  # log-odds beyond which surer is no surer
 FLOOR = 1e-5  # share below which a name counts as absent
+RELATED = 0.6  # cosine below which even the nearest name counts in part
 TELLING = 0.7  # cosine above which a name stands for the label itself
 CONTEXT = FusionerConfig(width=192, layers=2, heads=4, mlp_ratio=2.0, dropout=0.1)
 """Shape of the closed-set segmenter's blocks."""
@@ -62,10 +66,11 @@ class ClosedSet(nn.Module):
 
 
 class Memory(nn.Module):
-    """What an image recalls (`look`) and label embeddings -> three maps a label, each about unit scale.
+    """What an image recalls (`look`) and label embeddings -> three maps and a number a label, each about unit scale.
 
-    The log-odds of the label against "anything else"; the log of its share in a softmax over all names and "anything
-    else"; and the cosine of the nearest name, the same everywhere. Frozen: it is fitted before the network is trained.
+    The mean log-odds of the names near the label against "anything else"; the log of their odds added up; the log of
+    their shares, added up, in a softmax over all names and "anything else"; and the cosine of the nearest. In a sum the
+    nearest counts whole and others by how much less near they are. Frozen: it is fitted before the network is trained.
 
     Attributes:
         names: unit embeddings of the remembered names; known: which of them any training image showed.
@@ -110,8 +115,8 @@ class Memory(nn.Module):
 
     def forward(
         self, recalled: Recalled, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
-    ) -> Float[Tensor, "b k c p"]:
-        """The maps.
+    ) -> tuple[Float[Tensor, "b k c p"], Float[Tensor, "b k"]]:
+        """The maps, and the number.
 
         Args:
             text: unit label embeddings.
@@ -122,11 +127,13 @@ class Memory(nn.Module):
         if hidden is not None:
             unread = unread | (hidden[..., None] & (cosines > TELLING))
         cosines = cosines.masked_fill(unread, -1.0)
-        near = (cosines / NEARBY).softmax(dim=-1)
-        side = near @ recalled.sides
-        share = (near @ recalled.shares + FLOOR).log()
-        trust = cosines.amax(dim=-1, keepdim=True).expand_as(side)
-        return torch.stack([side / 4.0, (share + 6.0) / 2.5, 2.0 * trust - 1.0], dim=2)
+        nearest = cosines.amax(dim=-1, keepdim=True)
+        side = (cosines / NEARBY).softmax(dim=-1) @ recalled.sides
+        behind = cosines - nearest.clamp_min(RELATED)
+        odds = (behind / SURELY).exp() @ recalled.sides.clamp(-MOST, MOST).exp()
+        share = (behind / NEARBY).exp() @ recalled.shares
+        maps = torch.stack([side / 4.0, odds.log() / 4.0, ((share + FLOOR).log() + 6.0) / 2.5], dim=2)
+        return maps, 2.0 * nearest[..., 0] - 1.0
 
     def _scores(self, seen: Float[Tensor, "b p f"], portion: Int[Tensor, " b"] | None) -> Float[Tensor, "b p n1"]:
         """Of each image by what was fitted without its portion."""

@@ -58,7 +58,8 @@ class Similarity(nn.Module):
     is a cat. There a name is as near as the nearest of its WordNet hypernyms, less a little the more that one covers.
     With `config.reference` these channels are z-scores against what the label gathers on patches of training images:
     what *person* gathers from a classifier that knows no person is little anywhere, and where it is most, people are.
-    With `config.memory` three channels more say what trained classes of nearby names look like (`model.memory`).
+    With `config.memory` three channels more say what trained classes of nearby names look like, and one, the same
+    everywhere, how near those names are (`model.memory`).
     With `config.affinity` every map is read once more, averaged over the patches that the visual encoder finds alike:
     what an aligned encoder says of an object's head then holds for its legs (as in ProxyCLIP, arXiv 2408.04883).
     Every map comes twice: as it is, and as its maximum over the image, which says whether the label is there at all.
@@ -70,7 +71,7 @@ class Similarity(nn.Module):
         self.memory = Memory(config) if config.memory else None
         self.affinity = config.affinity
         maps = (3 if self.kind == "posterior" else 1) + (CHANNELS if self.memory else 0)
-        channels = 2 * maps * (2 if self.affinity else 1)
+        channels = 2 * maps * (2 if self.affinity else 1) + (1 if self.memory else 0)
         self.proj = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         self.direct = None
         if config.direct:
@@ -132,13 +133,16 @@ class Similarity(nn.Module):
     ) -> tuple[Float[Tensor, "b k p w"], Float[Tensor, "b k p"] | None]:
         """Guidance for each label's visual tokens, in row-major grid order, and with `config.direct` what there is to
         add to its logits; `hidden` as in `Memory`."""
-        maps = self.measured(seen, text)
+        maps, near = self.measured(seen, text), None
         if self.memory is not None and seen.recalled is not None:
-            maps = torch.cat([maps, self.memory(seen.recalled, text, hidden)], dim=2)
+            recalled, near = self.memory(seen.recalled, text, hidden)
+            maps = torch.cat([maps, recalled], dim=2)
         if seen.alike is not None:
             maps = torch.cat([maps, maps @ seen.alike.transpose(1, 2)[:, None]], dim=2)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
         read = torch.cat([maps, peaks], dim=2).transpose(2, 3)
+        if near is not None:
+            read = torch.cat([read, near[..., None, None].expand(*read.shape[:3], 1)], dim=3)
         return self.proj(read), None if self.direct is None else self.direct(read)[..., 0]
 
     def measured(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:

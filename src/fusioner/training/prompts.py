@@ -1,17 +1,11 @@
 """Which names each image is prompted with; draws depend on the seed, the step and the place in the batch alone."""
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray
 
-from fusioner.errors import FusionerError
-
-Synonyms = dict[str, tuple[str, ...]]
 WIDER = 0.15  # chance that a prompt is the word for a group of classes, where its class is in one
 
 
@@ -92,29 +86,3 @@ class Names:
         """Now and then the row of a word for a group that `label` is in (`groups` has its labels, in lower case)."""
         rows = [row for row, group in self.groups.items() if label.casefold() in group]
         return rows[int(rng.integers(len(rows)))] if rows and rng.random() < WIDER else None
-
-
-def read_words(source: str, packaged: str = "synonyms.json") -> Synonyms:
-    """A JSON file {word: [words]}: synonyms by label, or the labels of a group by its hypernym.
-
-    Args:
-        source: the file; "packaged" is the one of that name inside the package, "" is none.
-
-    Raises:
-        FusionerError: the file cannot be read or holds something else.
-    """
-    if not source:
-        return {}
-    path = Path(str(files("fusioner.data") / packaged)) if source == "packaged" else Path(source).expanduser()
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FusionerError(f"cannot read the words in {path}: {reason}") from error
-    well_formed = isinstance(content, dict) and all(
-        isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
-        for words in content.values()
-    )
-    if not well_formed:
-        raise FusionerError(f'{path} must hold {{"label": ["another name", ...], ...}}')
-    return {label: tuple(words) for label, words in content.items()}

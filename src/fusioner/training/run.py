@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fusioner.data.words import read_words
 from fusioner.encoders.prompts import DEFAULT_TEMPLATES, LabelEmbedder
 from fusioner.encoders.zoo import value_tokens
 from fusioner.errors import FusionerError
@@ -22,7 +23,7 @@ from fusioner.training.display import Display
 from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
 from fusioner.training.memory import Effort, Kept, fit_memory
-from fusioner.training.prompts import Names, read_words
+from fusioner.training.prompts import Names
 from fusioner.training.provenance import describe
 from fusioner.training.reference import draw_reference
 from fusioner.training.state import BEST, LAST, RESUME
