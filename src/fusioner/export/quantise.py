@@ -71,13 +71,14 @@ def _choices(image: "ModelProto") -> Iterator[tuple[str, list[str]]]:
     if products:
         # Six a transformer's block: queries, keys, values, the attention's last, the MLP's first, and the MLP's last,
         # which reads what its GELU made: numbers with the longest tails.
-        for what, kept in (
-            ("every matrix product", range(6)),
-            ("five of six matrix products", range(5)),
-            ("queries, keys, values and the MLPs' first products", (0, 1, 2, 4)),
-            ("queries, keys and values", range(3)),
+        for what, kept, every in (
+            ("every matrix product", range(6), 1),
+            ("five of six matrix products", range(5), 1),
+            ("queries, keys, values and the MLPs' first products", (0, 1, 2, 4), 1),
+            ("queries, keys and values", range(3), 1),
+            ("queries, keys and values of every second block", range(3), 2),
         ):
-            yield what, [name for number, name in enumerate(products) if number % 6 in kept]
+            yield what, [name for at, name in enumerate(products) if at % 6 in kept and at // 6 % every == 0]
     else:
         yield "all convolutions but the first and the last", [node.name for node in weighted][1:-1]
 
