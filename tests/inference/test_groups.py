@@ -35,7 +35,7 @@ def test_a_group_is_where_any_of_its_members_is(library: Callable[..., torch.Ten
 
 
 def test_only_what_was_taught_is_a_member_and_only_where_there_is_a_memory(tiny_segmenter: Segmenter) -> None:
-    card = replace(tiny_segmenter.card, training={"classes": ["Cat", "sofa"]})
+    card = replace(tiny_segmenter.card, training={"classes": ["Cat", "sofa", "boots"]})
     assert members_of(card) == {}
     shape = replace(card.config, similarity="posterior", aligned_dim=5, memory=2)
     known = members_of(replace(card, config=shape))
