@@ -49,6 +49,6 @@ def gather(
     do, row = ways(logits), {name: number for number, name in enumerate(asked)}
     planes = []
     for label in labels:
-        theirs = [logits[row[one]] - BEHIND for one in members.get(label.casefold(), ()) if one != label]
+        theirs = [logits[row[one]] - BEHIND for one in members.get(label.casefold(), ())]
         planes.append(do.top(do.stack([logits[row[label]], *theirs])))
     return do.stack(planes)
