@@ -1,5 +1,6 @@
 """Work done by threads while the caller is busy with something else."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,3 +37,29 @@ def _results(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterab
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def taken_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The same items, none of them None, in the same order, up to `depth` made by a thread while the caller computes.
+
+    An error met on the way is raised where its item would have come.
+    """
+    if depth == 0:
+        yield from items
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    try:
+        waiting: deque[Future[T | None]] = deque(pool.submit(next, items, None) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:
+    """Each item with the seconds it was waited for."""
+    begun = time.monotonic()
+    for item in items:
+        yield item, time.monotonic() - begun
+        begun = time.monotonic()

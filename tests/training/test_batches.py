@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fusioner.ahead import taken_ahead
 from fusioner.encoders.zoo import build_image_encoder
 from fusioner.errors import FusionerError
 from fusioner.features.fill import fill
 from fusioner.features.source import LiveSource, TokenSource
-from fusioner.training.batches import Batch, Batches, ahead, held_out, shrink, steps
+from fusioner.training.batches import Batch, Batches, held_out, shrink, steps
 from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import Corpus, Order, build_corpus, open_part
 from fusioner.training.meter import iou_counts, miou
@@ -132,7 +133,7 @@ def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tr
         for step in range(60):
             example = corpus.examples[step % len(corpus.examples)]
             mask = corpus.parts[0].data.read_mask(example.item)
-            ids, _, _ = built._prompts(example, mask, np.random.default_rng(step))
+            ids = built._prompts(example, mask, np.random.default_rng(step)).classes
             times.update(set(ids) - set(mask.flatten().tolist()))
     never = set(corpus.parts[0].classes) - shown.keys()
     common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in asked.items()}
@@ -230,14 +231,22 @@ def test_making_batches_ahead_changes_nothing(depth: int) -> None:
 
     seen: list[Any] = []
     with pytest.raises(FusionerError, match="mask 5"):
-        seen += [seen.append(number) for number in ahead(numbers(), depth)]
+        seen += [seen.append(number) for number in taken_ahead(numbers(), depth)]
     assert seen == [0, 1, 2, 3, 4]
 
 
 def test_iou_counts_and_their_mean() -> None:
     labels = torch.tensor([[[1, 1, 0, -1], [2, 0, 0, -1]]], dtype=torch.int16)
     classes, padded = torch.tensor([[3, 5, 0]]), torch.tensor([[False, False, True]])
-    batch = Batch(torch.zeros(1, 1, 1, 1), torch.zeros(1, 3, 2), labels, classes, padded, torch.tensor([-1]))
+    batch = Batch(
+        torch.zeros(1, 1, 1, 1),
+        torch.zeros(1, 3, 2),
+        labels,
+        classes,
+        padded,
+        padded[..., None, None],
+        torch.tensor([-1]),
+    )
     logits = torch.full((1, 3, 2, 4), -1.0)
     logits[0, 0, 0] = 1.0  # claims both its pixels, a background pixel, and an ignored one that does not count
     logits[0, 2] = 1.0  # padding claims everything, to no avail

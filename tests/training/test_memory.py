@@ -140,8 +140,9 @@ def test_the_best_threshold_on_held_out_images_is_the_models_own(
 
 def test_a_threshold_is_a_probability() -> None:
     labels = torch.tensor([[[1, 1, 0, -1]]], dtype=torch.int16)
+    padded = torch.zeros(1, 1, dtype=torch.bool)
     batch = Batch(
-        torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2), labels, torch.tensor([[2]]), torch.zeros(1, 1, dtype=torch.bool),
+        torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2), labels, torch.tensor([[2]]), padded, padded[..., None, None],
         torch.tensor([-1]),
     )  # fmt: skip
     logits = torch.logit(torch.tensor([[[[0.65, 0.3, 0.3, 0.9]]]]))

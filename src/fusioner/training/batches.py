@@ -5,8 +5,8 @@ Letters: B images, P prompts (the most that any image of the batch has), D token
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from fusioner.features.source import TokenSource
 from fusioner.training.corpus import Corpus, Example, Order, Part, portion_of
 from fusioner.training.prompts import Names, draw_prompts
+from fusioner.training.strangers import Strangers
 
 LIVE_VIEWS = 2**31 - 1
 """Views drawn from where a source has any number of them; 0, the image itself, is left to the held-out images."""
@@ -32,6 +33,7 @@ class Batch:
         labels: at each pixel i = the image's i-th prompt, 0 = anything else, -1 = ignored.
         classes: class of each prompt, numbered through all parts (`Corpus.offsets`).
         padded: prompts that only fill up the tensor.
+        unknown: where nobody knows whether a prompt is there, as of another set's names; (b, p, 1, 1) where it is none.
         portion: of the training images that each belongs to (`corpus.portion_of`); -1 for held-out images.
     """
 
@@ -40,6 +42,7 @@ class Batch:
     labels: Int16[Tensor, "b h w"]
     classes: Int64[Tensor, "b p"]
     padded: Bool[Tensor, "b p"]
+    unknown: Bool[Tensor, "b p #h #w"]
     portion: Int64[Tensor, " b"]
 
     def target(self) -> Float[Tensor, "b p h w"]:
@@ -49,12 +52,15 @@ class Batch:
 
     def ignore(self) -> Bool[Tensor, "b p h w"]:
         """True where a prompt's pixel counts nowhere."""
-        return (self.labels < 0)[:, None] | self.padded[..., None, None]
+        return (self.labels < 0)[:, None] | self.closed()
+
+    def closed(self) -> Bool[Tensor, "b p #h #w"]:
+        """Prompts that cannot be chosen, or where they cannot."""
+        return self.padded[..., None, None] | self.unknown
 
     def counts(self) -> Float[Tensor, "2"]:
         """(prompts x pixels that count, pixels that count)."""
-        pixels = (self.labels >= 0).flatten(1).sum(1)
-        return torch.stack([(pixels * (~self.padded).sum(1)).sum(), pixels.sum()]).float()
+        return torch.stack([(~self.ignore()).sum(), (self.labels >= 0).sum()]).float()
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -66,7 +72,22 @@ class Batch:
         return [Batch(*parts) for parts in zip(*split, strict=True)]
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return self.tokens, self.text, self.labels, self.classes, self.padded, self.portion
+        return self.tokens, self.text, self.labels, self.classes, self.padded, self.unknown, self.portion
+
+
+class Asked(NamedTuple):
+    """What one image is prompted with.
+
+    Attributes:
+        rows: of the prompts' words; classes: of the prompts, as in `Batch`.
+        labels: as in `Batch`.
+        unknown: of the last prompts, which other sets lend.
+    """
+
+    rows: list[int]
+    classes: list[int]
+    labels: Int16[ndarray, "h w"]
+    unknown: list[Bool[ndarray, "h w"]]
 
 
 class Batches:
@@ -82,6 +103,7 @@ class Batches:
             exp(hard x cosine of the two names). 0: all alike.
         fair: how much likelier an absent class is asked for that many images show: (1 + their number) ** fair, so that
             what is rare is not only ever asked for in vain. 0: all alike.
+        strangers: lends names of the corpus's other sets, asked for beside an image's own prompts; None: nobody does.
     """
 
     def __init__(
@@ -96,10 +118,11 @@ class Batches:
         mirror: bool = False,
         hard: float = 0.0,
         fair: float = 0.0,
+        strangers: Strangers | None = None,
     ) -> None:
         self.mirror = mirror
         self.corpus, self.sources, self.names, self.table = corpus, sources, names, table.cpu()
-        self.prompts, self.size, self.seed = prompts, size, seed
+        self.prompts, self.size, self.seed, self.strangers = prompts, size, seed, strangers
         self._pulls = [self._pull(part, hard, fair) for part in corpus.parts] if hard or fair else None
 
     def build(self, examples: Sequence[Example], draw: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
@@ -114,16 +137,18 @@ class Batches:
         if self.mirror and training:
             tokens, masks = _mirrored(tokens, masks, [bool(rng.integers(2)) for rng in rngs])
         chosen = [self._prompts(*each) for each in zip(examples, masks, rngs, strict=True)]
-        most = max(1, *(len(ids) for ids, _, _ in chosen))
+        most = max(1, *(len(one.classes) for one in chosen))
         rows, classes = np.zeros((2, len(examples), most), np.int64)
         padded = np.ones(rows.shape, bool)
-        labels = np.stack([labels for _, _, labels in chosen])
-        for i, (example, (ids, words, _)) in enumerate(zip(examples, chosen, strict=True)):
-            rows[i, : len(ids)] = words
-            classes[i, : len(ids)] = np.array(ids, np.int64) + self.corpus.offsets[example.part]
-            padded[i, : len(ids)] = False
+        unknown = np.zeros((*rows.shape, *(self.size if self.strangers else (1, 1))), bool)
+        for i, one in enumerate(chosen):
+            rows[i, : len(one.rows)], classes[i, : len(one.rows)] = one.rows, one.classes
+            padded[i, : len(one.rows)] = False
+            if one.unknown:
+                unknown[i, len(one.rows) - len(one.unknown) : len(one.rows)] = one.unknown
+        labels = np.stack([one.labels for one in chosen])
         portion = np.array([portion_of(example.item.id) if training else -1 for example in examples])
-        arrays = (torch.from_numpy(array) for array in (labels, classes, padded, portion))
+        arrays = (torch.from_numpy(array) for array in (labels, classes, padded, unknown, portion))
         return Batch(tokens, self.table[torch.from_numpy(rows)], *arrays)
 
     def _view(self, example: Example, rng: np.random.Generator) -> int:
@@ -145,11 +170,8 @@ class Batches:
         order = range(len(examples))
         return torch.stack([tokens[i] for i in order]), [masks[i] for i in order]
 
-    def _prompts(
-        self, example: Example, mask: Integer[ndarray, "h w"], rng: np.random.Generator
-    ) -> tuple[list[int], list[int], Integer[ndarray, "h w"]]:
-        """Class ids prompted, the rows of their words, and the labels they make of the mask."""
-        part = self.corpus.parts[example.part]
+    def _prompts(self, example: Example, mask: Integer[ndarray, "h w"], rng: np.random.Generator) -> Asked:
+        part, offset = self.corpus.parts[example.part], self.corpus.offsets[example.part]
         small, shown = shrink(mask, self.size), np.unique(mask)
         if example.class_id is not None:
             ids = [example.class_id]
@@ -164,7 +186,10 @@ class Batches:
             labels[np.isin(small, list(group))] = number
             labels[np.isin(small, list(group - set(part.classes)))] = -1  # a fold's unseen animals are animals
         labels[np.isin(small, part.ignored)] = -1
-        return ids, words, labels
+        lent = self.strangers.draw(example.part, small, rng) if self.strangers and example.class_id is None else []
+        words += [self.names.draw(one.name, rng) for one in lent]
+        classes = [i + offset for i in ids] + [one.class_number for one in lent]
+        return Asked(words, classes, labels, [one.unknown for one in lent])
 
     def _word(
         self, part: Part, class_id: int, taken: set[int], shown: Integer[ndarray, "n"], rng: np.random.Generator
@@ -200,24 +225,6 @@ def shrink(mask: Integer[ndarray, "h w"], size: tuple[int, int]) -> Integer[ndar
     """Nearest neighbour about pixel centres, to `size` (height, width)."""
     rows, columns = ((np.arange(n) * 2 + 1) * old // (2 * n) for n, old in zip(size, mask.shape, strict=True))
     return mask[rows[:, None], columns[None, :]]
-
-
-def ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same batches in the same order, up to `depth` of them made by a thread while the caller computes (0: none).
-
-    An error met on the way is raised where its batch would have come.
-    """
-    if depth == 0:
-        yield from batches
-        return
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    try:
-        waiting: list[Future[Batch | None]] = [pool.submit(next, batches, None) for _ in range(depth)]
-        while (batch := waiting.pop(0).result()) is not None:
-            waiting.append(pool.submit(next, batches, None))
-            yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def steps(batches: Batches, order: Order, start: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:

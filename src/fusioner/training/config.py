@@ -67,6 +67,8 @@ class TrainConfig:
             for a cache larger than memory; which images are neighbours then depends on how the cache was built.
         hard: absent names that sound like one that is there are asked for more often, exp(hard x cosine of the two).
         fair: absent names that many images show are asked for more often, (1 + images) ** fair.
+        strangers: names of the other sets asked of each image beside its own prompts; they are false where it shows
+            something labelled that they have nothing to do with, and open elsewhere (`training.strangers`).
         balance: of several sets, a smaller one's images come (largest / its own number) ** balance times as often; 0
             takes every image alike, 1 every set.
         synonyms: JSON file {label: [other names]}; a name is drawn every time. "packaged": ours; empty: none.
@@ -132,6 +134,7 @@ class TrainConfig:
     order: Literal["shuffled", "shards"] = "shuffled"
     hard: float = 0.0
     fair: float = 0.0
+    strangers: int = 0
     balance: float = 0.0
     synonyms: str = ""
     hypernyms: str = ""
@@ -210,6 +213,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "choice_weight": (0, float("inf")),
     "hard": (0, 100),
     "fair": (0, 1),
+    "strangers": (0, 4096),
     "balance": (0, 1),
     "loss_stride": (1, 64),
     "holdout": (0, _BIG),

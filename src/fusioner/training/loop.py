@@ -8,7 +8,6 @@ means: s updates done, batch s is next.
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from fusioner.ahead import taken_ahead, timed
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import ModelCard, save_model
 from fusioner.model.fusioner import Fusioner
-from fusioner.training.batches import Batch, Batches, ahead, held_out, steps
+from fusioner.training.batches import Batch, Batches, held_out, steps
 from fusioner.training.config import TrainConfig
 from fusioner.training.corpus import Order
 from fusioner.training.display import Display
@@ -148,7 +148,7 @@ class Trainer:
         begun, saved, waited, speed = time.monotonic(), time.monotonic(), 0.0, 0.0
         before, every = self.seconds, max(1, self.steps // 1000)
         made = steps(self.batches, self.order, self.start, self.fabric.global_rank, self.fabric.world_size)
-        for step, (batch, wait) in enumerate(_timed(ahead(made, self.pace.prefetch or 0)), self.start):
+        for step, (batch, wait) in enumerate(timed(taken_ahead(made, self.pace.prefetch or 0)), self.start):
             tick, waited = time.monotonic(), waited + wait
             torch.manual_seed(_seed(self.config.seed, step, self.fabric.global_rank))
             counts = self._sum([*batch.counts(), signals.number])
@@ -201,7 +201,7 @@ class Trainer:
     def _loss(self, logits: Float[Tensor, "b p h w"], batch: Batch, counts: list[float]) -> Float[Tensor, ""]:
         loss = masked_bce(logits, batch.target(), batch.ignore(), max(1.0, counts[0]))
         if self.config.choice_weight:
-            competing = choice(logits, batch.labels, batch.padded, max(1.0, counts[1]))
+            competing = choice(logits, batch.labels, batch.closed(), max(1.0, counts[1]))
             loss = loss + self.config.choice_weight * competing
         return loss
 
@@ -287,14 +287,6 @@ class Trainer:
         kept = self.out / RESUME
         rest = f"the checkpoint before it is in {kept}" if kept.is_file() else "no checkpoint had been made yet"
         return f"the loss is {loss} at step {step} (learning rate {lr:.3g}): lower --lr, or set --clip 1; {rest}"
-
-
-def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Each batch with the seconds it was waited for."""
-    begun = time.monotonic()
-    for batch in batches:
-        yield batch, time.monotonic() - begun
-        begun = time.monotonic()
 
 
 def _seed(*numbers: int) -> int:

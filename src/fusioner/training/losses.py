@@ -30,7 +30,7 @@ def masked_bce(
 def choice(
     logits: Float[Tensor, "b p h w"],
     labels: Integer[Tensor, "b h w"],
-    padded: Bool[Tensor, "b p"],
+    closed: Bool[Tensor, "b p #h #w"],
     count: Float[Tensor, ""] | float | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the choice among an image's prompts and background; beyond the paper.
@@ -40,10 +40,10 @@ def choice(
 
     Args:
         labels: 0 background (also every class not prompted), i the i-th prompt, -1 ignored.
-        padded: prompts that only fill up the tensor; they cannot be chosen.
+        closed: prompts that cannot be chosen, or where they cannot.
         count: what to divide the sum by; None is the number of pixels not ignored.
     """
-    open_to_choice = logits.masked_fill(padded[..., None, None], -torch.inf)
+    open_to_choice = logits.masked_fill(closed, -torch.inf)
     all_logits = torch.cat([torch.zeros_like(logits[:, :1]), open_to_choice], dim=1)  # (b, 1 + p, h, w)
     total = F.cross_entropy(all_logits, labels.long(), ignore_index=-1, reduction="sum")
     return total / ((labels >= 0).sum().clamp_min(1) if count is None else count)

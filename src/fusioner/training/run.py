@@ -27,6 +27,7 @@ from fusioner.training.prompts import Names
 from fusioner.training.provenance import describe
 from fusioner.training.reference import draw_reference
 from fusioner.training.state import BEST, LAST, RESUME
+from fusioner.training.strangers import Strangers
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ def train(
         words = table[: len(corpus.names())].cpu()
         fit_memory(model, corpus, sources, words, track, config.seed, fabric.device, effort, kept)
     side = max(1, config.resolution // config.loss_stride)
-    size = (side, side)
+    size, own = (side, side), table[: len(corpus.names())].cpu()
+    lent = Strangers(corpus, own, config.strangers) if config.strangers and len(parts) > 1 else None
     batches = Batches(
-        corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard, config.fair
+        corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard, config.fair, lent
     )
     if model.free is not None:
         return _choose_level(model.to(fabric.device), batches, config, card, run, fabric.is_global_zero, track)
