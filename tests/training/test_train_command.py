@@ -154,7 +154,11 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
     example = SMALL.with_file(REPO / "examples" / "default.toml")
-    assert load_torch().card.training["settings"] == example.to_dict()
+    made_with = load_torch().card.training[
+        "settings"
+    ]  # without settings younger than it, whose defaults change nothing
+    assert TrainConfig().changed(made_with) == example
+    assert len(made_with) > 60
 
 
 @pytest.mark.slow
