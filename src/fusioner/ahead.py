@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -39,10 +39,10 @@ def _results(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterab
         yield waiting.popleft().result()
 
 
-def taken_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+def taken_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, none of them None, in the same order, up to `depth` made by a thread while the caller computes.
 
-    An error met on the way is raised where its item would have come.
+    An error met on the way is raised where its item would have come. Closing waits for the item being made.
     """
     if depth == 0:
         yield from items

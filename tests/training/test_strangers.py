@@ -21,7 +21,7 @@ from fusioner.training.strangers import UNLIKE, Strangers, exclusions
 
 SIZE = 16
 SETS = {
-    "pets": ("background", "cat", "person", "wool"),  # quarters of a mask: background, cat, person, wool
+    "pets": ("background", "cat", "person", "wool"),
     "garments": ("null", "hat", "jumper"),
 }
 

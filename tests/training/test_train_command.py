@@ -154,11 +154,8 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
     example = SMALL.with_file(REPO / "examples" / "default.toml")
-    made_with = load_torch().card.training[
-        "settings"
-    ]  # without settings younger than it, whose defaults change nothing
-    assert TrainConfig().changed(made_with) == example
-    assert len(made_with) > 60
+    younger = {"strangers": 0}  # settings that there were not when it was trained
+    assert younger | load_torch().card.training["settings"] == example.to_dict()
 
 
 @pytest.mark.slow

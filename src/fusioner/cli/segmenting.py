@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from itertools import count, groupby, repeat
+from contextlib import AbstractContextManager, ExitStack, closing
+from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusioner.ahead import map_ahead
+from fusioner.ahead import map_ahead, taken_ahead
 from fusioner.cli.inputs import STDIN, VIDEO_ENDING, Job, is_video
 from fusioner.cli.pieces import Asked, Piece, found_text, read, source
 from fusioner.cli.summary import segments
@@ -113,12 +113,8 @@ class Run:
                 return
             self._total = others + -(-(video.count or every) // every)
             writer = stack.enter_context(write_video(target, video.rate / every))
-            frames = iter(video.frames(every))
-            read = stack.enter_context(map_ahead(lambda _: next(frames, None), repeat(None), min(1, self.workers)))
-            pieces = (
-                Piece(next(self._numbers), job, frame.rgb, frame.index, frame.time)
-                for frame in iter(lambda: next(read), None)
-            )
+            frames = stack.enter_context(closing(taken_ahead(iter(video.frames(every)), min(1, self.workers))))
+            pieces = (Piece(next(self._numbers), job, frame.rgb, frame.index, frame.time) for frame in frames)
             # Without all frames there is no video of them.
             needed = pieces if "overlay" in self.asked.kinds else self._needed(pieces, self.asked.frame_kinds)
             for piece in stack.enter_context(self._finish(needed)):

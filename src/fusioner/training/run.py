@@ -83,6 +83,7 @@ def train(
     names = Names(corpus.names(), read_words(config.synonyms), groups)
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
+    own_names = table[: len(corpus.names())].cpu()  # less their synonyms and groups
     start = load_model(run.initial)[0] if run.initial else None
     if start is not None:
         config = _shaped_like(config, start.config)
@@ -110,11 +111,10 @@ def train(
         which = [config.resolution, config.seed, effort, config.features, config.views]
         fitted_to = json.dumps([corpus.digest(), about["encoders"], *which])
         kept = Kept(run.out / "memory", fitted_to, fabric.is_global_zero)
-        words = table[: len(corpus.names())].cpu()
-        fit_memory(model, corpus, sources, words, track, config.seed, fabric.device, effort, kept)
+        fit_memory(model, corpus, sources, own_names, track, config.seed, fabric.device, effort, kept)
     side = max(1, config.resolution // config.loss_stride)
-    size, own = (side, side), table[: len(corpus.names())].cpu()
-    lent = Strangers(corpus, own, config.strangers) if config.strangers and len(parts) > 1 else None
+    size = (side, side)
+    lent = Strangers(corpus, own_names, config.strangers) if config.strangers and len(parts) > 1 else None
     batches = Batches(
         corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard, config.fair, lent
     )
