@@ -112,6 +112,7 @@ def model_card(card: "ModelCard", name: str) -> str:
         ("resolution", f"{card.resolution} px"),
         ("prompt templates", "; ".join(f"`{template}`" for template in card.templates)),
         ("threshold", str(card.threshold)),
+        ("edges", "moved to the photograph's" if card.refine else ""),
         ("data", _data(training)),
         ("steps", str(training.get("step", training.get("steps", "")))),
         ("made with", ", ".join(f"{one} {number}" for one, number in training.get("versions", {}).items())),

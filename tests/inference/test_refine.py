@@ -1,5 +1,7 @@
 """The edge filter on pictures whose edges are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,16 @@ def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Se
         assert found.looks == Looks("fast", (1.0,), True)
         assert tiny_segmenter(rgb, ["cat"], resolution="native").looks == Looks("native")
     finally:
-        tiny_segmenter.looking()
+        tiny_segmenter.looking(refine=False)
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_model_refines_as_its_card_says_unless_it_is_told_otherwise(tiny_segmenter: Segmenter, refine: bool):
+    parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
+    made = Segmenter(*parts, replace(tiny_segmenter.card, refine=refine))
+    assert made.looking().refine is refine
+    assert made.looking(refine=not refine).refine is not refine
+    assert made.looking((1.0, 1.5)).refine is not refine
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3)])

@@ -154,8 +154,10 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
     example = SMALL.with_file(REPO / "examples" / "default.toml")
-    younger = {"strangers": 0}  # settings that there were not when it was trained
-    assert younger | load_torch().card.training["settings"] == example.to_dict()
+    younger = {"strangers": 0, "refine": True}  # settings that there were not when it was trained
+    card = load_torch().card
+    assert younger | card.training["settings"] == example.to_dict()
+    assert card.refine is example.refine
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class Job:
     background: bool = True
     resolution: Resolution = "fast"
     scales: tuple[float, ...] = (1.0,)
-    refine: bool = False
+    refine: bool | None = None
     templates: tuple[str, ...] | None = None
     masks: bool = False
     threads: int = 1

@@ -31,7 +31,7 @@ def batch(
     background: bool = True,
     resolution: Literal["fast", "native"] = "fast",
     scales: str = "1",
-    refine: bool = False,
+    refine: bool | None = None,
     templates: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -82,7 +82,7 @@ def batch(
     scales
         Sizes at which fast looks at a picture, as multiples of the training size, their answers averaged.
     refine
-        Move the edges of masks to edges of the photograph (fast only).
+        Move the edges of masks to edges of the photograph (fast only); default: as the model was made for.
     templates
         File of prompt templates, one a line, each with {} for the label.
     device
@@ -156,7 +156,7 @@ def _asked(job: "Job") -> dict[str, Any]:
     except OSError as error:
         raise FusionerError(f"cannot read the model {path}: {error.strerror or error}") from error
     looks: dict[str, Any] = {} if job.scales == (1.0,) else {"scales": list(job.scales)}  # plans of before have none
-    looks |= {"refine": True} if job.refine else {}
+    looks |= {} if job.refine is None else {"refine": job.refine}
     return looks | {
         "labels": list(job.labels),
         "model": model,

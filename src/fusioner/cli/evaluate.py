@@ -34,7 +34,7 @@ def evaluate(
     resolution: Literal["fast", "native"] = "fast",
     flip: bool = False,
     scales: str = "1",
-    refine: bool = False,
+    refine: bool | None = None,
     squash: int | None = None,
     threshold: float = 0.5,
     own_threshold: bool = False,
@@ -96,7 +96,7 @@ def evaluate(
     scales
         Sizes to look at and average, as in 0.75,1,1.25: multiples of the training size (fast) or of the image (native).
     refine
-        Move the edges of masks to edges of the photograph (resolution fast).
+        Move the edges of masks to edges of the photograph (resolution fast); default: as the model does.
     squash
         Score at this side in pixels, as the papers' 224, instead of at each mask's own size.
     threshold
@@ -139,7 +139,7 @@ def evaluate(
     writable_folder(out)
     segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
-    segmenter.refine = refine
+    segmenter.refine = resolution == "fast" and (segmenter.refine if refine is None else refine)
     if own_threshold:
         settings = replace(settings, threshold=segmenter.card.threshold)
     start = time.monotonic()
@@ -148,7 +148,7 @@ def evaluate(
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
     outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
-    shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": refine}
+    shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": segmenter.refine}
     origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
     origin["method"] = method or segmenter.card.config.method
     names = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"

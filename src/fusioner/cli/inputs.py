@@ -32,7 +32,7 @@ class Job:
         return "stdin" if self.path == STDIN else self.path.name
 
 
-def read_looks(scales: str, refine: bool, resolution: str) -> tuple[float, ...]:
+def read_looks(scales: str, refine: bool | None, resolution: str) -> tuple[float, ...]:
     """As `read_scales`; FusionerError, too, where native resolution is to look in a way that only fast knows."""
     from fusioner.errors import FusionerError
 

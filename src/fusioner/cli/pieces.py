@@ -40,7 +40,8 @@ class Asked:
         """How the JSON of a result tells of it."""
         threshold = segmenter.card.threshold if self.threshold is None else self.threshold
         told: dict[str, Any] = {"labels": self.labels, "threshold": threshold, "background": self.background}
-        return told | {"resolution": self.resolution, "scales": list(segmenter.scales), "refine": segmenter.refine}
+        refine = self.resolution == "fast" and segmenter.refine
+        return told | {"resolution": self.resolution, "scales": list(segmenter.scales), "refine": refine}
 
     def of(
         self, image: ImageSource, segmenter: BaseSegmenter, on_progress: Callable[[int, int], None] | None = None

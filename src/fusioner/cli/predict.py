@@ -30,7 +30,7 @@ def predict(
     background: bool = True,
     resolution: Literal["fast", "native"] = "fast",
     scales: str = "1",
-    refine: bool = False,
+    refine: bool | None = None,
     device: str = "auto",
     runtime: Runtime = "auto",
     templates: Path | None = None,
@@ -47,7 +47,7 @@ def predict(
         fusioner predict photo.jpg --labels "cat, sofa"
         fusioner predict holiday/ "more/*.png" --labels "dog, sky" --out masks --contact-sheet sheet.jpg --csv table.csv
         fusioner predict archive/ --recursive --labels "dog" --format mask,coco --skip-existing
-        fusioner predict photo.jpg --labels "cat, sofa" --scales 1,1.33 --refine
+        fusioner predict photo.jpg --labels "cat, sofa" --scales 1,1.33
         fusioner predict clip.mp4 --labels "dog, ball" --every 5 --format overlay
         cat photo.jpg | fusioner predict - --labels "cat" --out - > mask.png
 
@@ -89,7 +89,7 @@ def predict(
         Sizes at which fast looks at the picture, as multiples of the training size, their answers averaged; 1,1.33
         takes about three times as long.
     refine
-        Move the edges of masks to edges of the photograph (fast only).
+        Move the edges of masks to edges of the photograph (fast only); default: as the model was made for.
     device
         auto, cpu, cuda, cuda:N or mps.
     runtime

@@ -25,7 +25,7 @@ def serve(
     device: str = "auto",
     runtime: Runtime = "auto",
     scales: str = "1",
-    refine: bool = False,
+    refine: bool | None = None,
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
@@ -61,7 +61,7 @@ def serve(
         Sizes at which "fast" looks at an image, as multiples of the training size, their answers averaged; 1,1.33 takes
         about three times as long.
     refine
-        Move the edges of "fast" masks to edges of the photograph.
+        Move the edges of "fast" masks to edges of the photograph; default: as the model was made for.
     open
         Open the page in the browser.
     api_key_file

@@ -41,7 +41,8 @@ class BaseSegmenter(Asking):
         stride: pixels per token.
         some: windows encoded at once.
         smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
-        refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`.
+        refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`; at first as the card
+            says.
         scales: sizes of the squashed picture that "fast" looks at, as multiples of the training size; their logits are
             averaged.
     """
@@ -129,13 +130,13 @@ class BaseSegmenter(Asking):
         clean = check_labels(labels)
         return self.decide(self._current, clean, self.own_logits(self._current, clean), threshold, background)
 
-    def looking(self, scales: Sequence[float] = (1.0,), refine: bool = False) -> Self:
-        """Set `scales` and `refine`.
+    def looking(self, scales: Sequence[float] = (1.0,), refine: bool | None = None) -> Self:
+        """Set `scales` and `refine`, which None leaves as it is.
 
         Raises:
             FusionerError: there is no scale, or one is not above 0 and at most 16.
         """
-        self.scales, self.refine = check_scales(scales), refine
+        self.scales, self.refine = check_scales(scales), self.refine if refine is None else refine
         return self
 
     def encode(

@@ -56,6 +56,7 @@ class Segmenter(BaseSegmenter):
         _check_width("text", text_encoder, config.text_dim)
         self.model = model.to(self.device).eval()
         self.image_encoder, self.text_encoder, self.card = image_encoder, text_encoder, card
+        self.refine = card.refine
         for encoder in (image_encoder, text_encoder):
             if isinstance(encoder, nn.Module):
                 encoder.to(self.device)

@@ -18,6 +18,7 @@ class ModelCard:
         templates: prompt templates averaged for every label.
         mean, std: normalisation given to the image encoder instead of its own; None keeps the encoder's.
         threshold: probability above which a pixel takes a label.
+        refine: whether edges of masks are moved to edges of the photograph unless it is said otherwise.
         training: how it was made: data set, fold, classes, steps, command, versions, hash of the image list.
     """
 
@@ -29,6 +30,7 @@ class ModelCard:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     threshold: float = 0.5
+    refine: bool = False
     training: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -1,4 +1,4 @@
-"""Everything that decides the trained weights, in one flat record that survives TOML, JSON and a checkpoint.
+"""Everything that decides the trained model, in one flat record that survives TOML, JSON and a checkpoint.
 
 Where and how fast a run computes (device, checkpoints, cache folder) is not here: see `run.Run`. Loads no torch.
 """
@@ -71,6 +71,8 @@ class TrainConfig:
             something labelled that they have nothing to do with, and open elsewhere (`training.strangers`).
         balance: of several sets, a smaller one's images come (largest / its own number) ** balance times as often; 0
             takes every image alike, 1 every set.
+        refine: whether the finished model moves edges of its masks to edges of the photograph (`inference.refine`)
+            unless it is told otherwise; the training itself knows nothing of it.
         synonyms: JSON file {label: [other names]}; a name is drawn every time. "packaged": ours; empty: none.
         hypernyms: JSON file {word: [labels]}; now and then a class is asked for by a word for its group ("animal"),
             which then stands for all of the group. "packaged": ours; empty: none.
@@ -136,6 +138,7 @@ class TrainConfig:
     fair: float = 0.0
     strangers: int = 0
     balance: float = 0.0
+    refine: bool = False
     synonyms: str = ""
     hypernyms: str = ""
     precision: Precision = "32"

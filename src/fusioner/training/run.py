@@ -103,6 +103,7 @@ def train(
     )
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
+    card.refine = config.refine
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
     if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
