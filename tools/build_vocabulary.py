@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from fusioner.data.classes import prompt_of
+
 OUT = Path(__file__).resolve().parents[1] / "docs" / "vocabulary.md"
 BANDS = (("Found well", 50.0), ("Found in part", 20.0), ("Found now and then", 5.0), ("Not found", 0.0))
 
@@ -16,7 +18,7 @@ BANDS = (("Found well", 50.0), ("Found in part", 20.0), ("Found now and then", 5
 def read(path: Path) -> tuple[dict[str, float], str]:
     """IoU (per cent) of every noun that the set's masks show, and what they rest on."""
     metrics = json.loads(path.read_text("utf-8"))
-    nouns = {name.replace("_", " "): value for name, value in metrics["per_class"].items() if value is not None}
+    nouns = {prompt_of(name): value for name, value in metrics["per_class"].items() if value is not None}
     return (
         nouns,
         f"{metrics['images']} images, {len(nouns)} nouns that they show, mean IoU {metrics['miou']:.1f}",
