@@ -5,8 +5,8 @@
 
 On training images only: those that a training held out, all names of a set together; of a fold's model 80 that show its
 unseen classes (background when it was trained), those five. Argmax mIoU of each set, background not counted, masks
-at their own size, the model's own threshold; per cent. "Single" is the mean IoU of classes prompted alone where they are,
-"refused" the share of absent names without a pixel.
+at their own size, the model's own threshold; per cent. "Single" is the mean IoU of classes prompted alone where they
+are, "refused" the share of absent names without a pixel.
 """
 
 import argparse

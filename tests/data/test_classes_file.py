@@ -54,6 +54,5 @@ def test_a_broken_list_is_one_sentence_that_names_the_file(tmp_path: Path, name:
 
 
 def test_prompts_drop_bookkeeping_and_underscores():
-    assert [prompt_of(n) for n in ("sky-other-merged", "tree-merged", "door-stuff", "teddy_bear", "t-shirt")] == [
-        "sky", "tree", "door", "teddy bear", "t-shirt",
-    ]  # fmt: skip
+    names = ("sky-other-merged", "tree-merged", "door-stuff", "teddy_bear", "t-shirt", "diningtable")
+    assert [prompt_of(n) for n in names] == ["sky", "tree", "door", "teddy bear", "t-shirt", "dining table"]

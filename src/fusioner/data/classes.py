@@ -13,9 +13,13 @@ UNLABELED_NAMES = frozenset({"null", "unlabeled", "unlabelled", "unknown", "igno
 CLASS_FILES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")
 MAX_ID = 65534
 _PANOPTIC = ("-other-merged", "-merged", "-other", "-stuff")  # COCO's bookkeeping, no words of its classes' names
-_AS_SAID = {"playingfield": "playing field", "window-blind": "window blind"} | {
+_AS_SAID = {
+    "diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor",
+    "playingfield": "playing field", "window-blind": "window blind",
+} | {
     f"{thing}-{of}": f"{of} {thing}" for thing in ("wall", "floor") for of in ("brick", "stone", "tile", "wood")
-}
+}  # fmt: skip
+"""VOC's and COCO's spelling -> words."""
 
 
 def read_class_names(root: Path) -> dict[int, str]:
@@ -40,8 +44,8 @@ def read_class_names(root: Path) -> dict[int, str]:
 
 
 def prompt_of(name: str) -> str:
-    """Words to prompt a class with: spaces for underscores, and COCO's panoptic names as people say them, "sky" for
-    "sky-other-merged", "brick wall" for "wall-brick"."""
+    """Words to prompt a class with: spaces for underscores, and the names of VOC and of COCO's panoptic masks as people
+    say them, "dining table" for "diningtable", "sky" for "sky-other-merged", "brick wall" for "wall-brick"."""
     for suffix in _PANOPTIC:
         name = name.removesuffix(suffix)
     return _AS_SAID.get(name, name).replace("_", " ").strip()

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
+from fusioner.data.classes import prompt_of
 from fusioner.data.layout import files_by_stem, find_folder, read_lines, some
 from fusioner.errors import FusionerError
 
@@ -18,8 +19,6 @@ COCO_WORDS = {
     "sofa": "couch", "tvmonitor": "tv",
 }  # fmt: skip
 """What COCO calls PASCAL's classes, where it has other words."""
-
-_PROMPTS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
 TREE = """\
     VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg ...
@@ -48,7 +47,7 @@ def pascal(root: Path, split: str | None = None) -> SegmentationData:
     items = [Item(i, pictures[i], labels[i]) for i in ids if i in pictures and i in labels]
     if not items:
         raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{TREE}")
-    prompts = tuple(_PROMPTS.get(name, name) for name in PASCAL_CLASSES)
+    prompts = tuple(prompt_of(name) for name in PASCAL_CLASSES)
     return SegmentationData("pascal", PASCAL_CLASSES, items, prompts=prompts, problems=problems)
 
 
