@@ -112,6 +112,15 @@ def test_legend_of_five_hundred_labels_ends_with_a_count() -> None:
     assert strip.height <= 220
 
 
+def test_a_long_list_of_what_is_not_there_takes_two_rows() -> None:
+    found = [Entry(number, f"thing {number}", colour(number), 0.2) for number in range(1, 40)]
+    missing = [Entry(number, f"thing {number}", colour(number), 0.0) for number in range(41, 80)]
+    rows = [(legend(some, 512, most=400).height - 12) // 21 for some in (found, missing, [*found, *missing])]
+    assert rows[0] > 5
+    assert rows[1] == 2
+    assert rows[0] < rows[2] <= rows[0] + 2
+
+
 @pytest.mark.parametrize(
     "name", ["кошка", "猫とソファ", "قطة", "🐈‍⬛", "a\u0301", "\u0000", "\ud800", "x" * 500, "Đường", "हिन्दी", "\u202e"]
 )

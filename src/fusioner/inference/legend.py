@@ -43,7 +43,8 @@ class Entry:
 def legend(entries: Sequence[Entry], width: int, most: int) -> Image.Image:
     """Entries one after another, in the order given, on a strip of `width` px and at most about `most` px high.
 
-    What does not fit is counted: "+ 12 more". Names that no font at hand can write stand as their number.
+    What does not fit is counted, "+ 12 more", and of a long list of names that were not found only the first two rows
+    stand. Names that no font at hand can write stand as their number.
     """
     size = max(12, min(40, round(width / 46)))
     margin, line = size, round(size * 1.75)
@@ -54,10 +55,10 @@ def legend(entries: Sequence[Entry], width: int, most: int) -> Image.Image:
         cell = _cell(entry, size)
         if x > margin and x + cell.width > width - margin:
             x, row = margin, row + 1
+        if entry.share == 0 and (index == 0 or entries[index - 1].share != 0):
+            rows = min(rows, row + 2)
         if row == rows:
-            _, x, row = places.pop()
-            cell = write_line(f"+ {len(entries) - index + 1} more", size, FAINT)
-            places.append((cell, x, row))
+            places.append(_rest(entries, places, width - margin, size))
             break
         places.append((cell, x, row))
         x += cell.width + round(1.6 * size)
@@ -65,6 +66,19 @@ def legend(entries: Sequence[Entry], width: int, most: int) -> Image.Image:
     for cell, left, row in places:
         strip.paste(cell.crop((0, 0, min(cell.width, width - left), line)), (left, margin // 2 + row * line))
     return strip
+
+
+def _rest(
+    entries: Sequence[Entry], places: list[tuple[Image.Image, int, int]], end: int, size: int
+) -> tuple[Image.Image, int, int]:
+    """How many more entries there are, in the room of the last cells, which are taken away."""
+    while True:
+        _, x, row = places.pop()
+        left = entries[len(places) :]
+        what = "more" if left[0].share != 0 else "more not found"
+        cell = write_line(f"+ {len(left)} {what}", size, FAINT)
+        if x + cell.width <= end or not places or places[-1][2] != row:
+            return cell, x, row
 
 
 def share_text(share: float) -> str:
