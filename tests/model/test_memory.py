@@ -1,5 +1,6 @@
 """The memory: names found, what is left out left out, and nothing of it changed by training."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,26 @@ def test_what_is_recalled_is_the_closed_sets_answer_to_the_features() -> None:
     torch.testing.assert_close(recalled.sides, scores[:, :3] - scores[:, 3:])
     torch.testing.assert_close(recalled.shares[:, [0, 2]], scores[:, [0, 2, 3]].softmax(dim=1)[:, :2])
     assert not recalled.shares[:, 1].any()  # a name that no training image showed has no share
+
+
+def test_what_earlier_trainings_taught_is_recalled_beside_what_its_own_did() -> None:
+    first, second = Memory(SHAPE), Memory(replace(SHAPE, earlier=(3,), memory=2))
+    third = Memory(replace(SHAPE, earlier=(3, 2), memory=1))
+    for number, memory in enumerate((first, second, third)):
+        if number:
+            memory.inherit((first, second)[number - 1])
+        memory.learn(
+            torch.eye(8)[3 * number : 3 * number + memory.own], torch.tensor([True, False, True])[: memory.own]
+        )
+    assert torch.equal(third.names, torch.eye(8)[[0, 1, 2, 3, 4, 6]])
+    assert third.known.tolist() == [True, False, True, True, False, True]
+    seen = torch.rand(2, 4, 6), torch.randn(2, 5, 6)
+    recalled = third.look(*seen, portion=None)
+    for first_row, memory, own in ((0, first, 3), (3, second, 2)):
+        alone = memory.look(*seen)
+        torch.testing.assert_close(recalled.sides[:, first_row : first_row + own], alone.sides[:, -own:])
+        torch.testing.assert_close(recalled.shares[:, first_row : first_row + own], alone.shares[:, -own:])
+    assert recalled.sides.shape == recalled.shares.shape == (2, 6, 6)
 
 
 def test_a_patch_is_judged_in_its_surroundings() -> None:

@@ -123,8 +123,16 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
     state, card = load_model(first)[0].state_dict(), load_model(first)[1]
     assert card.config.memory == 20
     assert not any("cross" in name for name in state)
-    second = load_model(run("second", 0, first))[0].state_dict()  # fewer classes: its own memory, the other's weights
-    assert second["similarity.memory.names"].shape[0] == 15
+    second, about = load_model(run("second", 0, first))  # fewer classes of its own
+    assert (about.config.memory, about.config.earlier) == (15, (20,))
+    third, about = load_model(run("third", 1, tmp_path / "second" / "last.safetensors"))
+    assert (about.config.memory, about.config.earlier) == (15, (20, 15))
+    for kept in (second.state_dict(), third.state_dict()):
+        assert torch.equal(kept["similarity.memory.names"][:20], state["similarity.memory.names"])
+        for name in (name for name in state if "memory.whole." in name):
+            assert torch.equal(kept[name.replace("whole.", "earlier.0.")], state[name])
+    assert set(card.training["images"]) <= set(about.training["images"])
+    assert set(card.training["classes"]) == set(about.training["classes"])
 
 
 def test_the_best_threshold_on_held_out_images_is_the_models_own(

@@ -61,7 +61,7 @@ def train(
         fusioner train pascal --root data/pascal --fold 2 --out run
         fusioner train folder --root my/data --steps 300
         fusioner train pascal --root data/pascal --also coco=data/coco --also folder=my/data
-        fusioner train folder --root my/data --initial run/best.safetensors
+        fusioner train folder --root my/data --initial default
         fusioner train pascal --root data/pascal --fold 0 --preset paper --device cuda
         fusioner train pascal --root data/pascal --fold 0 --method lseg --out lseg
         fusioner train pascal --root data/pascal --fold 2 --out run --resume
@@ -140,8 +140,8 @@ def train(
     cache
         Folder of the feature cache, or off to encode at every step under full augmentation.
     initial
-        Model file to start from; the network keeps its shape (similarity, memory, widths ...), whatever is asked for
-        here.
+        Model file to start from, or default for the model inside the package. The network keeps its shape (similarity,
+        memory, widths ...), whatever is asked for here, and what it remembers of its own classes stays.
     resume
         Go on with the run in --out where it was interrupted.
     checkpoint_minutes
@@ -179,6 +179,11 @@ def train(
     parts = [open_part(dataset, root, None if fold == "all" else int(fold), chosen.unseen)]
     parts += [open_part(*_named(one)) for one in also or ()]
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
+    if initial == Path("default"):
+        from fusioner.encoders.embedded import weights_file
+        from fusioner.inference.load import DEFAULT_MODEL
+
+        initial = weights_file(DEFAULT_MODEL)
     where = Run(out, resume, device, devices, folder, initial, preset, command_line(["fusioner", *sys.argv[1:]]))
     finish(run(parts, chosen, where, Pace(checkpoint_minutes, compile=compile), track=track), out)
 

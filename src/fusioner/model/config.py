@@ -44,6 +44,7 @@ class FusionerConfig:
             alone, so that unseen words are no stranger; 1 hides it always, at inference too.
         memory: beyond the paper, with similarity "posterior": number of trained names that a closed-set segmenter
             beside the network knows (see `model.memory`); 0 for none.
+        earlier: numbers of names of the memories that it keeps of the models it was trained further from, oldest first.
         logit_bias: beyond the paper. Learn one scale and one bias for the logits, so that 0.5 can mean 0.5.
     """
 
@@ -69,6 +70,7 @@ class FusionerConfig:
     affinity: bool = False
     prompt_dropout: float = 0.0
     memory: int = 0
+    earlier: tuple[int, ...] = ()
     logit_bias: bool = False
 
     def __post_init__(self) -> None:
@@ -79,7 +81,8 @@ class FusionerConfig:
             object.__setattr__(self, "decoder_widths", (meeting,))
         if self.method == "segmenter":
             object.__setattr__(self, "logit_bias", True)
-        object.__setattr__(self, "decoder_widths", tuple(self.decoder_widths))
+        for name in ("decoder_widths", "earlier"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.width % self.heads:
             raise FusionerError(f"fusion width {self.width} is not a multiple of its {self.heads} heads: change one")
         if self.decoder_norm not in ("instance", "layer"):
@@ -107,6 +110,8 @@ class FusionerConfig:
             raise FusionerError(
                 f"a memory reads a classifier's posterior: it needs similarity 'posterior', not {self.similarity!r}"
             )
+        if self.earlier and not self.memory:
+            raise FusionerError("memories of earlier trainings are kept beside a memory of its own: memory is 0")
         if self.similarity == "cosine" and self.aligned_dim != self.text_dim:
             raise FusionerError(
                 f"aligned tokens of width {self.aligned_dim} do not live in a text space of width {self.text_dim}: "
@@ -120,7 +125,7 @@ class FusionerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return asdict(self) | {"decoder_widths": list(self.decoder_widths)}
+        return asdict(self) | {"decoder_widths": list(self.decoder_widths), "earlier": list(self.earlier)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -36,7 +36,7 @@ class Recalled(NamedTuple):
 
     Attributes:
         sides: log-odds of each name against "anything else".
-        shares: of each name in a softmax over all of them and "anything else".
+        shares: of each name in a softmax over those it was taught with and "anything else".
     """
 
     sides: Float[Tensor, "b n p"]
@@ -73,7 +73,11 @@ class Memory(nn.Module):
     nearest counts whole and others by how much less near they are. Frozen: it is fitted before the network is trained.
 
     Attributes:
-        names: unit embeddings of the remembered names; known: which of them any training image showed.
+        names: unit embeddings of the remembered names, those of earlier trainings first; known: which of them any
+            training image showed.
+        earlier: what the models that this one was trained further from remember, oldest first; each has an "anything
+            else" of its own.
+        own: how many names its own training has.
         whole: says what a patch shows; its last output is "anything else".
         cross: the same fitted without one portion of the training images each, for training on that portion: what was
             fitted to an image is surer of it than it will be of a new one. Empty outside training, not saved.
@@ -84,16 +88,31 @@ class Memory(nn.Module):
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
-        n = config.memory
+        self.own = config.memory
+        n, width = sum(config.earlier) + self.own, config.image_dim + config.aligned_dim
         self.register_buffer("names", torch.zeros(n, config.text_dim))
         self.register_buffer("known", torch.zeros(n, dtype=torch.bool))
-        self.whole = ClosedSet(config.image_dim + config.aligned_dim, n).requires_grad_(False)
+        self.earlier = nn.ModuleList(ClosedSet(width, count) for count in config.earlier).requires_grad_(False)
+        self.whole = ClosedSet(width, self.own).requires_grad_(False)
         self.cross: list[ClosedSet] = []  # a plain list: no state of the model
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
         """Always as it will be asked later: what is learnt here was learnt before."""
         return super().train(False)
+
+    def inherit(self, other: "Memory") -> None:
+        """Take over all that another remembers, as what is remembered of earlier trainings."""
+        inherited = len(other.names)
+        self.names[:inherited].copy_(other.names)
+        self.known[:inherited].copy_(other.known)
+        for mine, theirs in zip(self.earlier, [*other.earlier, other.whole], strict=True):
+            mine.load_state_dict(theirs.state_dict())
+
+    def learn(self, names: Float[Tensor, "own d"], known: Bool[Tensor, " own"]) -> None:
+        """The names of its own training, and which of them any image shows."""
+        self.names[-len(names) :].copy_(names)
+        self.known[-len(names) :].copy_(known)
 
     def look(
         self,
@@ -108,10 +127,10 @@ class Memory(nn.Module):
             portion: of each image among the training images; None or -1 reads what all of them taught.
         """
         seen = torch.cat([visual, log], dim=1).transpose(1, 2)
-        scores = self._scores(seen, portion).transpose(1, 2)  # (B, N + 1, P)
-        unknown = F.pad(~self.known, (0, 1))[:, None]
-        shares = scores.masked_fill(unknown, -torch.inf).softmax(dim=1)
-        return Recalled(scores[:, :-1] - scores[:, -1:], shares[:, :-1])
+        each = [*(network(seen) for network in self.earlier), self._scores(seen, portion)]
+        known = self.known.split([scores.shape[2] - 1 for scores in each])
+        told = [_recalled(scores.transpose(1, 2), shown) for scores, shown in zip(each, known, strict=True)]
+        return told[0] if len(told) == 1 else Recalled(*(torch.cat(maps, dim=1) for maps in zip(*told, strict=True)))
 
     def forward(
         self, recalled: Recalled, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
@@ -139,11 +158,17 @@ class Memory(nn.Module):
         """Of each image by what was fitted without its portion."""
         if portion is None or not self.cross:
             return self.whole(seen)
-        scores = seen.new_empty(*seen.shape[:2], len(self.names) + 1)
+        scores = seen.new_empty(*seen.shape[:2], self.own + 1)
         for number in portion.unique().tolist():
             learnt = self.whole if number < 0 else self.cross[number].to(seen.device)
             scores[portion == number] = learnt(seen[portion == number])
         return scores
+
+
+def _recalled(scores: Float[Tensor, "b n1 p"], known: Bool[Tensor, " n"]) -> Recalled:
+    unknown = F.pad(~known, (0, 1))[:, None]
+    shares = scores.masked_fill(unknown, -torch.inf).softmax(dim=1)
+    return Recalled(scores[:, :-1] - scores[:, -1:], shares[:, :-1])
 
 
 def features(

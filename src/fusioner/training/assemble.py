@@ -96,10 +96,12 @@ def build_encoders(config: TrainConfig, dataset: str, device: torch.device) -> t
     return image, text
 
 
-def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, names: int = 0) -> Fusioner:
+def build_network(
+    config: TrainConfig, image: ImageEncoder, text: TextEncoder, names: int = 0, earlier: tuple[int, ...] = ()
+) -> Fusioner:
     """The network for these encoders, its weights drawn by the seed; torch's own random numbers stay untouched.
 
-    `names` is how many a memory has to hold, where the settings want one.
+    `names` is how many a memory has to hold, where the settings want one, `earlier` how many each of those beside it.
 
     Raises:
         FusionerError: sizes that do not go together.
@@ -130,6 +132,7 @@ def build_network(config: TrainConfig, image: ImageEncoder, text: TextEncoder, n
         affinity=config.affinity and config.similarity != "none",
         prompt_dropout=config.prompt_dropout,
         memory=names if config.memory and config.similarity == "posterior" else 0,
+        earlier=earlier,
         logit_bias=config.logit_bias,
     )
     with torch.random.fork_rng(devices=[]):

@@ -104,8 +104,7 @@ def fit_memory(
     similarity: Any = model.similarity
     memory: Memory = similarity.memory
     lessons = Lessons(model, corpus, sources, track)
-    memory.names.copy_(names)
-    memory.known.copy_(lessons.counts.sum(dim=0)[:-1] > 0)
+    memory.learn(names, lessons.counts.sum(dim=0)[:-1] > 0)
     states = []
     for without in (-1, *range(PORTIONS)):
         name = "all" if without < 0 else f"but_{without}"

@@ -1,7 +1,7 @@
 """What a model's card says about how it was made, so that it can be made again and cannot be tested on what it saw."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -24,13 +24,12 @@ def describe(
     *,
     preset: str,
     command: str,
-    initial: str | None,
 ) -> dict[str, Any]:
     """The card's `training` entry: plain values. Reads every training image's file once.
 
     Keys: dataset, root, fold (None: all classes), also, classes (every word that was asked for), prompts, steps, seed,
-    preset, settings, command, initial, versions, encoders (fingerprints), pairs_or_images, ids_sha256 (of the sorted
-    ids) and images (see `image_marks`).
+    preset, settings, command, initial (None: weights drawn by the seed), versions, encoders (fingerprints),
+    pairs_or_images, ids_sha256 (of the sorted ids) and images (see `image_marks`).
     """
     first, *further = corpus.parts
     items = [item for _, item in corpus.images]
@@ -47,13 +46,26 @@ def describe(
         "preset": preset,
         "settings": config.to_dict(),
         "command": command,
-        "initial": initial,
+        "initial": None,
         "versions": {"fusioner": __version__} | {name: version(name) for name in ("torch", "transformers")},
         "encoders": {"image": encoders[0].fingerprint(), "text": encoders[1].fingerprint()},
         "examples": len(corpus.examples),
         "held_out": len({(example.part, example.item.id) for example in corpus.held_out}),
         "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "images": image_marks(items),
+    }
+
+
+def goes_on_from(name: str, before: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says otherwise where the training went on from another model's weights, of that name and training.
+
+    Its images and words are the further model's, too: neither is new to it.
+    """
+    words = dict.fromkeys([*own["classes"], *(before.get("classes") or ())])
+    return {
+        "initial": name,
+        "classes": list(words),
+        "images": sorted({*own["images"], *(before.get("images") or ())}),
     }
 
 

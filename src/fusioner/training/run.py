@@ -24,7 +24,7 @@ from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
 from fusioner.training.memory import Effort, Kept, fit_memory
 from fusioner.training.prompts import Names
-from fusioner.training.provenance import describe
+from fusioner.training.provenance import describe, goes_on_from
 from fusioner.training.reference import draw_reference
 from fusioner.training.state import BEST, LAST, RESUME
 from fusioner.training.strangers import Strangers
@@ -84,23 +84,18 @@ def train(
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
     own_names = table[: len(corpus.names())].cpu()  # less their synonyms and groups
-    start = load_model(run.initial)[0] if run.initial else None
+    start, before = load_model(run.initial) if run.initial else (None, None)
+    earlier: tuple[int, ...] = ()
     if start is not None:
         config = _shaped_like(config, start.config)
-    model = build_network(config, image, text, len(corpus.names()))
+        earlier = (*start.config.earlier, start.config.memory) if start.config.memory else ()
+    model = build_network(config, image, text, len(corpus.names()), earlier)
     fill_words(model, embed)
     if start is not None:
-        weights = start.state_dict()
-        own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name and name in weights}
-        load_state(model, weights | own, str(run.initial))  # what is remembered is this corpus's own
-    about = describe(
-        corpus,
-        config,
-        (image, text),
-        preset=run.preset,
-        command=run.command,
-        initial=run.initial.name if run.initial else None,
-    )
+        _go_on_from(start, model, str(run.initial))
+    about = describe(corpus, config, (image, text), preset=run.preset, command=run.command)
+    if run.initial and before:
+        about |= goes_on_from(run.initial.name, before.training, about)
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
     card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
     card.refine = config.refine
@@ -142,6 +137,16 @@ def _shaped_like(config: TrainConfig, start: FusionerConfig) -> TrainConfig:
     for name in ("dropout", "drop_path", "prompt_dropout"):
         del shape[name]
     return config.changed(shape | {"memory": start.memory > 0, "kinds": start.kinds > 0})
+
+
+def _go_on_from(start: Fusioner, model: Fusioner, source: str) -> None:
+    """Another's weights, and what it remembers beside what this corpus will teach."""
+    weights = {name: tensor for name, tensor in start.state_dict().items() if ".memory." not in name}
+    own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name}
+    load_state(model, weights | own, source)
+    theirs, ours = (getattr(one.similarity, "memory", None) for one in (start, model))
+    if theirs is not None and ours is not None:
+        ours.inherit(theirs)
 
 
 def _choose_level(
