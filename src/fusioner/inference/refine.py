@@ -50,5 +50,5 @@ class EdgeFilter:
         return (self._box(slope) * self.guide).sum(axis=0) + self._box(level)
 
     def _box(self, x: Float[np.ndarray, "*n s s"]) -> Float[np.ndarray, "*n s s"]:
-        """Mean over each window, at the rim over what of it lies inside (matrix products: half the time of sums)."""
+        """Mean over each window, at the rim over what of it lies inside, as matrix products."""
         return self.window @ x @ self.window.T
