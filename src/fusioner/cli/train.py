@@ -61,7 +61,7 @@ def train(
         fusioner train pascal --root data/pascal --fold 2 --out run
         fusioner train folder --root my/data --steps 300
         fusioner train pascal --root data/pascal --also coco=data/coco --also folder=my/data
-        fusioner train folder --root my/data --initial default
+        fusioner train folder --root my/data --initial default --steps 100 --lr 2e-4
         fusioner train pascal --root data/pascal --fold 0 --preset paper --device cuda
         fusioner train pascal --root data/pascal --fold 0 --method lseg --out lseg
         fusioner train pascal --root data/pascal --fold 2 --out run --resume
