@@ -9,7 +9,6 @@ at their own size, the model's own threshold; per cent. "Single" is the mean IoU
 are, "refused" the share of absent names without a pixel.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from held_out import read_given, set_aside
 from torch import Tensor
 
 from fusioner.data.folds import fold_classes
@@ -28,7 +28,7 @@ from fusioner.inference.decide import decide, upsample
 from fusioner.inference.load import load_torch
 from fusioner.inference.plain import squash
 from fusioner.inference.refine import SIDE, EdgeFilter
-from fusioner.training.corpus import build_corpus, open_part
+from fusioner.training.corpus import open_part
 
 SHOWN = 80  # images of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
@@ -88,12 +88,11 @@ def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list
     """What the model is asked and says, and its threshold."""
     segmenter = load_torch(model)
     segmenter.refine = False
-    settings, fold = segmenter.card.training["settings"], segmenter.card.training["fold"]
+    fold = segmenter.card.training["fold"]
     asked = SegmenterPredictor(segmenter, tokens=FeatureCache(cache).tokens if cache else None)
     parts = [open_part(name, Path(folder)) for name, folder in named]
     if fold is None:
-        how = (settings[name] for name in ("sampling", "holdout", "seed", "balance"))
-        chosen = [(e.part, e.item, parts[e.part].classes) for e in build_corpus(parts, *how).held_out]
+        chosen = [(e.part, e.item, parts[e.part].classes) for e in set_aside(segmenter.card, parts)]
     else:
         data, unseen = parts[0].data, fold_classes(named[0][0], fold)[1]
         order = (data.items[i] for i in np.random.default_rng(0).permutation(len(data.items)))
@@ -139,20 +138,12 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--cache", type=Path, help="feature cache")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    named = [one.split("=", 1) for one in given.sets]
-    print(
-        f"| model | edges | {' | '.join(Path(folder).name for _, folder in named)} | single | refused | ms an image |"
-    )
-    print("|" + "---|" * (len(named) + 5))
+    given = read_given(__doc__ or "")
+    print(f"| model | edges | {given.heads} | single | refused | ms an image |")
+    print("|" + "---|" * (len(given.named) + 5))
     with torch.inference_mode():
         for model in given.models:
-            for row in rows(model, named, given.cache):
+            for row in rows(model, given.named, given.cache):
                 print(row, flush=True)
 
 

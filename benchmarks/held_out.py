@@ -4,11 +4,13 @@
 
 The sets are those of the training, in its order; seed and number of held-out images are read from each model's card.
 For every level: argmax mIoU of each set in per cent (masks at 168 x 168), their mean, and of the first set the share of
-absent names that claim nothing.
+absent names that claim nothing. Edges are moved where the model does so.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,24 +20,54 @@ from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
 from fusioner.inference.decide import decide, upsample
 from fusioner.inference.load import load_torch
+from fusioner.model.card import ModelCard
 from fusioner.training.batches import shrink
-from fusioner.training.corpus import build_corpus, open_part
+from fusioner.training.corpus import Example, Part, build_corpus, open_part
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SIDE = 168
+
+
+class Given(NamedTuple):
+    """The command line: model files, (name, folder) of each set, and the feature cache."""
+
+    models: list[Path]
+    named: list[list[str]]
+    cache: Path | None
+
+    @property
+    def heads(self) -> str:
+        """A column of the table a set."""
+        return " | ".join(Path(folder).name for _, folder in self.named)
+
+
+def read_given(about: str) -> Given:
+    """The command line of a benchmark on held-out images."""
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--cache", type=Path, help="feature cache")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    return Given(given.models, [one.split("=", 1) for one in given.sets], given.cache)
+
+
+def set_aside(card: ModelCard, parts: Sequence[Part]) -> tuple[Example, ...]:
+    """The images of the parts that the model's training held out."""
+    settings = card.training["settings"]
+    how = (settings[name] for name in ("sampling", "holdout", "seed", "balance"))
+    return build_corpus(parts, *how).held_out
 
 
 @torch.inference_mode()
 def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str]:
     """Rows of the table, one a level."""
     segmenter = load_torch(model)
-    settings = segmenter.card.training["settings"]
     asked = SegmenterPredictor(segmenter, tokens=FeatureCache(cache).tokens if cache else None)
     parts = [open_part(name, Path(folder)) for name, folder in named]
-    corpus = build_corpus(parts, settings["sampling"], settings["holdout"], settings["seed"], settings["balance"])
     scores = [[ConfusionIoU(len(part.data.classes)) for part in parts] for _ in LEVELS]
     refused: list[list[bool]] = [[] for _ in LEVELS]
-    for example in corpus.held_out:
+    for example in set_aside(segmenter.card, parts):
         part = parts[example.part]
         rgb, mask = part.data.read(example.item)
         encoded = asked.encode(rgb, example.item.image)
@@ -58,17 +90,11 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--sets", nargs="+", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--cache", type=Path, help="feature cache")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    named = [one.split("=", 1) for one in given.sets]
-    print(f"| model | level | {' | '.join(Path(folder).name for _, folder in named)} | mean | refused |")
-    print("|" + "---|" * (len(named) + 4))
+    given = read_given(__doc__ or "")
+    print(f"| model | level | {given.heads} | mean | refused |")
+    print("|" + "---|" * (len(given.named) + 4))
     for model in given.models:
-        print("\n".join(measure(model, named, given.cache)), flush=True)
+        print("\n".join(measure(model, given.named, given.cache)), flush=True)
 
 
 if __name__ == "__main__":

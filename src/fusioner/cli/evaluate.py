@@ -139,7 +139,7 @@ def evaluate(
     writable_folder(out)
     segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
-    segmenter.refine = resolution == "fast" and (segmenter.refine if refine is None else refine)
+    edges = segmenter.looking(refine=refine).looks(resolution).refine
     if own_threshold:
         settings = replace(settings, threshold=segmenter.card.threshold)
     start = time.monotonic()
@@ -148,7 +148,7 @@ def evaluate(
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
     outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
-    shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": segmenter.refine}
+    shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": edges}
     origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
     origin["method"] = method or segmenter.card.config.method
     names = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"

@@ -40,8 +40,7 @@ class Asked:
         """How the JSON of a result tells of it."""
         threshold = segmenter.card.threshold if self.threshold is None else self.threshold
         told: dict[str, Any] = {"labels": self.labels, "threshold": threshold, "background": self.background}
-        refine = self.resolution == "fast" and segmenter.refine
-        return told | {"resolution": self.resolution, "scales": list(segmenter.scales), "refine": refine}
+        return told | segmenter.looks(self.resolution).told()
 
     def of(
         self, image: ImageSource, segmenter: BaseSegmenter, on_progress: Callable[[int, int], None] | None = None

@@ -139,6 +139,10 @@ class BaseSegmenter(Asking):
         self.scales, self.refine = check_scales(scales), self.refine if refine is None else refine
         return self
 
+    def looks(self, resolution: Resolution) -> Looks:
+        """How an image is looked at there."""
+        return Looks("fast", tuple(self.scales), self.refine) if resolution == "fast" else Looks(resolution)
+
     def encode(
         self,
         image: ImageSource,
@@ -248,7 +252,7 @@ class BaseSegmenter(Asking):
                 threshold=self.card.threshold if threshold is None else threshold,
                 background=background,
                 name=name,
-                looks=Looks("fast", tuple(self.scales), self.refine) if resolution == "fast" else Looks(resolution),
+                looks=self.looks(resolution),
             )
 
     def _open(

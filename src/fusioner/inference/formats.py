@@ -48,9 +48,7 @@ def describe(result: "Segmentation") -> dict[str, Any]:
         "labels": list(result.labels),
         "threshold": result.threshold,
         "background": result.background,
-        "resolution": result.looks.resolution,
-        "scales": list(result.looks.scales),
-        "refine": result.looks.refine,
+        **result.looks.told(),
         "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
         "segments": [
             {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
@@ -22,6 +22,10 @@ class Looks(NamedTuple):
     resolution: str = "fast"
     scales: tuple[float, ...] = (1.0,)
     refine: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """As JSON tells of it."""
+        return self._asdict() | {"scales": list(self.scales)}
 
 
 ONCE = Looks()

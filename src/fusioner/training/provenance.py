@@ -24,13 +24,19 @@ def describe(
     *,
     preset: str,
     command: str,
+    initial: str | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The card's `training` entry: plain values. Reads every training image's file once.
+
+    Where the training goes on from a model file, `initial` is its name and `before` its card's entry; its words and
+    images are this model's, too, for neither is new to it.
 
     Keys: dataset, root, fold (None: all classes), also, classes (every word that was asked for), prompts, steps, seed,
     preset, settings, command, initial (None: weights drawn by the seed), versions, encoders (fingerprints),
     pairs_or_images, ids_sha256 (of the sorted ids) and images (see `image_marks`).
     """
+    before = before or {}
     first, *further = corpus.parts
     items = [item for _, item in corpus.images]
     ids = "\n".join(sorted(f"{part.data.name}/{item.id}" for part, item in corpus.images))
@@ -39,33 +45,20 @@ def describe(
         "root": first.root.absolute().name,
         "fold": first.fold,
         "also": [[part.data.name, part.root.absolute().name] for part in further],
-        "classes": corpus.names(),
+        "classes": list(dict.fromkeys([*corpus.names(), *before.get("classes", ())])),
         "prompts": config.prompts,
         "steps": config.steps,
         "seed": config.seed,
         "preset": preset,
         "settings": config.to_dict(),
         "command": command,
-        "initial": None,
+        "initial": initial,
         "versions": {"fusioner": __version__} | {name: version(name) for name in ("torch", "transformers")},
         "encoders": {"image": encoders[0].fingerprint(), "text": encoders[1].fingerprint()},
         "examples": len(corpus.examples),
         "held_out": len({(example.part, example.item.id) for example in corpus.held_out}),
         "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
-        "images": image_marks(items),
-    }
-
-
-def goes_on_from(name: str, before: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says otherwise where the training went on from another model's weights, of that name and training.
-
-    Its images and words are the further model's, too: neither is new to it.
-    """
-    words = dict.fromkeys([*own["classes"], *(before.get("classes") or ())])
-    return {
-        "initial": name,
-        "classes": list(words),
-        "images": sorted({*own["images"], *(before.get("images") or ())}),
+        "images": sorted({*image_marks(items), *before.get("images", ())}),
     }
 
 

@@ -24,7 +24,7 @@ from fusioner.training.free import fill_words, fit_level
 from fusioner.training.loop import Pace, Result, Trainer
 from fusioner.training.memory import Effort, Kept, fit_memory
 from fusioner.training.prompts import Names
-from fusioner.training.provenance import describe, goes_on_from
+from fusioner.training.provenance import describe
 from fusioner.training.reference import draw_reference
 from fusioner.training.state import BEST, LAST, RESUME
 from fusioner.training.strangers import Strangers
@@ -93,12 +93,18 @@ def train(
     fill_words(model, embed)
     if start is not None:
         _go_on_from(start, model, str(run.initial))
-    about = describe(corpus, config, (image, text), preset=run.preset, command=run.command)
-    if run.initial and before:
-        about |= goes_on_from(run.initial.name, before.training, about)
+    about = describe(
+        corpus,
+        config,
+        (image, text),
+        preset=run.preset,
+        command=run.command,
+        initial=run.initial.name if run.initial else None,
+        before=before.training if before else None,
+    )
     mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
-    card = ModelCard(model.config, image.name, text.name, config.resolution, embed.templates, mean, std, training=about)
-    card.refine = config.refine
+    shown = config.resolution, embed.templates, mean, std
+    card = ModelCard(model.config, image.name, text.name, *shown, refine=config.refine, training=about)
     sources = build_sources(corpus, image, config, run.cache, display.say, track)
     if model.config.reference and start is None:  # whose logits rest on its own
         draw_reference(model, corpus, sources, track, config.seed)
