@@ -24,9 +24,9 @@ from fusioner.data.folds import fold_classes
 from fusioner.evaluation.metrics import ConfusionIoU, FoldIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
-from fusioner.inference.decide import decide, upsample
-from fusioner.inference.load import load_torch
-from fusioner.training.corpus import open_part
+from fusioner.loading import load_torch
+from fusioner.postprocess import decide, upsample
+from fusioner.training.dataset import open_part
 
 WORDS = {"similarity": "none", "affinity": False}
 ROWS: dict[str, dict[str, Any]] = {

@@ -32,10 +32,10 @@ from fusioner.data.folder import folder as open_folder
 from fusioner.encoders.base import Frozen
 from fusioner.features import writer
 from fusioner.features.cache import FeatureCache, Shelf
+from fusioner.features.dataset import LiveSource
 from fusioner.features.fill import fill
+from fusioner.features.maintenance import prune, verify
 from fusioner.features.shard import read_manifest, shard_names
-from fusioner.features.source import LiveSource
-from fusioner.features.upkeep import prune, verify
 
 SIDE, VIEWS = 32, 3
 

@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from held_out import read_given, set_aside
 from torch import Tensor
 
+from fusioner.backend_numpy import squash
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.metrics import ConfusionIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
-from fusioner.inference.decide import decide, upsample
-from fusioner.inference.load import load_torch
-from fusioner.inference.plain import squash
-from fusioner.inference.refine import SIDE, EdgeFilter
-from fusioner.training.corpus import open_part
+from fusioner.guided_filter import SIDE, EdgeFilter
+from fusioner.loading import load_torch
+from fusioner.postprocess import decide, upsample
+from fusioner.training.dataset import open_part
 
 SHOWN = 80  # images of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from fusioner.data.base import SegmentationData
-from fusioner.data.catalog import open_dataset
-from fusioner.data.words import read_words
+from fusioner.data.registry import open_dataset
+from fusioner.data.synonyms import read_words
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
-from fusioner.inference.decide import upsample
-from fusioner.inference.load import load_torch
+from fusioner.loading import load_torch
+from fusioner.postprocess import upsample
 
 
 def covered(data: SegmentationData) -> dict[str, list[int]]:

@@ -18,11 +18,11 @@ import torch
 from fusioner.evaluation.metrics import ConfusionIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
-from fusioner.inference.decide import decide, upsample
-from fusioner.inference.load import load_torch
-from fusioner.model.card import ModelCard
-from fusioner.training.batches import shrink
-from fusioner.training.corpus import Example, Part, build_corpus, open_part
+from fusioner.loading import load_torch
+from fusioner.model.metadata import ModelCard
+from fusioner.postprocess import decide, upsample
+from fusioner.training.data_loader import shrink
+from fusioner.training.dataset import Example, Part, build_corpus, open_part
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SIDE = 168

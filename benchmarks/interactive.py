@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fusioner
-from fusioner.inference.load import load_torch
+from fusioner.loading import load_torch
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
 TEN = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant"]

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from fusioner.cli.train import track
 from fusioner.evaluation.metrics import ConfusionIoU
-from fusioner.inference.decide import upsample
-from fusioner.model import memory
+from fusioner.model import closed_set_head as memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
-from fusioner.training import memory as training
-from fusioner.training.assemble import build_encoders, build_network, build_sources
-from fusioner.training.corpus import build_corpus, open_part, portion_of
-from fusioner.training.lessons import Lessons, Look
-from fusioner.training.memory import Effort, fit_closed_set
+from fusioner.postprocess import upsample
+from fusioner.training import closed_set as training
+from fusioner.training.build import build_encoders, build_network, build_sources
+from fusioner.training.closed_set import Effort, fit_closed_set
+from fusioner.training.closed_set_dataset import Lessons, Look
+from fusioner.training.dataset import build_corpus, open_part, portion_of
 from fusioner.training.presets import preset
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.inference.load import load_torch
+from fusioner.loading import load_torch
 
 ENCODED = 3
 

@@ -11,17 +11,17 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fusioner.encoders.image import ClipVision
+from fusioner.features.dataset import LiveSource
 from fusioner.features.fill import fill
-from fusioner.features.source import LiveSource
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.training.assemble import build_fabric
-from fusioner.training.batches import Batch, Batches, steps
-from fusioner.training.corpus import Order, build_corpus, open_part
-from fusioner.training.loop import Trainer
+from fusioner.training.build import build_fabric
+from fusioner.training.data_loader import Batch, Batches, steps
+from fusioner.training.dataset import Order, build_corpus, open_part
 from fusioner.training.presets import PAPER
-from fusioner.training.prompts import Names
+from fusioner.training.prompt_sampling import Names
+from fusioner.training.trainer import Trainer
 
 SIDE = 224
 

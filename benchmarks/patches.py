@@ -23,12 +23,12 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
 
 from fusioner.data.folds import fold_classes
-from fusioner.encoders.prompts import LabelEmbedder
-from fusioner.features.source import TokenSource
+from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.features.dataset import TokenSource
 from fusioner.model import similarity
-from fusioner.training.assemble import build_encoders, build_network, build_sources
-from fusioner.training.batches import shrink
-from fusioner.training.corpus import Example, build_corpus, open_part
+from fusioner.training.build import build_encoders, build_network, build_sources
+from fusioner.training.data_loader import shrink
+from fusioner.training.dataset import Example, build_corpus, open_part
 from fusioner.training.presets import preset
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from growth import SHAPE, operations, step
 from torch import nn
 
-from fusioner.encoders.zoo import build_image_encoder
+from fusioner.encoders.registry import build_image_encoder
 from fusioner.model.config import FusionerConfig
 from fusioner.model.decoder import Decoder
 from fusioner.model.fusion import Fusion

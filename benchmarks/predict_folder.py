@@ -20,11 +20,11 @@ from PIL import Image
 
 from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.cli.pieces import Asked
+from fusioner.cli.predict_runner import Run
 from fusioner.cli.progress import progress
-from fusioner.cli.segmenting import Run
-from fusioner.inference.formats import KINDS
-from fusioner.inference.load import load_torch
-from fusioner.inference.segmenter import Segmenter
+from fusioner.formats import KINDS
+from fusioner.loading import load_torch
+from fusioner.segmenter import Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 SIZE = 4000, 3000

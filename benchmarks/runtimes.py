@@ -30,7 +30,7 @@ def child(model: str, runtime: str, threads: int) -> None:
     if runtime == "torch":
         import torch
 
-        from fusioner.inference.load import load_torch
+        from fusioner.loading import load_torch
 
         torch.set_num_threads(threads)
         segmenter: Any = load_torch(model or None, "cpu")

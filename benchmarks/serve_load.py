@@ -63,7 +63,7 @@ def naive_app():
         content = image.file.read()
         with one_at_a_time:  # a Segmenter belongs to one thread
             result = segmenter(content, labels)
-        from fusioner.inference.formats import describe
+        from fusioner.formats import describe
 
         return describe(result)
 

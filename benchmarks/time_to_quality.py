@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from official import Official
 
-from fusioner.training.corpus import build_corpus, open_part
+from fusioner.training.dataset import build_corpus, open_part
 from fusioner.training.presets import SMALL
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 settings.register_profile("fusioner", deadline=None, max_examples=50)  # a busy machine is no failure
 settings.load_profile("fusioner")
@@ -108,10 +108,10 @@ def make_tiny_segmenter() -> "Callable[..., Segmenter]":
     from torch import Tensor
 
     from fusioner.encoders.base import Frozen
-    from fusioner.inference.segmenter import Segmenter
     from fusioner.model.checkpoint import ModelCard
     from fusioner.model.config import FusionerConfig
     from fusioner.model.fusioner import Fusioner
+    from fusioner.segmenter import Segmenter
 
     class TinyImageEncoder(Frozen):
         name, dim, stride = "tiny-image", 8, 4

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from fusioner.ahead import map_ahead
+from fusioner.prefetch import map_ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -53,7 +53,7 @@ def test_manifests_fit_the_schemas_of_kubernetes(document: dict[str, Any]) -> No
         schemas.validate(pod, "1.37", strict=True)
     if document["kind"] == "RayService":
         (application,) = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]
-        assert application["import_path"] == "fusioner.serve.cluster:app"
+        assert application["import_path"] == "fusioner.serve.ray_serve:app"
 
 
 def test_volumes_that_are_mounted_are_there() -> None:

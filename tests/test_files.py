@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusioner.errors import FusionerError
-from fusioner.files import atomic_write, writable_folder
+from fusioner.io import atomic_write, writable_folder
 
 
 def test_the_file_appears_whole_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_writable_folder_makes_it_and_leaves_it_empty(tmp_path: Path) -> None:
 def test_a_folder_one_may_not_write_to() -> None:
     """As an ordinary user: root may write anywhere."""
     code = (
-        "import os, sys\nfrom fusioner.files import writable_folder\nfrom fusioner.errors import FusionerError\n"
+        "import os, sys\nfrom fusioner.io import writable_folder\nfrom fusioner.errors import FusionerError\n"
         "if os.getuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try:\n    writable_folder(sys.argv[1])\nexcept FusionerError as error:\n    print(error)\n"
     )
@@ -100,7 +100,7 @@ def test_a_folder_one_may_not_write_to() -> None:
 def test_a_write_that_breaks_off_midway_leaves_nothing(tmp_path: Path) -> None:
     """The kernel really stops the write after 64 KiB (RLIMIT_FSIZE)."""
     code = (
-        "import sys\nfrom fusioner.files import atomic_write\nfrom fusioner.errors import FusionerError\n"
+        "import sys\nfrom fusioner.io import atomic_write\nfrom fusioner.errors import FusionerError\n"
         "try:\n    with atomic_write(sys.argv[1]) as beside:\n        beside.write_bytes(bytes(10**6))\n"
         "except FusionerError as error:\n    print(error)\n"
     )

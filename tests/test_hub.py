@@ -16,16 +16,16 @@ import pytest
 
 from fusioner.errors import FusionerError
 from fusioner.hub import find_pretrained, push_to_hub, save_pretrained
-from fusioner.inference.segmenter import Segmenter
 from fusioner.model.checkpoint import load_model
+from fusioner.segmenter import Segmenter
 
 COMMIT = "c0ffee" + "0" * 34
 SCRIPT = """
 import sys
 import torch
 from fusioner.errors import FusionerError
-from fusioner.inference.load import load_torch
-from fusioner.inference.segmenter import Segmenter
+from fusioner.loading import load_torch
+from fusioner.segmenter import Segmenter
 
 seg = load_torch(device="cpu")
 print(seg.push_to_hub("someone/cats", token="hf_secret"))

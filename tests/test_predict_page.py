@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fusioner.inference.video import write_video
+from fusioner.video import write_video
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -28,8 +28,14 @@ from safetensors.torch import load, save
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from fusioner.encoders.embedded import build_minilm
-from fusioner.encoders.names import ANCHOR_VARIANTS, anchor_embeddings, kind_embeddings, parse_kinds, parse_names
+from fusioner.encoders.bundled import build_minilm
+from fusioner.encoders.imagenet_classes import (
+    ANCHOR_VARIANTS,
+    anchor_embeddings,
+    kind_embeddings,
+    parse_kinds,
+    parse_names,
+)
 from fusioner.errors import FusionerError
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "weights"

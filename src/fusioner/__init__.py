@@ -15,19 +15,19 @@ from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.client import Client
-    from fusioner.encoders.zoo import available_models
-    from fusioner.inference.load import load
-    from fusioner.inference.segmentation import Segmentation
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.encoders.registry import available_models
+    from fusioner.loading import load
+    from fusioner.segmentation import Segmentation
+    from fusioner.segmenter import Segmenter
 
 __version__ = "0.1.0"
 __all__ = ["Client", "FusionerError", "Segmentation", "Segmenter", "available_models", "load"]
 
 _HOMES = {
-    "load": "fusioner.inference.load",
-    "Segmenter": "fusioner.inference.segmenter",
-    "Segmentation": "fusioner.inference.segmentation",
-    "available_models": "fusioner.encoders.zoo",
+    "load": "fusioner.loading",
+    "Segmenter": "fusioner.segmenter",
+    "Segmentation": "fusioner.segmentation",
+    "available_models": "fusioner.encoders.registry",
     "Client": "fusioner.client",
 }
 

@@ -13,12 +13,12 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from fusioner.errors import FusionerError
-from fusioner.files import atomic_write, writable_folder
+from fusioner.io import atomic_write, writable_folder
 from fusioner.model.checkpoint import save_model
 
 if TYPE_CHECKING:
-    from fusioner.inference.segmenter import Segmenter
-    from fusioner.model.card import ModelCard
+    from fusioner.model.metadata import ModelCard
+    from fusioner.segmenter import Segmenter
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 METRICS = {"best_miou": "mIoU on the held-out images, best", "miou": "mIoU on the held-out images, last"}

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 from fusioner.batch.sources import open_source
-from fusioner.batch.work import Job
+from fusioner.batch.worker import Job
 from fusioner.model.checkpoint import ModelCard, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from fusioner.batch.run import Tally
-from fusioner.batch.work import Done, Under
+from fusioner.batch.worker import Done, Under
 from fusioner.cli.main import main
 
 Cli = Callable[..., Any]
@@ -95,7 +95,7 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(many: Path, cli: Cli, t
 
 
 POISON = """
-import os, fusioner.batch.work as work
+import os, fusioner.batch.worker as work
 decoded = work._decoded
 def deadly(picture):
     if picture.name == "a/05.jpg":

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from fusioner.batch.attempts import Attempt
+from fusioner.batch.crash_log import Attempt
 from fusioner.batch.plan import make_plan
-from fusioner.batch.work import Job, Worker
+from fusioner.batch.worker import Job, Worker
 from fusioner.errors import FusionerError
-from fusioner.inference.load import load
+from fusioner.loading import load
 
 MakeJob = Callable[..., Job]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -119,7 +119,7 @@ def test_where_there_is_no_room_it_says_so(photos: Path, make_job: MakeJob, full
 def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     """A process that begins an attempt, notes images, and is gone -> what it was told."""
     script = (
-        "import os, sys; from pathlib import Path; from fusioner.batch.attempts import Attempt\n"
+        "import os, sys; from pathlib import Path; from fusioner.batch.crash_log import Attempt\n"
         "a = Attempt(Path(sys.argv[1]), 3, sys.argv[2])\n"
         "for image in sys.argv[3:]: a.at(int(image))\n"
         "os.kill(os.getpid(), 9)"

@@ -8,7 +8,7 @@ from PIL import Image
 from skimage import data
 
 from fusioner.cli.main import main
-from fusioner.inference.segmenter import Segmenter
+from fusioner.segmenter import Segmenter
 
 Predict = Callable[..., tuple[int, str, str]]
 
@@ -27,7 +27,7 @@ def tiny_predict(
 ) -> Predict:
     """`tiny_predict(words...) -> exit code, stdout, stderr` in an empty folder: looks for cat, cup; writes to out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fusioner.inference.load.load", lambda *_, **__: tiny_segmenter)
+    monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: tiny_segmenter)
 
     def call(*words: object) -> tuple[int, str, str]:
         given = [str(word) for word in words]

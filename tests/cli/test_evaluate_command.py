@@ -11,10 +11,10 @@ from PIL import Image
 
 from fusioner.cli.evaluate import evaluate, evaluation_split
 from fusioner.data.base import SegmentationData
-from fusioner.data.catalog import open_dataset
 from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.evaluation.leaks import refuse_trained_images, trained_classes
+from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 from fusioner.model.checkpoint import ModelCard, load_model, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from fusioner import contact_sheet as contact
 from fusioner.cli.main import main
-from fusioner.inference import contact
-from fusioner.inference.formats import KINDS
-from fusioner.inference.segmenter import Segmenter
+from fusioner.formats import KINDS
+from fusioner.segmenter import Segmenter
 
 Predict = Callable[..., tuple[int, str, str]]
 
@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_what_was_finished(
                 signal.raise_signal(signal.SIGINT)
             return tiny_segmenter(*arguments, **options)
 
-    monkeypatch.setattr("fusioner.inference.load.load", lambda *_, **__: ThirdTime())
+    monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: ThirdTime())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     code, out, err = tiny_predict(tree, "--recursive", "--csv", "table.csv", "--contact-sheet", "sheet.png")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.inference.video import open_video, write_video
+from fusioner.video import open_video, write_video
 
 pytest.importorskip("av")
 Predict = Callable[..., tuple[int, str, str]]

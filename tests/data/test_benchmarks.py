@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fusioner.data.benchmarks import BENCHMARKS, CITYSCAPES_IDS, SPECS, STUFF_GAPS, read_names
-from fusioner.data.catalog import open_dataset
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folds import published_pairs
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 
 TREES = {  # name -> images, masks, what the first may hold in order of its classes, ignored values, split and its size

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.catalog import DATASETS, open_dataset
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folder import folder
 from fusioner.data.pascal import PASCAL_CLASSES, pascal
+from fusioner.data.registry import DATASETS, open_dataset
 from fusioner.errors import FusionerError
 
 

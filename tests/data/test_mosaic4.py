@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.data.catalog import open_dataset
 from fusioner.data.mosaic4 import Mosaic, mosaic4
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 
 IMAGES, SIDE = 3, 8

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.data.catalog import open_dataset
+from fusioner.data.annotation_formats import READERS
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folder import folder
 from fusioner.data.prepare import prepare_coco, prepare_folder
-from fusioner.data.projects import READERS
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.inference.formats import save
-from fusioner.inference.segmentation import Segmentation
+from fusioner.formats import save
+from fusioner.segmentation import Segmentation
 
 # pycocotools 2.0.11 decodes through an __array__ of numpy 1
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

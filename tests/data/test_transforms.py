@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusioner.data.transforms import COCO_RECIPE, Augmentation, Recipe, flip, identity, view, warp
+from fusioner.data.augment import COCO_RECIPE, Augmentation, Recipe, flip, identity, view, warp
 
 # Corners of the colour cube: a blend of two of them is never a third one.
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)

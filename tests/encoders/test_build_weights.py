@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
-from fusioner.encoders.embedded import dinov2_s_embedded
+from fusioner.encoders.bundled import dinov2_s_embedded
 from fusioner.errors import FusionerError
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_weights.py"

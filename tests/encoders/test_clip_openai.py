@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusioner.encoders.clip_openai import (
+from fusioner.encoders.open_clip import (
     clip_text_from_openai,
     clip_vision_from_openai,
     remap_openai_text,
     remap_openai_visual,
 )
-from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
+from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
 
 Make = Callable[[str], tuple[Path, Any]]

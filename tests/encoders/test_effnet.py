@@ -12,10 +12,10 @@ from skimage import data
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.encoders.conse import ConSE, Posteriors, effnet_lite2, effnet_lite2_conse
+from fusioner.encoders.bundled import minilm_embedded, read_weights, weights_file
+from fusioner.encoders.dense_classifier import ConSE, Posteriors, effnet_lite2, effnet_lite2_conse
 from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
-from fusioner.encoders.embedded import minilm_embedded, read_weights, weights_file
-from fusioner.encoders.names import (
+from fusioner.encoders.imagenet_classes import (
     ANCHOR_VARIANTS,
     ClassName,
     Kind,

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import BertModel, Dinov2Model
 
-from fusioner.encoders import embedded
+from fusioner.encoders import bundled as embedded
 from fusioner.encoders.base import Frozen, ImageEncoder, TextEncoder
 from fusioner.encoders.image import PatchTransformer
 from fusioner.encoders.text import PooledText

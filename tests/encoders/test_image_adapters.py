@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 
 from fusioner.encoders.base import ImageEncoder
 from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, IMAGE_FAMILIES, IMAGENET_MEAN, IMAGENET_STD
-from fusioner.encoders.zoo import build_image_encoder
+from fusioner.encoders.registry import build_image_encoder
 
 KINDS = ["clip", "siglip", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"]
 PREFIX = {"clip": 1, "siglip": 0, "vit": 1, "vit_mae": 1, "deit": 2, "dinov2": 1}  # tokens before the patches

@@ -14,9 +14,9 @@ from huggingface_hub import constants
 from safetensors.torch import load, save_file
 from transformers import CLIPModel, logging
 
+from fusioner.encoders.hub import ALLOW_PICKLE
 from fusioner.encoders.image import load_image_encoder
-from fusioner.encoders.loading import ALLOW_PICKLE
-from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
+from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
 
 Make = Callable[[str], tuple[Path, Any]]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusioner.encoders.image import CLIP_MEAN, CLIP_STD
-from fusioner.encoders.zoo import IMAGE_ENCODERS, build_image_encoder, value_tokens
+from fusioner.encoders.registry import IMAGE_ENCODERS, build_image_encoder, value_tokens
 from fusioner.errors import FusionerError
 
 Make = Callable[[str], tuple[Path, Any]]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusioner.encoders.mocov3 import load_mocov3, read_mocov3, remap_mocov3
-from fusioner.encoders.zoo import build_image_encoder
+from fusioner.encoders.registry import build_image_encoder
 from fusioner.errors import FusionerError
 
 WIDTH, HEADS, LAYERS, PATCH, GRID = 48, 12, 2, 8, 4

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusioner.encoders.base import TextEncoder
-from fusioner.encoders.prompts import DEFAULT_TEMPLATES, LabelEmbedder, read_templates
-from fusioner.encoders.zoo import build_text_encoder
+from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder, read_templates
+from fusioner.encoders.registry import build_text_encoder
 from fusioner.errors import FusionerError
 
 LABELS = ["cat", "sofa", "dog", "red tree", "a small {} cat"]

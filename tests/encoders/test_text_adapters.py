@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusioner.encoders.base import TextEncoder
+from fusioner.encoders.registry import build_text_encoder
 from fusioner.encoders.text import TEXT_FAMILIES
-from fusioner.encoders.zoo import build_text_encoder
 
 KINDS = ["clip", "siglip", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert"]
 TEXTS = ["cat", "a photo of the red sofa .", "tree", "there is a dog in the scene .", "zebra"]

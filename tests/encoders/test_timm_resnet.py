@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from fusioner.encoders.zoo import build_image_encoder
+from fusioner.encoders.registry import build_image_encoder
 from fusioner.errors import FusionerError
 
 

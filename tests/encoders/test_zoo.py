@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.encoders.lists import EncoderList
-from fusioner.encoders.zoo import (
+from fusioner.encoders.concat import EncoderList
+from fusioner.encoders.registry import (
     IMAGE_ENCODERS,
     TEXT_ENCODERS,
     available_models,

@@ -14,12 +14,12 @@ from fusioner.cli.main import main
 from fusioner.data.base import SegmentationData
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.errors import FusionerError
+from fusioner.evaluation.bootstrap import summarise
 from fusioner.evaluation.compare import Comparison, compare, only
-from fusioner.evaluation.evidence import Evidence, Group, Plan, Rows
+from fusioner.evaluation.evaluate import Outcome, Settings, evaluate
 from fusioner.evaluation.predictor import Plain
 from fusioner.evaluation.report import write_report
-from fusioner.evaluation.run import Outcome, Settings, evaluate
-from fusioner.evaluation.statistics import summarise
+from fusioner.evaluation.results import Evidence, Group, Plan, Rows
 from fusioner.evaluation.store import EVIDENCE, Stored, read_evidence, write_evidence
 
 CLASSES = [f"class {i}" for i in range(4)]

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
-from fusioner.data.catalog import open_dataset
 from fusioner.data.folds import fold_pairs
 from fusioner.data.pascal import COCO_WORDS, PASCAL_CLASSES
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evidence import IGNORED
+from fusioner.evaluation.evaluate import Outcome, Settings, evaluate, metrics
 from fusioner.evaluation.predictor import Plain
 from fusioner.evaluation.protocols import argmax_plan, draw_pairs, fold_plan, limited
-from fusioner.evaluation.run import Outcome, Settings, evaluate, metrics
+from fusioner.evaluation.results import IGNORED
 
 WORDS = {"dining table": "diningtable", "potted plant": "pottedplant", "tv monitor": "tvmonitor"}
 FAST = Settings(folds=(0,), draws=50)

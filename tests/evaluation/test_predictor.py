@@ -11,11 +11,11 @@ from PIL import Image
 
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
+from fusioner.evaluation.evaluate import Settings, evaluate, metrics
 from fusioner.evaluation.predictor import Plain, SegmenterPredictor
-from fusioner.evaluation.run import Settings, evaluate, metrics
 from fusioner.features.cache import FeatureCache
-from fusioner.inference.decide import upsample
-from fusioner.inference.segmenter import Resolution, Segmenter
+from fusioner.postprocess import upsample
+from fusioner.segmenter import Resolution, Segmenter
 
 FAST = Settings(folds=(0,), draws=10)
 

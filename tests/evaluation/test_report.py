@@ -15,10 +15,10 @@ from rich.console import Console
 
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
+from fusioner.evaluation.bootstrap import Figure
+from fusioner.evaluation.evaluate import Outcome, Settings, evaluate
 from fusioner.evaluation.predictor import Plain
 from fusioner.evaluation.report import MEASURES, class_rows, markdown, shown, terminal, write_report
-from fusioner.evaluation.run import Outcome, Settings, evaluate
-from fusioner.evaluation.statistics import Figure
 
 ORIGIN = {"command": "fusioner evaluate pascal --root '<here>' --fold 0", "model": {"sha256": "abc"}}
 

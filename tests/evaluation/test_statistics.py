@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fusioner.evaluation.evidence import Evidence, Group, Plan, Rows
-from fusioner.evaluation.statistics import Figure, summarise
+from fusioner.evaluation.bootstrap import Figure, summarise
+from fusioner.evaluation.results import Evidence, Group, Plan, Rows
 
 
 def evidence(images: int = 6, seed: int = 0) -> Evidence:

@@ -12,7 +12,7 @@ from fusioner.cli.main import main
 from fusioner.export.bundle import read_bundle
 from fusioner.export.parity import LIMITS
 from fusioner.export.smooth import smooth
-from fusioner.inference.load import load
+from fusioner.loading import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from fusioner.data.augment import view
 from fusioner.data.base import SegmentationData
-from fusioner.data.transforms import view
 from fusioner.errors import FusionerError
 from fusioner.features.cache import FeatureCache
+from fusioner.features.dataset import LiveSource
 from fusioner.features.fill import fill
 from fusioner.features.shard import read_manifest, remove_shard, shard_names
-from fusioner.features.source import LiveSource
 from fusioner.features.space import PREPROCESSING, VIEWS, Space, default_folder
-from fusioner.inference.image import squash
+from fusioner.image import squash
 
 SIDE = 32
 

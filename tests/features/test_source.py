@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fusioner.data.augment import Augmentation, Recipe
 from fusioner.data.base import SegmentationData
-from fusioner.data.transforms import Augmentation, Recipe
 from fusioner.encoders.base import Frozen
 from fusioner.errors import FusionerError
+from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.features.fill import fill
-from fusioner.features.source import LiveSource, TokenSource
 
 SIDE, VIEWS = 32, 5
 

@@ -15,11 +15,11 @@ from PIL import Image
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.features.cache import FeatureCache
+from fusioner.features.dataset import LiveSource
 from fusioner.features.fill import fill
 from fusioner.features.locks import Presence
+from fusioner.features.maintenance import info, prune, repair, verify
 from fusioner.features.shard import read_manifest, remove_shard, shard_names
-from fusioner.features.source import LiveSource
-from fusioner.features.upkeep import info, prune, repair, verify
 
 SIDE = 32
 

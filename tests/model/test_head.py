@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fusioner.model.convolution import WIDE, convolve
+from fusioner.model.cpu_kernels import WIDE, convolve
 from fusioner.model.head import cosine_logits, neighbour_products
 
 

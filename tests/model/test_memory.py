@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusioner.errors import FusionerError
+from fusioner.model.closed_set_head import Memory, features, log_posterior
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.memory import Memory, features, log_posterior
 from fusioner.training.config import TrainConfig
 from fusioner.training.optim import build_optimizer
 

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 import fusioner
 from fusioner.errors import FusionerError
-from fusioner.inference.windows import sliding_windows
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.official import PUBLISHED_NORMALISATION, load_official
+from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION, load_official
+from fusioner.sliding_window import sliding_windows
 
 State = dict[str, Tensor]
 WORDS = ["<pad>", "<unk>", "a", "photo", "of", "cat", "sofa", "<s>", "</s>"]  # OpenAI's ends come last

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fusioner.encoders.image import ClipVision
-from fusioner.inference.decide import decide
-from fusioner.inference.segmenter import Segmenter
-from fusioner.inference.windows import sliding_windows
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.fusioner import Fusioner
+from fusioner.postprocess import decide
+from fusioner.segmenter import Segmenter
+from fusioner.sliding_window import sliding_windows
 
 Golden = tuple[dict[str, Tensor], dict[str, str]]
 BLACK = -1.0  # -mean / std of the official mean = std = 0.5

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
     from fusioner.serve.run import Server
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from fusioner.inference.windows import WindowGrid
-from fusioner.serve.settings import Limits
+from fusioner.serve.limits import Limits
+from fusioner.sliding_window import WindowGrid
 
 from .conftest import Running, until
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.inference.formats import KINDS
-from fusioner.inference.segmenter import Segmenter
+from fusioner.formats import KINDS
+from fusioner.segmenter import Segmenter
 
 LABELS = ["cat", "sofa", "window"]
 
@@ -83,7 +83,7 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
 
 
 def test_logits_of_a_native_look_are_made_small(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
-    from fusioner.serve.answers import CELLS, NUMBERS, logits_answer
+    from fusioner.serve.responses import CELLS, NUMBERS, logits_answer
 
     wide = json.loads(logits_answer(torch.randn(1, 1000, 3000), ["a"], (1000, 3000), 0.5))["grid"]
     assert 0.99 * CELLS < wide["height"] * wide["width"] <= CELLS

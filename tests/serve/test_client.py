@@ -12,8 +12,8 @@ from PIL import Image
 
 import fusioner
 from fusioner.errors import FusionerError
-from fusioner.inference.segmenter import Segmenter
-from fusioner.serve.settings import Limits
+from fusioner.segmenter import Segmenter
+from fusioner.serve.limits import Limits
 
 from .conftest import Running, until
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner.inference.image import FORMATS
-from fusioner.serve.settings import Limits
+from fusioner.image import FORMATS
+from fusioner.serve.limits import Limits
 
 from .conftest import Running, until
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fusioner.serve.settings import Limits
+from fusioner.serve.limits import Limits
 
 from .conftest import Running
 

@@ -14,7 +14,7 @@ import pytest
 
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evidence import Evidence, Plan, Rows
+from fusioner.evaluation.results import Evidence, Plan, Rows
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner.ahead import taken_ahead
-from fusioner.encoders.zoo import build_image_encoder
+from fusioner.encoders.registry import build_image_encoder
 from fusioner.errors import FusionerError
+from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.features.fill import fill
-from fusioner.features.source import LiveSource, TokenSource
-from fusioner.training.batches import Batch, Batches, held_out, shrink, steps
+from fusioner.prefetch import taken_ahead
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import Corpus, Order, build_corpus, open_part
-from fusioner.training.meter import iou_counts, miou
-from fusioner.training.prompts import Names
+from fusioner.training.data_loader import Batch, Batches, held_out, shrink, steps
+from fusioner.training.dataset import Corpus, Order, build_corpus, open_part
+from fusioner.training.prompt_sampling import Names
+from fusioner.training.running_iou import iou_counts, miou
 
 SIZE = 16
 
@@ -96,7 +96,7 @@ def test_the_unseen_classes_of_a_fold_are_background(voc_tree: Path, encoder: An
 
 
 def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusioner.training.prompts.WIDER", 1.0)
+    monkeypatch.setattr("fusioner.training.prompt_sampling.WIDER", 1.0)
     corpus = build_corpus([open_part("pascal", voc_tree, 1)], "images")  # without 6 to 10: of these, cat, chair and cow
     part = corpus.parts[0]
     named = part.data.prompts
@@ -161,7 +161,7 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 ) -> None:
     import json
 
-    from fusioner.training.run import Run, train
+    from fusioner.training.train import Run, train
 
     curves = []
     for features in ("live", "cached"):

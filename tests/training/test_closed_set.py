@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fusioner.data.base import Item
-from fusioner.training import memory
-from fusioner.training.corpus import Example, portion_of
-from fusioner.training.lessons import Lesson, Lessons, Look
-from fusioner.training.memory import Effort, Kept, fit_closed_set
+from fusioner.training import closed_set as memory
+from fusioner.training.closed_set import Effort, Kept, fit_closed_set
+from fusioner.training.closed_set_dataset import Lesson, Lessons, Look
+from fusioner.training.dataset import Example, portion_of
 
 PATCHES = 6
 NONE = -torch.inf

@@ -17,7 +17,7 @@ import torch
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
-from fusioner.training.assemble import build_fabric
+from fusioner.training.build import build_fabric
 from fusioner.training.config import TrainConfig
 
 Tiny = Callable[..., TrainConfig]

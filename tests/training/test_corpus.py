@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusioner.data.folds import fold_classes
 from fusioner.errors import FusionerError
-from fusioner.training.corpus import Order, ShardOrder, build_corpus, open_part
+from fusioner.training.dataset import Order, ShardOrder, build_corpus, open_part
 
 
 @pytest.fixture(scope="module")

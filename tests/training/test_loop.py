@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
+from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
-from fusioner.model.official import PUBLISHED_NORMALISATION
+from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import open_part
-from fusioner.training.loop import Pace, Result
-from fusioner.training.run import Run, train
-from fusioner.training.state import read_state
+from fusioner.training.dataset import open_part
+from fusioner.training.resume import read_state
+from fusioner.training.train import Run, train
+from fusioner.training.trainer import Pace, Result
 
 Tiny = Callable[..., TrainConfig]
 ALWAYS, NEVER = Pace(checkpoint_minutes=0), Pace(checkpoint_minutes=1e9)
@@ -55,7 +55,7 @@ class CrashError(Exception):
 
 def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the update of a step fail, after whatever that step saved."""
-    from fusioner.training.loop import Trainer
+    from fusioner.training.trainer import Trainer
 
     update = Trainer._update
 
@@ -111,7 +111,7 @@ def test_the_slow_weights_are_what_ema_says(
     voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read off the states of every step; the saved model is the slow one."""
-    from fusioner.training import loop
+    from fusioner.training import trainer as loop
 
     states: list[dict[str, Any]] = []
     monkeypatch.setattr(loop, "write_state", lambda _, state: states.append(copy.deepcopy(state)))
@@ -221,7 +221,7 @@ def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_frozen_means_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fusioner.training import run as module
+    from fusioner.training import train as module
 
     kept: list[Any] = []
     build = module.build_encoders
@@ -250,9 +250,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import open_part
-from fusioner.training.loop import Pace
-from fusioner.training.run import Run, train
+from fusioner.training.dataset import open_part
+from fusioner.training.trainer import Pace
+from fusioner.training.train import Run, train
 import json
 root, out, settings, resume = sys.argv[1:]
 config = TrainConfig(**json.loads(settings))

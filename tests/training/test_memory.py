@@ -10,21 +10,21 @@ import torch
 
 from fusioner.cli.main import main
 from fusioner.data.pascal import PASCAL_CLASSES
-from fusioner.encoders.embedded import minilm_embedded
-from fusioner.encoders.prompts import LabelEmbedder
-from fusioner.encoders.zoo import build_image_encoder
-from fusioner.features.source import LiveSource
+from fusioner.encoders.bundled import minilm_embedded
+from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.encoders.registry import build_image_encoder
+from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import load_model
-from fusioner.training import memory
-from fusioner.training.assemble import build_network
-from fusioner.training.batches import Batch, shrink
+from fusioner.training import closed_set as memory
+from fusioner.training.build import build_network
+from fusioner.training.closed_set import draws, fit_closed_set, fit_memory
+from fusioner.training.closed_set_dataset import Lessons, Look
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import PORTIONS, build_corpus, open_part, portion_of
-from fusioner.training.lessons import Lessons, Look
-from fusioner.training.loop import Pace
-from fusioner.training.memory import draws, fit_closed_set, fit_memory
-from fusioner.training.meter import THRESHOLDS, iou_counts
-from fusioner.training.run import Run, train
+from fusioner.training.data_loader import Batch, shrink
+from fusioner.training.dataset import PORTIONS, build_corpus, open_part, portion_of
+from fusioner.training.running_iou import THRESHOLDS, iou_counts
+from fusioner.training.train import Run, train
+from fusioner.training.trainer import Pace
 
 
 @pytest.fixture

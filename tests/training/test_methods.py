@@ -14,20 +14,20 @@ import torch
 from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.main import main
 from fusioner.cli.train import train as train_command
-from fusioner.data.catalog import DATASETS
-from fusioner.data.listing import Name, Trainable
-from fusioner.encoders.prompts import LabelEmbedder
-from fusioner.encoders.zoo import build_text_encoder
+from fusioner.data.dataset_names import Name, Trainable
+from fusioner.data.registry import DATASETS
+from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.encoders.registry import build_text_encoder
 from fusioner.errors import FusionerError
-from fusioner.inference.load import load
+from fusioner.loading import load
 from fusioner.model.baselines import WORDS
 from fusioner.model.checkpoint import load_model
 from fusioner.model.config import TRAINING_FREE, Method
+from fusioner.training.calibration import LEVELS, reference_words
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import open_part
-from fusioner.training.free import LEVELS, reference_words
-from fusioner.training.loop import Pace
-from fusioner.training.run import Run, train
+from fusioner.training.dataset import open_part
+from fusioner.training.train import Run, train
+from fusioner.training.trainer import Pace
 
 Tiny = Callable[..., TrainConfig]
 
@@ -57,7 +57,7 @@ def test_a_stopped_baseline_goes_on_to_the_same_weights(
 ) -> None:
     config = tiny(method=method, steps=4)
     run(voc_tree, tmp_path / "whole", config)
-    from fusioner.training.loop import Trainer
+    from fusioner.training.trainer import Trainer
 
     update = Trainer._update
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.words import read_words
+from fusioner.data.synonyms import read_words
 from fusioner.errors import FusionerError
-from fusioner.training.prompts import Names, draw_prompts
+from fusioner.training.prompt_sampling import Names, draw_prompts
 
 
 @given(

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusioner.encoders.zoo import build_image_encoder, build_text_encoder
-from fusioner.features.source import LiveSource
+from fusioner.encoders.registry import build_image_encoder, build_text_encoder
+from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import load_model
-from fusioner.training.assemble import build_network
+from fusioner.training.build import build_network
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import build_corpus, open_part
+from fusioner.training.dataset import build_corpus, open_part
 from fusioner.training.reference import draw_reference
-from fusioner.training.run import Run, train
+from fusioner.training.train import Run, train
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from fusioner.encoders.zoo import build_image_encoder
-from fusioner.features.source import LiveSource
-from fusioner.training.batches import Batches
-from fusioner.training.corpus import Corpus, build_corpus, open_part
+from fusioner.encoders.registry import build_image_encoder
+from fusioner.features.dataset import LiveSource
+from fusioner.training.data_loader import Batches
+from fusioner.training.dataset import Corpus, build_corpus, open_part
 from fusioner.training.losses import choice, masked_bce
-from fusioner.training.prompts import Names
+from fusioner.training.prompt_sampling import Names
 from fusioner.training.strangers import UNLIKE, Strangers, exclusions
 
 SIZE = 16

@@ -16,7 +16,7 @@ from PIL import Image
 from fusioner.cli.main import main
 from fusioner.cli.official import OFFICIAL, OURS, parser, settings
 from fusioner.cli.train import command_line
-from fusioner.inference.load import load_torch
+from fusioner.loading import load_torch
 from fusioner.model.checkpoint import load_model
 from fusioner.training.config import TrainConfig
 from fusioner.training.presets import PAPER, SMALL

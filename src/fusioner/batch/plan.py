@@ -27,7 +27,7 @@ from jaxtyping import Bool
 from fusioner.batch.sources import Picture, Piece, Source
 from fusioner.errors import FusionerError
 from fusioner.features.locks import Claims
-from fusioner.files import cannot_write, writable_folder
+from fusioner.io import cannot_write, writable_folder
 
 FORMAT = "fusioner-batch-1"
 _RECORD = np.dtype([("container", "<u4"), ("count", "<u4"), ("start", "<u8"), ("first", "<u8")])

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from fusioner.batch.plan import Plan
-from fusioner.batch.work import Done, Under
+from fusioner.batch.worker import Done, Under
 from fusioner.features.locks import Claims
 
 _POLL = 1.0  # seconds between looks at what another run is doing

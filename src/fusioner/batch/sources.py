@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from fusioner.errors import FusionerError
-from fusioner.inference.image import image_suffixes
-from fusioner.walk import walk_pictures
+from fusioner.image import image_suffixes
+from fusioner.list_images import walk_pictures
 
 Kind = Literal["files", "parquet", "tar"]
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content", "path", "image_path", "file_name")

@@ -10,7 +10,7 @@ from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.batch.run import Engine, Tally
-    from fusioner.batch.work import Job
+    from fusioner.batch.worker import Job
 
 
 def batch(
@@ -97,12 +97,12 @@ def batch(
     from fusioner.batch.plan import make_plan
     from fusioner.batch.run import run_shards
     from fusioner.batch.sources import open_source
-    from fusioner.batch.work import Job
+    from fusioner.batch.worker import Job
     from fusioner.cli.inputs import read_looks
     from fusioner.cli.progress import progress
-    from fusioner.encoders.prompts import read_templates
-    from fusioner.inference.decide import check_threshold
-    from fusioner.inference.labels import read_labels
+    from fusioner.encoders.prompt_templates import read_templates
+    from fusioner.labels import read_labels
+    from fusioner.postprocess import check_threshold
 
     if threshold is not None:
         check_threshold(threshold)
@@ -146,8 +146,8 @@ def _need_pyarrow() -> None:
 
 def _asked(job: "Job") -> dict[str, Any]:
     """What decides the results, for the plan."""
-    from fusioner.encoders.embedded import weights_file
-    from fusioner.inference.load import DEFAULT_MODEL
+    from fusioner.encoders.bundled import weights_file
+    from fusioner.loading import DEFAULT_MODEL
 
     path = job.model or weights_file(DEFAULT_MODEL)
     try:
@@ -175,8 +175,8 @@ def _local(
     """How many workers, and what does shards with them."""
     import torch
 
-    from fusioner.batch.local import run_local
-    from fusioner.batch.work import cores
+    from fusioner.batch.local_engine import run_local
+    from fusioner.batch.worker import cores
     from fusioner.device import pick_device
 
     if address:
@@ -189,7 +189,7 @@ def _local(
 
 
 def _ray(job: "Job", workers: int | None, device: str, batch: int | None, address: str | None) -> "tuple[int, Engine]":
-    from fusioner.batch.cluster import cluster_workers, run_ray, start_ray
+    from fusioner.batch.ray_engine import cluster_workers, run_ray, start_ray
 
     start_ray(address)
     room, gpus = cluster_workers(job.threads)
@@ -207,7 +207,7 @@ def _note(tally: "Tally", workers: int, price: float | None) -> str:
 
 
 def _told(tally: "Tally", out: Path, workers: int, price: float | None) -> str:
-    from fusioner.training.display import clock
+    from fusioner.training.progress import clock
 
     told = f"{tally.total:,} images are in {out}"
     if not tally.images:

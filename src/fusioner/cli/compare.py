@@ -36,9 +36,9 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, draws: int 
 
     from fusioner.errors import FusionerError
     from fusioner.evaluation.compare import compare as test
-    from fusioner.evaluation.contrast import write_comparison
+    from fusioner.evaluation.compare_report import write_comparison
     from fusioner.evaluation.store import read_evidence
-    from fusioner.files import writable_folder
+    from fusioner.io import writable_folder
 
     if draws < 1:
         raise FusionerError(f"--draws must be at least 1, not {draws}")
@@ -57,7 +57,7 @@ def _tables(found: "Comparison", a: Path, b: Path) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
 
-    from fusioner.evaluation.contrast import HEAD, NOT_SURE, class_rows, figure_rows, heading, legend
+    from fusioner.evaluation.compare_report import HEAD, NOT_SURE, class_rows, figure_rows, heading, legend
 
     tables = []
     for title, rows in ((heading(found), figure_rows(found)), ("classes", class_rows(found))):

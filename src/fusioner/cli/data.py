@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from fusioner.data.listing import Name
+from fusioner.data.dataset_names import Name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,8 +39,8 @@ def check(name: Name, /, *, root: Path, split: str | None = None) -> None:
     from rich.console import Console
 
     from fusioner.cli.progress import progress
-    from fusioner.data.catalog import open_dataset
     from fusioner.data.check import check as read_all
+    from fusioner.data.registry import open_dataset
     from fusioner.errors import FusionerError
 
     data = open_dataset(name, root, split)
@@ -79,10 +79,10 @@ def show(name: Name, /, *, root: Path, out: Path, split: str | None = None, coun
     columns
         Images a row.
     """
-    from fusioner.data.catalog import open_dataset
-    from fusioner.data.sheet import contact_sheet
+    from fusioner.data.contact_sheet import contact_sheet
+    from fusioner.data.registry import open_dataset
     from fusioner.errors import FusionerError
-    from fusioner.files import atomic_write
+    from fusioner.io import atomic_write
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise FusionerError(f"--out must end in .png or .jpg, not {out.name!r}")

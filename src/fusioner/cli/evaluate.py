@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.data.listing import Name
+from fusioner.data.dataset_names import Name
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
-    from fusioner.evaluation.evidence import Plan
+    from fusioner.evaluation.evaluate import Outcome
     from fusioner.evaluation.predictor import TokenSource
-    from fusioner.evaluation.run import Outcome
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.evaluation.results import Plan
+    from fusioner.segmenter import Segmenter
 
 
 def evaluate(
@@ -123,12 +123,12 @@ def evaluate(
 
     from fusioner.cli.inputs import read_scales
     from fusioner.cli.progress import progress
-    from fusioner.data.catalog import open_dataset
+    from fusioner.data.registry import open_dataset
+    from fusioner.evaluation.evaluate import Settings, plans
+    from fusioner.evaluation.evaluate import evaluate as run
     from fusioner.evaluation.predictor import SegmenterPredictor
     from fusioner.evaluation.report import provenance, write_report
-    from fusioner.evaluation.run import Settings, plans
-    from fusioner.evaluation.run import evaluate as run
-    from fusioner.files import writable_folder
+    from fusioner.io import writable_folder
 
     options = {"seed": seed} if dataset == "mosaic4" else {}
     data = open_dataset(dataset, root, evaluation_split(dataset, root, split), **options)
@@ -169,11 +169,11 @@ def _load(
     model: Path | None, method: str | None, encoders: tuple[str, str], device: str, dataset: str
 ) -> tuple["Segmenter", Path | None]:
     """The segmenter and the file its network came from; an official checkpoint is taken for one of this data set."""
-    from fusioner.encoders.embedded import weights_file
-    from fusioner.inference.load import DEFAULT_MODEL, load_torch
+    from fusioner.encoders.bundled import weights_file
+    from fusioner.loading import DEFAULT_MODEL, load_torch
 
     if method is not None and method != "blind":
-        from fusioner.training.free import untrained
+        from fusioner.training.calibration import untrained
         from fusioner.training.presets import SMALL
 
         if model is not None:
@@ -181,7 +181,7 @@ def _load(
         return untrained(method, *encoders, SMALL.resolution, device=device), None  # pyright: ignore
     segmenter = load_torch(model, device, dataset=dataset.partition("-to-")[0])
     if method == "blind":
-        from fusioner.training.free import blind
+        from fusioner.training.calibration import blind
 
         segmenter = blind(segmenter)
     return segmenter, model or weights_file(DEFAULT_MODEL)
@@ -190,7 +190,7 @@ def _load(
 def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"], allowed: bool) -> list[str]:
     """Notes for the report; refuses an evaluation on trained images unless it is allowed."""
     from fusioner.data.folds import WITH_FOLDS
-    from fusioner.evaluation.leaks import refuse_trained_images, trained_classes
+    from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 
     images = {image: data.by_id[image] for plan in todo for image in plan.images}
     notes = refuse_trained_images(training, list(images.values()), allowed)

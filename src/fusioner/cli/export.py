@@ -47,8 +47,8 @@ def export(
         raise FusionerError("--int8 and --fp16 exclude each other: choose one")
     from fusioner.cli.inputs import find_inputs, is_video
     from fusioner.export.write import export as write
-    from fusioner.inference.image import read_image
-    from fusioner.inference.load import load_torch
+    from fusioner.image import read_image
+    from fusioner.loading import load_torch
 
     found, errors = find_inputs([str(photos or sample_photos())], False, out)
     if errors:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from fusioner.data.listing import Trainable
+from fusioner.data.dataset_names import Trainable
 
 if TYPE_CHECKING:
     from fusioner.features.space import Space
@@ -66,9 +66,9 @@ def build(
     from torch import nn
 
     from fusioner.cli.progress import progress
-    from fusioner.data.catalog import open_dataset
+    from fusioner.data.registry import open_dataset
     from fusioner.device import pick_device
-    from fusioner.encoders.zoo import build_image_encoder
+    from fusioner.encoders.registry import build_image_encoder
     from fusioner.features.fill import fill
     from fusioner.features.space import default_folder
     from fusioner.training.presets import SMALL
@@ -104,9 +104,9 @@ def info(cache: Path | None = None, /) -> None:
     cache
         Folder of the cache; default: $FUSIONER_CACHE, or the platform's folder for caches.
     """
+    from fusioner.features.maintenance import info as look
     from fusioner.features.plan import readable
     from fusioner.features.space import default_folder
-    from fusioner.features.upkeep import info as look
 
     folder = cache or default_folder()
     held = look(folder)
@@ -133,10 +133,10 @@ def verify(cache: Path | None = None, /, *, repair: bool = False) -> None:
         Encode the damaged views again, and only those; what cannot be encoded again is dropped.
     """
     from fusioner.cli.progress import progress
-    from fusioner.encoders.zoo import build_image_encoder
+    from fusioner.encoders.registry import build_image_encoder
+    from fusioner.features.maintenance import repair as mend
+    from fusioner.features.maintenance import verify as inspect
     from fusioner.features.space import default_folder
-    from fusioner.features.upkeep import repair as mend
-    from fusioner.features.upkeep import verify as inspect
 
     folder = cache or default_folder()
     with progress("files") as track:
@@ -184,10 +184,10 @@ def prune(
         Only say what would be dropped.
     """
     from fusioner.cli.progress import progress
-    from fusioner.encoders.zoo import build_image_encoder
+    from fusioner.encoders.registry import build_image_encoder
+    from fusioner.features.maintenance import prune as drop
     from fusioner.features.plan import readable
     from fusioner.features.space import default_folder
-    from fusioner.features.upkeep import prune as drop
 
     folder = cache or default_folder()
     fingerprints = {build_image_encoder(name).fingerprint() for name in image_encoder}

@@ -48,7 +48,7 @@ def read_scales(text: str) -> tuple[float, ...]:
     Raises:
         FusionerError: it is something else, or one is not above 0 and at most 16.
     """
-    from fusioner.inference.decide import check_scales
+    from fusioner.postprocess import check_scales
 
     try:
         return check_scales([float(part) for part in text.split(",")])
@@ -139,7 +139,7 @@ def _pictures(
     folder: Path, recursive: bool, out: Path | None, complain: Callable[[FusionerError], None]
 ) -> dict[Path, Path]:
     """The pictures of a folder -> where they lie below it; links to folders are not followed."""
-    from fusioner.walk import walk_pictures
+    from fusioner.list_images import walk_pictures
 
     found = walk_pictures(folder, out, recursive, complain)
     return {path: path.parent.relative_to(folder) for path in found}

@@ -9,7 +9,7 @@ def models() -> None:
 
         fusioner models
     """
-    from fusioner.encoders.zoo import available_models
+    from fusioner.encoders.registry import available_models
 
     for kind, names in available_models().items():
         print(f"{kind} encoders", *names, sep="\n  ")

@@ -105,10 +105,10 @@ def settings(given: argparse.Namespace) -> "TrainConfig":
 
 
 def run_train(words: Sequence[str]) -> None:
-    """`train.py`; raises as `fusioner.training.run.train`."""
+    """`train.py`; raises as `fusioner.training.train.train`."""
     from fusioner.cli.train import command_line, finish, track
-    from fusioner.training.corpus import open_part
-    from fusioner.training.run import Run, train
+    from fusioner.training.dataset import open_part
+    from fusioner.training.train import Run, train
 
     given = parser("train.py").parse_args(words)
     config = settings(given)
@@ -125,7 +125,7 @@ def run_train(words: Sequence[str]) -> None:
 
 
 def run_test(words: Sequence[str]) -> None:
-    """`test.py`; raises as `fusioner.evaluation.run.evaluate`."""
+    """`test.py`; raises as `fusioner.evaluation.evaluate.evaluate`."""
     from fusioner.cli.evaluate import evaluate
 
     given = parser("test.py").parse_args(words)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt8
 
+from fusioner.base_segmenter import BaseSegmenter, Resolution
 from fusioner.cli.inputs import STDIN, Job
 from fusioner.errors import FusionerError
-from fusioner.inference.base import BaseSegmenter, Resolution
-from fusioner.inference.image import ImageSource, decode, read_image
-from fusioner.inference.legend import share_text
+from fusioner.image import ImageSource, decode, read_image
+from fusioner.legend import share_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fusioner.inference.segmentation import Segmentation
+    from fusioner.segmentation import Segmentation
 
 
 @dataclass(frozen=True)

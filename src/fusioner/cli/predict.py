@@ -10,8 +10,8 @@ from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 
 if TYPE_CHECKING:
+    from fusioner.base_segmenter import BaseSegmenter
     from fusioner.cli.pieces import Asked
-    from fusioner.inference.base import BaseSegmenter
 
 
 def predict(
@@ -110,17 +110,17 @@ def predict(
         if number < least:
             raise FusionerError(f"--{name} is {least} or more, not {number}")
 
-    from fusioner.cli.earlier import Earlier
+    from fusioner.cli.csv_report import Summary
     from fusioner.cli.inputs import find_inputs, name_results, read_looks
     from fusioner.cli.pieces import Asked
+    from fusioner.cli.predict_runner import Run
     from fusioner.cli.progress import progress
-    from fusioner.cli.segmenting import Run
-    from fusioner.cli.summary import Summary
-    from fusioner.encoders.prompts import read_templates
-    from fusioner.files import writable_folder
-    from fusioner.inference.contact import ContactSheet
-    from fusioner.inference.formats import KINDS
-    from fusioner.inference.load import load
+    from fusioner.cli.skip_existing import Earlier
+    from fusioner.contact_sheet import ContactSheet
+    from fusioner.encoders.prompt_templates import read_templates
+    from fusioner.formats import KINDS
+    from fusioner.io import writable_folder
+    from fusioner.loading import load
 
     to_stdout = str(out) == "-"
     kinds = _kinds(format or ("mask" if to_stdout else "overlay,mask,json"))
@@ -159,7 +159,7 @@ def predict(
 
 
 def _labels(typed: str | None, file: Path | None) -> list[str]:
-    from fusioner.inference.labels import check_labels, parse_labels, read_labels
+    from fusioner.labels import check_labels, parse_labels, read_labels
 
     if typed is None and file is None:
         raise FusionerError('say what to find: --labels "cat, sofa" or --labels-file FILE')
@@ -167,7 +167,7 @@ def _labels(typed: str | None, file: Path | None) -> list[str]:
 
 
 def _kinds(names: str) -> tuple[str, ...]:
-    from fusioner.inference.formats import find_kind
+    from fusioner.formats import find_kind
 
     kinds = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
     for kind in kinds:

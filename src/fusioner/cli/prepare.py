@@ -69,8 +69,8 @@ def folder(
         Copy the images instead of linking to them.
     """
     from fusioner.cli.progress import progress
+    from fusioner.data.annotation_formats import READERS
     from fusioner.data.prepare import prepare_folder
-    from fusioner.data.projects import READERS
     from fusioner.errors import FusionerError
 
     if not source.exists():

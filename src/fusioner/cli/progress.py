@@ -34,7 +34,7 @@ class Meter:
             self._bar.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, speed: str, note: str) -> str:
-        from fusioner.training.display import clock
+        from fusioner.training.progress import clock
 
         task = self._bar.tasks[self._task]
         done = f"{task.description} {int(task.completed)}" + (f"/{int(task.total)}" if task.total else "")

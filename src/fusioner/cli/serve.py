@@ -10,7 +10,7 @@ from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 
 if TYPE_CHECKING:
-    from fusioner.inference.base import BaseSegmenter
+    from fusioner.base_segmenter import BaseSegmenter
 
 KEY_VARIABLE = "FUSIONER_API_KEY"
 Some: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
@@ -90,13 +90,13 @@ def serve(
             raise FusionerError(f"--cors-origin is like https://example.org, without a path, not {origin}")
     key, looks = read_key(api_key_file), read_scales(scales)
     try:
+        from fusioner.serve.limits import Limits
         from fusioner.serve.run import serve as run
-        from fusioner.serve.settings import Limits
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
     def load() -> "BaseSegmenter":
-        from fusioner.inference.load import load
+        from fusioner.loading import load
 
         return load(model, device, runtime=runtime).looking(looks, refine)
 

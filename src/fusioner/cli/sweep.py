@@ -71,7 +71,7 @@ def _list(plan: "Sweep", out: Path, jobs: int) -> None:
     from rich.table import Table
 
     from fusioner.sweep.run import estimate, folder_of, is_done
-    from fusioner.training.display import clock
+    from fusioner.training.progress import clock
 
     table, left = Table(title=f"{len(plan.cells)} cells", title_justify="left"), 0.0
     for head in ("image encoder", "text encoder", "method", "fold", "seed", "state", "about"):

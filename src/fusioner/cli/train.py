@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.data.listing import Trainable
+from fusioner.data.dataset_names import Trainable
 from fusioner.model.config import Method
 
 if TYPE_CHECKING:
-    from fusioner.training.loop import Result
+    from fusioner.training.trainer import Result
 
 
 def train(
@@ -155,12 +155,12 @@ def train(
     """
     import sys
 
-    from fusioner.encoders.prompts import read_templates
-    from fusioner.training.corpus import open_part
-    from fusioner.training.loop import Pace
+    from fusioner.encoders.prompt_templates import read_templates
+    from fusioner.training.dataset import open_part
     from fusioner.training.presets import preset as ready
-    from fusioner.training.run import Run
-    from fusioner.training.run import train as run
+    from fusioner.training.train import Run
+    from fusioner.training.train import train as run
+    from fusioner.training.trainer import Pace
 
     given = {
         "image_encoder": image_encoder, "text_encoder": text_encoder, "similarity": similarity, "affinity": affinity,
@@ -180,8 +180,8 @@ def train(
     parts += [open_part(*_named(one)) for one in also or ()]
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
     if initial == Path("default"):
-        from fusioner.encoders.embedded import weights_file
-        from fusioner.inference.load import DEFAULT_MODEL
+        from fusioner.encoders.bundled import weights_file
+        from fusioner.loading import DEFAULT_MODEL
 
         initial = weights_file(DEFAULT_MODEL)
     where = Run(out, resume, device, devices, folder, initial, preset, command_line(["fusioner", *sys.argv[1:]]))
@@ -201,8 +201,8 @@ def finish(result: "Result", out: Path) -> None:
     import signal
     import sys
 
-    from fusioner.training.display import clock
-    from fusioner.training.state import BEST, LAST
+    from fusioner.training.progress import clock
+    from fusioner.training.resume import BEST, LAST
 
     spent = f"{1 - result.waiting:.0%} of it computing and {result.waiting:.0%} waiting for data"
     print(f"{result.step} of {result.steps} steps in {clock(result.seconds)}, {spent}")

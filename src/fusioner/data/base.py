@@ -91,7 +91,7 @@ class SegmentationData:
         Raises:
             FusionerError: an unreadable file, a mask of another size than its image, a value outside the classes.
         """
-        from fusioner.inference.image import read_image
+        from fusioner.image import read_image
 
         rgb, mask = read_image(item.image), self.read_mask(item)
         if rgb.shape[:2] != mask.shape:
@@ -152,7 +152,7 @@ class SegmentationData:
                 )
 
     def _read_binary(self, item: Item, class_id: int) -> np.ndarray:
-        from fusioner.inference.image import read_image
+        from fusioner.image import read_image
 
         bright = read_image(item.mask)[..., 0] > 127  # some of the published masks are RGB, all are black and white
         return np.where(bright, class_id, 0).astype(np.uint8 if self.ignore == 255 else np.uint16)

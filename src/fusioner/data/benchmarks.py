@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.layout import find_folder, read_lines, some
 from fusioner.data.pascal import pascal
+from fusioner.data.paths import find_folder, read_lines, some
 from fusioner.errors import FusionerError
 
 STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)

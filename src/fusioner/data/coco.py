@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.layout import files_by_stem, find_folder, some
+from fusioner.data.paths import files_by_stem, find_folder, some
 from fusioner.errors import FusionerError
 
 COCO_CLASSES = (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_names
-from fusioner.data.layout import IMAGE_SUFFIXES, files_by_stem, find_folder, read_lines, some
+from fusioner.data.paths import IMAGE_SUFFIXES, files_by_stem, find_folder, read_lines, some
 from fusioner.errors import FusionerError
 
 TREE = """\

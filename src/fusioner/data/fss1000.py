@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.layout import files_by_stem, some
+from fusioner.data.paths import files_by_stem, some
 from fusioner.errors import FusionerError
 
 TREE = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import prompt_of
-from fusioner.data.layout import files_by_stem, find_folder, read_lines, some
+from fusioner.data.paths import files_by_stem, find_folder, read_lines, some
 from fusioner.errors import FusionerError
 
 PASCAL_CLASSES = (

@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Integer
 from PIL import Image
 
+from fusioner.data.annotation_formats import Annotated, Project
 from fusioner.data.classes import read_class_names
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.coco_json import paint_instances, read_instances
-from fusioner.data.layout import IMAGE_SUFFIXES
-from fusioner.data.projects import Annotated, Project
+from fusioner.data.paths import IMAGE_SUFFIXES
 from fusioner.errors import FusionerError
-from fusioner.files import atomic_write, cannot_write
-from fusioner.inference.image import read_image
+from fusioner.image import read_image
+from fusioner.io import atomic_write, cannot_write
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]
 

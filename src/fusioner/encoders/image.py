@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
 from fusioner.encoders.base import Frozen
-from fusioner.encoders.loading import (
+from fusioner.encoders.hub import (
     RGB,
     load_pretrained,
     locate,

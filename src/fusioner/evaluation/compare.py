@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evidence import Evidence, Group, Rows
-from fusioner.evaluation.statistics import CHUNK, Figure, Key, Weights, image_weights, measure_folds
+from fusioner.evaluation.bootstrap import CHUNK, Figure, Key, Weights, image_weights, measure_folds
+from fusioner.evaluation.results import Evidence, Group, Rows
 from fusioner.evaluation.store import Stored
 
 SETTINGS = ("protocol", "threshold", "squash", "background", "others")

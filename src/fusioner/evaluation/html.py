@@ -12,12 +12,12 @@ from jaxtyping import Integer
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
-from fusioner.evaluation.evidence import IGNORED, Evidence, Example, Group
+from fusioner.evaluation.bootstrap import Figure
+from fusioner.evaluation.evaluate import Outcome, metrics
 from fusioner.evaluation.report import MEASURES, class_rows, figure_head, figure_rows, notes, shown, title
-from fusioner.evaluation.run import Outcome, metrics
-from fusioner.evaluation.statistics import Figure
-from fusioner.inference.palette import colour
-from fusioner.inference.render import paint
+from fusioner.evaluation.results import IGNORED, Evidence, Example, Group
+from fusioner.palette import colour
+from fusioner.visualization import paint
 
 HEIGHT = 200  # of a picture, px
 MATRIX = 31  # more classes than this make no readable confusion matrix

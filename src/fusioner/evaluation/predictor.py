@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.inference.decide import check_scales, mean_logits
-from fusioner.inference.segmenter import EncodedImage, Resolution, Segmenter
+from fusioner.postprocess import check_scales, mean_logits
+from fusioner.segmenter import EncodedImage, Resolution, Segmenter
 
 TokenSource = Callable[[ImageEncoder, Path, int], Tensor]
 """(encoder, image file, resolution) -> tokens (1, D, Gh, Gw) of the squashed image; `FeatureCache.tokens` is one."""

@@ -20,7 +20,7 @@ from fusioner.data.base import Missing, Pair, SegmentationData, present_pairs
 from fusioner.data.folds import Lists, fold_classes, fold_pairs
 from fusioner.data.mosaic4 import Mosaic
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evidence import Plan
+from fusioner.evaluation.results import Plan
 
 Protocol = Literal["official", "hsnet", "full"]
 Scope = Literal["fold", "all"]

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from fusioner.evaluation.run import Outcome, metrics
-from fusioner.evaluation.statistics import Figure, Summary
+from fusioner.evaluation.bootstrap import Figure, Summary
+from fusioner.evaluation.evaluate import Outcome, metrics
 from fusioner.evaluation.store import write_evidence
-from fusioner.files import atomic_write
+from fusioner.io import atomic_write
 
 if TYPE_CHECKING:
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 MEASURES = {
     "miou": ("mIoU", "mean IoU of the named classes under the protocol"),

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evidence import Evidence, Group, Plan, Rows
-from fusioner.evaluation.run import Outcome
-from fusioner.files import atomic_write
+from fusioner.evaluation.evaluate import Outcome
+from fusioner.evaluation.results import Evidence, Group, Plan, Rows
+from fusioner.io import atomic_write
 
 EVIDENCE = "evidence.npz"
 FORMAT = "fusioner-evidence-1"

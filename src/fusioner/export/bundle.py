@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fusioner.errors import FusionerError
-from fusioner.files import atomic_write
-from fusioner.model.card import ModelCard
+from fusioner.io import atomic_write
+from fusioner.model.metadata import ModelCard
 
 MANIFEST, FORMAT = "fusioner.json", "fusioner-export-1"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}

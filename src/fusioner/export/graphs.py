@@ -24,7 +24,7 @@ from fusioner.errors import FusionerError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 OPSET = 20
 BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # the most that the graphs take, in images, labels, texts, cells

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fusioner.inference.arrays import Array, to_numpy
-from fusioner.inference.decide import decide_logits
+from fusioner.backend import Array, to_numpy
+from fusioner.postprocess import decide_logits
 
 if TYPE_CHECKING:
+    from fusioner.base_segmenter import BaseSegmenter
     from fusioner.export.segmenter import ExportedSegmenter
-    from fusioner.inference.base import BaseSegmenter
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 LIMITS = {"fp32": (1e-4, 1e-4), "fp16": (float("inf"), 5e-3), "int8": (float("inf"), 1e-2)}
 """Precision -> the largest difference of logits, and the largest share of pixels whose label changes."""

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from fusioner import backend_numpy as plain
+from fusioner.backend import to_numpy
 from fusioner.errors import FusionerError
 from fusioner.export.parity import LABELS, LIMITS
 from fusioner.export.smooth import answers, smooth
-from fusioner.inference import plain
-from fusioner.inference.arrays import to_numpy
-from fusioner.inference.decide import decide_logits
+from fusioner.postprocess import decide_logits
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 KINDS = ["MatMul", "Gemm", "Conv"]
 ROOM = 0.7  # share of the limit that the photographs of calibration may use up: others will be harder

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from fusioner.encoders.prompts import LabelEmbedder
+from fusioner import backend_numpy as plain
+from fusioner.base_segmenter import BaseSegmenter
+from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import TOKENIZER, Bundle, read_bundle
 from fusioner.export.runtime import Graph, open_graph, pick_runtime
-from fusioner.inference import plain
-from fusioner.inference.base import BaseSegmenter
 
 BATCH = 64  # texts read at once
 

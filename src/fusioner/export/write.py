@@ -15,12 +15,12 @@ from fusioner.errors import FusionerError
 from fusioner.export.bundle import ENDINGS, MANIFEST, TOKENIZER, Bundle
 from fusioner.export.parity import Row, compare, table
 from fusioner.export.segmenter import ExportedSegmenter
-from fusioner.files import cannot_write, writable_folder
+from fusioner.io import cannot_write, writable_folder
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "int8"]

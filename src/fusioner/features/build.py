@@ -19,8 +19,8 @@ from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.cache import Shelf
 from fusioner.features.locks import Claims, Presence
-from fusioner.features.pictures import encode, pictures
 from fusioner.features.plan import Job, Plan
+from fusioner.features.preprocess import encode, pictures
 from fusioner.features.quantise import Rounding
 from fusioner.features.shard import orphans, spaces
 from fusioner.features.writer import Finished, ShardWriter

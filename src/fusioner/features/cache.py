@@ -17,7 +17,7 @@ from torch import Tensor
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.locks import Presence
-from fusioner.features.pictures import encode, image_digest, pictures, read_bytes
+from fusioner.features.preprocess import encode, image_digest, pictures, read_bytes
 from fusioner.features.quantise import Quantised, restore
 from fusioner.features.shard import Manifest, Rows, Stored, read_manifest, shard_names
 from fusioner.features.space import Dtype, Space

@@ -8,9 +8,9 @@ from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.build import Builder, Report
 from fusioner.features.cache import FeatureCache, Shelf
-from fusioner.features.pictures import device_of
+from fusioner.features.dataset import CachedSource
 from fusioner.features.plan import Plan, Track, check_room, plan, readable
-from fusioner.features.source import CachedSource
+from fusioner.features.preprocess import device_of
 from fusioner.features.space import Dtype
 
 _NAMED = 5  # broken images named in a message

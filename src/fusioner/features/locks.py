@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from fusioner.errors import FusionerError
-from fusioner.files import cannot_write
+from fusioner.io import cannot_write
 
 try:
     import fcntl

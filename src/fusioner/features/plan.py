@@ -10,7 +10,7 @@ from pathlib import Path
 from fusioner.data.base import Item
 from fusioner.errors import FusionerError
 from fusioner.features.cache import Shelf
-from fusioner.features.pictures import image_digest, read_bytes
+from fusioner.features.preprocess import image_digest, read_bytes
 
 Track = Callable[[Sequence, str], Iterable]
 """Passes items through and moves a progress bar of that name."""

@@ -26,7 +26,7 @@ from torch import Tensor
 from fusioner.errors import FusionerError
 from fusioner.features.quantise import Quantised
 from fusioner.features.space import Space
-from fusioner.files import atomic_write
+from fusioner.io import atomic_write
 
 FORMAT = 1
 _CHECKED_FROM = len('{"sha256":"') + 64 + len('",')

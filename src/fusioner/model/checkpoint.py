@@ -9,9 +9,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fusioner.errors import FusionerError
-from fusioner.files import atomic_write
-from fusioner.model.card import ModelCard
+from fusioner.io import atomic_write
 from fusioner.model.fusioner import Fusioner
+from fusioner.model.metadata import ModelCard
 
 FORMAT = "fusioner-1"
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fusioner.model.config import FusionerConfig
-from fusioner.model.convolution import convolve
+from fusioner.model.cpu_kernels import convolve
 
 
 class Decoder(nn.Module):

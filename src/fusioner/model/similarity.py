@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fusioner.model.closed_set_head import CHANNELS, NEARBY, Memory, Recalled, centred, posterior
 from fusioner.model.config import FusionerConfig
-from fusioner.model.memory import CHANNELS, NEARBY, Memory, Recalled, centred, posterior
 
 # Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
 SOFT = 2.0  # softmax temperature of the softened posterior

@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusioner.serve.engine import Engine
-from fusioner.serve.problems import ApiError
-from fusioner.serve.settings import Limits
+from fusioner.serve.errors import ApiError
+from fusioner.serve.limits import Limits
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -13,15 +13,15 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from fusioner import __version__
-from fusioner.inference.base import BaseSegmenter
-from fusioner.inference.formats import KINDS
+from fusioner.base_segmenter import BaseSegmenter
+from fusioner.formats import KINDS
 from fusioner.serve import schemas
 from fusioner.serve.admission import Admission, until_gone
-from fusioner.serve.bodies import LOGITS, Image, ImageQuestion, Question, read_body
-from fusioner.serve.guard import Access, Guard
-from fusioner.serve.problems import ApiError, add_handlers
+from fusioner.serve.errors import ApiError, add_handlers
+from fusioner.serve.limits import Limits
+from fusioner.serve.requests import LOGITS, Image, ImageQuestion, Question, read_body
+from fusioner.serve.security import Access, Guard
 from fusioner.serve.service import Service
-from fusioner.serve.settings import Limits
 
 PAGE = Path(__file__).with_name("page")
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from fusioner.backend import Array
+from fusioner.base_segmenter import BaseSegmenter, Resolution
+from fusioner.encoded_image import EncodedImage
 from fusioner.errors import FusionerError
-from fusioner.inference.arrays import Array
-from fusioner.inference.base import BaseSegmenter, Resolution
-from fusioner.inference.encoded import EncodedImage
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import uvicorn
 
+from fusioner.base_segmenter import BaseSegmenter
 from fusioner.errors import FusionerError
-from fusioner.inference.base import BaseSegmenter
 from fusioner.serve.app import create_app
-from fusioner.serve.guard import Access
-from fusioner.serve.settings import Limits
+from fusioner.serve.limits import Limits
+from fusioner.serve.security import Access
 
 GRACE = 10  # seconds that clients have to read their last answer
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fusioner.inference.formats import KINDS
-from fusioner.serve.bodies import Image, ImageQuestion, Question
+from fusioner.formats import KINDS
+from fusioner.serve.requests import Image, ImageQuestion, Question
 
 TINY_PNG = (  # 8 x 8 pixels, blue over orange
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAG0lEQVR42mMUiTrBgA0wMeAApEuwbJFLoLUdAGxnAnpGFnIxAAAAAElFTkSuQmCC"

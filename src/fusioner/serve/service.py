@@ -11,16 +11,16 @@ from urllib.parse import quote
 
 from fastapi import Response
 
-from fusioner.inference.base import BaseSegmenter, Resolution
-from fusioner.inference.image import read_image
+from fusioner.base_segmenter import BaseSegmenter, Resolution
+from fusioner.image import read_image
 from fusioner.serve.admission import Queue
-from fusioner.serve.answers import check_size, file_answer, logits_answer
-from fusioner.serve.bodies import LOGITS, Question, check_question
 from fusioner.serve.engine import Engine
+from fusioner.serve.limits import Limits
 from fusioner.serve.metrics import Metrics
-from fusioner.serve.pictures import Budget, check_picture
-from fusioner.serve.settings import Limits
+from fusioner.serve.requests import LOGITS, Question, check_question
+from fusioner.serve.responses import check_size, file_answer, logits_answer
 from fusioner.serve.store import Kept, Store
+from fusioner.serve.uploads import Budget, check_picture
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from fusioner.inference.encoded import EncodedImage
-from fusioner.serve.problems import ApiError
+from fusioner.encoded_image import EncodedImage
+from fusioner.serve.errors import ApiError
 
 
 @dataclass(frozen=True, eq=False)

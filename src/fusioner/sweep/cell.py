@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from fusioner.cli.main import main
-from fusioner.files import atomic_write
+from fusioner.io import atomic_write
 
 CELL, DONE = "cell.json", "done.json"
 

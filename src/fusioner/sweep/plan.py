@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from fusioner.data.dataset_names import Name, Trainable
 from fusioner.data.folds import FOLDS, WITH_FOLDS
-from fusioner.data.listing import Name, Trainable
 from fusioner.errors import FusionerError
 from fusioner.model.config import Method
 from fusioner.training.config import TrainConfig

@@ -12,10 +12,10 @@ from typing import IO, Any
 
 from fusioner.errors import FusionerError
 from fusioner.features.locks import Presence
-from fusioner.files import atomic_write, writable_folder
+from fusioner.io import atomic_write, writable_folder
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep, settings_toml
-from fusioner.training.state import LOG
+from fusioner.training.resume import LOG
 
 SWEEP, CELLS, CACHE, OUTPUT = "sweep.json", "cells", "cache", "log.txt"
 SECONDS = 0.1
@@ -160,7 +160,7 @@ def _reason(folder: Path, code: int) -> str:
 
 
 def _headline(folder: Path) -> str:
-    from fusioner.training.display import clock
+    from fusioner.training.progress import clock
 
     found: dict[str, Any] = json.loads((folder / "report" / "metrics.json").read_text("utf-8"))
     shown = [f"{name} {found[name]:.1f}" for name in ("miou", "argmax_miou") if found.get(name) is not None]

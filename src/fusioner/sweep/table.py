@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fusioner.evaluation.bootstrap import Figure, summarise
 from fusioner.evaluation.report import MEASURES, markdown_table, shown
-from fusioner.evaluation.statistics import Figure, summarise
 from fusioner.evaluation.store import read_evidence
-from fusioner.files import atomic_write
+from fusioner.io import atomic_write
 from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import folder_of, is_done
 

@@ -9,9 +9,9 @@ from typing import Any
 from fusioner import __version__
 from fusioner.data.base import Item
 from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.features.source import image_digest, read_bytes
+from fusioner.features.dataset import image_digest, read_bytes
 from fusioner.training.config import TrainConfig
-from fusioner.training.corpus import Corpus
+from fusioner.training.dataset import Corpus
 
 DIGITS = 12
 """Hex digits kept of an image's sha256: among 100,000 images each way, a false alarm has a chance of 1 in 28,000."""

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from fusioner.features.dataset import TokenSource
 from fusioner.features.plan import Track
-from fusioner.features.source import TokenSource
 from fusioner.model.fusioner import Fusioner
-from fusioner.training.corpus import Corpus
+from fusioner.training.dataset import Corpus
 
 
 def draw_reference(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Integer
 from numpy import ndarray
 from torch import Tensor
 
-from fusioner.training.corpus import Corpus
+from fusioner.training.dataset import Corpus
 
 UNLIKE = 0.4
 """Cosine below which two names are taken to be of different things: a fork is none of a cat, but perhaps of a table."""

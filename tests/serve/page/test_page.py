@@ -14,7 +14,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-    from fusioner.inference.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[3] / "samples"
 LABELS = ["person", "flag", "space shuttle"]

@@ -59,7 +59,7 @@ def test_a_picture_that_the_browser_cannot_show_is_segmented(visit: Callable[...
 def test_too_large_a_file(visit: Callable[..., "Page"], server: Any, tmp_path: Path):
     from playwright.sync_api import expect
 
-    from fusioner.serve.settings import Limits
+    from fusioner.serve.limits import Limits
 
     with (tmp_path / "huge.jpg").open("wb") as huge:
         huge.truncate(Limits().body + 10**6)

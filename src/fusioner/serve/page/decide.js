@@ -1,4 +1,4 @@
-// The server's decision rule (fusioner/inference/decide.py), in the browser.
+// The server's decision rule (fusioner/postprocess.py), in the browser.
 // A plane holds one label's logits, row-major on a grid of { height, width } cells.
 
 /** A plane of the server's answer: base64 of little-endian uint16, logit = low + step * value. */

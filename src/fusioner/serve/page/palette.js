@@ -1,4 +1,4 @@
-// One colour a label: the first ten are those of fusioner/inference/palette.py, told apart by the colour-blind too.
+// One colour a label: the first ten are those of fusioner/visualization.py, told apart by the colour-blind too.
 
 const FIRST = [
   "#0f4fee", "#e78a00", "#0cf6f3", "#ff2f66", "#acd708", "#a35bb7", "#ac3512", "#00a89d", "#e498ed", "#e4f472",

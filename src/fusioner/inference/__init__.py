@@ -1,1 +1,0 @@
-"""From a photograph and names to a Segmentation."""

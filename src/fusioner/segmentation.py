@@ -1,0 +1,224 @@
+"""The answer: which pixel shows what, and how surely."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float16, UInt8, UInt16
+from PIL import Image
+
+from fusioner.backend import Array, to_numpy, ways
+from fusioner.errors import FusionerError
+from fusioner.polygons import Polygon, trace
+from fusioner.postprocess import chunks, decide_bands, decide_logits
+
+
+class Looks(NamedTuple):
+    """How an image was looked at, in the words of `BaseSegmenter`; native resolution has no scales and no refining."""
+
+    resolution: str = "fast"
+    scales: tuple[float, ...] = (1.0,)
+    refine: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """As JSON tells of it."""
+        return self._asdict() | {"scales": list(self.scales)}
+
+
+ONCE = Looks()
+
+
+@dataclass(eq=False)
+class Segmentation:
+    """One image, its labels, and the map of them.
+
+    Attributes:
+        image: the photograph, upright RGB.
+        labels: what was asked for; the i-th (from 1) is `i` in `label_map`.
+        label_map: for every pixel the number of its label; 0 is background.
+        scores: label -> how sure it is as a whole: mean probability over the pixels it got; 0.0 where it got none.
+        threshold, background: how it was decided; without background every pixel has a label.
+        name: the image's file name, where it came from a file.
+        logits: the model's answer at its own resolution. Probabilities at full resolution are made from it when asked
+            for, a label at a time: all of 500 labels on a large photograph would fill the memory.
+        looks: how it was looked at.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    labels: tuple[str, ...]
+    label_map: UInt16[np.ndarray, "h w"]
+    scores: dict[str, float]
+    threshold: float
+    background: bool
+    name: str
+    logits: Float[Array, "k gh gw"] = field(repr=False)
+    looks: Looks = ONCE
+
+    @classmethod
+    def from_logits(
+        cls,
+        image: UInt8[np.ndarray, "h w 3"],
+        labels: Sequence[str],
+        logits: Float[Array, "k gh gw"],
+        *,
+        threshold: float = 0.5,
+        background: bool = True,
+        name: str = "image",
+        looks: Looks = ONCE,
+    ) -> "Segmentation":
+        """Decide every pixel of `image` from logits of any resolution, one plane a label, on any device.
+
+        Raises:
+            FusionerError: the threshold is outside [0, 1].
+        """
+        if len(labels) != len(logits):
+            raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
+        size = image.shape[:2]
+        label_map = np.empty(size, np.uint16)
+        sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
+        for rows, numbers, best in decide_bands(logits, size, threshold, background):
+            label_map[rows] = numbers = to_numpy(numbers)
+            sums += np.bincount(numbers.ravel(), to_numpy(best).ravel(), len(sums))
+            pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
+        means = (sums / np.maximum(pixels, 1)).tolist()[1:]
+        return cls(
+            image=image,
+            labels=tuple(labels),
+            label_map=label_map,
+            scores=dict(zip(labels, means, strict=True)),
+            threshold=float(threshold),
+            background=background,
+            name=name,
+            logits=ways(logits).home(logits),
+            looks=looks,
+        )
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{label} {share:.1%}" for label, share in self.found.items()) or "nothing found"
+        return f"<Segmentation of {self.name}, {self.width} x {self.height}: {found}>"
+
+    @property
+    def width(self) -> int:
+        """Of the image, px."""
+        return self.image.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Of the image, px."""
+        return self.image.shape[0]
+
+    @cached_property
+    def areas(self) -> dict[str, int]:
+        """Label -> number of its pixels."""
+        counts = np.bincount(self.label_map.ravel(), minlength=len(self.labels) + 1)[1:]
+        return dict(zip(self.labels, counts.tolist(), strict=True))
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Label -> its share of the image, 0..1."""
+        return {label: count / self.label_map.size for label, count in self.areas.items()}
+
+    @property
+    def found(self) -> dict[str, float]:
+        """Coverage of the labels that have a pixel, largest first."""
+        present = {label: share for label, share in self.coverage.items() if share}
+        return dict(sorted(present.items(), key=lambda item: -item[1]))
+
+    @cached_property
+    def boxes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Label -> (x, y, width, height) around all its pixels, px; (0, 0, 0, 0) where it has none."""
+        boxes: dict[str, tuple[int, int, int, int]] = dict.fromkeys(self.labels, (0, 0, 0, 0))
+        for label in self.found:
+            mask = self.mask(label)
+            x, y = (np.flatnonzero(mask.any(axis=axis)) for axis in (0, 1))
+            boxes[label] = (int(x[0]), int(y[0]), int(x[-1] - x[0]) + 1, int(y[-1] - y[0]) + 1)
+        return boxes
+
+    def number(self, label: str) -> int:
+        """What stands for `label` in the map, 1..K; FusionerError when it was not asked for."""
+        if label not in self.labels:
+            raise FusionerError(f"'{label}' is not among the labels: {', '.join(self.labels)}")
+        return self.labels.index(label) + 1
+
+    def mask(self, label: str) -> Bool[np.ndarray, "h w"]:
+        """Where `label` is; FusionerError when it was not asked for."""
+        return self.label_map == self.number(label)
+
+    def polygons(self, label: str) -> list[Polygon]:
+        """The outlines of the label's regions along pixel edges, each with its holes; see `inference.polygons`."""
+        number = self.number(label)
+        x, y, width, height = self.boxes[label]
+        inside = self.label_map[y : y + height, x : x + width] == number
+        return [[ring + np.array([x, y]) for ring in polygon] for polygon in trace(inside)]
+
+    def cutout(self, label: str, *, soft: bool = False, crop: bool = True) -> Image.Image:
+        """The label's pixels alone, as RGBA.
+
+        Args:
+            label: one of `labels`.
+            soft: the label's probability as alpha, instead of all or nothing.
+            crop: to the label's box; False keeps the image's size.
+
+        Raises:
+            FusionerError: the label was not asked for, or has no pixel.
+        """
+        alpha = self.probability(label) if soft else self.mask(label)
+        x, y, width, height = self.boxes[label]
+        if not width:
+            raise FusionerError(f"there is no '{label}' in {self.name} to cut out: lower the threshold")
+        rgba = np.dstack([self.image, (alpha * np.float32(255) + 0.5).astype(np.uint8)])
+        return Image.fromarray(rgba[y : y + height, x : x + width] if crop else rgba)
+
+    def probability(self, label: str) -> Float16[np.ndarray, "h w"]:
+        """How surely every pixel shows `label`, 0..1; FusionerError when it was not asked for."""
+        number = self.number(label)
+        return ways(self.logits).half(next(chunks(self.logits[number - 1 : number], self.image.shape[:2]))[0])
+
+    @cached_property
+    def confidence(self) -> Float16[np.ndarray, "h w"]:
+        """How sure the decision is at every pixel, 0..1: its label's probability, or 1 - that of the likeliest label
+        where background won. (Per label, see `scores`.)
+        """
+        _, best = decide_logits(self.logits, self.image.shape[:2], background=False)
+        best = to_numpy(best)
+        return np.where(self.label_map, best, 1 - best).astype(np.float16)
+
+    @property
+    def probabilities(self) -> Float16[np.ndarray, "k h w"]:
+        """All labels at full resolution: 2 bytes a label and pixel, made anew at each use."""
+        full = np.empty((len(self.labels), *self.image.shape[:2]), np.float16)
+        start = 0
+        for some in chunks(self.logits, self.image.shape[:2]):
+            full[start : start + len(some)] = ways(some).half(some)
+            start += len(some)
+        return full
+
+    def overlay(self, *, opacity: float = 0.45, legend: bool = True) -> Image.Image:
+        """The photograph under translucent colours with outlines, and below it a legend of names and coverage."""
+        from fusioner.visualization import overlay
+
+        return overlay(self, opacity=opacity, legend=legend)
+
+    def save(
+        self, folder: str | Path, stem: str = "image", kinds: Sequence[str] = ("overlay", "mask", "json")
+    ) -> dict[str, Path]:
+        """Write `<stem><ending>` for each of `kinds`, keys of `inference.formats.KINDS` -> their paths by kind.
+
+        By default `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. All of them or, when one cannot
+        be written, none; files of those names are replaced.
+
+        Raises:
+            FusionerError: the folder cannot be written to, `stem` is no file name, or a kind is unknown.
+        """
+        from fusioner.formats import save
+
+        return save(self, folder, stem, kinds)
+
+    def to_bytes(self, kind: str) -> bytes:
+        """The content of the file that `save` writes for that kind; FusionerError when it is unknown."""
+        from fusioner.formats import to_bytes
+
+        return to_bytes(self, kind)

@@ -1,0 +1,34 @@
+"""The page and the API as a Ray Serve application: `serve run fusioner.serve.ray_serve:app`, or KubeRay's RayService.
+
+Needs `ray[serve]`. FUSIONER_MODEL names a model file, FUSIONER_API_KEY a key. Every replica has its own model and its
+own kept images: with several of them ask with the image in the request, not by the id of one sent before.
+"""
+
+import os
+
+from fastapi import FastAPI
+from ray import serve
+
+from fusioner.base_segmenter import BaseSegmenter
+from fusioner.serve.app import create_app
+from fusioner.serve.security import Access
+
+
+def build() -> FastAPI:
+    """The application of one replica; called where the replica runs."""
+    return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), (), "0.0.0.0"))
+
+
+def _load() -> BaseSegmenter:
+    from fusioner.loading import load
+
+    return load(os.environ.get("FUSIONER_MODEL"))
+
+
+@serve.deployment
+@serve.ingress(build)
+class Fusioner:
+    """One replica."""
+
+
+app = Fusioner.bind()  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,0 +1,114 @@
+"""The decision: thresholds, ties, order of labels, and the streaming form against the plain one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fusioner.postprocess as decide_module
+from fusioner import backend_torch as tensors
+from fusioner.errors import FusionerError
+from fusioner.postprocess import chunks, decide, decide_logits, upsample
+
+
+def planes(low: float = 0.0, high: float = 1.0) -> st.SearchStrategy[Tensor]:
+    """(k, h, w) with many equal values, so that ties are common."""
+    shape = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
+    seed = st.integers(0, 2**31)
+
+    def draw(drawn: tuple[tuple[int, int, int], int, int]) -> Tensor:
+        (k, h, w), number, steps = drawn
+        values = torch.randint(0, steps + 1, (k, h, w), generator=torch.Generator().manual_seed(number))
+        return low + (high - low) * values / steps
+
+    return st.tuples(shape, seed, st.sampled_from([1, 4, 1000])).map(draw)
+
+
+@given(planes(), st.floats(0, 1, width=32))
+def test_is_the_argmax_with_the_threshold_in_front(p: Tensor, threshold: float) -> None:
+    stacked = torch.cat([torch.full_like(p[:1], threshold), p]).numpy()
+    assert np.array_equal(decide(p, threshold).numpy(), stacked.argmax(0))
+    assert np.array_equal(decide(p, threshold, background=False).numpy(), p.numpy().argmax(0) + 1)
+
+
+@given(planes(), st.floats(0, 1), st.booleans(), st.randoms())
+def test_permuting_labels_permutes_the_map(p: Tensor, threshold: float, background: bool, random: object) -> None:
+    p = p + torch.linspace(0, 1e-3, len(p))[:, None, None]  # no ties: those go by order
+    order = torch.randperm(len(p), generator=torch.Generator().manual_seed(hash(random) % 2**31))
+    before, after = decide(p, threshold, background), decide(p[order], threshold, background)
+    names = torch.cat([torch.zeros(1, dtype=torch.int64), order + 1])
+    assert torch.equal(names[after.long()], before.long())
+
+
+@given(planes())
+def test_threshold_one_is_all_background_and_no_background_never_zero(p: Tensor) -> None:
+    assert not decide(p, 1.0).any()
+    assert decide(p, 0.0, background=False).min() >= 1
+    assert torch.equal(decide(p, 0.0) == 0, (p == 0).all(0))
+
+
+def test_ties_go_to_the_first() -> None:
+    p = torch.full((3, 1, 1), 0.5)
+    assert decide(p, 0.5).item() == 0
+    assert decide(p, 0.499).item() == 1
+    assert decide(p, 0.9, background=False).item() == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.01, 1.01, math.nan, math.inf])
+def test_a_threshold_outside_zero_to_one_is_refused(threshold: float) -> None:
+    with pytest.raises(FusionerError, match="a probability between 0 and 1, not"):
+        decide(torch.zeros(1, 1, 1), threshold)
+    with pytest.raises(FusionerError, match="a probability between 0 and 1, not"):
+        decide_logits(torch.zeros(1, 1, 1), (1, 1), threshold)
+
+
+@given(
+    planes(-14.0, 14.0),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
+    st.booleans(),
+    st.sampled_from([1, 20, 10**6]),
+)
+@settings(max_examples=100)
+def test_streaming_decides_as_all_at_once(
+    logits: Tensor, size: tuple[int, int], threshold: float, background: bool, chunk: int
+) -> None:
+    usual = decide_module.CHUNK, decide_module.BAND
+    decide_module.CHUNK = decide_module.BAND = chunk
+    try:
+        numbers, best = decide_logits(logits, size, threshold, background)
+        streamed = torch.cat(list(chunks(logits, size)))
+    finally:
+        decide_module.CHUNK, decide_module.BAND = usual
+    p = upsample(logits, size).sigmoid()  # the last bit of a sigmoid depends on how many are computed at once
+    assert torch.allclose(streamed, p, rtol=0, atol=1e-6)
+    rivals = torch.cat([torch.full_like(p[:1], threshold if background else -1.0), p])
+    assert torch.allclose(rivals.gather(0, numbers[None].long())[0], rivals.amax(0), rtol=0, atol=1e-6)
+    assert torch.allclose(best, rivals.amax(0), rtol=0, atol=1e-6)
+    sure = rivals.topk(2, dim=0).values.diff(dim=0)[0] < -1e-5
+    assert torch.equal(numbers[sure], decide(p, threshold, background)[sure])
+
+
+def test_hopeless_labels_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of a hundred labels win somewhere; only they, and those that might, are upsampled."""
+    logits = torch.randn(100, 12, 10) - 5
+    logits[17], logits[60, :6] = 3.0, 9.0
+    upsampled = []
+    whole = tensors.upsample_rows
+    monkeypatch.setattr(tensors, "upsample_rows", lambda *a: upsampled.append(len(a[1])) or whole(*a))
+    for background in (True, False):
+        numbers, _ = decide_logits(logits, (50, 60), 0.5, background)
+        assert numbers.unique().tolist() == [18, 61]
+    assert sum(upsampled) == 4
+
+
+def test_upsampling_gives_a_tensor_of_its_own() -> None:
+    logits = torch.randn(2, 3, 4)
+    same = upsample(logits, (3, 4))
+    assert torch.equal(same, logits)
+    assert same.data_ptr() != logits.data_ptr()
+    assert upsample(logits, (6, 2)).shape == (2, 6, 2)

@@ -1,0 +1,359 @@
+"""Every kind of picture a user may hand over, made here and read back."""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from skimage import data
+
+from fusioner.errors import FusionerError
+from fusioner.image import MAX_PIXELS, image_suffixes, read_image, resize, to_tensor
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """A photograph without symmetry, 60 rows of 90 columns."""
+    return np.asarray(Image.fromarray(data.chelsea()).resize((90, 60)))
+
+
+@pytest.fixture(scope="module")
+def ramp() -> np.ndarray:
+    """Grey from 0 to 255 in 8 bits, 16 x 256."""
+    return np.tile(np.arange(256, dtype=np.uint8), (16, 1))
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def close(one: np.ndarray, other: np.ndarray, tolerance: float = 4.0) -> bool:
+    return one.shape == other.shape and float(np.abs(one.astype(int) - other.astype(int)).mean()) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"])
+def test_formats(photo: np.ndarray, kind: str) -> None:
+    rgb = read_image(encoded(Image.fromarray(photo), kind))
+    assert rgb.dtype == np.uint8
+    assert rgb.flags.writeable
+    assert close(rgb, photo, 8.0)
+
+
+def test_all_sources_give_the_same(photo: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "фото 1.png"
+    Image.fromarray(photo).save(path)
+    with path.open("rb") as file:
+        sources = [path, str(path), path.read_bytes(), file, Image.open(path), photo, Image.fromarray(photo)]
+        for source in sources:
+            assert np.array_equal(read_image(source), photo)
+
+
+def test_a_pipe_and_a_text_file(photo: np.ndarray, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as sender:
+        sender.write(encoded(Image.fromarray(photo[:9, :9]), "PNG"))
+        sender.close()
+        assert np.array_equal(read_image(pipe), photo[:9, :9])
+    (tmp_path / "a.txt").write_text("text")
+    with (tmp_path / "a.txt").open() as text, pytest.raises(FusionerError, match="binary mode"):
+        read_image(text)  # type: ignore[arg-type]
+
+
+def test_the_callers_array_is_not_shared(photo: np.ndarray) -> None:
+    mine = photo.copy()
+    rgb = read_image(mine)
+    mine[:] = 0
+    assert np.array_equal(rgb, photo)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_all_eight_orientations_come_out_upright(photo: np.ndarray, orientation: int, kind: str) -> None:
+    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # which orientation turns the upright picture into the stored one
+    notes = Image.Exif()
+    notes[0x0112] = undo.get(orientation, 1)
+    tagged = Image.open(io.BytesIO(encoded(Image.fromarray(photo), "PNG", exif=notes)))
+    stored = ImageOps.exif_transpose(tagged)
+    notes[0x0112] = orientation
+    assert close(read_image(encoded(stored, kind, exif=notes)), photo, 8.0)
+
+
+def test_broken_camera_notes_do_not_matter(photo: np.ndarray) -> None:
+    for notes in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0"):
+        assert close(read_image(encoded(Image.fromarray(photo), "JPEG", exif=notes)), photo, 8.0)
+
+
+def test_an_orientation_outside_1_to_8_is_ignored(photo: np.ndarray) -> None:
+    notes = Image.Exif()
+    notes[0x0112] = 77
+    assert close(read_image(encoded(Image.fromarray(photo), "JPEG", exif=notes)), photo, 8.0)
+
+
+def test_cmyk(photo: np.ndarray) -> None:
+    cmyk = Image.fromarray(photo).convert("CMYK")
+    assert close(read_image(encoded(cmyk, "JPEG")), photo, 6.0)
+    assert close(read_image(encoded(cmyk, "TIFF")), photo, 1.0)
+
+
+def test_adobe_inverted_cmyk(photo: np.ndarray) -> None:
+    """Photoshop stores CMYK JPEGs inverted and says so in an APP14 marker, which Pillow writes and reads too."""
+    raw = encoded(Image.fromarray(photo).convert("CMYK"), "JPEG")
+    assert b"Adobe" in raw[:64]
+    assert close(read_image(raw), photo, 6.0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(ramp: np.ndarray, kind: str) -> None:
+    deep = Image.fromarray(ramp.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    rgb = read_image(encoded(deep, kind))
+    assert np.array_equal(rgb, np.repeat(ramp[..., None], 3, axis=2))
+
+
+def test_16_bit_big_endian_and_portable_grey_map(ramp: np.ndarray) -> None:
+    swapped = Image.frombytes("I;16B", ramp.shape[::-1], (ramp.astype(">u2") * 257).tobytes())
+    assert np.array_equal(read_image(encoded(swapped, "TIFF"))[..., 0], ramp)
+    pgm = b"P5 256 16 65535\n" + (ramp.astype(">u2") * 257).tobytes()
+    assert Image.open(io.BytesIO(pgm)).mode == "I"
+    assert np.array_equal(read_image(pgm)[..., 0], ramp)
+
+
+def test_32_bit_and_float_grey(ramp: np.ndarray) -> None:
+    expected = np.repeat(ramp[..., None], 3, axis=2)
+    wide = Image.fromarray(ramp.astype(np.int32) * 1_000_000 - 5)
+    assert wide.mode == "I"
+    assert np.array_equal(read_image(encoded(wide, "TIFF")), expected)
+    assert np.array_equal(read_image(Image.fromarray(ramp.astype(np.int32))), expected)
+    assert np.array_equal(read_image(Image.fromarray(ramp.astype(np.float32) / 255)), expected)
+    assert np.array_equal(read_image(Image.fromarray(ramp.astype(np.float32))), expected)
+    with_holes = ramp.astype(np.float32)
+    with_holes[0, :2] = np.nan, np.inf
+    assert np.array_equal(read_image(encoded(Image.fromarray(with_holes), "TIFF"))[1:], expected[1:])
+
+
+def test_a_flat_deep_image_does_not_divide_by_zero() -> None:
+    assert read_image(np.full((3, 4), -7, np.int64)).shape == (3, 4, 3)
+
+
+def test_16_bit_colour_png(photo: np.ndarray) -> None:
+    """Written by hand: Pillow cannot write 48-bit PNG."""
+    rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in photo)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", photo.shape[1], photo.shape[0], 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert close(read_image(png), photo, 1.0)
+
+
+def test_palette(photo: np.ndarray) -> None:
+    palette = Image.fromarray(photo).quantize(128)
+    assert np.array_equal(read_image(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", ["one index", "an alpha per index"])
+def test_a_transparent_palette_lies_on_white(transparency: str) -> None:
+    image = Image.new("P", (4, 2), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255, 0, 255, 0])
+    image.putpixel((0, 0), 0)
+    image.putpixel((1, 0), 2)
+    alpha: int | bytes = 0 if transparency == "one index" else bytes([0, 255, 51])
+    rgb = read_image(encoded(image, "PNG", transparency=alpha))
+    assert rgb[0, 0].tolist() == [255, 255, 255]
+    assert rgb[1, 1].tolist() == [0, 0, 255]
+    assert rgb[0, 1].tolist() == ([0, 255, 0] if alpha == 0 else [204, 255, 204])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_lies_on_white(mode: str) -> None:
+    image = Image.new("RGBA", (3, 1), (100, 100, 100, 255))
+    image.putpixel((0, 0), (100, 100, 100, 0))
+    image.putpixel((1, 0), (100, 100, 100, 51))
+    rgb = read_image(encoded(image.convert(mode), "PNG"))
+    assert rgb[0, :, 0].tolist() == [255, 224, 100]
+
+
+def test_a_transparent_colour_of_an_opaque_png_lies_on_white() -> None:
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (1, 2, 3))
+    rgb = read_image(encoded(image, "PNG", transparency=(10, 20, 30)))
+    assert rgb.tolist() == [[[255, 255, 255], [1, 2, 3]]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "YCbCr", "HSV", "LAB", "RGBX", "La", "RGBa"])
+def test_other_modes(photo: np.ndarray, mode: str) -> None:
+    image = Image.fromarray(photo)
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        lab = ImageCms.profileToProfile(
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+        assert lab is not None
+        assert close(read_image(lab), photo, 4.0)
+        return
+    stages = {"La": "LA", "RGBa": "RGBA"}
+    converted = image.convert(stages.get(mode, mode)).convert(mode)
+    grey = {"1": "1", "L": "L", "La": "L"}
+    expected = np.asarray(image.convert(grey[mode]).convert("RGB")) if mode in grey else photo
+    assert close(read_image(converted), expected, 4.0)
+
+
+def test_an_animation_counts_with_its_first_frame(photo: np.ndarray) -> None:
+    frames = [Image.fromarray(np.roll(photo, shift, axis=1)) for shift in (0, 20, 40)]
+    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    first = np.asarray(Image.open(io.BytesIO(gif)).convert("RGB"))
+    assert np.array_equal(read_image(gif), first)
+    assert close(read_image(gif), photo, 12.0)
+    webp = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(read_image(webp), photo)
+    opened = Image.open(io.BytesIO(webp))
+    assert np.array_equal(read_image(opened), photo)
+
+
+@pytest.mark.parametrize(
+    ("array", "first"),
+    [
+        (np.full((2, 3), 7, np.uint8), 7),
+        (np.full((2, 3, 1), 7, np.uint8), 7),
+        (np.full((2, 3, 3), 7 * 257, np.uint16), 7),
+        (np.full((2, 3, 3), 0.2), 51),
+        (np.full((2, 3, 3), 51.0, np.float32), 51),
+        (np.full((2, 3), True), 255),
+        (np.full((2, 3, 3), 200, np.int64), 200),
+        (np.full((2, 3, 4), 0, np.uint8), 255),  # fully transparent
+        (np.full((4, 6, 3), 9, np.uint8)[::2, ::2], 9),
+    ],
+)
+def test_arrays(array: np.ndarray, first: int) -> None:
+    rgb = read_image(array)
+    assert rgb.shape == (2, 3, 3)
+    assert rgb.dtype == np.uint8
+    assert rgb[0, 0].tolist() == [first] * 3
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros(5), np.zeros((3, 8, 8)), np.zeros((0, 4, 3), np.uint8), np.array([["a"]]), np.zeros((2, 2, 3, 1))],
+)
+def test_arrays_of_other_shapes_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(FusionerError, match="an image array"):
+        read_image(array)
+
+
+def test_something_else_is_refused() -> None:
+    with pytest.raises(FusionerError, match=r"not <class 'int'>"):
+        read_image(3)  # type: ignore[arg-type]
+
+
+def test_missing_empty_folder_and_text_files(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("I am not a picture, whatever my name says.\n" * 20)
+    for name, reason in [
+        ("none.jpg", "there is no image .*none.jpg"),
+        ("empty.png", r"empty.png is empty \(0 bytes\)"),
+        ("text.jpg", "text.jpg is damaged or not an image"),
+        ("", "is a folder, not an image"),
+        ("a\0b.jpg", "cannot read image|there is no image"),
+        ("x" * 300, "cannot read image|there is no image"),
+        ("text.jpg/a.png", "there is no image|cannot read image"),
+    ]:
+        with pytest.raises(FusionerError, match=reason):
+            read_image(f"{tmp_path}/{name}")
+    with pytest.raises(FusionerError, match="not a regular file"):
+        read_image("/dev/null")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+def test_a_file_cut_short_is_one_sentence(kind: str, share: float, tmp_path: Path) -> None:
+    raw = encoded(Image.fromarray(data.chelsea()), kind)
+    path = tmp_path / "cut"
+    path.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(FusionerError, match=f"{path} is damaged"):
+        read_image(path)
+
+
+@given(st.data())
+def test_flipped_bytes_never_raise_anything_else(data_: st.DataObject) -> None:
+    kind = data_.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"]))
+    raw = bytearray(encoded(Image.new("RGB", (9, 7), (200, 30, 60)), kind))
+    for _ in range(data_.draw(st.integers(1, 6))):
+        raw[data_.draw(st.integers(0, len(raw) - 1))] = data_.draw(st.integers(0, 255))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert read_image(bytes(raw)).ndim == 3
+    except FusionerError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+def bomb_png(width: int, height: int) -> bytes:
+    """A PNG of zeros, a few hundred kilobytes whatever its size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    body = b"".join(packer.compress(row * 64) for _ in range(height // 64 + 1)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb_png(20_000, 20_000))
+    with pytest.raises(FusionerError, match=r"bomb\.png is over the limit of 178,956,970 pixels"):
+        read_image(path)
+
+
+def test_the_limit_is_ours_also_where_pillows_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb_png(20_000, 20_000))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(FusionerError, match=r"with its 20000 x 20000 pixels is over the limit"):
+        read_image(path)
+    with pytest.raises(FusionerError, match="over the limit"):
+        read_image(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (20_000, 20_000), (0, 0)))
+
+
+def test_pillows_own_warning_does_not_leak() -> None:
+    """Ten times ten thousand pixels lie between Pillow's warning, an error in this suite, and our limit."""
+    assert MAX_PIXELS > 10_000 * 10_000
+    cut = bomb_png(10_000, 10_000)[:60]
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(cut))
+    with pytest.raises(FusionerError, match="cut short"):  # the header passed, the pixels were not there
+        read_image(cut)
+
+
+def test_suffixes() -> None:
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".avif"} <= image_suffixes()
+    assert not {".eps", ".psd", ".txt", ".json"} & image_suffixes()
+
+
+def test_to_tensor_and_resize(photo: np.ndarray) -> None:
+    tensor = to_tensor(photo)
+    assert tensor.shape == (3, 60, 90)
+    assert tensor.dtype == torch.float32
+    assert tensor[1, 5, 7] == photo[5, 7, 1] / np.float32(255)
+    assert resize(tensor, (60, 90)) is tensor
+    assert resize(tensor, (30, 20)).shape == (3, 30, 20)
+    batch = torch.stack([tensor, 1 - tensor])
+    assert torch.allclose(resize(batch, (33, 44))[1], 1 - resize(tensor, (33, 44)), atol=1e-6)
+    pillow = np.asarray(Image.fromarray(photo).resize((20, 30), Image.Resampling.BILINEAR))
+    small = resize(torch.tensor(photo).permute(2, 0, 1), (30, 20))
+    assert np.abs(small.permute(1, 2, 0).numpy().astype(int) - pillow.astype(int)).max() <= 1

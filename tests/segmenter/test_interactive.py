@@ -1,0 +1,138 @@
+"""The engine behind the page: progress, cancelling, batches, answers kept, and windows that leave no seam."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage import data
+
+from fusioner.encoded_image import ANSWERS
+from fusioner.postprocess import upsample
+from fusioner.segmenter import Segmenter
+from fusioner.sliding_window import Canvas, WindowGrid
+
+LABELS = ["cat", "sofa", "window"]
+
+
+class EnoughError(Exception):
+    """The user's."""
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return data.chelsea()[:90, :130]
+
+
+def test_progress_is_told_after_every_window(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    told: list[tuple[int, int]] = []
+    tiny_segmenter(photo, LABELS, resolution="native", on_progress=lambda *numbers: told.append(numbers))
+    windows = len(WindowGrid(90, 130, 32, smooth=True).origins)
+    assert told == [(done, windows) for done in range(1, windows + 1)]
+
+
+@pytest.mark.parametrize("work", ["call", "encode"])
+def test_what_on_progress_raises_stops_the_work(tiny_segmenter: Segmenter, photo: np.ndarray, work: str) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise EnoughError
+
+    before = tiny_segmenter.image_encoder.calls  # type: ignore[attr-defined]
+    call = partial(tiny_segmenter, photo, LABELS, resolution="native", on_progress=stop)
+    encode = partial(tiny_segmenter.encode, photo, "native", stop)
+    with pytest.raises(EnoughError):
+        (call if work == "call" else encode)()
+    assert tiny_segmenter.image_encoder.calls == before + 2  # type: ignore[attr-defined]
+    assert tiny_segmenter(photo, LABELS).label_map.shape == (90, 130)
+
+
+def test_native_is_the_same_at_once_and_after_encoding(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    at_once = tiny_segmenter(photo, LABELS, resolution="native")
+    kept = tiny_segmenter.set_image(photo, "native").segment(LABELS)
+    torch.testing.assert_close(at_once.logits, kept.logits, atol=1e-3, rtol=1e-3)  # other batches
+
+
+def test_many_images_take_one_forward_and_are_as_one_by_one(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    images = [photo, photo[::-1].copy(), photo[:40, :50].copy()]
+    before = tiny_segmenter.image_encoder.calls  # type: ignore[attr-defined]
+    together = tiny_segmenter.encode_many(images)
+    assert tiny_segmenter.image_encoder.calls == before + 1  # type: ignore[attr-defined]
+    for image, encoded in zip(images, together, strict=True):
+        assert np.array_equal(encoded.image, image)
+        torch.testing.assert_close(encoded.tokens, tiny_segmenter.encode(image).tokens)
+
+
+def test_an_image_looked_at_in_several_sizes_is_the_mean_of_them(
+    make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6)
+    apart = [segmenter.own_logits(segmenter.encode(photo, scale=scale), LABELS) for scale in (1.0, 2.0)]
+    segmenter.scales = (1.0, 2.0)
+    encoded = segmenter.encode(photo)
+    fine = tuple(apart[1].shape[1:])
+    expected = (upsample(apart[0], fine) + apart[1]) / 2
+    torch.testing.assert_close(segmenter.own_logits(encoded, LABELS), expected)
+    torch.testing.assert_close(segmenter(photo, LABELS).logits, expected)
+    (one, other) = segmenter.encode_many([photo, photo[::-1].copy()])
+    torch.testing.assert_close(segmenter.own_logits(one, LABELS), expected)
+    assert not torch.allclose(segmenter.own_logits(other, LABELS), expected, atol=1e-3)
+    looks: list[object] = []
+    segmenter.model.look = lambda tokens: looks.append(tokens)  # type: ignore[method-assign]
+    for label in ("lamp", "rug", "tree"):
+        segmenter.own_logits(other, [label])
+    assert not looks, "what was seen of an image is seen again"
+
+
+def test_a_label_asked_again_is_not_computed_again(
+    make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6)  # labels do not see each other
+    assert segmenter.model.labels_independent
+    asked: list[int] = []
+    segmenter.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1].shape[1]))
+    encoded = segmenter.encode(photo)
+    first = segmenter.own_logits(encoded, ["cat", "sofa"])
+    again = segmenter.own_logits(encoded, ["sofa", "dog", "cat"])
+    assert asked == [2, 1]
+    assert torch.equal(again[[2, 0]], first)
+    assert encoded.nbytes == encoded.image.nbytes + encoded.tokens.nbytes + ANSWERS
+
+
+def test_an_image_is_looked_at_once_however_often_it_is_asked(
+    make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6)
+    look, looked = segmenter.model.look, []
+    monkeypatch.setattr(segmenter.model, "look", lambda tokens: looked.append(tokens) or look(tokens))
+    first, second = segmenter.encode(photo), segmenter.encode(photo[::-1].copy())
+    one = segmenter.own_logits(first, ["cat"])
+    segmenter.own_logits(first, ["dog"])
+    assert len(looked) == 1
+    other = segmenter.own_logits(second, ["cat"])
+    assert len(looked) == 2
+    assert not torch.equal(one, other)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(4, 32))
+def test_smooth_windows_agree_where_their_content_does(height: int, width: int, crop: int) -> None:
+    grid = WindowGrid(height, width, crop, smooth=True)
+    canvas = Canvas(grid, crop)
+    picture = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
+    for origin, window in zip(grid.origins, grid.cut(picture, grid.origins), strict=True):
+        canvas.add(window[0], origin)
+    torch.testing.assert_close(canvas.mean(), picture[0])
+
+
+def test_windows_that_disagree_fade_into_each_other() -> None:
+    def largest_step(smooth: bool) -> float:
+        grid = WindowGrid(32, 74, 32, smooth=smooth)
+        canvas = Canvas(grid, 32)
+        for number, origin in enumerate(grid.origins):
+            canvas.add(torch.full((1, 32, 32), float(number % 2)), origin)
+        return canvas.mean().diff(dim=-1).abs().max().item()
+
+    assert largest_step(smooth=False) == 0.5
+    assert largest_step(smooth=True) < 0.15

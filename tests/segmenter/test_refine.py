@@ -1,0 +1,105 @@
+"""The edge filter on pictures whose edges are known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fusioner.guided_filter import EdgeFilter
+from fusioner.postprocess import upsample
+from fusioner.segmentation import Looks
+from fusioner.segmenter import Segmenter
+
+
+def disc(side: int, radius: float) -> Tensor:
+    y, x = np.mgrid[:side, :side] + 0.5
+    return torch.from_numpy(((y - side / 2) ** 2 + (x - side / 2) ** 2 < radius**2).astype(np.float32))
+
+
+def iou(a: Tensor, b: Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_a_blurred_mask_takes_the_edges_of_what_the_photograph_shows():
+    truth = disc(84, 25)
+    guide = torch.stack([0.2 + 0.6 * truth, 0.7 - 0.3 * truth, 0.4 + 0 * truth])
+    coarse = torch.nn.functional.avg_pool2d(truth[None] * 8 - 4, 12)  # 7 x 7 cells
+    before, after = upsample(coarse, (84, 84))[0] > 0, EdgeFilter(guide)(coarse)[0] > 0
+    assert iou(after, truth.bool()) > 0.97 > 0.93 > iou(before, truth.bool())
+
+
+def test_a_photograph_without_edges_changes_next_to_nothing():
+    coarse = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    plain = upsample(coarse, (60, 60))
+    found = EdgeFilter(torch.full((3, 60, 60), 0.5), radius=1)(coarse)
+    assert (found - plain).abs().mean() < 0.05 * plain.abs().mean()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-5, 5), st.floats(0.1, 3))
+def test_it_is_linear_in_the_logits_and_leaves_constants_alone(seed: int, level: float, factor: float):
+    g = torch.Generator().manual_seed(seed)
+    edges = EdgeFilter(torch.rand(3, 24, 24, generator=g), radius=2)
+    logits = torch.randn(2, 8, 8, generator=g)
+    torch.testing.assert_close(edges(factor * logits + level), factor * edges(logits) + level, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(edges(logits)[1:], edges(logits[1:]))
+
+
+def test_it_is_the_filter_of_the_paper_written_out_for_one_pixel():
+    g = torch.Generator().manual_seed(3)
+    guide, p, r, eps = torch.rand(3, 12, 12, generator=g).double(), torch.randn(12, 12, generator=g).double(), 1, 0.01
+    slopes, levels = torch.zeros(12, 12, 3).double(), torch.zeros(12, 12).double()
+    for y in range(12):
+        for x in range(12):
+            window = np.s_[max(0, y - r) : y + r + 1, max(0, x - r) : x + r + 1]
+            colours, values = guide[:, window[0], window[1]].reshape(3, -1), p[window].reshape(-1)
+            mean = colours.mean(1)
+            sigma = colours @ colours.T / len(values) - mean[:, None] * mean
+            slopes[y, x] = torch.linalg.solve(
+                sigma + eps * torch.eye(3).double(), (colours * values).mean(1) - mean * values.mean()
+            )
+            levels[y, x] = values.mean() - slopes[y, x] @ mean
+    expected = slopes[4:7, 6:9].mean((0, 1)) @ guide[:, 5, 7] + levels[4:7, 6:9].mean()
+    found = EdgeFilter(guide, r, eps)(p[None])[0, 5, 7]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Segmenter):
+    rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    plain = tiny_segmenter.own_logits(tiny_segmenter.encode(rgb), ["cat", "dog"])
+    try:
+        tiny_segmenter.looking(refine=True)
+        encoded = tiny_segmenter.encode(rgb)
+        found = tiny_segmenter.own_logits(encoded, ["cat", "dog"])
+        assert encoded.edges is not None
+        torch.testing.assert_close(found, encoded.edges(plain))
+        assert tiny_segmenter.encode(rgb, "native").edges is None
+        found = tiny_segmenter(rgb, ["cat"])
+        assert found.label_map.shape == (40, 60)
+        assert found.looks == Looks("fast", (1.0,), True)
+        assert tiny_segmenter(rgb, ["cat"], resolution="native").looks == Looks("native")
+    finally:
+        tiny_segmenter.looking(refine=False)
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_model_refines_as_its_card_says_unless_it_is_told_otherwise(tiny_segmenter: Segmenter, refine: bool):
+    parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
+    made = Segmenter(*parts, replace(tiny_segmenter.card, refine=refine))
+    assert made.looking().refine is refine
+    assert made.looking(refine=not refine).refine is not refine
+    assert made.looking((1.0, 1.5)).refine is not refine
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
+def test_the_smallest_pictures_are_refined(tiny_segmenter: Segmenter, size: tuple[int, int]):
+    rgb = np.zeros((*size, 3), np.uint8)
+    try:
+        tiny_segmenter.refine = True
+        assert tiny_segmenter(rgb, ["cat"]).label_map.shape == size
+    finally:
+        tiny_segmenter.refine = False

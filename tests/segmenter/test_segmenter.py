@@ -1,0 +1,210 @@
+"""From picture and names to an answer, on a toy network that runs every line of the real one's way."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+import fusioner.label_predictor as asking_module
+from fusioner.errors import FusionerError
+from fusioner.model.checkpoint import save_model
+from fusioner.segmenter import Segmenter
+from fusioner.sliding_window import sliding_windows
+
+Make = Callable[..., Segmenter]
+LABELS = ["cat", "sofa", "window"]
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return data.chelsea()[:90, :130]
+
+
+@pytest.mark.parametrize("resolution", ["fast", "native"])
+@pytest.mark.parametrize("shape", [(90, 130), (1, 1), (7, 100), (32, 32), (33, 31)])
+def test_any_size_of_image(tiny_segmenter: Segmenter, shape: tuple[int, int], resolution: str) -> None:
+    image = data.chelsea()[: shape[0], : shape[1]]
+    result = tiny_segmenter(image, LABELS, resolution=resolution)  # type: ignore[arg-type]
+    assert result.label_map.shape == shape
+    assert set(result.scores) == set(LABELS)
+    assert np.array_equal(result.image, image)
+
+
+def test_set_image_once_then_many_labels(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    encoder = tiny_segmenter.image_encoder
+    before = encoder.calls  # type: ignore[attr-defined]
+    assert tiny_segmenter.set_image(photo) is tiny_segmenter
+    for labels in (["cat"], LABELS, "cat, dog"):
+        direct = tiny_segmenter(photo, labels)
+        again = tiny_segmenter.segment(labels)
+        assert np.array_equal(direct.label_map, again.label_map)
+        assert direct.scores == again.scores
+    assert encoder.calls == before + 1 + 3  # type: ignore[attr-defined]
+
+
+def test_without_an_image(tiny_segmenter: Segmenter) -> None:
+    with pytest.raises(FusionerError, match="call set_image first"):
+        tiny_segmenter.segment(["cat"])
+
+
+def test_calling_leaves_the_kept_image_alone(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    kept = tiny_segmenter.set_image(photo).segment(LABELS)
+    tiny_segmenter(photo[::-1].copy(), LABELS)
+    assert np.array_equal(tiny_segmenter.segment(LABELS).label_map, kept.label_map)
+
+
+@pytest.mark.parametrize("resolution", ["fast", "native"])
+def test_the_order_of_labels_does_not_matter(tiny_segmenter: Segmenter, photo: np.ndarray, resolution: str) -> None:
+    encoded = tiny_segmenter.encode(photo, resolution)  # type: ignore[arg-type]
+    there = tiny_segmenter.logits(encoded, LABELS)
+    back = tiny_segmenter.logits(encoded, LABELS[::-1])
+    assert there.shape == (3, 90, 130)
+    assert torch.allclose(there, back.flip(0), atol=1e-3)
+    assert there.std() > 0.1  # the toy does tell pixels apart
+
+
+def test_logits_and_probabilities(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    encoded = tiny_segmenter.encode(photo)
+    own = tiny_segmenter.own_logits(encoded, LABELS)
+    assert own.shape == (3, 16, 16)  # 32 px, stride 4, two decoder widths: 8 tokens, twice as many cells
+    for size in (None, (45, 20)):
+        logits = tiny_segmenter.logits(encoded, LABELS, size)
+        assert logits.shape == (3, *(size or (90, 130)))
+        assert torch.allclose(tiny_segmenter.probabilities(encoded, LABELS, size), logits.sigmoid(), atol=1e-6)
+    result = tiny_segmenter(photo, LABELS)
+    p = tiny_segmenter.probabilities(encoded, LABELS)
+    assert np.allclose(result.probabilities, p.numpy(), atol=1e-3)
+    assert (result.label_map == torch.cat([torch.full_like(p[:1], 0.5), p]).argmax(0).numpy()).mean() > 0.999
+
+
+def test_threshold_and_background(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
+    segmenter = make_tiny_segmenter()
+    assert not segmenter(photo, LABELS, threshold=1.0).label_map.any()
+    full = segmenter(photo, LABELS, background=False)
+    assert full.label_map.min() >= 1
+    segmenter.card.threshold = 0.999
+    assert segmenter(photo, LABELS).threshold == 0.999
+    assert segmenter(photo, LABELS, threshold=0.2).threshold == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"labels": []}, "no labels"),
+        ({"labels": ["cat", "CAT "]}, "named twice"),
+        ({"labels": "cat,,dog"}, "label 2 of 3 is empty"),
+        ({"threshold": 1.5}, "between 0 and 1"),
+        ({"threshold": -0.1}, "between 0 and 1"),
+        ({"resolution": "huge"}, "'fast' or 'native', not 'huge'"),
+        ({"image": "none.jpg"}, "there is no image none.jpg"),
+    ],
+)
+def test_bad_input_is_one_sentence(tiny_segmenter: Segmenter, photo: np.ndarray, arguments: dict, reason: str) -> None:
+    with pytest.raises(FusionerError, match=reason):
+        tiny_segmenter(**({"image": photo, "labels": LABELS} | arguments))
+
+
+def test_native_without_smoothness_is_the_sliding_window_average(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    pixels = torch.tensor(photo).permute(2, 0, 1)[None] / 255
+    text = tiny_segmenter.embed(LABELS)
+
+    def predict(windows: torch.Tensor) -> torch.Tensor:
+        tokens = tiny_segmenter.image_encoder(windows)
+        return tiny_segmenter.model(tokens, text.expand(len(windows), -1, -1), (32, 32))
+
+    with torch.no_grad():
+        expected = sliding_windows(pixels, 32, predict)[0]
+    tiny_segmenter.smooth = False
+    assert torch.allclose(tiny_segmenter.logits(tiny_segmenter.encode(photo, "native"), LABELS), expected, atol=1e-4)
+
+
+def test_native_within_a_memory_budget_says_nearly_the_same(
+    tiny_segmenter: Segmenter, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = tiny_segmenter.encode(photo, "native")
+    full = tiny_segmenter.logits(encoded, LABELS)
+    monkeypatch.setattr(asking_module, "CANVAS", len(LABELS) * photo.shape[0] * photo.shape[1] // 4)
+    own = tiny_segmenter.own_logits(encoded, LABELS)
+    assert own.shape == (3, 45, 65)
+    coarse = tiny_segmenter.logits(encoded, LABELS)
+    assert (coarse.argmax(0) == full.argmax(0)).float().mean() > 0.9
+    monkeypatch.setattr(asking_module, "CANVAS", 1)
+    assert tiny_segmenter.logits(encoded, LABELS).isfinite().all()
+
+
+def test_labels_in_portions_where_they_are_independent(
+    make_tiny_segmenter: Make, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6, decoder_norm="layer")
+    assert segmenter.model.labels_independent
+    labels = [f"thing {number}" for number in range(5)]
+    for resolution in ("fast", "native"):
+        encoded = segmenter.encode(photo, resolution)
+        whole = segmenter.own_logits(encoded, labels)
+        monkeypatch.setattr(asking_module, "FEATURES", 1)
+        portions = segmenter.own_logits(encoded, labels)
+        monkeypatch.undo()
+        assert torch.allclose(whole, portions, atol=1e-4)
+        alone = segmenter.own_logits(encoded, labels[3:4])
+        assert torch.allclose(whole[3:4], alone, atol=1e-4)
+
+
+def test_numbers_that_are_not_finite_are_told(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
+    segmenter = make_tiny_segmenter()
+    next(segmenter.model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(FusionerError, match="not finite: its checkpoint is broken"):
+        segmenter(photo, LABELS)
+
+
+def test_a_checkpoint_of_other_encoders(make_tiny_segmenter: Make) -> None:
+    one = make_tiny_segmenter()
+    one.text_encoder.dim = 384
+    with pytest.raises(FusionerError, match=r"trained on text vectors of width 6, encoder 'tiny-text' gives 384"):
+        Segmenter(one.model, one.image_encoder, one.text_encoder, one.card)
+    one.image_encoder.dim = 768
+    with pytest.raises(FusionerError, match=r"trained on image vectors of width 8, encoder 'tiny-image' gives 768"):
+        Segmenter(one.model, one.image_encoder, one.text_encoder, one.card)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps", "tpu", "meta", "cuda:x"])
+def test_devices_that_are_not_there(make_tiny_segmenter: Make, device: str) -> None:
+    if device == "mps" and torch.mps.is_available():
+        pytest.skip("this machine has it")
+    one = make_tiny_segmenter()
+    with pytest.raises(FusionerError, match=r"there is no device|is not available on this machine"):
+        Segmenter(one.model, one.image_encoder, one.text_encoder, one.card, device)
+    assert Segmenter(one.model, one.image_encoder, one.text_encoder, one.card, "auto")
+
+
+def test_a_checkpoint_whose_encoder_is_unknown(make_tiny_segmenter: Make, tmp_path: Path) -> None:
+    one = make_tiny_segmenter()
+    save_model(tmp_path / "model.safetensors", one.model, one.card)
+    with pytest.raises(FusionerError, match="tiny-image"):
+        Segmenter.from_checkpoint(tmp_path / "model.safetensors")
+    with pytest.raises(FusionerError, match="no model file"):
+        Segmenter.from_checkpoint(tmp_path / "none.safetensors")
+
+
+@pytest.mark.slow
+def test_five_hundred_labels_on_three_megapixels_stay_below_three_gigabytes(tmp_path: Path) -> None:
+    """Peak of a process of its own, on logits as fine as the embedded model's, decided and saved."""
+    script = tmp_path / "many.py"
+    script.write_text(
+        "import resource, sys, numpy as np, torch\n"
+        "from fusioner.segmentation import Segmentation\n"
+        "torch.manual_seed(0)\n"
+        "logits = torch.randn(500, 296, 296)\n"
+        "image = np.zeros((1500, 2000, 3), np.uint8)\n"
+        "names = [f'thing {i}' for i in range(500)]\n"
+        "result = Segmentation.from_logits(image, names, logits, background=False)\n"
+        "assert result.probability('thing 7').shape == (1500, 2000)\n"
+        "result.save(sys.argv[1])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3 * 1024
