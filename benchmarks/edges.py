@@ -104,7 +104,7 @@ def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list
         rgb, mask = data.read(item)
         logits = asked.logits(asked.encode(rgb, item.image), [data.prompts[i] for i in ids])
         mask = np.where(mask == data.ignore, 255, np.where(np.isin(mask, ids), mask, 0))
-        found.append(Shown(part, rgb, mask, tuple(ids), logits, not data.unlabeled_is_ignore))
+        found.append(Shown(part, rgb, mask, tuple(ids), logits, not data.ignore_unlabeled))
     return found, segmenter.card.threshold
 
 

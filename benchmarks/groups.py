@@ -17,9 +17,9 @@ import torch
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
-from fusioner.data.synonyms import read_words
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.features.cache import FeatureCache
+from fusioner.labels import read_word_lists
 from fusioner.loading import load_torch
 from fusioner.postprocess import upsample
 
@@ -27,7 +27,7 @@ from fusioner.postprocess import upsample
 def covered(data: SegmentationData) -> dict[str, list[int]]:
     """Word -> the classes of a data set that it stands for, at least two."""
     ids = {data.prompts[class_id]: class_id for class_id in data.class_ids}
-    packaged = read_words("packaged", "hypernyms.json")
+    packaged = read_word_lists("packaged", "hypernyms.json")
     groups = {word: [ids[one] for one in names if one in ids] for word, names in packaged.items()}
     return {word: some for word, some in groups.items() if len(some) > 1}
 

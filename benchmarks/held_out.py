@@ -77,7 +77,7 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
         truth = torch.from_numpy(np.where(small == part.data.ignore, 255, small))
         absent = [row for row, i in enumerate(part.classes) if not (mask == i).any()]
         for at, level in enumerate(LEVELS):
-            chosen = decide(likely, level, background=not part.data.unlabeled_is_ignore)
+            chosen = decide(likely, level, background=not part.data.ignore_unlabeled)
             scores[at][example.part].update(ids[chosen.long()], truth)
             if example.part == 0:
                 refused[at] += (likely[absent].amax(dim=(1, 2)) <= level).tolist()

@@ -48,7 +48,7 @@ def measure(lessons: Lessons, network: nn.Module, corpus: Any, without: int) -> 
         data = part.data
         tokens, masks = lessons.sources[example.part].batch([(example.item, 0)])
         lesson = lessons.read([Look(example)])
-        ids = ([] if data.unlabeled_is_ignore else [0]) + list(part.classes)
+        ids = ([] if data.ignore_unlabeled else [0]) + list(part.classes)
         of = [rows[data.prompts[i]] if i else -1 for i in ids]
         shares = network(lesson.features)[0][:, of].softmax(dim=1).T  # (names, P)
         alike = affinity(lessons.model.split(tokens)[0].flatten(2))[0]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 
 from fusioner.backend import Array, ways
-from fusioner.data.synonyms import read_words
+from fusioner.labels import read_word_lists
 from fusioner.model.metadata import ModelCard
 
 GROUPS = (
@@ -28,7 +28,7 @@ def members_of(card: ModelCard) -> dict[str, tuple[str, ...]]:
     if not card.config.memory:
         return {}
     taught = {word.casefold() for word in card.training.get("classes", ())}
-    groups = read_words("packaged", "hypernyms.json")
+    groups = read_word_lists("packaged", "hypernyms.json")
     known = {word: tuple(one for one in groups[word] if one.casefold() in taught) for word in GROUPS}
     return {word: some for word, some in known.items() if some}
 

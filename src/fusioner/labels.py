@@ -1,6 +1,8 @@
 """What the user wants to find: from typed text to a clean list of labels."""
 
+import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 from fusioner.errors import FusionerError
@@ -58,3 +60,29 @@ def check_labels(labels: Sequence[str] | str) -> list[str]:
         if first != number:
             raise FusionerError(f"label '{label}' is named twice (labels {first} and {number}): remove one")
     return clean
+
+
+def read_word_lists(source: str, packaged: str = "synonyms.json") -> dict[str, tuple[str, ...]]:
+    """Read a JSON file {word: [words]}: the synonyms of labels, or the labels of a hypernym.
+
+    Args:
+        source: path of the file; "packaged" reads `packaged` from the package; "" gives an empty mapping.
+
+    Raises:
+        FusionerError: the file cannot be read or has another structure.
+    """
+    if not source:
+        return {}
+    path = Path(str(files("fusioner.data") / packaged)) if source == "packaged" else Path(source).expanduser()
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FusionerError(f"cannot read the words in {path}: {reason}") from error
+    well_formed = isinstance(content, dict) and all(
+        isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
+        for words in content.values()
+    )
+    if not well_formed:
+        raise FusionerError(f'{path} must hold {{"label": ["another name", ...], ...}}')
+    return {label: tuple(words) for label, words in content.items()}

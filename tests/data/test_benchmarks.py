@@ -72,7 +72,7 @@ def test_every_value_of_the_official_masks_is_its_class(tmp_path: Path, name: st
     assert data.class_ids == tuple(range(1, len(data.classes)))
     assert len(data.prompts) == len(data.classes) == len(set(data.prompts))
     assert not data.problems
-    assert data.unlabeled_is_ignore == (name != "coco-object")
+    assert data.ignore_unlabeled == (name != "coco-object")
 
 
 @pytest.mark.parametrize("name", UNSCORED)
@@ -95,7 +95,7 @@ def test_stuff_and_unlabeled_are_the_background_of_coco_object(tmp_path: Path):
     data = open_dataset("coco-object", tmp_path, "val")
     np.testing.assert_array_equal(data.read_mask(data.items[0]), [[1, 80, 0, 0, 0]])
     assert data.classes == COCO_CLASSES
-    assert data.background_counts
+    assert data.include_background
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -159,9 +159,9 @@ def test_three_readings_of_pascals_background(voc: Path):
     np.testing.assert_array_equal(pas20.read_mask(pas20.items[0]), [[255, 1, 20, 255]])
     for data in (pas20b, pas21):
         np.testing.assert_array_equal(data.read_mask(data.items[0]), [[0, 1, 20, 255]])
-        assert data.background_counts
-    assert not pas20.background_counts
-    assert len(pas20b.others) == 39
-    assert {"sky", "grass", "wall"} < set(pas20b.others)
-    assert not {"table", "sofa", "tv monitor", "potted plant"} & set(pas20b.others)
-    assert pas21.others == ()
+        assert data.include_background
+    assert not pas20.include_background
+    assert len(pas20b.background_prompts) == 39
+    assert {"sky", "grass", "wall"} < set(pas20b.background_prompts)
+    assert not {"table", "sofa", "tv monitor", "potted plant"} & set(pas20b.background_prompts)
+    assert pas21.background_prompts == ()

@@ -61,7 +61,7 @@ def test_pascal_reads_indices_not_palette_colours(voc: Path):
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, mask_of(0, 1, 15, 255))
     assert data.pairs() == [("2007_000032", 1), ("2007_000032", 15)]
-    assert data.pixels(data.items[0]) == {1: 12, 15: 12}
+    assert data.pixel_counts(data.items[0]) == {1: 12, 15: 12}
 
 
 def test_pascal_splits_and_what_is_listed_but_not_there(voc: Path):
@@ -148,7 +148,7 @@ def test_a_folder_of_ones_own(own: Path):
     assert data.classes == ("background", "cat", "teddy_bear")
     assert data.prompts[2] == "teddy bear"
     assert data.class_ids == (1, 2)
-    assert not data.unlabeled_is_ignore
+    assert not data.ignore_unlabeled
     assert set(np.unique(data.read(data.items[0])[1])) == {0, 1, 2, 255}
 
 
@@ -194,7 +194,7 @@ def test_two_images_of_one_stem_are_refused(own: Path):
 def test_an_unlabeled_class_zero_is_ignored(own: Path, name: str):
     (own / "classes.txt").write_text(f"{name}\ncat\nsofa\n")
     data = folder(own)
-    assert data.unlabeled_is_ignore
+    assert data.ignore_unlabeled
     assert data.classes[0] == name
     assert set(np.unique(data.read(data.items[0])[1])) == {1, 2, 255}
 
@@ -326,7 +326,7 @@ def test_the_real_sets_load_as_they_are(
     data = open_dataset(name, shared / "data" / folder_name, split)
     assert len(data.items) == images
     assert len(data.class_ids) == classes
-    assert data.unlabeled_is_ignore == unlabeled
+    assert data.ignore_unlabeled == unlabeled
     assert not data.problems
     assert all(data.prompts[i] for i in data.class_ids)
     for item in data.items[:: max(1, images // 6)]:

@@ -68,9 +68,9 @@ def test_list_sizes_are_the_published_ones(name: str, val: list[int], train: int
 
 def test_training_pairs_hold_seen_classes_only():
     for name in ("pascal", "coco"):
-        pairs = fold_pairs(name, 3, "train", lists="hsnet")
+        pairs = fold_pairs(name, 3, "train", split_lists="hsnet")
         assert {c for _, c in pairs} == set(fold_classes(name, 3)[0])
-    assert len(fold_pairs("coco", 1, "train", lists="official")) == 133927
+    assert len(fold_pairs("coco", 1, "train", split_lists="official")) == 133927
 
 
 def test_the_packed_lists_are_the_published_files(shared: Path):
@@ -84,7 +84,7 @@ def test_the_packed_lists_are_the_published_files(shared: Path):
         for split, part in (("train", "trn"), ("val", "val")):
             images, classes = arrays[f"{part}{fold}_image"], arrays[f"{part}{fold}_class"]
             published = {(f"COCO_{split}2014_{i:012d}", int(c) + 1) for i, c in zip(images, classes, strict=True)}
-            assert set(fold_pairs("coco", fold, split, lists="hsnet")) == published
+            assert set(fold_pairs("coco", fold, split, split_lists="hsnet")) == published
 
 
 def test_the_official_training_list_is_read_off_the_masks(shared: Path):
@@ -94,7 +94,7 @@ def test_the_official_training_list_is_read_off_the_masks(shared: Path):
     assert Counter((c - 1) // 5 for _, c in every) == {0: 153, 1: 608, 2: 962, 3: 395}
     pairs = fold_pairs("pascal", 2, "train", data=data)
     assert len(pairs) == 153 + 608 + 395
-    hsnet, _ = present_pairs(fold_pairs("pascal", 2, "train", lists="hsnet"), data)
+    hsnet, _ = present_pairs(fold_pairs("pascal", 2, "train", split_lists="hsnet"), data)
     assert set(hsnet) < set(pairs)
 
 
@@ -124,4 +124,4 @@ def test_wrong_arguments_say_what_is_right():
     with pytest.raises(FusionerError, match="read off the masks"):
         fold_pairs("pascal", 0, "train")
     with pytest.raises((FusionerError, TypeError)):  # run-time type checks, where the tests have them on, speak first
-        fold_pairs("pascal", 0, "train", lists="mine")  # pyright: ignore[reportArgumentType]
+        fold_pairs("pascal", 0, "train", split_lists="mine")  # pyright: ignore[reportArgumentType]

@@ -33,7 +33,7 @@ def test_every_image_is_shown_once_among_four_classes(tmp_path: Path):
     for item in data.items:
         assert isinstance(item, Mosaic)
         assert len({tile.class_id for tile in item.tiles}) == 4
-        assert item.photographs == tuple(tile.image for tile in item.tiles)
+        assert item.image_files == tuple(tile.image for tile in item.tiles)
 
 
 def test_the_last_mosaic_is_filled_up_and_every_class_is_in_each_turn(tmp_path: Path):

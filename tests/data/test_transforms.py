@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusioner.data.augment import COCO_RECIPE, Augmentation, Recipe, flip, identity, view, warp
+from fusioner.data.augment import COCO_AUGMENT, Augmentation, AugmentConfig, flip, identity, view, warp
 
 # Corners of the colour cube: a blend of two of them is never a third one.
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
-GEOMETRY = Recipe(probability=1.0, jitter=0.0, noise=0.0)
+GEOMETRY = AugmentConfig(probability=1.0, jitter=0.0, noise=0.0)
 
 
 def scene(seed: int, height: int = 61, width: int = 94) -> tuple[np.ndarray, np.ndarray]:
@@ -44,8 +44,8 @@ def test_the_mask_says_what_the_augmented_picture_shows(picture: int, seed: int)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(0, 10_000), st.sampled_from([Recipe(), COCO_RECIPE, GEOMETRY]))
-def test_no_class_is_invented(picture: int, seed: int, recipe: Recipe):
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.sampled_from([AugmentConfig(), COCO_AUGMENT, GEOMETRY]))
+def test_no_class_is_invented(picture: int, seed: int, recipe: AugmentConfig):
     rgb, mask = scene(picture)
     _, mask2 = Augmentation(recipe)(rgb, mask, np.random.default_rng(seed))
     assert set(np.unique(mask2)) <= set(np.unique(mask)) | {255}
@@ -54,7 +54,9 @@ def test_no_class_is_invented(picture: int, seed: int, recipe: Recipe):
 def test_sixteen_bit_masks_keep_their_ids_and_their_own_ignore_value():
     rgb, mask = scene(1)
     mask = mask.astype(np.uint16) + 40_001
-    shifted = Recipe(probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, scale=0.0, rotate=0.0, shift=0.4)
+    shifted = AugmentConfig(
+        probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, scale=0.0, rotate=0.0, shift=0.4
+    )
     _, mask2 = Augmentation(shifted, ignore=65535)(rgb, mask, np.random.default_rng(3))
     assert mask2.dtype == np.uint16
     assert 65535 in mask2
@@ -97,7 +99,7 @@ def test_each_step_is_on_half_of_the_time():
 def test_inputs_are_left_alone():
     rgb, mask = scene(4)
     before = rgb.copy(), mask.copy()
-    Augmentation(Recipe(probability=1.0))(rgb, mask, np.random.default_rng(0))
+    Augmentation(AugmentConfig(probability=1.0))(rgb, mask, np.random.default_rng(0))
     for index in range(4):
         view(rgb, mask, index, seed=1)
     assert (rgb == before[0]).all()
@@ -107,7 +109,7 @@ def test_inputs_are_left_alone():
 def test_a_rotated_square_stays_a_square_in_a_wide_picture():
     mask = np.zeros((80, 200), np.uint8)
     mask[20:60, 80:120] = 1
-    turned = Recipe(
+    turned = AugmentConfig(
         probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, shift=0.0, scale=0.0, rotate=45.0, flip=False
     )
     _, mask2 = Augmentation(turned)(COLOURS[mask], mask, np.random.default_rng(0))
@@ -142,5 +144,5 @@ def test_views_keep_image_and_mask_together(picture: int, index: int, seed: int)
 def test_one_pixel_pictures_survive_everything():
     rgb, mask = np.full((1, 1, 3), 77, np.uint8), np.ones((1, 1), np.uint8)
     for seed in range(20):
-        assert Augmentation(Recipe(probability=1.0))(rgb, mask, np.random.default_rng(seed))[1].shape == (1, 1)
+        assert Augmentation(AugmentConfig(probability=1.0))(rgb, mask, np.random.default_rng(seed))[1].shape == (1, 1)
         assert view(rgb, mask, 3, seed)[1].shape == (1, 1)

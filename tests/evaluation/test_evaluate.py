@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.folds import fold_pairs
-from fusioner.data.pascal import COCO_WORDS, PASCAL_CLASSES
+from fusioner.data.pascal import PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluate import Outcome, Settings, evaluate, metrics
@@ -274,7 +274,7 @@ def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Pa
 
     def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
         asked.update(labels)
-        ours = [next((k for k, v in COCO_WORDS.items() if v == label), label) for label in labels]
+        ours = [next((k for k, v in PASCAL_TO_COCO.items() if v == label), label) for label in labels]
         return oracle(rgb, ours)
 
     content = metrics(evaluate(Plain(listen), data, FAST))

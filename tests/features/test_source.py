@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.data.augment import Augmentation, Recipe
+from fusioner.data.augment import Augmentation, AugmentConfig
 from fusioner.data.base import SegmentationData
 from fusioner.encoders.base import Frozen
 from fusioner.errors import FusionerError
@@ -57,7 +57,7 @@ def test_single_views_and_batches_agree(data, encoder, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["cached", "live", "augmented"])
 def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path: Path, kind: str):
     """Each class has a colour of its own, and the encoder tells colours."""
-    recipe = Recipe(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
+    recipe = AugmentConfig(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
     source: TokenSource = {
         "cached": lambda: fill(tmp_path, data, Colours(), 64, views=VIEWS),
         "live": lambda: LiveSource(data, Colours(), 64),
@@ -88,7 +88,7 @@ def test_views_belong_to_the_picture_not_to_its_name(data, root: Path, encoder):
 
 
 def test_augmented_views_are_many_and_repeatable(data, encoder):
-    live = LiveSource(data, encoder, SIDE, Augmentation(Recipe(probability=1.0)))
+    live = LiveSource(data, encoder, SIDE, Augmentation(AugmentConfig(probability=1.0)))
     drawn = [live.tokens(data.items[0], view)[0] for view in (1, 2, 2**31 - 2, 1)]
     assert torch.equal(drawn[0], drawn[3])
     assert not torch.equal(drawn[0], drawn[1])

@@ -14,8 +14,7 @@ import torch
 from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.main import main
 from fusioner.cli.train import train as train_command
-from fusioner.data.dataset_names import Name, Trainable
-from fusioner.data.registry import DATASETS
+from fusioner.data.registry import DATASETS, DatasetName, TrainableDataset
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_text_encoder
 from fusioner.errors import FusionerError
@@ -131,8 +130,8 @@ def test_evaluated_without_any_training(
 
 
 def test_one_list_of_data_sets() -> None:
-    assert set(get_args(Name)) == set(DATASETS)
-    assert set(get_args(Name)) - set(get_args(Trainable)) == {"coco-to-pascal", "mosaic4"}
+    assert set(get_args(DatasetName)) == set(DATASETS)
+    assert set(get_args(DatasetName)) - set(get_args(TrainableDataset)) == {"coco-to-pascal", "mosaic4"}
     with pytest.raises(FusionerError, match="no training images"):
         open_part("mosaic4", Path("nowhere"))
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.synonyms import read_words
 from fusioner.errors import FusionerError
+from fusioner.labels import read_word_lists
 from fusioner.training.prompt_sampling import Names, draw_prompts
 
 
@@ -53,15 +53,15 @@ def test_synonyms_are_drawn_and_never_name_another_class() -> None:
 
 
 def test_packaged_synonyms_are_of_known_labels(tmp_path: Path) -> None:
-    packaged = read_words("packaged")
+    packaged = read_word_lists("packaged")
     pascal_words = {"dining table", "potted plant", "tv monitor", *("person", "sofa", "cat", "dog", "motorbike")}
     known = {word.casefold() for word in COCO_CLASSES} | pascal_words | {"aeroplane", "boat", "horse", "sheep"}
     assert set(packaged) - known == set()
-    assert read_words("") == {}
+    assert read_word_lists("") == {}
 
 
 def test_packaged_groups_hold_known_labels() -> None:
-    groups = read_words("packaged", "hypernyms.json")
+    groups = read_word_lists("packaged", "hypernyms.json")
     labels = {"aeroplane", "motorbike", "sofa", "tv monitor", *(word.casefold() for word in COCO_CLASSES)}
     for word in ("animal", "vehicle", "furniture", "tableware", "sports equipment", "electronic device"):
         assert len(set(groups[word]) & labels) >= 3
@@ -95,6 +95,6 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     path = tmp_path / "names.json"
     path.write_text(content)
     with pytest.raises(FusionerError, match=r"names\.json"):
-        read_words(str(path))
+        read_word_lists(str(path))
     path.write_text(json.dumps({"cat": ["kitten"]}))
-    assert read_words(str(path)) == {"cat": ("kitten",)}
+    assert read_word_lists(str(path)) == {"cat": ("kitten",)}

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from fusioner.data.dataset_names import Name
+from fusioner.data.registry import DatasetName
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fusioner.data.base import SegmentationData
-    from fusioner.data.check import Checked
+    from fusioner.data.check import DatasetReport
 
 app = App(name="data", help="Look into a data set: count and check it, make a contact sheet, prepare masks.")
 app.command("fusioner.cli.prepare:app", name="prepare", help="Make masks from the annotation files of other tools.")
 
 
 @app.command
-def check(name: Name, /, *, root: Path, split: str | None = None) -> None:
+def check(name: DatasetName, /, *, root: Path, split: str | None = None) -> None:
     """Read every image and mask once; count classes, and name every file that cannot be used.
 
     Ends with exit code 2 when a file is broken: unreadable, mask and image of different sizes, a value outside the
@@ -39,18 +39,18 @@ def check(name: Name, /, *, root: Path, split: str | None = None) -> None:
     from rich.console import Console
 
     from fusioner.cli.progress import progress
-    from fusioner.data.check import check as read_all
+    from fusioner.data.check import check_dataset
     from fusioner.data.registry import open_dataset
     from fusioner.errors import FusionerError
 
     data = open_dataset(name, root, split)
     with progress() as track:
-        checked = read_all(data, lambda items: track(items, "reading"))
+        checked = check_dataset(data, lambda items: track(items, "reading"))
     console = Console()
     console.print(_classes(data, checked))
     if split != "train" and (missing := _missing(data)):
         console.print(missing)
-    for note in (*data.problems, *checked.hints(data)):
+    for note in (*data.problems, *checked.warnings(data)):
         console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
     for sentence in checked.broken:
         console.print(f"broken: {sentence}", soft_wrap=True, highlight=False, markup=False)
@@ -59,7 +59,9 @@ def check(name: Name, /, *, root: Path, split: str | None = None) -> None:
 
 
 @app.command
-def show(name: Name, /, *, root: Path, out: Path, split: str | None = None, count: int = 12, columns: int = 4) -> None:
+def show(
+    name: DatasetName, /, *, root: Path, out: Path, split: str | None = None, count: int = 12, columns: int = 4
+) -> None:
     """Write a contact sheet: images spread evenly over the set, under their masks, with names and coverage.
 
         fusioner data show pascal --root data/pascal --out sheet.png
@@ -92,16 +94,16 @@ def show(name: Name, /, *, root: Path, out: Path, split: str | None = None, coun
     print(f"wrote {out}")
 
 
-def _classes(data: "SegmentationData", checked: "Checked") -> "Table":
+def _classes(data: "SegmentationData", checked: "DatasetReport") -> "Table":
     from rich.table import Table
 
-    total, values = max(checked.pixels, 1), {i: value for value, i in data.stored.items()}
+    total, values = max(checked.pixels, 1), {i: value for value, i in data.value_to_class.items()}
     table = Table(title=f"{data.name}: {checked.images} images, {len(checked.by_class)} classes", title_justify="left")
     for head in ("id", "class", "images", "pixels %"):
         table.add_column(head, justify="left" if head == "class" else "right")
     for i, (images, pixels) in checked.by_class.items():
         table.add_row(str(values[i]), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
-    if not data.unlabeled_is_ignore:
+    if not data.ignore_unlabeled:
         table.add_row("0", data.classes[0], "", f"{100 * checked.background / total:.2f}")
     table.add_row("", "ignored", "", f"{100 * checked.ignored / total:.2f}")
     return table
@@ -112,9 +114,9 @@ def _missing(data: "SegmentationData") -> "Table | None":
     from rich.table import Table
 
     from fusioner.data.base import present_pairs
-    from fusioner.data.folds import FOLDS, WITH_FOLDS, fold_pairs
+    from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
 
-    if data.name not in WITH_FOLDS:
+    if data.name not in FOLD_DATASETS:
         return None
     table = Table(title="published val pairs", title_justify="left")
     for head in ("fold", "listed", "present", "missing"):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.data.dataset_names import Name
+from fusioner.data.registry import DatasetName
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    dataset: Name,
+    dataset: DatasetName,
     /,
     *,
     root: Path,
@@ -189,13 +189,13 @@ def _load(
 
 def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"], allowed: bool) -> list[str]:
     """Notes for the report; refuses an evaluation on trained images unless it is allowed."""
-    from fusioner.data.folds import WITH_FOLDS
+    from fusioner.data.folds import FOLD_DATASETS
     from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 
     images = {image: data.by_id[image] for plan in todo for image in plan.images}
     notes = refuse_trained_images(training, list(images.values()), allowed)
     asked = {i for plan in todo for i in plan.asked}
-    return notes + (trained_classes(training, data, asked) if data.name in WITH_FOLDS else [])
+    return notes + (trained_classes(training, data, asked) if data.name in FOLD_DATASETS else [])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import App
 
-from fusioner.data.dataset_names import Trainable
+from fusioner.data.registry import TrainableDataset
 
 if TYPE_CHECKING:
     from fusioner.features.space import Space
@@ -16,7 +16,7 @@ app = App(name="features", help="Encode images once and keep the features: build
 
 @app.command
 def build(
-    name: Trainable,
+    name: TrainableDataset,
     /,
     *,
     root: Path,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.data.dataset_names import Trainable
+from fusioner.data.registry import TrainableDataset
 from fusioner.model.config import Method
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    dataset: Trainable,
+    dataset: TrainableDataset,
     /,
     *,
     root: Path,

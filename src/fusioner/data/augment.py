@@ -24,7 +24,7 @@ _TO_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dty
 
 
 @dataclass(frozen=True)
-class Recipe:
+class AugmentConfig:
     """Strengths of the augmentation; the defaults are the paper's for PASCAL-5i.
 
     Attributes:
@@ -49,14 +49,14 @@ class Recipe:
     crop: float = 0.5
 
 
-PASCAL_RECIPE = Recipe()
-COCO_RECIPE = Recipe(jitter=0.2, rotate=10.0)
+PASCAL_AUGMENT = AugmentConfig()
+COCO_AUGMENT = AugmentConfig(jitter=0.2, rotate=10.0)
 
 
 class Augmentation:
     """The paper's augmentation: every step of the recipe on with its probability, one resampling in all."""
 
-    def __init__(self, recipe: Recipe = PASCAL_RECIPE, ignore: int = 255):
+    def __init__(self, recipe: AugmentConfig = PASCAL_AUGMENT, ignore: int = 255):
         self.recipe, self.ignore = recipe, ignore
 
     def __call__(self, rgb: Rgb, mask: Mask, rng: np.random.Generator) -> tuple[Rgb, Mask]:
@@ -138,7 +138,7 @@ def crop_field(field: Field, box: Float[ndarray, "4"]) -> Field:
     return (high + low) / 2 + field * (high - low) / 2
 
 
-def affine_field(field: Field, rng: np.random.Generator, recipe: Recipe) -> Field:
+def affine_field(field: Field, rng: np.random.Generator, recipe: AugmentConfig) -> Field:
     """Shift, scale and rotate about the centre, in pixels' proportions (a rotated square stays a square)."""
     height, width = field.shape[:2]
     angle = np.deg2rad(rng.uniform(-recipe.rotate, recipe.rotate))

@@ -32,7 +32,7 @@ class Item:
     class_id: int | None = None
 
     @property
-    def photographs(self) -> tuple[Path, ...]:
+    def image_files(self) -> tuple[Path, ...]:
         """The files whose pixels are shown: `image`, but for items made of several."""
         return (self.image,)
 
@@ -45,22 +45,22 @@ class SegmentationData:
         name: its name in the catalog.
         classes: class names by id as the set spells them; 0 is background or unlabeled, "" marks an unused id.
         items: images with masks, in a fixed order.
-        unlabeled_is_ignore: id 0 is no background but "nobody looked": read() turns it into `ignore`.
+        ignore_unlabeled: id 0 is no background but "nobody looked": read() turns it into `ignore`.
         prompts: words to prompt a class with, by id (default: `classes` with spaces for underscores).
-        values: value in the mask files -> class id, None where it counts nowhere; empty: the value is the id.
-        others: words to prompt beside the classes, for what is background under its own name.
-        background_counts: the set's mIoU averages background too.
+        mask_values: value in the mask files -> class id, None where it counts nowhere; empty: the value is the id.
+        background_prompts: words to prompt beside the classes, for what is background under its own name.
+        include_background: the set's mIoU averages background too.
         problems: what was found missing or unusable while the set was opened, one sentence each.
     """
 
     name: str
     classes: tuple[str, ...]
     items: list[Item]
-    unlabeled_is_ignore: bool = False
+    ignore_unlabeled: bool = False
     prompts: tuple[str, ...] = ()
-    values: Mapping[int, int | None] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
-    background_counts: bool = False
+    mask_values: Mapping[int, int | None] = field(default_factory=dict)
+    background_prompts: tuple[str, ...] = ()
+    include_background: bool = False
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class SegmentationData:
         self._check_values(np.flatnonzero(np.bincount(stored.ravel())), item.mask)
         return self._lookup[stored]
 
-    def pixels(self, item: Item) -> dict[int, int]:
+    def pixel_counts(self, item: Item) -> dict[int, int]:
         """Number of pixels of each class present in an item's mask (0 and ignored pixels left out)."""
         counts = np.bincount(self.read_mask(item).ravel())
         return {int(i): int(counts[i]) for i in np.flatnonzero(counts) if i not in (0, self.ignore)}
@@ -118,7 +118,7 @@ class SegmentationData:
         """Every (image id, class id) with at least `min_pixels` pixels, sorted; reads all masks (about 1 ms each)."""
         wanted = set(self.class_ids if class_ids is None else class_ids)
         with ThreadPoolExecutor(workers) as pool:  # zlib lets other threads run while it inflates
-            found = pool.map(self.pixels, self.items)
+            found = pool.map(self.pixel_counts, self.items)
             return sorted(
                 (item.id, class_id)
                 for item, counts in zip(self.items, found, strict=True)
@@ -127,24 +127,24 @@ class SegmentationData:
             )
 
     @cached_property
-    def stored(self) -> dict[int, int | None]:
+    def value_to_class(self) -> dict[int, int | None]:
         """Every value that the mask files may hold -> class id, None where it counts nowhere."""
         ids = {i: i for i, name in enumerate(self.classes) if i == 0 or name}
-        return {self.ignore: None, **(self.values or ids)}
+        return {self.ignore: None, **(self.mask_values or ids)}
 
     @cached_property
     def _lookup(self) -> np.ndarray:
         """Stored mask value -> class id or `ignore`, for all 65536 values."""
         table = np.full(65536, self.ignore, np.uint8 if self.ignore == 255 else np.uint16)
-        for value, class_id in self.stored.items():
-            if class_id or (class_id == 0 and not self.unlabeled_is_ignore):
+        for value, class_id in self.value_to_class.items():
+            if class_id or (class_id == 0 and not self.ignore_unlabeled):
                 table[value] = class_id
         return table
 
     def _check_values(self, values: Sequence[int] | np.ndarray, path: Path) -> None:
         for value in values:
-            if int(value) not in self.stored:
-                named = {stored: self.classes[i] for stored, i in self.stored.items() if i is not None}
+            if int(value) not in self.value_to_class:
+                named = {stored: self.classes[i] for stored, i in self.value_to_class.items() if i is not None}
                 first, last = min(named), max(named)
                 raise FusionerError(
                     f"mask {path} holds value {value}, which is no class of {self.name} "
@@ -159,7 +159,7 @@ class SegmentationData:
 
 
 @dataclass(frozen=True)
-class Missing:
+class PairCoverage:
     """How many of a list's pairs cannot be used because their image or mask is not on disk."""
 
     listed: int
@@ -172,8 +172,8 @@ class Missing:
         return [(classes[i], n, here, n - here) for i, (n, here) in sorted(self.by_class.items())]
 
 
-def present_pairs(pairs: Sequence[Pair], data: SegmentationData) -> tuple[list[Pair], Missing]:
+def present_pairs(pairs: Sequence[Pair], data: SegmentationData) -> tuple[list[Pair], PairCoverage]:
     """Split a published list into the pairs whose image and mask are there, in order, and a count of the others."""
     here = [pair for pair in pairs if pair[0] in data.by_id]
     listed, present = Counter(c for _, c in pairs), Counter(c for _, c in here)
-    return here, Missing(len(pairs), len(here), {c: (listed[c], present[c]) for c in listed})
+    return here, PairCoverage(len(pairs), len(here), {c: (listed[c], present[c]) for c in listed})

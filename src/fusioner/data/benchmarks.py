@@ -14,7 +14,7 @@ from pathlib import Path
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.pascal import pascal
-from fusioner.data.paths import find_folder, read_lines, some
+from fusioner.data.paths import find_folder, read_lines, summarize
 from fusioner.errors import FusionerError
 
 STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
@@ -164,10 +164,10 @@ def benchmark(name: str, root: Path, split: str | None = None) -> SegmentationDa
         name,
         (first, *classes),
         items,
-        unlabeled_is_ignore=not spec.background,
+        ignore_unlabeled=not spec.background,
         prompts=(first, *prompts),
-        values=spec.values,
-        background_counts=spec.background,
+        mask_values=spec.values,
+        include_background=spec.background,
         problems=problems,
     )
 
@@ -180,7 +180,7 @@ def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def pas20(root: Path, split: str | None = None) -> SegmentationData:
     """PASCAL VOC's 20 classes against each other; its background is scored nowhere."""
-    return replace(pascal(root, split), name="pas20", unlabeled_is_ignore=True)
+    return replace(pascal(root, split), name="pas20", ignore_unlabeled=True)
 
 
 def pas20b(root: Path, split: str | None = None) -> SegmentationData:
@@ -188,12 +188,12 @@ def pas20b(root: Path, split: str | None = None) -> SegmentationData:
     data = pascal(root, split)
     taken = {*data.prompts, "table"}  # VOC's dining table
     others = tuple(word for word in read_names("context59")[1] if word not in taken)
-    return replace(data, name="pas20b", others=others, background_counts=True)
+    return replace(data, name="pas20b", background_prompts=others, include_background=True)
 
 
 def pas21(root: Path, split: str | None = None) -> SegmentationData:
     """Background is what no class claims above the threshold, and a class of the mean."""
-    return replace(pascal(root, split), name="pas21", background_counts=True)
+    return replace(pascal(root, split), name="pas21", include_background=True)
 
 
 BENCHMARKS: dict[str, Callable[..., SegmentationData]] = {
@@ -217,9 +217,9 @@ def _items(spec: Spec, root: Path, split: str, problems: list[str]) -> list[Item
     images, masks = (_by_id(f, e) for f, e in zip((image_folder, mask_folder), spec.endings, strict=True))
     wanted = list(masks) if spec.listed is None else read_lines(mask_folder.parent / spec.listed.format(part))
     if lost := [i for i in wanted if i not in images or i not in masks]:
-        problems.append(f"{len(lost)} images of {split} have no image or mask file: {some(lost)}")
+        problems.append(f"{len(lost)} images of {split} have no image or mask file: {summarize(lost)}")
     if "{}" in spec.images[0] and (lonely := images.keys() - masks.keys()):
-        problems.append(f"{len(lonely)} images of {split} have no mask: {some(lonely)}")
+        problems.append(f"{len(lonely)} images of {split} have no mask: {summarize(lonely)}")
     return [Item(i, images[i], masks[i]) for i in wanted if i in images and i in masks]
 
 

@@ -10,7 +10,7 @@ from fusioner.errors import FusionerError
 
 
 @dataclass
-class Checked:
+class DatasetReport:
     """What a data set holds.
 
     Attributes:
@@ -27,7 +27,7 @@ class Checked:
     ignored: int = 0
     broken: list[str] = field(default_factory=list)
 
-    def hints(self, data: SegmentationData) -> list[str]:
+    def warnings(self, data: SegmentationData) -> list[str]:
         """Things that are no errors but seldom meant."""
         never = [data.classes[i] for i in data.class_ids if i not in self.by_class]
         found = []
@@ -40,9 +40,9 @@ class Checked:
         return found
 
 
-def check(data: SegmentationData, track: Callable[[Sequence[Item]], Iterable[Item]] = iter) -> Checked:
+def check_dataset(data: SegmentationData, track: Callable[[Sequence[Item]], Iterable[Item]] = iter) -> DatasetReport:
     """Read every image and mask; broken ones are written down and left out of the counts."""
-    checked = Checked(by_class={})
+    checked = DatasetReport(by_class={})
     for item in track(data.items):
         try:
             _, mask = data.read(item)
@@ -54,7 +54,7 @@ def check(data: SegmentationData, track: Callable[[Sequence[Item]], Iterable[Ite
     return checked
 
 
-def _count(checked: Checked, mask: np.ndarray, data: SegmentationData) -> None:
+def _count(checked: DatasetReport, mask: np.ndarray, data: SegmentationData) -> None:
     counts = np.bincount(mask.ravel())
     checked.images += 1
     checked.pixels += mask.size

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.paths import files_by_stem, find_folder, some
+from fusioner.data.paths import files_by_stem, find_folder, summarize
 from fusioner.errors import FusionerError
 
 COCO_CLASSES = (
@@ -45,9 +45,9 @@ def coco20i(root: Path, split: str | None = None) -> SegmentationData:
         masks = files_by_stem(find_folder(root, (f"annotation/{part}", f"annotations/{part}"), TREE), (".png",))
         items += [Item(i, path, masks[i]) for i, path in images.items() if i in masks]
         if lonely := images.keys() - masks.keys():
-            problems.append(f"{len(lonely)} images of {part} have no mask: {some(lonely)}")
+            problems.append(f"{len(lonely)} images of {part} have no mask: {summarize(lonely)}")
         if lonely := masks.keys() - images.keys():
-            problems.append(f"{len(lonely)} masks of {part} have no image: {some(lonely)}")
+            problems.append(f"{len(lonely)} masks of {part} have no image: {summarize(lonely)}")
     if not items:
         raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{TREE}")
     return SegmentationData("coco", COCO_CLASSES, items, problems=problems)

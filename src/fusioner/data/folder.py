@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_names
-from fusioner.data.paths import IMAGE_SUFFIXES, files_by_stem, find_folder, read_lines, some
+from fusioner.data.paths import IMAGE_SUFFIXES, files_by_stem, find_folder, read_lines, summarize
 from fusioner.errors import FusionerError
 
 TREE = """\
@@ -35,9 +35,9 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
     names = read_class_names(root)
     problems: list[str] = []
     if lonely := pictures.keys() - labels.keys():
-        problems.append(f"{len(lonely)} images have no mask in {root / 'masks'} (a PNG each): {some(lonely)}")
+        problems.append(f"{len(lonely)} images have no mask in {root / 'masks'} (a PNG each): {summarize(lonely)}")
     if lonely := labels.keys() - pictures.keys():
-        problems.append(f"{len(lonely)} masks have no image in {root / 'images'}: {some(lonely)}")
+        problems.append(f"{len(lonely)} masks have no image in {root / 'images'}: {summarize(lonely)}")
     both = [stem for stem in pictures if stem in labels]
     chosen = _chosen(root, split, both, problems)
     if not chosen:
@@ -77,7 +77,7 @@ def _chosen(root: Path, split: str | None, stems: list[str], problems: list[str]
         return [stem for stem in stems if stem not in held_out]
     listed, present = _listed(path), set(stems)
     if lost := [stem for stem in listed if stem not in present]:
-        problems.append(f"{len(lost)} names of {path.name} have no image with a mask: {some(lost)}")
+        problems.append(f"{len(lost)} names of {path.name} have no image with a mask: {summarize(lost)}")
     return [stem for stem in listed if stem in present]
 
 

@@ -1,16 +1,16 @@
 """Folds of PASCAL-5i, COCO-20i and COCO to PASCAL, and the published lists of (image, class) pairs.
 
-A fold's classes are "unseen": training never asks for them, evaluation asks for nothing else. Lists:
+The classes of a fold are "unseen": training never prompts them, evaluation prompts no others. Pair lists:
 
-- `val`: the pairs HSNet (Min et al., ICCV 2021) published, which the official Fusioner evaluation takes over. A pair is
-  listed where its class is large enough in the image (about 2 * 32 * 32 pixels after HSNet's resize).
-- `train`, `lists="hsnet"`: HSNet's training pairs of the seen classes (the same size rule).
-- `train`, `lists="official"`: every (image, seen class) pair of train_aug with at least one pixel. Counted by the fold
-  a class belongs to that is 2885 / 3816 / 6529 / 2325 pairs on the full set; training on a fold uses the other three
-  (fold 0: 12670). This list is read off the masks, so it needs the opened data set. For COCO both lists are HSNet's.
+- `val`: the pairs published by HSNet (Min et al., ICCV 2021), which the official Fusioner evaluation uses. A pair is
+  listed if its class covers about 2 * 32 * 32 pixels of the image after HSNet's resize.
+- `train`, "hsnet": HSNet's training pairs of the seen classes, with the same size limit.
+- `train`, "official": every (image, seen class) pair of train_aug with at least one pixel, read off the masks of the
+  opened data set. By the fold of their class these are 2885 / 3816 / 6529 / 2325 pairs of the full set; training on a
+  fold uses the other three (fold 0: 12670). COCO has only HSNet's list.
 
-Images of a training pair may show unseen classes as well (their pixels are then background for the prompted class):
-that is the published protocol, and it is kept.
+Images of training pairs may contain unseen classes; as in the published protocol, their pixels are then background of
+the prompted class.
 """
 
 from functools import lru_cache
@@ -21,13 +21,13 @@ import numpy as np
 
 from fusioner.data.base import Pair, SegmentationData
 from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.pascal import COCO_WORDS, PASCAL_CLASSES
+from fusioner.data.pascal import PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.errors import FusionerError
 
-Lists = Literal["official", "hsnet"]
+SplitLists = Literal["official", "hsnet"]
 FOLDS = (0, 1, 2, 3)
-WITH_FOLDS = ("pascal", "coco", "coco-to-pascal")
-"""Data sets that have them."""
+FOLD_DATASETS = ("pascal", "coco", "coco-to-pascal")
+"""Data sets with folds."""
 
 
 def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -49,22 +49,22 @@ def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]
     elif name == "coco-to-pascal":
         held_out = {COCO_CLASSES[i] for i in fold_classes("coco", fold)[1]}
         everything = range(1, 21)
-        unseen = [i for i in everything if COCO_WORDS.get(PASCAL_CLASSES[i], PASCAL_CLASSES[i]) in held_out]
+        unseen = [i for i in everything if PASCAL_TO_COCO.get(PASCAL_CLASSES[i], PASCAL_CLASSES[i]) in held_out]
     else:
-        raise FusionerError(f"data set {name!r} has no folds; {', '.join(WITH_FOLDS)} have")
+        raise FusionerError(f"data set {name!r} has no folds; {', '.join(FOLD_DATASETS)} have")
     return tuple(i for i in everything if i not in unseen), tuple(unseen)
 
 
 def fold_pairs(
-    name: str, fold: int, split: str, lists: Lists = "official", data: SegmentationData | None = None
+    name: str, fold: int, split: str, split_lists: SplitLists = "official", data: SegmentationData | None = None
 ) -> list[Pair]:
     """(image id, class id) pairs of a fold, sorted by image, then class.
 
     Args:
-        name: one of `WITH_FOLDS`.
+        name: one of `FOLD_DATASETS`.
         fold: 0..3.
         split: "train" (pairs of the seen classes) or "val" (pairs of the unseen classes).
-        lists: whose training list; see the module's docstring.
+        split_lists: whose training list; see the module's docstring.
         data: the opened train_aug set; needed for PASCAL's official training list only.
 
     Raises:
@@ -73,9 +73,9 @@ def fold_pairs(
     seen, unseen = fold_classes(name, fold)
     if split not in ("train", "val"):
         raise FusionerError(f"a fold has the splits train and val, not {split!r}")
-    if lists not in ("official", "hsnet"):
-        raise FusionerError(f"there are two lists, official and hsnet, not {lists!r}")
-    if split == "train" and lists == "official" and name == "pascal":
+    if split_lists not in ("official", "hsnet"):
+        raise FusionerError(f"there are two lists, official and hsnet, not {split_lists!r}")
+    if split == "train" and split_lists == "official" and name == "pascal":
         if data is None:
             raise FusionerError("the official training list of pascal is read off the masks: pass the opened data set")
         return data.pairs(seen)

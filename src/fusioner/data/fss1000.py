@@ -4,7 +4,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.paths import files_by_stem, some
+from fusioner.data.paths import files_by_stem, summarize
 from fusioner.errors import FusionerError
 
 TREE = """\
@@ -37,9 +37,13 @@ def fss1000(root: Path, split: str | None = None) -> SegmentationData:
         raise FusionerError(f"fss1000 has no split {split!r}; choose train, val or test")
     found = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     official = found if split is None else set(fss1000_classes(split))
-    problems = [f"{len(lost)} classes of {split} have no folder: {some(lost)}"] if (lost := official - found) else []
+    problems = (
+        [f"{len(lost)} classes of {split} have no folder: {summarize(lost)}"] if (lost := official - found) else []
+    )
     if split and (own := found.difference(*(fss1000_classes(part) for part in SPLITS))):
-        problems.append(f"{len(own)} folders are no FSS-1000 classes and left out (--split all takes all): {some(own)}")
+        problems.append(
+            f"{len(own)} folders are no FSS-1000 classes and left out (--split all takes all): {summarize(own)}"
+        )
     names = sorted(found & official)
     items = [item for i, name in enumerate(names, start=1) for item in _items(root / name, i, problems)]
     if not items:
@@ -52,6 +56,6 @@ def fss1000(root: Path, split: str | None = None) -> SegmentationData:
 def _items(folder: Path, class_id: int, problems: list[str]) -> list[Item]:
     images, masks = files_by_stem(folder, (".jpg", ".jpeg")), files_by_stem(folder, (".png",))
     if lonely := images.keys() ^ masks.keys():
-        problems.append(f"{len(lonely)} files of {folder.name} have no image or no mask: {some(lonely)}")
+        problems.append(f"{len(lonely)} files of {folder.name} have no image or no mask: {summarize(lonely)}")
     stems = sorted(images.keys() & masks.keys(), key=lambda s: (len(s), s))
     return [Item(f"{folder.name}/{s}", images[s], masks[s], class_id) for s in stems]

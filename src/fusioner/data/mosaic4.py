@@ -26,7 +26,7 @@ class Mosaic(Item):
     tiles: tuple[Item, ...] = ()
 
     @property
-    def photographs(self) -> tuple[Path, ...]:
+    def image_files(self) -> tuple[Path, ...]:
         """The files that make the picture."""
         return tuple(tile.image for tile in self.tiles)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import prompt_of
-from fusioner.data.paths import files_by_stem, find_folder, read_lines, some
+from fusioner.data.paths import files_by_stem, find_folder, read_lines, summarize
 from fusioner.errors import FusionerError
 
 PASCAL_CLASSES = (
@@ -14,7 +14,7 @@ PASCAL_CLASSES = (
 )  # fmt: skip
 """VOC's own spelling; index = mask value, 255 in a mask = ignore."""
 
-COCO_WORDS = {
+PASCAL_TO_COCO = {
     "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
     "sofa": "couch", "tvmonitor": "tv",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def pascal(root: Path, split: str | None = None) -> SegmentationData:
     pictures, labels = files_by_stem(images), files_by_stem(masks, (".png",))
     ids = _listed(images.parent / "ImageSets" / "Segmentation", split, labels)
     missing = [i for i in ids if i not in pictures or i not in labels]
-    problems = [f"{len(missing)} listed images have no image or mask file: {some(missing)}"] if missing else []
+    problems = [f"{len(missing)} listed images have no image or mask file: {summarize(missing)}"] if missing else []
     items = [Item(i, pictures[i], labels[i]) for i in ids if i in pictures and i in labels]
     if not items:
         raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{TREE}")
@@ -53,7 +53,7 @@ def pascal(root: Path, split: str | None = None) -> SegmentationData:
 
 def coco_to_pascal(root: Path, split: str | None = None) -> SegmentationData:
     """The same set for models of COCO-20i: prompted in COCO's words; its folds hold what COCO's fold held back."""
-    words = tuple(COCO_WORDS.get(name, name) for name in PASCAL_CLASSES)
+    words = tuple(PASCAL_TO_COCO.get(name, name) for name in PASCAL_CLASSES)
     return replace(pascal(root, split), name="coco-to-pascal", prompts=words)
 
 

@@ -48,7 +48,7 @@ def files_by_stem(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dic
     return found
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
+def summarize(names: Iterable[str], limit: int = 3) -> str:
     """`a, b, c and 12 more`: a list short enough for one sentence."""
     names = sorted(names)
     rest = len(names) - limit

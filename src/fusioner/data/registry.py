@@ -1,8 +1,8 @@
-"""Data sets by name."""
+"""The data sets by name. A new one needs its own file and an entry in this one."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.benchmarks import BENCHMARKS
@@ -12,6 +12,18 @@ from fusioner.data.fss1000 import fss1000
 from fusioner.data.mosaic4 import mosaic4
 from fusioner.data.pascal import coco_to_pascal, pascal
 from fusioner.errors import FusionerError
+
+TrainableDataset = Literal[
+    "pascal", "coco", "folder", "fss1000", "ade150", "ade847", "context59", "context459", "coco-stuff", "coco-object",
+    "cityscapes", "camvid", "pas20", "pas20b", "pas21",
+]  # fmt: skip
+"""Data sets with training images."""
+
+DatasetName = Literal[TrainableDataset, "coco-to-pascal", "mosaic4"]
+"""All data sets."""
+
+TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "pas21"), "train_aug")
+"""Name of the training split where it is not "train"."""
 
 DATASETS: dict[str, Callable[..., SegmentationData]] = {
     "pascal": pascal,
@@ -25,10 +37,13 @@ DATASETS: dict[str, Callable[..., SegmentationData]] = {
 
 
 def open_dataset(name: str, root: Path, split: str | None = None, **options: Any) -> SegmentationData:
-    """Open a data set of the catalog; `options` are the set's own (the `seed` of mosaic4).
+    """Open a registered data set.
+
+    Args:
+        options: parameters of the data set's own loader, for example the `seed` of mosaic4.
 
     Raises:
-        FusionerError: an unknown name, or whatever the set's own builder finds wrong.
+        FusionerError: an unknown name, or an error of the loader (missing folders, unknown split, no images).
     """
     if name not in DATASETS:
         raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(DATASETS)}")

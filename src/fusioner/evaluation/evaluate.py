@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fusioner.data.base import Item, Missing, SegmentationData
-from fusioner.data.folds import FOLDS, WITH_FOLDS, Lists
+from fusioner.data.base import Item, PairCoverage, SegmentationData
+from fusioner.data.folds import FOLD_DATASETS, FOLDS, SplitLists
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import Figure, Summary, summarise
 from fusioner.evaluation.evaluator import collect
@@ -33,7 +33,7 @@ class Settings:
 
     folds: tuple[int, ...] = FOLDS
     protocol: Protocol = "official"
-    lists: Lists = "official"
+    lists: SplitLists = "official"
     scope: Scope = "fold"
     threshold: float = 0.5
     squash: int | None = None
@@ -48,7 +48,7 @@ class FoldOutcome:
 
     evidence: Evidence
     summary: Summary
-    missing: Missing | None
+    missing: PairCoverage | None
 
 
 @dataclass
@@ -62,15 +62,15 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def plans(data: SegmentationData, settings: Settings) -> dict[int | None, tuple[Plan, Missing | None]]:
+def plans(data: SegmentationData, settings: Settings) -> dict[int | None, tuple[Plan, PairCoverage | None]]:
     """The plans of an evaluation by fold.
 
     Raises:
         FusionerError: a fold none of whose pairs is on disk, an unknown protocol, or a limit below 1.
     """
-    if data.name in WITH_FOLDS:
+    if data.name in FOLD_DATASETS:
         options = {"lists": settings.lists, "scope": settings.scope, "seed": settings.seed}
-        made: dict[int | None, tuple[Plan, Missing | None]] = {
+        made: dict[int | None, tuple[Plan, PairCoverage | None]] = {
             fold: fold_plan(data, fold, settings.protocol, **options) for fold in settings.folds
         }
     else:
@@ -157,7 +157,7 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     shared = {"threshold": s.threshold, "scored_at": s.squash or "native", "limit": s.limit, "seed": s.seed}
     plan = next(iter(outcome.folds.values())).evidence.plan
     own = {"blind_prompt": plan.blind if plan.pairs else None, "bootstrap_draws": s.draws}
-    if outcome.data.name in WITH_FOLDS:
+    if outcome.data.name in FOLD_DATASETS:
         own |= {"folds": list(s.folds), "lists": s.lists, "honest_measures_on": s.scope}
     return shared | own
 

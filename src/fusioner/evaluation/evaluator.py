@@ -59,7 +59,7 @@ class _Collector:
     def visit(self, index: int, item: Item) -> None:
         """One image: its pairs, the blind prompt, absent classes, and the groups."""
         rgb, stored = self.data.read(item)
-        encoded = self.predictor.encode(rgb, item.image if len(item.photographs) == 1 else None)
+        encoded = self.predictor.encode(rgb, item.image if len(item.image_files) == 1 else None)
         mask = torch.from_numpy(stored.astype(np.int64))
         if self.plan.squash:
             mask = _squash(mask, self.plan.squash)

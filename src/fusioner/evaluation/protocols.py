@@ -16,8 +16,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fusioner.data.base import Missing, Pair, SegmentationData, present_pairs
-from fusioner.data.folds import Lists, fold_classes, fold_pairs
+from fusioner.data.base import Pair, PairCoverage, SegmentationData, present_pairs
+from fusioner.data.folds import SplitLists, fold_classes, fold_pairs
 from fusioner.data.mosaic4 import Mosaic
 from fusioner.errors import FusionerError
 from fusioner.evaluation.results import Plan
@@ -34,10 +34,10 @@ def fold_plan(
     fold: int,
     protocol: Protocol = "official",
     *,
-    lists: Lists = "official",
+    lists: SplitLists = "official",
     scope: Scope = "fold",
     seed: int = 0,
-) -> tuple[Plan, Missing]:
+) -> tuple[Plan, PairCoverage]:
     """The plan of one fold of PASCAL-5i, COCO-20i or COCO to PASCAL, with the honest measures beside the protocol.
 
     On every image: all unseen classes together (`argmax_miou`), all seen classes together (for `harmonic`), up to five
@@ -94,7 +94,7 @@ def mosaic_plan(data: SegmentationData) -> Plan:
 
 def argmax_plan(data: SegmentationData, seed: int = 0) -> Plan:
     """Benchmarks and own folders: all classes of the set together on every image; its background competes, if any."""
-    background = not data.unlabeled_is_ignore
+    background = not data.ignore_unlabeled
     return Plan(
         protocol="argmax",
         images=tuple(item.id for item in data.items),
@@ -103,8 +103,8 @@ def argmax_plan(data: SegmentationData, seed: int = 0) -> Plan:
         absent=ABSENT_PROMPTS if background else 0,
         asked=data.class_ids,
         background=background,
-        others=data.others,
-        background_counts=data.background_counts,
+        others=data.background_prompts,
+        background_counts=data.include_background,
         seed=seed,
     )
 

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.paths import some
+from fusioner.data.paths import summarize
 from fusioner.errors import FusionerError
 from fusioner.features.dataset import image_digest, read_bytes
 
@@ -24,11 +24,11 @@ def refuse_trained_images(training: Mapping[str, Any], items: Sequence[Item], al
     marks = set(training.get("images") or ())
     digits = len(next(iter(marks), ""))
     mark = cache(lambda file: image_digest(read_bytes(file))[:digits])
-    seen = [item.id for item in items if digits and any(mark(file) in marks for file in item.photographs)]
+    seen = [item.id for item in items if digits and any(mark(file) in marks for file in item.image_files)]
     if not seen:
         return []
     sentence = (
-        f"the model was trained on {len(seen)} of the {len(items)} images it is to be evaluated on ({some(seen)})"
+        f"the model was trained on {len(seen)} of the {len(items)} images it is to be evaluated on ({summarize(seen)})"
     )
     if not allowed:
         raise FusionerError(f"{sentence}: evaluate another model, or give --allow-leak and call it a training figure")
@@ -42,4 +42,6 @@ def trained_classes(training: Mapping[str, Any], data: SegmentationData, asked: 
     seen = [data.classes[i] for i in asked if data.prompts[i].casefold() in known]
     if not seen:
         return []
-    return [f"{len(seen)} of the {len(asked)} classes called unseen were trained on, so they are not: {some(seen, 8)}"]
+    return [
+        f"{len(seen)} of the {len(asked)} classes called unseen were trained on, so they are not: {summarize(seen, 8)}"
+    ]

@@ -62,7 +62,7 @@ class LiveSource:
 
     Args:
         resolution: side in pixels to which the whole picture is squashed.
-        augment: for example `Augmentation(PASCAL_RECIPE, data.ignore)`.
+        augment: for example `Augmentation(PASCAL_AUGMENT, data.ignore)`.
     """
 
     def __init__(

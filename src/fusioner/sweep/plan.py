@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from fusioner.data.dataset_names import Name, Trainable
-from fusioner.data.folds import FOLDS, WITH_FOLDS
+from fusioner.data.folds import FOLD_DATASETS, FOLDS
+from fusioner.data.registry import DatasetName, TrainableDataset
 from fusioner.errors import FusionerError
 from fusioner.model.config import Method
 from fusioner.training.config import TrainConfig
@@ -127,7 +127,7 @@ def read_sweep(path: Path) -> Sweep:
     _known(data, ("name", "root", "test", "test_root"), f"{path} [data]")
     name, root = _word(data, "name", path), _word(data, "root", path)
     test, test_root = data.get("test", name), data.get("test_root", root)
-    if name not in get_args(Trainable) or test not in get_args(Name):
+    if name not in get_args(TrainableDataset) or test not in get_args(DatasetName):
         raise FusionerError(f"{path} [data]: there is no data set {name!r} to train on or no {test!r} to test on")
     from fusioner.cli.evaluate import evaluate as evaluate_command
     from fusioner.cli.train import train as train_command
@@ -147,7 +147,7 @@ def read_sweep(path: Path) -> Sweep:
         settings,
         _flags(rest, train_command, f"{path} [train]"),
         _flags(evaluate, evaluate_command, f"{path} [evaluate]"),
-        _cells(parts["grid"], test if test in WITH_FOLDS else None, preset, path),
+        _cells(parts["grid"], test if test in FOLD_DATASETS else None, preset, path),
     )
     for cell in sweep.cells:
         sweep.config(cell)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 
-from fusioner.data.augment import COCO_RECIPE, PASCAL_RECIPE, Augmentation
+from fusioner.data.augment import COCO_AUGMENT, PASCAL_AUGMENT, Augmentation
 from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
@@ -181,7 +181,7 @@ def _source(
         live = LiveSource(part.data, image, config.resolution)
         live.views = config.views  # those the cache would hold
         return live
-    published = COCO_RECIPE if part.data.name == "coco" else PASCAL_RECIPE
+    published = COCO_AUGMENT if part.data.name == "coco" else PASCAL_AUGMENT
     recipe = replace(published, probability=config.augment, crop=config.crop)
     return LiveSource(part.data, image, config.resolution, Augmentation(recipe, part.data.ignore))
 

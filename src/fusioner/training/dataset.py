@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from fusioner.data.base import Item, Pair, SegmentationData, present_pairs
-from fusioner.data.dataset_names import TRAINING_SPLITS, Name, Trainable
 from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
-from fusioner.data.paths import some
-from fusioner.data.registry import open_dataset
+from fusioner.data.paths import summarize
+from fusioner.data.registry import TRAINING_SPLITS, DatasetName, TrainableDataset, open_dataset
 from fusioner.errors import FusionerError
 from fusioner.features.sampler import ShardSampler
 from fusioner.training.config import Sampling, Unseen
@@ -122,7 +121,7 @@ def open_part(name: str, root: Path, fold: int | None = None, unseen: Unseen = "
         FusionerError: whatever is wrong with the set, one without training images, a fold for a set that has none, or a
             fold outside 0..3.
     """
-    if name in get_args(Name) and name not in get_args(Trainable):
+    if name in get_args(DatasetName) and name not in get_args(TrainableDataset):
         raise FusionerError(f"data set {name!r} is there to test on: it has no training images")
     if fold is not None and name not in ("pascal", "coco"):
         raise FusionerError(f"data set {name!r} has no folds: leave --fold out")
@@ -147,7 +146,7 @@ def build_corpus(
         )
     examples = [example for number, part in enumerate(parts) for example in _examples(number, part, sampling)]
     if not examples:
-        tried = some(f"{part.data.name} ({part.root})" for part in parts)
+        tried = summarize(f"{part.data.name} ({part.root})" for part in parts)
         raise FusionerError(f"there is nothing to train on in {tried}: no mask shows a class that may be prompted")
     images = sorted({(example.part, example.item.id) for example in examples})
     count = min(holdout, len(images) // 20)

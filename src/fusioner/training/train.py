@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fusioner.data.synonyms import read_words
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder
 from fusioner.encoders.registry import value_tokens
 from fusioner.errors import FusionerError
 from fusioner.features.plan import Track
 from fusioner.io import writable_folder
+from fusioner.labels import read_word_lists
 from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
@@ -79,8 +79,8 @@ def train(
     if config.method == "maskclip":
         config = replace(config, image_encoder=value_tokens(config.image_encoder))
     image, text = build_encoders(config, parts[0].data.name, fabric.device)
-    groups = read_words(config.hypernyms, "hypernyms.json")
-    names = Names(corpus.names(), read_words(config.synonyms), groups)
+    groups = read_word_lists(config.hypernyms, "hypernyms.json")
+    names = Names(corpus.names(), read_word_lists(config.synonyms), groups)
     embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
     table = embed(names.words)
     own_names = table[: len(corpus.names())].cpu()  # less their synonyms and groups
