@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.folder import folder as open_folder
-from fusioner.encoders.base import Frozen
+from fusioner.encoders.base import FrozenImageEncoder
 from fusioner.features import writer
 from fusioner.features.cache import FeatureCache, Shelf
 from fusioner.features.dataset import LiveSource
@@ -40,7 +40,7 @@ from fusioner.features.shard import read_manifest, shard_names
 SIDE, VIEWS = 32, 3
 
 
-class SmallEncoder(Frozen):
+class SmallEncoder(FrozenImageEncoder):
     """A convolution that takes its time."""
 
     name, dim, stride = "small", 16, 4

@@ -107,13 +107,13 @@ def make_tiny_segmenter() -> "Callable[..., Segmenter]":
     import torch.nn.functional as F
     from torch import Tensor
 
-    from fusioner.encoders.base import Frozen
+    from fusioner.encoders.base import Frozen, FrozenImageEncoder
     from fusioner.model.checkpoint import ModelCard
     from fusioner.model.config import FusionerConfig
     from fusioner.model.fusioner import Fusioner
     from fusioner.segmenter import Segmenter
 
-    class TinyImageEncoder(Frozen):
+    class TinyImageEncoder(FrozenImageEncoder):
         name, dim, stride = "tiny-image", 8, 4
         mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 

@@ -15,19 +15,19 @@ from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.client import Client
-    from fusioner.encoders.registry import available_models
+    from fusioner.encoders.registry import available_encoders
     from fusioner.loading import load
     from fusioner.segmentation import Segmentation
     from fusioner.segmenter import Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["Client", "FusionerError", "Segmentation", "Segmenter", "available_models", "load"]
+__all__ = ["Client", "FusionerError", "Segmentation", "Segmenter", "available_encoders", "load"]
 
 _HOMES = {
     "load": "fusioner.loading",
     "Segmenter": "fusioner.segmenter",
     "Segmentation": "fusioner.segmentation",
-    "available_models": "fusioner.encoders.registry",
+    "available_encoders": "fusioner.encoders.registry",
     "Client": "fusioner.client",
 }
 

@@ -181,22 +181,23 @@ def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Kind], conse: Co
     for number in (0, 99, len(kinds) - 1):
         assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].below
     assert int((above < len(kinds)).sum()) == sum(len(kind.below) for kind in kinds), "none is left out"
-    assert torch.equal(conse.above, above)
+    assert torch.equal(conse.hypernyms().of_class, above)
 
 
 def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Kind], conse: ConSE):
-    assert conse.kinds.shape == (len(kinds), 384)
-    torch.testing.assert_close(conse.kinds[::83], kind_embeddings(minilm_embedded(), kinds[::83]), rtol=0, atol=2e-4)
+    shipped = conse.hypernyms().embeddings
+    assert shipped.shape == (len(kinds), 384)
+    torch.testing.assert_close(shipped[::83], kind_embeddings(minilm_embedded(), kinds[::83]), rtol=0, atol=2e-4)
 
 
 def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):
     assert isinstance(conse, ImageEncoder)
-    assert (conse.name, conse.dim, conse.anchors.shape) == ("effnet-lite2-conse", 384, (1000, 384))
+    assert (conse.name, conse.dim, conse.class_embeddings.shape) == ("effnet-lite2-conse", 384, (1000, 384))
     for height, width in ((conse.stride * 5, conse.stride * 7), (100, 131)):
         tokens = conse(photo("coffee", height, width))
         assert tokens.shape == (1, 384, height // conse.stride, width // conse.stride)
         torch.testing.assert_close(tokens.norm(dim=1), torch.ones_like(tokens[:, 0]))
-    torch.testing.assert_close(conse.anchors.norm(dim=1), torch.ones(1000))
+    torch.testing.assert_close(conse.class_embeddings.norm(dim=1), torch.ones(1000))
     assert not any(module.training for module in conse.train().modules())
     assert not any(parameter.requires_grad for parameter in conse.parameters())
 
@@ -214,7 +215,7 @@ def test_conse_tokens_are_posteriors_times_anchors():
     logits = conse.logits(image * 2 - 1)
     best = logits[0, :, 1, 2].topk(5)
     weights = (best.values / 0.7).softmax(dim=0)
-    expected = F.normalize(weights @ conse.anchors[best.indices], dim=0)
+    expected = F.normalize(weights @ conse.class_embeddings[best.indices], dim=0)
     torch.testing.assert_close(conse(image)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -233,7 +234,7 @@ def test_posterior_tokens_divided_by_their_sum_are_the_softmax():
 def test_names_may_be_mixed_with_weights():
     variants = read_weights("imagenet_anchors.safetensors")
     expected = F.normalize(F.normalize(variants["first"], dim=1) + 3 * F.normalize(variants["photo"], dim=1), dim=1)
-    torch.testing.assert_close(ConSE(names="first+3*photo").anchors, expected)
+    torch.testing.assert_close(ConSE(names="first+3*photo").class_embeddings, expected)
     with pytest.raises(FusionerError, match=r"'first\+x\*photo'"):
         ConSE(names="first+x*photo")
 
@@ -264,7 +265,7 @@ def test_conse_speaks_the_language_of_labels(conse: ConSE, name: str, label: str
     text = minilm_embedded()(labels)
     tokens = conse(photo(name, 336, 336))[0]
     cosines = torch.einsum("dhw,kd->khw", tokens, text)
-    spread = torch.einsum("dhw,kd->khw", tokens, conse.anchors)
+    spread = torch.einsum("dhw,kd->khw", tokens, conse.class_embeddings)
     z = (cosines - spread.mean(dim=0)) / spread.std(dim=0)
     centre = z[:, z.shape[1] // 3 : -z.shape[1] // 3, z.shape[2] // 3 : -z.shape[2] // 3].mean(dim=(1, 2))
     assert centre.argmax() == 0

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.encoders.concat import EncoderList
+from fusioner.encoders.concat import ConcatEncoder
 from fusioner.encoders.registry import (
     IMAGE_ENCODERS,
     TEXT_ENCODERS,
-    available_models,
+    available_encoders,
     build_image_encoder,
     build_text_encoder,
     split_list,
@@ -27,7 +27,7 @@ Make = Callable[[str], tuple[Path, Any]]
 
 
 def test_the_names_are_all_there() -> None:
-    models = available_models()
+    models = available_encoders()
     assert models == {"image": list(IMAGE_ENCODERS), "text": list(TEXT_ENCODERS)}
     image = "clip-vit-b32 clip-vit-b16 clip-vit-l14 clip-vit-l14-336 clip-rn50 clip-rn101 dino-vit-s16 dino-vit-b16 "
     image += "dinov2-s dinov2-b dinov2-l dinov3-s dinov3-b dinov3-l mocov3-vit-s mocov3-vit-b mae-vit-b siglip2-b16 "
@@ -38,7 +38,7 @@ def test_the_names_are_all_there() -> None:
 
 
 def test_listing_the_names_loads_no_torch() -> None:
-    code = "import sys, fusioner; fusioner.available_models(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, fusioner; fusioner.available_encoders(); print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -109,7 +109,7 @@ def test_lists_split_at_names_only() -> None:
 
 
 @pytest.fixture
-def pair(image_model: Make, tmp_path: Path) -> EncoderList:
+def pair(image_model: Make, tmp_path: Path) -> ConcatEncoder:
     """Strides 8 and, from a ViT saved here, 16: grids of different sizes."""
     from transformers import ViTConfig, ViTModel
 
@@ -117,11 +117,11 @@ def pair(image_model: Make, tmp_path: Path) -> EncoderList:
     config = ViTConfig(hidden_size=20, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16)
     ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
     built = build_image_encoder(f"dinov2-s@{image_model('dinov2')[0]}+hf:{tmp_path}")
-    assert isinstance(built, EncoderList)
+    assert isinstance(built, ConcatEncoder)
     return built
 
 
-def test_a_list_is_its_parts_on_the_first_grid(pair: EncoderList) -> None:
+def test_a_list_is_its_parts_on_the_first_grid(pair: ConcatEncoder) -> None:
     first, second = (build_image_encoder(name) for name in pair.name.split("+"))
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     tokens = pair(images)
@@ -133,7 +133,7 @@ def test_a_list_is_its_parts_on_the_first_grid(pair: EncoderList) -> None:
     torch.testing.assert_close(tokens.norm(dim=1), torch.ones(2, 4, 6))
 
 
-def test_a_list_passes_its_normalisation_on(pair: EncoderList) -> None:
+def test_a_list_passes_its_normalisation_on(pair: ConcatEncoder) -> None:
     parts: Any = list(pair.encoders)
     parts[1].mean = (0.5, 0.5, 0.5)
     before = pair.fingerprint()
@@ -147,7 +147,7 @@ def test_a_list_passes_its_normalisation_on(pair: EncoderList) -> None:
 
 def test_an_empty_list_is_refused() -> None:
     with pytest.raises(FusionerError, match="at least one"):
-        EncoderList([])
+        ConcatEncoder([])
 
 
 class Parent(nn.Module):

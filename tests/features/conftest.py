@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.folder import folder
-from fusioner.encoders.base import Frozen
+from fusioner.encoders.base import FrozenImageEncoder
 
 # Red, green, blue: which channel is largest survives any colour jitter of the views.
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]], np.uint8)
 
 
-class CountingEncoder(Frozen):
+class CountingEncoder(FrozenImageEncoder):
     """Averages of `stride` x `stride` pixels, projected to 8 numbers; row by row, so that batches do not matter."""
 
     name, dim, stride = "counting", 8, 4

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fusioner.data.augment import Augmentation, AugmentConfig
 from fusioner.data.base import SegmentationData
-from fusioner.encoders.base import Frozen
+from fusioner.encoders.base import FrozenImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.features.fill import fill
@@ -17,7 +17,7 @@ from fusioner.features.fill import fill
 SIDE, VIEWS = 32, 5
 
 
-class Colours(Frozen):
+class Colours(FrozenImageEncoder):
     """An encoder whose token is the pixel's own colour."""
 
     name, dim, stride = "colours", 3, 1

@@ -9,7 +9,7 @@ def models() -> None:
 
         fusioner models
     """
-    from fusioner.encoders.registry import available_models
+    from fusioner.encoders.registry import available_encoders
 
-    for kind, names in available_models().items():
+    for kind, names in available_encoders().items():
         print(f"{kind} encoders", *names, sep="\n  ")

@@ -1,47 +1,76 @@
-"""What the rest of Fusioner knows about an encoder: two Protocols and the class that keeps one frozen.
+"""Encoder interfaces and the base classes of frozen encoders.
 
-Dimension letters used in this package: B images, H W pixels, Gh Gw token grid, D channels, N strings, K labels.
+Dimension letters: B images, H W pixels, Gh Gw token grid, D channels, N strings, K classes, C hypernyms.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from typing import Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+RGB = tuple[float, float, float]
+
+
+class Hypernyms(NamedTuple):
+    """WordNet hypernyms of an image encoder's classes.
+
+    Attributes:
+        embeddings: unit-length text embeddings of the hypernyms.
+        of_class: indices of each class's hypernyms, padded with C.
+    """
+
+    embeddings: Float[Tensor, "c d"]
+    of_class: Int[Tensor, "k depth"]
 
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """Frozen image encoder: RGB in, dense unit-length tokens out.
+    """Frozen image encoder: RGB to dense unit-length tokens.
 
     Attributes:
-        name: the zoo name it was built from; building that name again gives the same encoder.
+        name: registry name; building it again gives the same encoder.
         dim: token width D.
         stride: pixels per token, in both directions.
-        mean, std: per-channel normalisation (on RGB in [0, 1]); applied inside, and replaceable.
+        mean, std: per-channel normalisation of RGB in [0, 1]; applied by the encoder, assignable.
+        parts: the encoders whose tokens are concatenated; the encoder itself if there is only one.
+        text_aligned: whether tokens and the embeddings of the matching text encoder share a space.
+        class_embeddings: text embeddings of the D classes whose posterior a token is; None for other encoders.
     """
 
     name: str
     dim: int
     stride: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: RGB
+    std: RGB
+    text_aligned: bool
+    class_embeddings: Float[Tensor, "k d"] | None
+
+    @property
+    def parts(self) -> "Sequence[ImageEncoder]": ...
+
+    def hypernyms(self) -> Hypernyms | None:
+        """Load the hypernyms of the classes; None for encoders without classes."""
+        ...
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """RGB in [0, 1] of any size -> tokens of unit length along d, on a grid of h // stride by w // stride."""
+        """Encode RGB in [0, 1] of any size into tokens of unit length along d; gh = h // stride, gw = w // stride."""
         ...
 
     def fingerprint(self) -> str:
-        """Sha256 (hex) of the weights and the preprocessing: equal exactly when the tokens are."""
+        """Return the sha256 (hex) of weights and preprocessing; equal fingerprints mean equal tokens."""
         ...
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Frozen text encoder: strings in, one unit-length vector each out.
+    """Frozen text encoder: strings to unit-length vectors.
 
     Attributes:
-        name: the zoo name it was built from.
+        name: registry name.
         dim: vector width D.
     """
 
@@ -49,25 +78,49 @@ class TextEncoder(Protocol):
     dim: int
 
     def __call__(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Any number of strings -> (n, d), unit length, in the order given."""
+        """Encode any number of strings, in order."""
         ...
 
     def fingerprint(self) -> str:
-        """Sha256 (hex) of the weights and the tokenizer."""
+        """Return the sha256 (hex) of weights and tokenizer."""
         ...
 
 
 class Frozen(nn.Module):
-    """A module that never trains: no gradients, always in eval mode, also after `.train()` on its parent.
-
-    Subclasses call `freeze()` at the end of their `__init__`.
-    """
+    """Module without gradients that stays in eval mode; subclasses call `freeze()` at the end of `__init__`."""
 
     def freeze(self) -> Self:
-        """Turn gradients off for good and enter eval mode."""
+        """Disable gradients and enter eval mode."""
         self.requires_grad_(False)
         return self.train(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode whatever the caller asks: frozen BatchNorm and dropout must not wake up."""
+        """Stay in eval mode, also when a parent module enters training mode."""
         return super().train(False)
+
+
+class FrozenImageEncoder(Frozen):
+    """Defaults of `ImageEncoder` for an encoder that is neither concatenated nor related to text."""
+
+    text_aligned = False
+    class_embeddings: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("class_embeddings", None, persistent=False)  # no token depends on them
+
+    @property
+    def parts(self) -> Sequence[ImageEncoder]:
+        return (self,)  # type: ignore[return-value]
+
+    def hypernyms(self) -> Hypernyms | None:
+        return None
+
+
+def state_digest(module: nn.Module, settings: object) -> str:
+    """Return the sha256 (hex) of a module's tensors, in key order, and of JSON-able settings."""
+    total = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for key, tensor in sorted(module.state_dict().items()):
+        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()

@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.encoders.base import Frozen, ImageEncoder
-from fusioner.encoders.hub import state_digest
+from fusioner.encoders.base import FrozenImageEncoder, ImageEncoder, state_digest
 from fusioner.errors import FusionerError
 
 
-class EncoderList(Frozen):
+class ConcatEncoder(FrozenImageEncoder):
     """Tokens of several image encoders, resampled (bilinear) to the first one's grid and concatenated along d.
 
     Each encoder's tokens are of unit length before and after the resampling, so all weigh the same; the whole is
@@ -30,6 +29,10 @@ class EncoderList(Frozen):
         self.dim = sum(encoder.dim for encoder in encoders)
         self.stride = encoders[0].stride
         self.freeze()
+
+    @property
+    def parts(self) -> Sequence[ImageEncoder]:
+        return self._parts
 
     @property
     def mean(self) -> tuple[float, float, float]:

@@ -4,17 +4,16 @@ ConSE (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Emb
 here at every position of the image instead of once an image.
 """
 
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from fusioner.encoders.base import Hypernyms, state_digest
 from fusioner.encoders.bundled import read_weights, weights_file
 from fusioner.encoders.effnet import load_effnet
-from fusioner.encoders.hub import state_digest
 from fusioner.encoders.image import HALF, DenseEncoder
 from fusioner.encoders.imagenet_classes import kinds_above, parse_kinds
 from fusioner.errors import FusionerError
@@ -48,10 +47,10 @@ class Posteriors(DenseEncoder):
         name: the zoo name.
 
     Attributes:
-        anchors: (1000, 384), the unit MiniLM embeddings of the class names.
+        class_embeddings: (1000, 384), the unit MiniLM embeddings of the class names.
     """
 
-    anchors: Float[Tensor, "k d"]
+    class_embeddings: Float[Tensor, "k d"]
 
     def __init__(
         self,
@@ -70,20 +69,14 @@ class Posteriors(DenseEncoder):
         self.temperature, self.topk, self.output_stride, self.names = temperature, topk, output_stride, names
         self.centre = centre
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), output_stride)
-        self.register_buffer("anchors", _mixed_anchors(names, name), persistent=False)  # no posterior depends on them
+        self.class_embeddings = _mixed_anchors(names, name)
         self.freeze()
 
-    # Only a new network asks for these two; a trained one has them in its file.
-    @cached_property
-    def kinds(self) -> Float[Tensor, "h d"]:
-        """(860, 384), the unit MiniLM embeddings of the classes' WordNet hypernyms."""
-        return read_weights("imagenet_kinds.safetensors")["kinds"]
-
-    @cached_property
-    def above(self) -> Int[Tensor, "k depth"]:
-        """(1000, 19), the hypernyms of each class; 860 where it has no more."""
+    def hypernyms(self) -> Hypernyms:
+        """Load the classes' WordNet hypernyms: embeddings (860, 384), indices (1000, 19)."""
         kinds = parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
-        return kinds_above(kinds, len(self.anchors))
+        of_class = kinds_above(kinds, len(self.class_embeddings))
+        return Hypernyms(read_weights("imagenet_kinds.safetensors")["kinds"], of_class)
 
     def settings(self) -> dict[str, Any]:
         """What decides the tokens beside the weights and the normalisation."""
@@ -140,7 +133,7 @@ class ConSE(Posteriors):
     cosines of the thousand `anchors` (a z-score) before calling it high. Arguments and attributes are its parent's.
     """
 
-    speaks = True  # the tokens live in the text encoder's space
+    text_aligned = True  # the tokens live in the text encoder's space
 
     def __init__(
         self,
@@ -156,12 +149,12 @@ class ConSE(Posteriors):
 
     def settings(self) -> dict[str, Any]:
         """What decides the tokens beside the weights and the normalisation."""
-        anchors = torch.nn.ParameterDict({"anchors": self.anchors})
+        anchors = torch.nn.ParameterDict({"anchors": self.class_embeddings})
         return super().settings() | {"anchors": state_digest(anchors, self.names)}
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Posteriors times anchors."""
-        return torch.einsum("bkhw,kd->bdhw", super().tokens(pixels), self.anchors)
+        return torch.einsum("bkhw,kd->bdhw", super().tokens(pixels), self.class_embeddings)
 
 
 def _mixed_anchors(names: str, encoder: str) -> Float[Tensor, "k d"]:

@@ -1,6 +1,5 @@
 """From a hub id or a local folder to a checked transformers model: quiet, safetensors, every failure one sentence."""
 
-import hashlib
 import json
 import logging
 import os
@@ -12,13 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fusioner.encoders.base import RGB
 from fusioner.errors import FusionerError
 
-RGB = tuple[float, float, float]
 ALLOW_PICKLE = "FUSIONER_ALLOW_PICKLE"
 """Environment variable: "1" is the user's word that a repository's `pytorch_model.bin` may be read, weights only."""
 
@@ -179,15 +177,6 @@ def _check_complete(report: Mapping[str, Any], folder: Path, name: str) -> None:
 
 def _line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def state_digest(module: nn.Module, settings: object) -> str:
-    """Sha256 (hex) of every tensor in a module's state, in key order, and of JSON-able settings."""
-    total = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for key, tensor in sorted(module.state_dict().items()):
-        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
 
 
 def model_settings(config: PretrainedConfig) -> dict[str, Any]:

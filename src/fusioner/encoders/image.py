@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
-from fusioner.encoders.base import Frozen
+from fusioner.encoders.base import FrozenImageEncoder, state_digest
 from fusioner.encoders.hub import (
     RGB,
     load_pretrained,
@@ -23,7 +23,6 @@ from fusioner.encoders.hub import (
     model_settings,
     read_config,
     read_normalisation,
-    state_digest,
 )
 from fusioner.errors import FusionerError
 
@@ -32,7 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF: RGB = (0.5, 0.5, 0.5)
 
 
-class DenseEncoder(Frozen, ABC):
+class DenseEncoder(FrozenImageEncoder, ABC):
     """Base of the image adapters: resize, normalise, `tokens`, unit length.
 
     Attributes: see `fusioner.encoders.base.ImageEncoder`; assign `mean` and `std` to change the normalisation.
@@ -121,7 +120,7 @@ class ClipVision(PatchTransformer):
     so that what it says of itself is not mixed with what the class token gathers.
     """
 
-    speaks = True  # the tokens live in the text encoder's space
+    text_aligned = True  # the tokens live in the text encoder's space
 
     def __init__(
         self,

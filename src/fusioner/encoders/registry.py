@@ -126,7 +126,7 @@ TEXT_ENCODERS: dict[str, Builder] = {
 """Text encoders by name."""
 
 
-def available_models() -> dict[str, list[str]]:
+def available_encoders() -> dict[str, list[str]]:
     """The names that need no path: {"image": [...], "text": [...]}; the embedded ones first."""
     return {"image": list(IMAGE_ENCODERS), "text": list(TEXT_ENCODERS)}
 
@@ -139,9 +139,9 @@ def build_image_encoder(name: str) -> "ImageEncoder":
     builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
     if len(builders) == 1:
         return builders[0]()
-    from fusioner.encoders.concat import EncoderList
+    from fusioner.encoders.concat import ConcatEncoder
 
-    return cast("ImageEncoder", EncoderList([build() for build in builders]))
+    return cast("ImageEncoder", ConcatEncoder([build() for build in builders]))
 
 
 def build_text_encoder(name: str) -> "TextEncoder":

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel, SiglipTextModel
 
-from fusioner.encoders.base import Frozen
-from fusioner.encoders.hub import load_pretrained, locate, model_settings, quietly, read_config, state_digest
+from fusioner.encoders.base import Frozen, state_digest
+from fusioner.encoders.hub import load_pretrained, locate, model_settings, quietly, read_config
 from fusioner.errors import FusionerError
 
 BATCH = 64

@@ -21,7 +21,7 @@ from fusioner.errors import FusionerError
 class ClipResNet(DenseEncoder):
     """CLIP RN50 or RN101 as a frozen dense encoder; `model` is timm's `resnet50_clip` or its kin, with its pool."""
 
-    speaks = True  # the tokens live in the text encoder's space
+    text_aligned = True  # the tokens live in the text encoder's space
 
     def __init__(self, model: nn.Module, name: str) -> None:
         pool: Any = model.head

@@ -114,8 +114,7 @@ def build(segmenter: "Segmenter") -> Graphs:
 def _image_graph(segmenter: "Segmenter") -> tuple["ModelProto", int]:
     """The image part with free sides where that can be had, else with those of training alone."""
     encoder, side = segmenter.image_encoder, segmenter.card.resolution
-    parts = getattr(encoder, "_parts", (encoder,))
-    step = lcm(*(2 * part.stride for part in parts))  # even grids: a strided network pads them all alike
+    step = lcm(*(2 * part.stride for part in encoder.parts))  # even grids: a strided network pads them all alike
     part, batch = ImagePart(encoder), _dim("b", BATCH)
     if side % step == 0:
         try:

@@ -107,8 +107,7 @@ def build_network(
         FusionerError: sizes that do not go together.
     """
     config, anchors, aligned = _aligned(config, image, text)
-    last = _last(image)
-    kinds = getattr(last, "kinds", None) if config.kinds and config.similarity == "posterior" else None
+    hypernyms = image.parts[-1].hypernyms() if config.kinds and config.similarity == "posterior" else None
     shape = FusionerConfig(
         image_dim=image.dim - aligned,
         text_dim=text.dim,
@@ -128,7 +127,7 @@ def build_network(
         none_token=config.none_token,
         reference=config.reference if config.similarity != "none" else 0,
         direct=config.direct and config.similarity != "none",
-        kinds=len(kinds) if kinds is not None else 0,
+        kinds=len(hypernyms.embeddings) if hypernyms is not None else 0,
         affinity=config.affinity and config.similarity != "none",
         prompt_dropout=config.prompt_dropout,
         memory=names if config.memory and config.similarity == "posterior" else 0,
@@ -138,9 +137,9 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Fusioner(shape)
-    if kinds is not None:
+    if hypernyms is not None:
         reader: Any = model.similarity
-        reader.learn_kinds(kinds, last.above)
+        reader.learn_kinds(hypernyms.embeddings, hypernyms.of_class)
     if anchors is not None:
         model.get_buffer("similarity.anchors" if model.free is None else "free.anchors").copy_(anchors)
     return model
@@ -186,26 +185,21 @@ def _source(
     return LiveSource(part.data, image, config.resolution, Augmentation(recipe, part.data.ignore))
 
 
-def _last(image: ImageEncoder) -> Any:
-    """The encoder itself, or the last of a list."""
-    return getattr(image, "encoders", [image])[-1]
-
-
 def _aligned(
     config: TrainConfig, image: ImageEncoder, text: TextEncoder
 ) -> tuple[TrainConfig, Float[Tensor, "m d"] | None, int]:
     """The settings with the similarity that the method reads, and of the last encoder in the list its class names'
     embeddings, where they are read, and its width.
     """
-    last = _last(image)
-    anchors = getattr(last, "anchors", None)
+    last = image.parts[-1]
+    anchors = last.class_embeddings
     if config.method in ("lseg", "segmenter", "background"):  # all tokens are features to them
         config = replace(config, similarity="none", memory=False)
     elif config.method in TRAINING_FREE:
         fits = anchors is not None and tuple(anchors.shape) == (last.dim, text.dim)
         kind = "posterior" if fits else "cosine"
         config = replace(config, similarity=kind, kinds=False, affinity=False, memory=False, reference=0, direct=False)
-        if not fits and (last.dim != text.dim or not getattr(last, "speaks", False)):
+        if not fits and (last.dim != text.dim or not last.text_aligned):
             raise FusionerError(
                 f"--method {config.method} compares patches with words, for which {last.name} and {text.name} are not "
                 "made: name an aligned pair, as effnet-lite2 and minilm-embedded, or both of one CLIP"
