@@ -1,5 +1,6 @@
 """Writing is all or nothing, and the system's refusals are one sentence."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write, writable_folder
+from fusioner.io import FileLocks, atomic_write, writable_folder
 
 
 def test_the_file_appears_whole_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -131,3 +132,34 @@ def test_no_space_left_is_one_sentence_whoever_writes(full_disk: Path, writer: s
             write(beside)
     assert os.listdir(full_disk) == ["model.bin"]
     assert (full_disk / "model.bin").read_text() == "old"
+
+
+def test_a_failed_read_inside_is_not_blamed_on_the_target(tmp_path: Path) -> None:
+    with pytest.raises(FusionerError, match=r"^cannot read .*missing\.txt: No such file"):  # noqa: SIM117
+        with atomic_write(tmp_path / "a.txt") as temporary:
+            temporary.write_text((tmp_path / "missing.txt").read_text())
+    with pytest.raises(OSError, match=r"^broken picture$"):  # noqa: SIM117
+        with atomic_write(tmp_path / "a.txt"):
+            raise OSError("broken picture")
+    assert os.listdir(tmp_path) == []
+
+
+def test_locks_hold_between_processes_and_not_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fusioner.io import FileLocks\n"
+        "print([FileLocks(Path(sys.argv[1])).acquire(number) for number in (1, 2)])"
+    )
+    with FileLocks(tmp_path / "locks") as locks:
+        assert locks.acquire(1)
+        done = subprocess.run([sys.executable, "-c", code, tmp_path / "locks"], capture_output=True, text=True)
+        assert done.stdout == "[False, True]\n", done.stderr
+        locks.release(1)
+
+        def unsupported(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.lockf", unsupported)
+        assert locks.acquire(3)
+        locks.release(3)

@@ -1,4 +1,4 @@
-"""`python -m fusioner` is the `fusioner` command."""
+"""Run the `fusioner` command as `python -m fusioner`."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""The one exception a user meets: a sentence that says what is wrong, where, and how to mend it."""
+"""The exception for all errors that a user can cause and mend."""
 
 
 class FusionerError(Exception):
-    """Bad input, said in one sentence; the command line prints it without a traceback and exits with 2."""
+    """Bad input, explained in one sentence; the command line prints it without a traceback and exits with 2."""

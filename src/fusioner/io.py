@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one: write beside, then rename."""
+"""Atomic file writes (temporary file + rename) and advisory file locks."""
 
 import errno
 import os
@@ -9,8 +9,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from fusioner.errors import FusionerError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover (Windows)
+    fcntl = None
 
 _REASONS = {
     errno.ENOSPC: "there is no space left on the device: free some or choose another folder",
@@ -24,44 +30,40 @@ _REASONS = {
     errno.EISDIR: "there is a folder of that name",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
-_FULL_BELOW = 2**16  # bytes left on a device that count as none: writers other than Python's hide the errno
+_FULL_BELOW = 2**16  # free bytes below which a device counts as full: libraries that hide the errno leave no other hint
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a path beside `path` (same suffix) to write to; on success it is flushed to disk and renamed to `path`.
+    """Yield a temporary path in the same folder (same suffix); on success flush it to disk and rename it to `path`.
 
-    Missing parent folders are made. When anything goes wrong `path` is left as it was and nothing is left beside it.
+    Missing parent folders are made. On an error `path` is left as it was and the temporary file is removed.
 
     Raises:
-        FusionerError: the system refuses to write: no space, no permission, a file in the folder's place.
+        FusionerError: the file cannot be written (no space, no permission, a file in the folder's place), or another
+            file that the body reads cannot be read.
     """
     path = Path(path)
-    beside = path.with_name(f".part-{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".part-{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
-        mode = stat.S_IMODE(beside.stat().st_mode)
-        yield beside
-        beside.chmod(mode)  # safetensors leaves its files to their owner alone
-        _flush(beside)
-        os.replace(beside, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        yield temporary
+        temporary.chmod(mode)  # safetensors restricts its files to their owner
+        _flush(temporary)
+        os.replace(temporary, path)
     except FusionerError:
         raise
-    except Exception as error:  # safetensors and torch wrap the system's errors in their own
-        number = _hidden_errno(error, path.parent)
-        if number is None:
-            raise
-        raise cannot_write(path, OSError(number, os.strerror(number))) from error
+    except Exception as error:
+        raise _explain(error, path, temporary) from error
     finally:
         with suppress(OSError):  # where the folder itself could not be made
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def writable_folder(path: str | Path) -> Path:
-    """Make the folder where it is missing and prove, by writing a byte, that files can be made in it.
+    """Make the folder if it is missing and check, by writing a byte, that files can be created in it.
 
     Raises:
         FusionerError: they cannot.
@@ -80,12 +82,55 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def cannot_write(path: Path, error: OSError) -> FusionerError:
-    """The sentence for a failed write of `path`."""
+    """Return the error for a failed write of `path`."""
     return FusionerError(f"cannot write {path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}")
 
 
+def cannot_read(path: Path | str, error: OSError) -> FusionerError:
+    """Return the error for a failed read of `path`."""
+    return FusionerError(f"cannot read {path}: {error.strerror or error}")
+
+
+class FileLocks:
+    """Exclusive locks by number, held by one process at a time and released by the system when that process ends.
+
+    They are POSIX locks on single bytes of the file `path`; threads of one process share them.
+    On systems and network file systems without such locks every lock is granted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises FusionerError when the file cannot be opened for writing."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._handle)
+
+    def acquire(self, number: int) -> bool:
+        """Take a lock (0 to 2**62) if no other process holds it; return whether this process holds it now."""
+        if fcntl is None:
+            return True
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
+            return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return True
+
+    def release(self, number: int) -> None:
+        """Release a lock."""
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, number)
+
+
 def _flush(path: Path) -> None:
-    """Force a file's bytes to the disk, where delayed errors (quota, network disks) come to light."""
+    """Force a file's bytes to the disk, where delayed errors (quota, network disks) surface."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -93,11 +138,21 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def _explain(error: Exception, path: Path, temporary: Path) -> Exception:
+    """Return the FusionerError for an error inside `atomic_write`, or `error` itself when it is no failed write."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and number and error.filename is not None:
+        ours = {str(place) for place in (path, temporary, *path.parents)}
+        return cannot_write(path, error) if str(error.filename) in ours else cannot_read(error.filename, error)
+    number = number or _hidden_errno(error, path.parent)  # safetensors and torch wrap the system's errors
+    return cannot_write(path, OSError(number, os.strerror(number))) if number else error
+
+
 def _hidden_errno(error: Exception, folder: Path) -> int | None:
-    """The system's error number behind another library's exception, where its text or the full device tells it."""
-    named = re.search(r"os error (\d+)", str(error))  # how safetensors (Rust) says it
-    if named:
-        return int(named[1])
+    """Return the system's error number behind another library's exception, if its text or a full device reveals it."""
+    match = re.search(r"os error (\d+)", str(error))  # the wording of safetensors (Rust)
+    if match:
+        return int(match[1])
     try:
         return errno.ENOSPC if shutil.disk_usage(folder).free < _FULL_BELOW else None
     except OSError:

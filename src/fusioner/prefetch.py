@@ -1,4 +1,4 @@
-"""Work done by threads while the caller is busy with something else."""
+"""Run functions and iterators in threads ahead of their consumer."""
 
 import time
 from collections import deque
@@ -13,11 +13,11 @@ R = TypeVar("R")
 
 @contextmanager
 def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[Iterator[R]]:
-    """Gives `map(function, items)`, in the items' order, with up to `workers` results made ahead by as many threads.
+    """Yield the iterator `map(function, items)`, in order, computed by `workers` threads up to `workers` results ahead.
 
-    Items are taken in the caller's thread, one whenever a result is asked for and the threads have room, so no more
-    than `workers` + 1 are held. 0 workers: everything happens in the caller's thread. What `function` raises comes out
-    where its result would have come. Leaving the context waits for the items already taken.
+    Items are taken in the caller's thread, one per result requested while threads are free, so at most `workers` + 1
+    are held. With 0 workers everything runs in the caller's thread. Exceptions of `function` are raised in place of its
+    result. Leaving the context waits for the items already taken.
     """
     if not workers:
         yield map(function, items)
@@ -29,37 +29,37 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], workers: int) -> I
         pool.shutdown(wait=True)
 
 
-def _results(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], room: int) -> Iterator[R]:
-    waiting: deque[Future[R]] = deque()
+def _results(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], limit: int) -> Iterator[R]:
+    pending: deque[Future[R]] = deque()
     for item in items:
-        waiting.append(pool.submit(function, item))
-        while waiting and (len(waiting) > room or waiting[0].done()):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(function, item))
+        while pending and (len(pending) > limit or pending[0].done()):
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def taken_ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, none of them None, in the same order, up to `depth` made by a thread while the caller computes.
+    """Yield the same items (none of them None) in order, with up to `depth` of them computed ahead by a thread.
 
-    An error met on the way is raised where its item would have come. Closing waits for the item being made.
+    An exception of the iterator is raised in place of its item. Closing waits for the item being computed.
     """
     if depth == 0:
         yield from items
         return
     pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     try:
-        waiting: deque[Future[T | None]] = deque(pool.submit(next, items, None) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(pool.submit(next, items, None))
+        pending: deque[Future[T | None]] = deque(pool.submit(next, items, None) for _ in range(depth))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
             yield item
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def timed(items: Iterable[T]) -> Iterator[tuple[T, float]]:
-    """Each item with the seconds it was waited for."""
-    begun = time.monotonic()
+    """Yield each item with the seconds spent waiting for it."""
+    start = time.monotonic()
     for item in items:
-        yield item, time.monotonic() - begun
-        begun = time.monotonic()
+        yield item, time.monotonic() - start
+        start = time.monotonic()

@@ -1,9 +1,12 @@
 """The command line as a whole: quick to start, and every way out is clean."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,13 +111,49 @@ def test_errors_of_a_verb(
     assert capsys.readouterr().err == told
 
 
-def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ZeroDivisionError(),
+        OSError(errno.ENOLCK, "No locks available"),
+        ModuleNotFoundError("No module named 'fusioner.nowhere'", name="fusioner.nowhere"),
+    ],
+)
+def test_bugs_are_not_hidden(bug: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise ZeroDivisionError
+        raise bug
 
     monkeypatch.setattr("fusioner.cli.models.models", fail)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(bug)):
         main(["models"])
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("torch", "pip install torch"),
+        ("pyarrow.parquet", "pip install 'fusioner[batch]'"),
+        ("PIL", "pip install pillow"),
+    ],
+)
+def test_a_missing_package_is_one_line(
+    module: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    monkeypatch.setattr("fusioner.cli.models.models", fail)
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == f"error: this needs {module.partition('.')[0]}: {command}\n"
+
+
+def test_every_dependency_has_its_command() -> None:
+    """The tables of main.py name the modules of all dependencies that pyproject.toml declares."""
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    names = {re.split(r"[>\[]", text)[0].replace("-", "_") for text in project["dependencies"]}
+    modules = {"pillow": "PIL", "pyyaml": "yaml"}
+    assert {modules.get(name, name) for name in names} - {"cyclopts"} <= set(main_module.DEPENDENCIES)
+    assert set(main_module.EXTRAS.values()) <= set(project["optional-dependencies"])
 
 
 def test_models_lists_the_encoders(capsys: pytest.CaptureFixture[str]) -> None:

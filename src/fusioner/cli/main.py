@@ -1,4 +1,4 @@
-"""The `fusioner` command: verbs that are imported when they run, and one way out for every error."""
+"""The `fusioner` command: lazily imported verbs and one exit path for every error."""
 
 import os
 import sys
@@ -10,42 +10,64 @@ from cyclopts import App, CycloptsError
 from fusioner import __version__
 from fusioner.errors import FusionerError
 
-BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes: ours, then the shell's for SIGINT and SIGPIPE
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes; the last two as shells give for SIGINT and SIGPIPE
 
 VERBS = {
-    "predict": ("fusioner.cli.predict:predict", "Find what you name in pictures."),
-    "batch": ("fusioner.cli.batch:batch", "Find it in thousands to billions of pictures, each exactly once."),
-    "serve": ("fusioner.cli.serve:serve", "Serve a page and an HTTP API."),
+    "predict": ("fusioner.cli.predict:predict", "Segment pictures and videos by text labels."),
+    "batch": ("fusioner.cli.batch:batch", "Segment thousands to billions of pictures, each exactly once."),
+    "serve": ("fusioner.cli.serve:serve", "Serve a web page and an HTTP API."),
     "train": ("fusioner.cli.train:train", "Train the fusion network on a data set."),
-    "evaluate": ("fusioner.cli.evaluate:evaluate", "Measure a model on a data set."),
-    "compare": ("fusioner.cli.compare:compare", "Test whether two evaluations differ by more than chance."),
-    "sweep": ("fusioner.cli.sweep:sweep", "Train and evaluate many combinations; make a table."),
-    "data": ("fusioner.cli.data:app", "Look into a data set: count and check it, or make a contact sheet."),
-    "features": ("fusioner.cli.features:app", "Encode images once and keep the features."),
-    "export": ("fusioner.cli.export:export", "Write a model that answers without torch."),
-    "models": ("fusioner.cli.models:models", "List the encoders that can be named."),
+    "evaluate": ("fusioner.cli.evaluate:evaluate", "Evaluate a model on a data set."),
+    "compare": ("fusioner.cli.compare:compare", "Test whether two evaluations differ significantly."),
+    "sweep": ("fusioner.cli.sweep:sweep", "Train and evaluate many combinations of settings; print a table."),
+    "data": ("fusioner.cli.data:app", "Check a data set, make its contact sheet, prepare it."),
+    "features": ("fusioner.cli.features:app", "Encode images once and cache the features."),
+    "export": ("fusioner.cli.export:export", "Export a model to ONNX or OpenVINO."),
+    "models": ("fusioner.cli.models:models", "List the encoders."),
 }
-"""Verb -> where its function (or App of sub-verbs) lives, and its line in the overview, which imports none of them."""
+"""Verb -> where its function (or App of sub-verbs) is defined, and its line in the overview, which imports none."""
+
+EXTRAS = {
+    **dict.fromkeys(("fastapi", "uvicorn", "multipart", "python_multipart", "prometheus_client", "httpx"), "serve"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    **dict.fromkeys(("onnxruntime", "tokenizers"), "onnx"),
+    "av": "video",
+    "openvino": "openvino",
+    "pyarrow": "batch",
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+}
+"""Optional module -> the extra of fusioner that installs it."""
+DEPENDENCIES = {
+    "PIL": "pillow",
+    "lightning_fabric": "lightning-fabric",
+    "yaml": "pyyaml",
+    **{name: name for name in ("torch", "transformers", "huggingface_hub", "safetensors", "torchmetrics")},
+    **{name: name for name in ("numpy", "pycocotools", "rich", "jaxtyping")},
+}
+"""Required module -> its distribution, for installations made without dependencies."""
 
 
-def build(asked: str | None = None) -> App:
-    """The command line without running it; the verb `asked` for keeps its own, longer help with examples."""
+def build(requested: str | None = None) -> App:
+    """Return the command line without running it; the verb `requested` has its full help, the others one line."""
     app = App(
         name="fusioner",
         version=__version__,
-        help="Name things in words, get their masks: open-vocabulary segmentation.",
+        help="Open-vocabulary segmentation: name what you want, get its mask.",
         help_format="markdown",
         suppress_keyboard_interrupt=False,
     )
     for place, (verb, (home, line)) in enumerate(VERBS.items()):
-        app.command(home, name=verb, help=None if verb == asked else line, sort_key=place)
+        app.command(home, name=verb, help=None if verb == requested else line, sort_key=place)
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default: the process's own) -> exit code.
+    """Run the command line (default: the arguments of the process) and return its exit code.
 
-    0: done; 2: wrong arguments or bad input, said on stderr in one `error:` line; 130: interrupted.
+    0: success; 2: wrong arguments, bad input or a missing package, reported on stderr in one `error:` line;
+    130: interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a label in any language must not fail on a narrow terminal
@@ -61,25 +83,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except (FusionerError, CycloptsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(_missing_package(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        _mute()
+    except BrokenPipeError:  # the reader (head, less) has ended
+        _discard_stdout()
         return BROKEN_PIPE
     except OSError as error:
-        if error.filename is not None:  # a file's error should have become a FusionerError: a bug
+        if error.filename is not None or not _stdout_is_broken():  # a bug: the error lacks its sentence
             raise
-        _mute()
-        print(f"error: cannot write to the standard output: {error.strerror}", file=sys.stderr)
-        return BAD_INPUT
+        _discard_stdout()
+        return _fail(f"cannot write to the standard output: {error.strerror}")
     return code if isinstance(code, int) else 0
 
 
-def _mute() -> None:
-    """Send what stdout still holds nowhere, so that the interpreter's last flush does not complain."""
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """Return the sentence for a module that is not installed; raises `error` when it is none of ours (a bug)."""
+    module = (error.name or "").partition(".")[0]
+    if module in EXTRAS:
+        return f"this needs {module}: pip install 'fusioner[{EXTRAS[module]}]'"
+    if module in DEPENDENCIES:
+        return f"this needs {module}: pip install {DEPENDENCIES[module]}"
+    raise error
+
+
+def _stdout_is_broken() -> bool:
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _discard_stdout() -> None:
+    """Redirect stdout to nowhere, so that the interpreter's last flush does not complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
