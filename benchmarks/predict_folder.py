@@ -22,7 +22,7 @@ from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.cli.pieces import Asked
 from fusioner.cli.predict_runner import Run
 from fusioner.cli.progress import progress
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.loading import load_torch
 from fusioner.segmenter import Segmenter
 
@@ -42,7 +42,7 @@ def make_pictures(folder: Path, count: int) -> None:
 def seconds(segmenter: Segmenter, folder: Path, kinds: tuple[str, ...], workers: int) -> float:
     """Of one run over the folder into an empty one."""
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), progress() as work:
-        jobs = name_results(find_inputs([str(folder)])[0], Path(out), [KINDS[kind].ending for kind in kinds])
+        jobs = name_results(find_inputs([str(folder)])[0], Path(out), [FORMATS[kind].suffix for kind in kinds])
         run = Run(Asked(["cat", "person", "cup"], None, True, "fast", kinds), workers)
         start = time.perf_counter()
         run.segment(jobs, segmenter, 1, work.meter("segmenting", len(jobs)))

@@ -1,45 +1,96 @@
-"""The files a segmentation is kept in: what each kind is called, and who writes it."""
+"""Output formats of a segmentation: pictures, masks, and the annotation files of other tools.
 
-from collections.abc import Callable, Sequence
+To add a format, write its function and list it in `FORMATS`. Polygons run along pixel edges. Every annotation file
+holds the exact mask, but programs that read LabelMe and YOLO files paint outlines one pixel wider. Labels without
+pixels have no annotation. `docs/results.md` describes each format.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
+from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import UInt16
 from PIL import Image
 
-from fusioner import annotation_export as exports
+from fusioner.backend import ways
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
-from fusioner.palette import colours, hex_colour
+from fusioner.polygons import Polygon, join_holes
+from fusioner.postprocess import chunks
+from fusioner.visualization import colours, hex_colour
 
 if TYPE_CHECKING:
     from fusioner.segmentation import Segmentation
 
 
-class Kind(NamedTuple):
-    """One way to keep a segmentation.
+@dataclass(frozen=True)
+class Segment:
+    """One label of a segmentation: the values that the formats write."""
 
-    Attributes:
-        ending: of the file's name, after the stem.
-        media_type: what HTTP calls it.
-        write: (segmentation, open binary file) -> None.
-        text: what it is, for menus and help.
-    """
+    result: "Segmentation"
+    label: str
+    id: int
+    pixels: int
+    box: tuple[int, int, int, int]
 
-    ending: str
-    media_type: str
-    write: Callable[["Segmentation", BinaryIO], None]
-    text: str
+    @property
+    def color(self) -> str:
+        return hex_colour(self.id)
+
+    @property
+    def coverage(self) -> float:
+        return round(self.pixels / self.result.label_map.size, 6)
+
+    @property
+    def score(self) -> float:
+        return round(self.result.scores[self.label], 6)
+
+    @property
+    def polygons(self) -> list[Polygon]:
+        return self.result.polygons(self.label)
+
+    @property
+    def rle(self) -> dict[str, Any]:
+        """COCO's compressed run-length encoding: {"size": [height, width], "counts": str}."""
+        from pycocotools import mask
+
+        size = [self.result.height, self.result.width]
+        encoded: Any
+        if self.pixels:
+            encoded = mask.encode(np.asfortranarray(self.result.mask(self.label)).view(np.uint8))
+        else:
+            empty: Any = {"size": size, "counts": [self.result.label_map.size]}
+            encoded = mask.frPyObjects(empty, *size)
+        return {"size": size, "counts": encoded["counts"].decode("ascii")}
+
+
+def segments(result: "Segmentation") -> list[Segment]:
+    """Return all labels, in their order."""
+    return [
+        Segment(result, label, number, result.areas[label], result.boxes[label])
+        for number, label in enumerate(result.labels, start=1)
+    ]
+
+
+def found_segments(result: "Segmentation") -> list[Segment]:
+    """Return the labels that have pixels, largest first."""
+    by_label = {segment.label: segment for segment in segments(result)}
+    return [by_label[label] for label in result.found]
 
 
 def describe(result: "Segmentation") -> dict[str, Any]:
-    """All there is to tell as plain values: the image, how it was decided, and per label what was found.
+    """Return everything about a result as JSON values.
 
-    `rle` is COCO's compressed run-length encoding, as pycocotools reads it; `box` is [x, y, width, height]; of each
-    of the `polygons` the first ring is the outline and the others are holes, see `inference.polygons`.
+    `rle` is COCO's compressed run-length encoding, `box` is [x, y, width, height], and the first ring of each of the
+    `polygons` is the outline and the others are holes, see `fusioner.polygons`.
     """
     return {
         "image": result.name,
@@ -52,32 +103,32 @@ def describe(result: "Segmentation") -> dict[str, Any]:
         "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
         "segments": [
             {
-                "id": number,
-                "label": label,
-                "color": hex_colour(number),
-                "pixels": result.areas[label],
-                "coverage": round(result.coverage[label], 6),
-                "score": round(result.scores[label], 6),
-                "box": list(result.boxes[label]),
-                "rle": exports.run_lengths(result, label),
-                "polygons": [[ring.tolist() for ring in polygon] for polygon in result.polygons(label)],
+                "id": segment.id,
+                "label": segment.label,
+                "color": segment.color,
+                "pixels": segment.pixels,
+                "coverage": segment.coverage,
+                "score": segment.score,
+                "box": list(segment.box),
+                "rle": segment.rle,
+                "polygons": [[ring.tolist() for ring in polygon] for polygon in segment.polygons],
             }
-            for number, label in enumerate(result.labels, start=1)
+            for segment in segments(result)
         ],
     }
 
 
 def mask_bits(labels: int) -> int:
-    """Bits a pixel of the mask file: 8 (palette) up to 255 labels, 16 (grey) beyond."""
+    """Return the bits per pixel of the mask file: 8 (palette) up to 255 labels, else 16 (grey)."""
     return 8 if labels <= 255 else 16
 
 
 def mask_image(label_map: UInt16[np.ndarray, "h w"], labels: int) -> Image.Image:
-    """The label map as a Pillow image; in 8 bits with the overlay's colours as its palette."""
+    """Return the label map as a Pillow image; 8-bit maps have the overlay's colours as palette."""
     if mask_bits(labels) == 16:
         return Image.fromarray(label_map.astype(np.uint16))
     image = Image.fromarray(label_map.astype(np.uint8))
-    image.putpalette([value for one in colours(labels + 1) for value in one])
+    image.putpalette([value for colour in colours(labels + 1) for value in colour])
     return image
 
 
@@ -89,57 +140,217 @@ def _write_mask(result: "Segmentation", file: BinaryIO) -> None:
     mask_image(result.label_map, len(result.labels)).save(file, format="PNG")
 
 
-def _as_json(convert: Callable[["Segmentation"], dict[str, Any]]) -> Callable[["Segmentation", BinaryIO], None]:
-    return lambda result, file: exports.write_plain(convert(result), file)
+def _coco(result: "Segmentation") -> dict[str, Any]:
+    """COCO instances: one annotation per label, its number as category.
+
+    `segmentation` is the run-length encoding. `polygons` is an addition for programs that read polygons only: one flat
+    list [x1, y1, x2, y2, ...] per region, from which pycocotools makes the same mask.
+    """
+    return {
+        "info": {"description": "made with Fusioner"},
+        "images": [{"id": 1, "file_name": result.name, "width": result.width, "height": result.height}],
+        "categories": [{"id": i, "name": label} for i, label in enumerate(result.labels, start=1)],
+        "annotations": [
+            {
+                "id": segment.id,
+                "image_id": 1,
+                "category_id": segment.id,
+                "segmentation": segment.rle,
+                "polygons": [join_holes(polygon).ravel().tolist() for polygon in segment.polygons],
+                "bbox": list(segment.box),
+                "area": segment.pixels,
+                "iscrowd": 0,
+                "score": segment.score,
+            }
+            for segment in found_segments(result)
+        ],
+    }
 
 
-def _as_text(convert: Callable[["Segmentation"], str]) -> Callable[["Segmentation", BinaryIO], None]:
-    return lambda result, file: exports.write_text(convert(result), file)
+def _labelme(result: "Segmentation") -> dict[str, Any]:
+    """LabelMe: one polygon per region; the image is not embedded but referred to by name."""
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": [
+            {
+                "label": segment.label,
+                "points": join_holes(polygon).tolist(),
+                "group_id": None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+                "mask": None,
+            }
+            for segment in found_segments(result)
+            for polygon in segment.polygons
+        ],
+        "imagePath": result.name,
+        "imageData": None,
+        "imageHeight": result.height,
+        "imageWidth": result.width,
+    }
 
 
-KINDS: dict[str, Kind] = {
-    "overlay": Kind(".overlay.png", "image/png", _write_overlay, "the picture in colours, with a legend"),
-    "mask": Kind(".png", "image/png", _write_mask, "indexed mask: 0 background, i the i-th label"),
-    "json": Kind(".json", "application/json", _as_json(describe), "all there is to tell, as JSON"),
-    "coco": Kind(".coco.json", "application/json", _as_json(exports.coco), "COCO, run lengths and polygons"),
-    "labelme": Kind(".labelme.json", "application/json", _as_json(exports.labelme), "LabelMe polygons"),
-    "yolo": Kind(".yolo.txt", "text/plain", _as_text(exports.yolo), "YOLO (Ultralytics) polygons"),
-    "cvat": Kind(".cvat.xml", "application/xml", _as_text(exports.cvat), "CVAT for images 1.1, masks"),
-    "geojson": Kind(".geojson", "application/geo+json", _as_json(exports.geojson), "GeoJSON polygons, in pixels"),
-    "npz": Kind(".npz", "application/octet-stream", exports.write_npz, "NumPy: map, probabilities, labels"),
+def _yolo(result: "Segmentation") -> str:
+    """Ultralytics segmentation labels: one line per region, `class x1 y1 x2 y2 ...`; the first label is class 0."""
+    size = np.array([result.width, result.height])
+    lines = []
+    for segment in found_segments(result):
+        for polygon in segment.polygons:
+            points = (f"{value:.9g}" for value in (join_holes(polygon) / size).ravel())
+            lines.append(" ".join([str(segment.id - 1), *points]) + "\n")
+    return "".join(lines)
+
+
+def _cvat(result: "Segmentation") -> str:
+    """CVAT for images 1.1: one mask per label, as row-major run lengths within its box."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
+    for number, name in enumerate(result.labels, start=1):
+        label = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label, "name").text = _xml_text(name)
+        ElementTree.SubElement(label, "color").text = hex_colour(number)
+        ElementTree.SubElement(label, "type").text = "mask"
+    size = {"width": str(result.width), "height": str(result.height)}
+    image = ElementTree.SubElement(root, "image", {"id": "0", "name": _xml_text(result.name), **size})
+    for segment in found_segments(result):
+        left, top, width, height = segment.box
+        mask = result.label_map[top : top + height, left : left + width] == segment.id
+        changes = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=~mask[-1, -1]))
+        attributes = {
+            "label": _xml_text(segment.label),
+            "source": "auto",
+            "occluded": "0",
+            "z_order": "0",
+            "rle": ", ".join(map(str, np.diff(changes, prepend=0).tolist())),
+            "left": str(left),
+            "top": str(top),
+            "width": str(width),
+            "height": str(height),
+        }
+        ElementTree.SubElement(image, "mask", attributes)
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n"
+
+
+def _xml_text(text: str) -> str:
+    """Replace the characters that XML 1.0 forbids."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
+
+
+def _geojson(result: "Segmentation") -> dict[str, Any]:
+    """One feature per label, a MultiPolygon with holes; coordinates are pixels, x to the right and y down."""
+    features = []
+    for segment in found_segments(result):
+        rings = [[[*ring.tolist(), ring[0].tolist()] for ring in polygon] for polygon in segment.polygons]
+        properties = {
+            "label": segment.label,
+            "color": segment.color,
+            "area": segment.pixels,
+            "score": segment.score,
+        }
+        geometry = {"type": "MultiPolygon", "coordinates": rings}
+        features.append({"type": "Feature", "id": segment.id, "properties": properties, "geometry": geometry})
+    return {"type": "FeatureCollection", "features": features}
+
+
+def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
+    """`label_map` (H, W) uint16, `probabilities` (K, H, W) float16 and `labels`; no pickle.
+
+    Probabilities are written a few labels at a time to limit memory.
+    """
+    size = result.image.shape[:2]
+    planes = (ways(plane).half(plane) for chunk in chunks(result.logits, size) for plane in chunk)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        _write_array(archive, "label_map", np.uint16, size, iter([result.label_map]))
+        _write_array(archive, "probabilities", np.float16, (len(result.labels), *size), planes)
+        labels = np.array(result.labels)
+        _write_array(archive, "labels", labels.dtype, labels.shape, iter([labels]))
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple, parts: Iterator[np.ndarray]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        np.lib.format.write_array_header_1_0(entry, header)
+        for part in parts:
+            entry.write(np.ascontiguousarray(part).data)
+
+
+def _text(convert: Callable[["Segmentation"], str]) -> Callable[["Segmentation", BinaryIO], None]:
+    """Make a writer of UTF-8 text; characters of a file name that are not valid text become "?"."""
+
+    def write(result: "Segmentation", file: BinaryIO) -> None:
+        file.write(convert(result).encode("utf-8", "replace"))
+
+    return write
+
+
+def _json(convert: Callable[["Segmentation"], dict[str, Any]]) -> Callable[["Segmentation", BinaryIO], None]:
+    return _text(lambda result: json.dumps(convert(result), ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class Format:
+    """An output format.
+
+    Attributes:
+        suffix: of the file name, after the stem.
+        media_type: of HTTP responses.
+        write: writes a segmentation to an open binary file.
+        description: for menus and help.
+    """
+
+    suffix: str
+    media_type: str
+    write: Callable[["Segmentation", BinaryIO], None]
+    description: str
+
+
+FORMATS: dict[str, Format] = {
+    "overlay": Format(".overlay.png", "image/png", _write_overlay, "image with coloured masks and a legend"),
+    "mask": Format(".png", "image/png", _write_mask, "indexed mask: 0 background, i the i-th label"),
+    "json": Format(".json", "application/json", _json(describe), "all values of the result, as JSON"),
+    "coco": Format(".coco.json", "application/json", _json(_coco), "COCO, run lengths and polygons"),
+    "labelme": Format(".labelme.json", "application/json", _json(_labelme), "LabelMe polygons"),
+    "yolo": Format(".yolo.txt", "text/plain", _text(_yolo), "YOLO (Ultralytics) polygons"),
+    "cvat": Format(".cvat.xml", "application/xml", _text(_cvat), "CVAT for images 1.1, masks"),
+    "geojson": Format(".geojson", "application/geo+json", _json(_geojson), "GeoJSON polygons, in pixels"),
+    "npz": Format(".npz", "application/octet-stream", _write_npz, "NumPy: map, probabilities, labels"),
 }
-"""What `save` and `to_bytes` know."""
+"""Name -> output format of `save` and `to_bytes`."""
 
-DEFAULT_KINDS = ("overlay", "mask", "json")
+DEFAULT_FORMATS = ("overlay", "mask", "json")
 
 
 def save(
-    result: "Segmentation", folder: str | Path, stem: str = "image", kinds: Sequence[str] = DEFAULT_KINDS
+    result: "Segmentation", folder: str | Path, stem: str = "image", formats: Sequence[str] = DEFAULT_FORMATS
 ) -> dict[str, Path]:
-    """Write `<folder>/<stem><ending>` for each of `kinds` -> paths by kind; all of them or, on an error, none.
+    """Write `<folder>/<stem><suffix>` in each format and return the paths by format; on an error nothing is written.
 
     Raises:
-        FusionerError: the folder cannot be written to, `stem` is no file name, or a kind is unknown.
+        FusionerError: the folder cannot be written to, `stem` is no file name, or a format is unknown.
     """
     if not stem.strip(".") or Path(stem).name != stem:
         raise FusionerError(f"'{stem}' is no file name: give one without folders")
-    paths = {kind: Path(folder) / f"{stem}{find_kind(kind).ending}" for kind in kinds}
-    with ExitStack() as stack:  # files get their names only after the last of them is written
-        for kind, path in paths.items():
+    paths = {name: Path(folder) / f"{stem}{get_format(name).suffix}" for name in formats}
+    with ExitStack() as stack:  # all files are renamed into place after the last one is written
+        for name, path in paths.items():
             with stack.enter_context(atomic_write(path)).open("wb") as file:
-                KINDS[kind].write(result, file)
+                FORMATS[name].write(result, file)
     return paths
 
 
-def to_bytes(result: "Segmentation", kind: str) -> bytes:
-    """The content of the file that `save` would write; FusionerError when the kind is unknown."""
+def to_bytes(result: "Segmentation", format: str) -> bytes:
+    """Return the content of the file that `save` writes; FusionerError if the format is unknown."""
     stream = BytesIO()
-    find_kind(kind).write(result, stream)
+    get_format(format).write(result, stream)
     return stream.getvalue()
 
 
-def find_kind(name: str) -> Kind:
-    """The kind of that name; FusionerError when there is none."""
-    if name not in KINDS:
-        raise FusionerError(f"there is no format '{name}': choose from {', '.join(KINDS)}")
-    return KINDS[name]
+def get_format(name: str) -> Format:
+    """Return a format by name; FusionerError if it is unknown."""
+    if name not in FORMATS:
+        raise FusionerError(f"there is no format '{name}': choose from {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -1,4 +1,4 @@
-"""The answer: which pixel shows what, and how surely."""
+"""The result of segmenting one image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from PIL import Image
 
 from fusioner.backend import Array, to_numpy, ways
 from fusioner.errors import FusionerError
-from fusioner.polygons import Polygon, trace
+from fusioner.polygons import Polygon, trace_polygons
 from fusioner.postprocess import chunks, decide_bands, decide_logits
 
 
@@ -33,18 +33,19 @@ ONCE = Looks()
 
 @dataclass(eq=False)
 class Segmentation:
-    """One image, its labels, and the map of them.
+    """The label map of an image, with scores and logits.
 
     Attributes:
-        image: the photograph, upright RGB.
-        labels: what was asked for; the i-th (from 1) is `i` in `label_map`.
+        image: upright RGB.
+        labels: the labels; the i-th (from 1) is `i` in `label_map`.
         label_map: for every pixel the number of its label; 0 is background.
-        scores: label -> how sure it is as a whole: mean probability over the pixels it got; 0.0 where it got none.
-        threshold, background: how it was decided; without background every pixel has a label.
-        name: the image's file name, where it came from a file.
-        logits: the model's answer at its own resolution. Probabilities at full resolution are made from it when asked
-            for, a label at a time: all of 500 labels on a large photograph would fill the memory.
-        looks: how it was looked at.
+        scores: label -> mean probability over its pixels; 0.0 if it has none.
+        threshold: probability a pixel needs to take a label.
+        background: False if every pixel was given a label.
+        name: the image's file name, if it came from a file.
+        logits: at the network's resolution. Full-resolution probabilities are computed from them on access, a few
+            labels at a time, because all of them may not fit into memory.
+        looks: how the image was looked at.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -69,10 +70,10 @@ class Segmentation:
         name: str = "image",
         looks: Looks = ONCE,
     ) -> "Segmentation":
-        """Decide every pixel of `image` from logits of any resolution, one plane a label, on any device.
+        """Assign a label to every pixel of `image` from logits of any resolution.
 
         Raises:
-            FusionerError: the threshold is outside [0, 1].
+            FusionerError: the threshold is not in [0, 1].
         """
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
@@ -102,34 +103,32 @@ class Segmentation:
 
     @property
     def width(self) -> int:
-        """Of the image, px."""
         return self.image.shape[1]
 
     @property
     def height(self) -> int:
-        """Of the image, px."""
         return self.image.shape[0]
 
     @cached_property
     def areas(self) -> dict[str, int]:
-        """Label -> number of its pixels."""
+        """Label -> number of pixels."""
         counts = np.bincount(self.label_map.ravel(), minlength=len(self.labels) + 1)[1:]
         return dict(zip(self.labels, counts.tolist(), strict=True))
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Label -> its share of the image, 0..1."""
-        return {label: count / self.label_map.size for label, count in self.areas.items()}
+        """Label -> fraction of the image, 0..1."""
+        return {label: area / self.label_map.size for label, area in self.areas.items()}
 
     @property
     def found(self) -> dict[str, float]:
-        """Coverage of the labels that have a pixel, largest first."""
+        """Coverage of the labels that have pixels, largest first."""
         present = {label: share for label, share in self.coverage.items() if share}
         return dict(sorted(present.items(), key=lambda item: -item[1]))
 
     @cached_property
     def boxes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Label -> (x, y, width, height) around all its pixels, px; (0, 0, 0, 0) where it has none."""
+        """Label -> bounding box (x, y, width, height) in pixels; zeros if it has no pixels."""
         boxes: dict[str, tuple[int, int, int, int]] = dict.fromkeys(self.labels, (0, 0, 0, 0))
         for label in self.found:
             mask = self.mask(label)
@@ -138,32 +137,32 @@ class Segmentation:
         return boxes
 
     def number(self, label: str) -> int:
-        """What stands for `label` in the map, 1..K; FusionerError when it was not asked for."""
+        """Return the number of `label` in the map, 1..K; FusionerError if it is not one of the labels."""
         if label not in self.labels:
             raise FusionerError(f"'{label}' is not among the labels: {', '.join(self.labels)}")
         return self.labels.index(label) + 1
 
     def mask(self, label: str) -> Bool[np.ndarray, "h w"]:
-        """Where `label` is; FusionerError when it was not asked for."""
+        """Return the mask of `label`; FusionerError if it is not one of the labels."""
         return self.label_map == self.number(label)
 
     def polygons(self, label: str) -> list[Polygon]:
-        """The outlines of the label's regions along pixel edges, each with its holes; see `inference.polygons`."""
+        """Return the outlines of the label's regions along pixel edges with their holes, see `fusioner.polygons`."""
         number = self.number(label)
         x, y, width, height = self.boxes[label]
-        inside = self.label_map[y : y + height, x : x + width] == number
-        return [[ring + np.array([x, y]) for ring in polygon] for polygon in trace(inside)]
+        mask = self.label_map[y : y + height, x : x + width] == number
+        return [[ring + np.array([x, y]) for ring in polygon] for polygon in trace_polygons(mask)]
 
     def cutout(self, label: str, *, soft: bool = False, crop: bool = True) -> Image.Image:
-        """The label's pixels alone, as RGBA.
+        """Return the label's pixels as RGBA.
 
         Args:
             label: one of `labels`.
-            soft: the label's probability as alpha, instead of all or nothing.
-            crop: to the label's box; False keeps the image's size.
+            soft: use the label's probability as alpha instead of its mask.
+            crop: crop to the label's box instead of keeping the image's size.
 
         Raises:
-            FusionerError: the label was not asked for, or has no pixel.
+            FusionerError: the label is unknown or has no pixels.
         """
         alpha = self.probability(label) if soft else self.mask(label)
         x, y, width, height = self.boxes[label]
@@ -173,52 +172,50 @@ class Segmentation:
         return Image.fromarray(rgba[y : y + height, x : x + width] if crop else rgba)
 
     def probability(self, label: str) -> Float16[np.ndarray, "h w"]:
-        """How surely every pixel shows `label`, 0..1; FusionerError when it was not asked for."""
+        """Return the probability of `label` at every pixel; FusionerError if it is not one of the labels."""
         number = self.number(label)
         return ways(self.logits).half(next(chunks(self.logits[number - 1 : number], self.image.shape[:2]))[0])
 
     @cached_property
     def confidence(self) -> Float16[np.ndarray, "h w"]:
-        """How sure the decision is at every pixel, 0..1: its label's probability, or 1 - that of the likeliest label
-        where background won. (Per label, see `scores`.)
-        """
+        """Confidence of the decision at every pixel: the label's probability, or 1 - the largest one for background."""
         _, best = decide_logits(self.logits, self.image.shape[:2], background=False)
         best = to_numpy(best)
         return np.where(self.label_map, best, 1 - best).astype(np.float16)
 
     @property
     def probabilities(self) -> Float16[np.ndarray, "k h w"]:
-        """All labels at full resolution: 2 bytes a label and pixel, made anew at each use."""
-        full = np.empty((len(self.labels), *self.image.shape[:2]), np.float16)
+        """Probabilities of all labels at full resolution, recomputed on each access: 2 bytes per label and pixel."""
+        result = np.empty((len(self.labels), *self.image.shape[:2]), np.float16)
         start = 0
-        for some in chunks(self.logits, self.image.shape[:2]):
-            full[start : start + len(some)] = ways(some).half(some)
-            start += len(some)
-        return full
+        for chunk in chunks(self.logits, self.image.shape[:2]):
+            result[start : start + len(chunk)] = ways(chunk).half(chunk)
+            start += len(chunk)
+        return result
 
     def overlay(self, *, opacity: float = 0.45, legend: bool = True) -> Image.Image:
-        """The photograph under translucent colours with outlines, and below it a legend of names and coverage."""
+        """Draw the masks in colour over the image, and a legend of names and coverage below it."""
         from fusioner.visualization import overlay
 
-        return overlay(self, opacity=opacity, legend=legend)
+        return overlay(self.image, self.label_map, self.labels, opacity=opacity, legend=legend)
 
     def save(
-        self, folder: str | Path, stem: str = "image", kinds: Sequence[str] = ("overlay", "mask", "json")
+        self, folder: str | Path, stem: str = "image", formats: Sequence[str] = ("overlay", "mask", "json")
     ) -> dict[str, Path]:
-        """Write `<stem><ending>` for each of `kinds`, keys of `inference.formats.KINDS` -> their paths by kind.
+        """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`), return paths by format.
 
-        By default `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. All of them or, when one cannot
-        be written, none; files of those names are replaced.
+        The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. Existing files are
+        replaced; if one file cannot be written, none is.
 
         Raises:
-            FusionerError: the folder cannot be written to, `stem` is no file name, or a kind is unknown.
+            FusionerError: the folder cannot be written to, `stem` is no file name, or a format is unknown.
         """
         from fusioner.formats import save
 
-        return save(self, folder, stem, kinds)
+        return save(self, folder, stem, formats)
 
-    def to_bytes(self, kind: str) -> bytes:
-        """The content of the file that `save` writes for that kind; FusionerError when it is unknown."""
+    def to_bytes(self, format: str) -> bytes:
+        """Return the content of the file that `save` writes; FusionerError if the format is unknown."""
         from fusioner.formats import to_bytes
 
-        return to_bytes(self, kind)
+        return to_bytes(self, format)

@@ -19,7 +19,7 @@ from fusioner.encoded_image import EncodedImage
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
-from fusioner.image import resize, squash
+from fusioner.image import resize, resize_square
 from fusioner.model.checkpoint import load_model
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.metadata import ModelCard
@@ -127,7 +127,7 @@ class Segmenter(BaseSegmenter):
             yield
 
     def _squash(self, rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
-        return squash(rgb, side)
+        return resize_square(rgb, side)
 
     def _pixels(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "1 3 h2 w2"]:
         return resize(from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)[None], size)

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from fusioner import contact_sheet as contact
+from fusioner import visualization
 from fusioner.cli.main import main
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.segmenter import Segmenter
 
 Predict = Callable[..., tuple[int, str, str]]
@@ -45,9 +45,9 @@ def tree(photos: Path, tmp_path: Path) -> Path:
 
 
 def test_every_format_alone_and_together(tiny_predict: Predict, photos: Path) -> None:
-    code, _, err = tiny_predict(photos / "chelsea.jpg", "--format", ", ".join(KINDS))
+    code, _, err = tiny_predict(photos / "chelsea.jpg", "--format", ", ".join(FORMATS))
     assert (code, err) == (0, "")
-    assert set(os.listdir("out")) == {f"chelsea{kind.ending}" for kind in KINDS.values()}
+    assert set(os.listdir("out")) == {f"chelsea{kind.suffix}" for kind in FORMATS.values()}
     together = files()
     assert tiny_predict(photos / "chelsea.jpg", "--format", "coco,mask", "--out", "two")[1].startswith(
         f"{photos}/chelsea.jpg: "
@@ -59,11 +59,11 @@ def test_help_and_the_error_name_every_format(tiny_predict: Predict, capsys: pyt
     assert tiny_predict("a.jpg", "--format", "mask,psd") == (
         2,
         "",
-        f"error: there is no format 'psd': choose from {', '.join(KINDS)}\n",
+        f"error: there is no format 'psd': choose from {', '.join(FORMATS)}\n",
     )
     main(["predict", "--help"])
     shown = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
-    assert ", ".join(KINDS) in shown
+    assert ", ".join(FORMATS) in shown
 
 
 def test_folders_inside_folders(tiny_predict: Predict, tree: Path) -> None:
@@ -90,7 +90,7 @@ def test_threads_change_nothing_but_the_time(tiny_predict: Predict, photos: Path
     runs = {workers: tiny_predict(folder, "--workers", workers, "--out", f"by{workers}") for workers in (0, 1, 4)}
     lines = {run[1].replace(f"by{workers}", "out") for workers, run in runs.items()}
     assert len(lines) == 1, "the same lines in the same order"
-    assert all(code == 2 and re.fullmatch(r"error: \S+/4\.png is damaged .*\n", err) for code, _, err in runs.values())
+    assert all(code == 2 and re.fullmatch(r"error: \S+/4\.png is corrupt .*\n", err) for code, _, err in runs.values())
     assert files("by0") == files("by1") == files("by4")
     assert len(files("by0")) == 8 * 3
 
@@ -163,15 +163,16 @@ def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.M
     code, out, _ = tiny_predict(tree, "--recursive", "--no-background", "--contact-sheet", "sheet.png")
     assert code == 0
     assert out.endswith("; wrote sheet.png\n")
+    width = visualization.THUMBNAIL_WIDTH
     with Image.open("sheet.png") as sheet:
         page = np.asarray(sheet).astype(int)
-        assert sheet.width == 3 * contact.WIDTH + 4 * (contact.WIDTH // 20)
-        cell = Image.fromarray(np.asarray(sheet)).crop((14, sheet.height - 260, 14 + contact.WIDTH, sheet.height))
+        assert sheet.width == 3 * width + 4 * (width // 20)
+        cell = Image.fromarray(np.asarray(sheet)).crop((14, sheet.height - 260, 14 + width, sheet.height))
     coloured = (page.max(axis=2) - page.min(axis=2)) > 40
     assert coloured[:50].any(), "the legend's chips"
     assert coloured[-300:].mean() > 0.2, "pictures in the labels' colours"
     assert np.asarray(cell).std() > 20
-    monkeypatch.setattr(contact, "PAGE", 2)
+    monkeypatch.setattr(visualization, "THUMBNAILS_PER_PAGE", 2)
     tiny_predict(tree, "--recursive", "--contact-sheet", "two/page.jpg")
     assert sorted(os.listdir("two")) == ["page-2.jpg", "page.jpg"]
 
@@ -179,7 +180,7 @@ def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--contact-sheet", "sheet.pdf"], "a contact sheet's name ends in .png or .jpg, not as 'sheet.pdf'"),
+        (["--contact-sheet", "sheet.pdf"], "a contact sheet's name must end in .png or .jpg, not 'sheet.pdf'"),
         (["--contact-sheet", "out/cat.overlay.png"], "would replace a picture or a result"),
         (["--contact-sheet", "tree/../tree/cat.jpg"], "would replace a picture or a result"),
         (["--csv", "cat.json"], "a summary's name ends in .csv, not as 'cat.json'"),

@@ -22,7 +22,7 @@ from fusioner.features.dataset import LiveSource
 from fusioner.features.fill import fill
 from fusioner.features.shard import read_manifest, remove_shard, shard_names
 from fusioner.features.space import PREPROCESSING, VIEWS, Space, default_folder
-from fusioner.image import squash
+from fusioner.image import resize_square
 
 SIDE = 32
 
@@ -98,7 +98,7 @@ def test_the_pixels_are_still_those_the_key_names():
     # By at most 1: processors round differently.
     np.testing.assert_allclose([one[[5, 20], [7, 30]].astype(int) for one in seen], expected, rtol=0, atol=1)
     assert VIEWS.endswith(", 1")
-    small = squash(rgb, 16)[:, [3, 11], [2, 9]] * 255
+    small = resize_square(rgb, 16)[:, [3, 11], [2, 9]] * 255
     np.testing.assert_allclose(small, [[62, 231], [102, 19], [143, 58]], rtol=0, atol=1)
     assert PREPROCESSING.endswith(", 1")
 

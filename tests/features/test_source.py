@@ -114,7 +114,7 @@ def test_a_view_that_was_not_built_is_named(data, encoder, tmp_path: Path):
 def test_live_encoding_names_a_broken_picture_and_a_mask_of_another_size(data, encoder):
     live, (first, second, *_) = LiveSource(data, encoder, SIDE), data.items
     first.image.write_bytes(first.image.read_bytes()[:100])
-    with pytest.raises(FusionerError, match=r"0\.png is damaged"):
+    with pytest.raises(FusionerError, match=r"0\.png is corrupt"):
         live.tokens(first, 0)
     Image.new("L", (5, 7)).save(second.mask)
     with pytest.raises(FusionerError, match=r"1\.png is 5x7 pixels"):

@@ -18,8 +18,8 @@ from scipy.ndimage import binary_dilation, label
 from skimage.draw import polygon as inside
 
 from fusioner.errors import FusionerError
-from fusioner.formats import KINDS
-from fusioner.polygons import joined, trace
+from fusioner.formats import FORMATS
+from fusioner.polygons import join_holes, trace_polygons
 from fusioner.segmentation import Segmentation
 
 LABELS = ("cat", "sofa & <chair>", "dog")
@@ -56,14 +56,14 @@ def even_odd(rings: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 @given(MASKS)
 @settings(deadline=None)
 def test_traced_masks_filled_are_the_masks(mask: np.ndarray) -> None:
-    polygons = trace(mask)
+    polygons = trace_polygons(mask)
     regions: Any = label(mask)  # 4-connected
     assert len(polygons) == regions[1]
     filled = np.zeros(mask.shape, bool)
     for polygon in polygons:
         own = even_odd(polygon, mask.shape)
         assert not (filled & own).any()
-        assert np.array_equal(own, even_odd([joined(polygon)], mask.shape))
+        assert np.array_equal(own, even_odd([join_holes(polygon)], mask.shape))
         filled |= own
         for ring in polygon:
             assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # no corner twice
@@ -157,9 +157,9 @@ def test_npz_reads_back_everything(result: Segmentation, tmp_path: Path) -> None
 
 
 def test_every_kind_is_the_same_in_a_file_and_in_memory(result: Segmentation, tmp_path: Path) -> None:
-    paths = result.save(tmp_path, "photo", list(KINDS))
+    paths = result.save(tmp_path, "photo", list(FORMATS))
     assert {kind: path.name for kind, path in paths.items()} == {
-        kind: f"photo{one.ending}" for kind, one in KINDS.items()
+        kind: f"photo{one.suffix}" for kind, one in FORMATS.items()
     }
     for kind, path in paths.items():
         if kind != "npz":  # a zip holds the time

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from skimage import data
 
 from fusioner.errors import FusionerError
-from fusioner.image import MAX_PIXELS, image_suffixes, read_image, resize, to_tensor
+from fusioner.image import MAX_PIXELS, image_suffixes, read_image, resize
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_missing_empty_folder_and_text_files(tmp_path: Path) -> None:
     for name, reason in [
         ("none.jpg", "there is no image .*none.jpg"),
         ("empty.png", r"empty.png is empty \(0 bytes\)"),
-        ("text.jpg", "text.jpg is damaged or not an image"),
+        ("text.jpg", "text.jpg is corrupt or not an image"),
         ("", "is a folder, not an image"),
         ("a\0b.jpg", "cannot read image|there is no image"),
         ("x" * 300, "cannot read image|there is no image"),
@@ -282,7 +282,7 @@ def test_a_file_cut_short_is_one_sentence(kind: str, share: float, tmp_path: Pat
     raw = encoded(Image.fromarray(data.chelsea()), kind)
     path = tmp_path / "cut"
     path.write_bytes(raw[: int(len(raw) * share)])
-    with pytest.raises(FusionerError, match=f"{path} is damaged"):
+    with pytest.raises(FusionerError, match=f"{path} is corrupt"):
         read_image(path)
 
 
@@ -336,7 +336,7 @@ def test_pillows_own_warning_does_not_leak() -> None:
     cut = bomb_png(10_000, 10_000)[:60]
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(cut))
-    with pytest.raises(FusionerError, match="cut short"):  # the header passed, the pixels were not there
+    with pytest.raises(FusionerError, match="truncated"):  # the header passed, the pixels were not there
         read_image(cut)
 
 
@@ -345,11 +345,8 @@ def test_suffixes() -> None:
     assert not {".eps", ".psd", ".txt", ".json"} & image_suffixes()
 
 
-def test_to_tensor_and_resize(photo: np.ndarray) -> None:
-    tensor = to_tensor(photo)
-    assert tensor.shape == (3, 60, 90)
-    assert tensor.dtype == torch.float32
-    assert tensor[1, 5, 7] == photo[5, 7, 1] / np.float32(255)
+def test_resize(photo: np.ndarray) -> None:
+    tensor = torch.tensor(photo).permute(2, 0, 1).float() / 255
     assert resize(tensor, (60, 90)) is tensor
     assert resize(tensor, (30, 20)).shape == (3, 30, 20)
     batch = torch.stack([tensor, 1 - tensor])

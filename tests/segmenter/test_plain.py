@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusioner import backend_numpy as plain
-from fusioner.image import resize, squash
+from fusioner.image import resize, resize_square
 from fusioner.postprocess import chunks, decide, decide_logits, upsample
 from fusioner.segmentation import Segmentation
 from fusioner.sliding_window import Canvas, WindowGrid
@@ -55,7 +55,7 @@ def test_sigmoid_of_large_numbers(values: list[float]) -> None:
 
 def test_shrinks_pictures_as_torch_does() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (93, 140, 3), np.uint8)
-    assert np.abs(plain.squash(rgb, 48) - squash(rgb, 48).numpy()).max() <= 1.01 / 255
+    assert np.abs(plain.squash(rgb, 48) - resize_square(rgb, 48).numpy()).max() <= 1.01 / 255
     planes = numbers(2, 60, 80)
     assert np.allclose(plain.shrink(planes.numpy(), (20, 31)), resize(planes, (20, 31)).numpy(), atol=1e-4)
 

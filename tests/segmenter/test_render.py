@@ -8,10 +8,18 @@ import torch
 from PIL import Image
 from skimage import data
 
-from fusioner.legend import PAPER, Entry, legend, share_text
-from fusioner.palette import colour, colours
 from fusioner.segmentation import Segmentation
-from fusioner.visualization import LEAST, MOST, overlay, paint
+from fusioner.visualization import (
+    MAX_SIDE,
+    MIN_SIDE,
+    PAPER,
+    LegendEntry,
+    colour,
+    colours,
+    draw_legend,
+    draw_masks,
+    format_coverage,
+)
 
 # Colour blindness in linear RGB: Machado, Oliveira, Fernandes 2009, severity 1.
 SIGHTS = {
@@ -63,7 +71,7 @@ def test_colours_lie_where_the_labels_are() -> None:
     image = np.full((400, 600, 3), 100, np.uint8)
     left, right = np.zeros((400, 600), bool), np.zeros((400, 600), bool)
     left[:, :200], right[:, 400:] = True, True
-    painted = np.asarray(overlay(by_mask(image, {"one": left, "two": right}), opacity=0.5, legend=False))
+    painted = np.asarray(by_mask(image, {"one": left, "two": right}).overlay(opacity=0.5, legend=False))
     assert painted.shape == image.shape
     assert np.abs(painted[200, 100].astype(int) - (100 + np.array(colour(1))) / 2).max() <= 1
     assert np.abs(painted[200, 500].astype(int) - (100 + np.array(colour(2))) / 2).max() <= 1
@@ -76,19 +84,19 @@ def test_colours_lie_where_the_labels_are() -> None:
 def test_no_background_and_nothing_found_leave_the_photograph_bright() -> None:
     image = data.astronaut()
     nothing = by_mask(image, {"dog": np.zeros(image.shape[:2], bool)})
-    assert np.array_equal(np.asarray(overlay(nothing, legend=False)), image)
-    everything = np.asarray(overlay(by_mask(image, {"all": np.ones(image.shape[:2], bool)}), legend=False))
+    assert np.array_equal(np.asarray(nothing.overlay(legend=False)), image)
+    everything = np.asarray(by_mask(image, {"all": np.ones(image.shape[:2], bool)}).overlay(legend=False))
     assert np.abs(everything - (image + 0.45 * (np.array(colour(1)) - image.astype(float)))).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (24, 32), (1, 500), (500, 1), (3000, 200), (1300, 2600)])
 def test_any_size(shape: tuple[int, int]) -> None:
     image = np.zeros((*shape, 3), np.uint8)
-    picture = overlay(Segmentation.from_logits(image, ["cat", "dog"], torch.randn(2, 8, 8)))
-    assert LEAST <= picture.width <= MOST
-    assert picture.height < MOST * 1.6
-    plain = overlay(Segmentation.from_logits(image, ["cat"], torch.randn(1, 8, 8)), legend=False)
-    assert LEAST <= max(plain.size) <= MOST
+    picture = Segmentation.from_logits(image, ["cat", "dog"], torch.randn(2, 8, 8)).overlay()
+    assert MIN_SIDE <= picture.width <= MAX_SIDE
+    assert picture.height < MAX_SIDE * 1.6
+    plain = Segmentation.from_logits(image, ["cat"], torch.randn(1, 8, 8)).overlay(legend=False)
+    assert MIN_SIDE <= max(plain.size) <= MAX_SIDE
     ratio = max(plain.size) / max(shape)
     assert plain.size == (max(1, round(shape[1] * ratio)), max(1, round(shape[0] * ratio)))
 
@@ -97,7 +105,7 @@ def test_the_legend_lists_labels_by_size_in_their_colours() -> None:
     image = data.astronaut()
     masks = {name: np.zeros(image.shape[:2], bool) for name in ("small", "large", "none")}
     masks["small"][:50, :50], masks["large"][100:] = True, True
-    page = np.asarray(overlay(by_mask(image, masks)))
+    page = np.asarray(by_mask(image, masks).overlay())
     strip = page[512:]
     places = [np.argwhere((strip == colour(number)).all(-1)) for number in (1, 2, 3)]
     assert places[1][:, 1].min() < places[0][:, 1].min() < places[2][:, 1].min()  # large, small, none
@@ -106,16 +114,16 @@ def test_the_legend_lists_labels_by_size_in_their_colours() -> None:
 
 
 def test_legend_of_five_hundred_labels_ends_with_a_count() -> None:
-    entries = [Entry(number, f"thing {number}", colour(number), 0.002) for number in range(1, 501)]
-    strip = legend(entries, 512, most=200)
+    entries = [LegendEntry(number, f"thing {number}", 0.002) for number in range(1, 501)]
+    strip = draw_legend(entries, 512, max_height=200)
     assert strip.width == 512
     assert strip.height <= 220
 
 
 def test_a_long_list_of_what_is_not_there_takes_two_rows() -> None:
-    found = [Entry(number, f"thing {number}", colour(number), 0.2) for number in range(1, 40)]
-    missing = [Entry(number, f"thing {number}", colour(number), 0.0) for number in range(41, 80)]
-    rows = [(legend(some, 512, most=400).height - 12) // 21 for some in (found, missing, [*found, *missing])]
+    found = [LegendEntry(number, f"thing {number}", 0.2) for number in range(1, 40)]
+    missing = [LegendEntry(number, f"thing {number}", 0.0) for number in range(41, 80)]
+    rows = [(draw_legend(some, 512, max_height=400).height - 12) // 21 for some in (found, missing, [*found, *missing])]
     assert rows[0] > 5
     assert rows[1] == 2
     assert rows[0] < rows[2] <= rows[0] + 2
@@ -125,22 +133,27 @@ def test_a_long_list_of_what_is_not_there_takes_two_rows() -> None:
     "name", ["кошка", "猫とソファ", "قطة", "🐈‍⬛", "a\u0301", "\u0000", "\ud800", "x" * 500, "Đường", "हिन्दी", "\u202e"]
 )
 def test_any_name_can_be_drawn(name: str) -> None:
-    strip = legend([Entry(7, name, colour(7), 0.5), Entry(8, "cat", colour(8), 0.0)], 400, most=200)
+    strip = draw_legend([LegendEntry(7, name, 0.5), LegendEntry(8, "cat", 0.0)], 400, max_height=200)
     assert np.asarray(strip).min() < 100  # something is written
     assert strip.width == 400
 
 
 def test_letters_no_font_has_become_the_number() -> None:
-    private = legend([Entry(7, "\ue0ff\ue0fe", colour(7), 0.5)], 400, most=200)
-    numbered = legend([Entry(7, "label 7", colour(7), 0.5)], 400, most=200)
+    private = draw_legend([LegendEntry(7, "\ue0ff\ue0fe", 0.5)], 400, max_height=200)
+    numbered = draw_legend([LegendEntry(7, "label 7", 0.5)], 400, max_height=200)
     assert np.array_equal(np.asarray(private), np.asarray(numbered))
 
 
 def test_share_text() -> None:
-    assert [share_text(share) for share in (0.0, 0.0004, 0.1234, 1.0)] == ["not found", "<0.1 %", "12.3 %", "100.0 %"]
+    assert [format_coverage(share) for share in (0.0, 0.0004, 0.1234, 1.0)] == [
+        "not found",
+        "<0.1 %",
+        "12.3 %",
+        "100.0 %",
+    ]
 
 
 def test_paint_takes_any_numbers() -> None:
     numbers = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100
-    assert paint(np.zeros((3, 4, 3), np.uint8), numbers, 0.5).dtype == np.uint8
-    assert Image.fromarray(paint(np.zeros((3, 4, 3), np.uint8), numbers * 0, 0.5)).getbbox() is None
+    assert draw_masks(np.zeros((3, 4, 3), np.uint8), numbers, 0.5).dtype == np.uint8
+    assert Image.fromarray(draw_masks(np.zeros((3, 4, 3), np.uint8), numbers * 0, 0.5)).getbbox() is None

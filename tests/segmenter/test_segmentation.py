@@ -12,9 +12,9 @@ from pycocotools import mask as coco
 from skimage import data
 
 from fusioner.errors import FusionerError
-from fusioner.palette import colour
 from fusioner.postprocess import decide
 from fusioner.segmentation import Segmentation
+from fusioner.visualization import colour
 
 
 @pytest.fixture

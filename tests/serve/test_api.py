@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.segmenter import Segmenter
 
 LABELS = ["cat", "sofa", "window"]
@@ -54,14 +54,14 @@ def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, reso
     assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''cat.json"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_what_the_segmenter_writes(
     server: Any, segmenter: Segmenter, photo: bytes, kept: str, kind: str
 ) -> None:
     answer = server.http.post(f"/v1/images/{kept}/segment", json={"labels": LABELS, "format": kind})
     assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].partition(";")[0] == KINDS[kind].media_type
-    assert answer.headers["content-disposition"].endswith(f"''chelsea{KINDS[kind].ending}")
+    assert answer.headers["content-type"].partition(";")[0] == FORMATS[kind].media_type
+    assert answer.headers["content-disposition"].endswith(f"''chelsea{FORMATS[kind].suffix}")
     result = segmenter(photo, LABELS)
     result.name = "chelsea.jpg"
     if kind == "npz":
@@ -113,7 +113,7 @@ def test_keep_ask_and_forget(server: Any, photo: bytes) -> None:
 def test_models_samples_and_health(server: Any, segmenter: Segmenter) -> None:
     (model,) = server.http.get("/v1/models").json()["models"]
     assert model["resolution"] == segmenter.card.resolution
-    assert set(model["formats"]) == {*KINDS, "logits"}
+    assert set(model["formats"]) == {*FORMATS, "logits"}
     for sample in server.http.get("/v1/samples").json():
         with Image.open(io.BytesIO(server.http.get(sample["url"]).content)) as image:
             assert image.format == "JPEG"

@@ -118,5 +118,5 @@ def test_errors_are_sentences(client: fusioner.Client, tmp_path: Path, photo: by
         client.segment(photo, "cat,")
     with pytest.raises(FusionerError, match="format: is one of"):
         client.export(photo, "cat", "gif")
-    with pytest.raises(FusionerError, match="damaged or cut short"):
+    with pytest.raises(FusionerError, match="corrupt or truncated"):
         client.upload(photo[:2000])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 
 from .conftest import Running
 
@@ -44,7 +44,7 @@ def test_the_python_lines(server: Running, here: Path) -> None:
 
 
 def test_every_format_and_status_is_named() -> None:
-    assert all(f"`{kind}`" in TEXT for kind in [*KINDS, "logits"])
+    assert all(f"`{kind}`" in TEXT for kind in [*FORMATS, "logits"])
     from fusioner.serve.errors import CODES
 
     assert {str(status) for status in CODES} - {"405", "500"} <= set(re.findall(r"^\| (\d{3}) \|", TEXT, re.MULTILINE))

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusioner.image import FORMATS
+from fusioner.image import IMAGE_FORMATS
 from fusioner.serve.limits import Limits
 
 from .conftest import Running, until
@@ -217,4 +217,4 @@ def test_large_uploads_stay_in_memory(fuzzed: Running, tmp: Path) -> None:
 
 
 def test_the_corpus_covers_every_format() -> None:
-    assert set(FORMATS) - {"DIB"} == set(KINDS)
+    assert set(IMAGE_FORMATS) - {"DIB"} == set(KINDS)

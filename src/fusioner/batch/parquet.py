@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fusioner import __version__
-from fusioner.annotation_export import run_lengths
+from fusioner.formats import found_segments
 from fusioner.io import atomic_write
 from fusioner.segmentation import Segmentation
 
@@ -43,13 +43,13 @@ def good_row(index: int, name: str, container: str, result: Segmentation, mask: 
     """The row of an image that was segmented."""
     segments = [
         {
-            "label": label,
-            "area": result.areas[label],
-            "score": result.scores[label],
-            "box": list(result.boxes[label]),
-            "rle": run_lengths(result, label)["counts"],
+            "label": segment.label,
+            "area": segment.pixels,
+            "score": result.scores[segment.label],
+            "box": list(segment.box),
+            "rle": segment.rle["counts"],
         }
-        for label in result.found
+        for segment in found_segments(result)
     ]
     size = {"width": result.width, "height": result.height}
     return _named(index, name, container) | size | {"segments": segments, "mask": mask}

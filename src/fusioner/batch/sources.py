@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from fusioner.errors import FusionerError
-from fusioner.image import image_suffixes
-from fusioner.list_images import walk_pictures
+from fusioner.image import image_suffixes, list_images
 
 Kind = Literal["files", "parquet", "tar"]
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content", "path", "image_path", "file_name")
@@ -58,7 +57,7 @@ class Source:
         """Names of image files, or of containers, in a fixed order; what lies in `out` is left out."""
         path = Path(self.text).expanduser()
         if path.is_dir():
-            found = walk_pictures(path, out) if self.kind == "files" else sorted(path.glob(f"*.{self.kind}"))
+            found = list_images(path, out) if self.kind == "files" else sorted(path.glob(f"*.{self.kind}"))
             yield from (str(one.relative_to(path)) for one in found)
         elif not path.exists():
             yield from sorted(one for one in glob(str(path), recursive=True) if not Path(one).is_dir())

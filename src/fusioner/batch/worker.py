@@ -21,7 +21,6 @@ from fusioner.batch.plan import Plan, Shard
 from fusioner.batch.sources import Picture, Source
 from fusioner.errors import FusionerError
 from fusioner.features.locks import Claims
-from fusioner.features.preprocess import decode
 from fusioner.image import read_image
 from fusioner.io import atomic_write
 from fusioner.loading import load
@@ -171,7 +170,7 @@ def _decoded(picture: Picture) -> np.ndarray:
     if isinstance(picture.content, FusionerError):
         raise picture.content
     if isinstance(picture.content, bytes):
-        return decode(picture.content, Path(picture.name))
+        return read_image(picture.content, picture.name)
     return read_image(picture.content)
 
 

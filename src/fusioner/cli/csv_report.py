@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusioner import formats
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
 
@@ -53,11 +54,11 @@ def segments(result: "Segmentation") -> list[dict[str, Any]]:
     """What `Summary.add` wants to know of a result."""
     return [
         {
-            "label": label,
-            "pixels": result.areas[label],
-            "coverage": round(result.coverage[label], 6),
-            "score": round(result.scores[label], 6),
-            "box": result.boxes[label],
+            "label": segment.label,
+            "pixels": segment.pixels,
+            "coverage": segment.coverage,
+            "score": segment.score,
+            "box": segment.box,
         }
-        for label in result.labels
+        for segment in formats.segments(result)
     ]

@@ -139,9 +139,9 @@ def _pictures(
     folder: Path, recursive: bool, out: Path | None, complain: Callable[[FusionerError], None]
 ) -> dict[Path, Path]:
     """The pictures of a folder -> where they lie below it; links to folders are not followed."""
-    from fusioner.list_images import walk_pictures
+    from fusioner.image import list_images
 
-    found = walk_pictures(folder, out, recursive, complain)
+    found = list_images(folder, out, recursive, complain)
     return {path: path.parent.relative_to(folder) for path in found}
 
 

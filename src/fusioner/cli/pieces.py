@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from fusioner.base_segmenter import BaseSegmenter, Resolution
 from fusioner.cli.inputs import STDIN, Job
 from fusioner.errors import FusionerError
-from fusioner.image import ImageSource, decode, read_image
-from fusioner.legend import share_text
+from fusioner.image import ImageSource, read_image
+from fusioner.visualization import format_coverage
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,12 +88,12 @@ def source(path: Path) -> ImageSource:
 
 def read(picture: ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     """Upright RGB; errors as of `read_image`, bytes being those of the standard input."""
-    return decode(picture, Path("standard input")) if isinstance(picture, bytes) else read_image(picture)
+    return read_image(picture, "standard input" if isinstance(picture, bytes) else None)
 
 
 def found_text(result: "Segmentation", most: int = 8) -> str:
     """`cat 61.4 %, sofa 2.8 %; not found: dog`, the largest first and no more than `most` of each."""
-    found = [f"{label} {share_text(share)}" for label, share in result.found.items()]
+    found = [f"{label} {format_coverage(share)}" for label, share in result.found.items()]
     missing = [label for label in result.labels if label not in result.found]
     text = _some(found, most) or "nothing found"
     return f"{text}; not found: {_some(missing, most)}" if found and missing else text

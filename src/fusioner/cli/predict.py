@@ -116,11 +116,11 @@ def predict(
     from fusioner.cli.predict_runner import Run
     from fusioner.cli.progress import progress
     from fusioner.cli.skip_existing import Earlier
-    from fusioner.contact_sheet import ContactSheet
     from fusioner.encoders.prompt_templates import read_templates
-    from fusioner.formats import KINDS
+    from fusioner.formats import FORMATS
     from fusioner.io import writable_folder
     from fusioner.loading import load
+    from fusioner.visualization import ContactSheet
 
     to_stdout = str(out) == "-"
     kinds = _kinds(format or ("mask" if to_stdout else "overlay,mask,json"))
@@ -136,10 +136,10 @@ def predict(
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(kinds) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
         return _to_stdout(next(iter(found)), asked, ready)
-    jobs = name_results(found, out, [KINDS[kind].ending for kind in kinds])
+    jobs = name_results(found, out, [FORMATS[kind].suffix for kind in kinds])
     sheet = ContactSheet(contact_sheet, wanted) if contact_sheet else None
     if contact_sheet:
-        results = [job.folder / f"{job.stem}{KINDS[kind].ending}" for job in jobs for kind in kinds]
+        results = [job.folder / f"{job.stem}{FORMATS[kind].suffix}" for job in jobs for kind in kinds]
         _keep_apart(contact_sheet, [*found, *results])
     run = Run(asked, workers, Summary(csv) if csv else None, sheet)
     for error in errors:
@@ -167,11 +167,11 @@ def _labels(typed: str | None, file: Path | None) -> list[str]:
 
 
 def _kinds(names: str) -> tuple[str, ...]:
-    from fusioner.formats import find_kind
+    from fusioner.formats import get_format
 
     kinds = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
     for kind in kinds:
-        find_kind(kind)
+        get_format(kind)
     return kinds
 
 

@@ -11,17 +11,17 @@ from fusioner.base_segmenter import BaseSegmenter
 from fusioner.cli.csv_report import segments
 from fusioner.cli.inputs import STDIN, VIDEO_ENDING, Job, is_video
 from fusioner.cli.pieces import Asked, Piece, found_text, read, source
-from fusioner.contact_sheet import thumbnail, with_names
 from fusioner.errors import FusionerError
 from fusioner.prefetch import map_ahead, taken_ahead
 from fusioner.video import open_video, write_video
+from fusioner.visualization import add_legend, thumbnail
 
 if TYPE_CHECKING:
     from fusioner.cli.csv_report import Summary
     from fusioner.cli.progress import Meter
     from fusioner.cli.skip_existing import Earlier
-    from fusioner.contact_sheet import ContactSheet
     from fusioner.segmentation import Segmentation
+    from fusioner.visualization import ContactSheet
 
 
 class Run:
@@ -196,7 +196,7 @@ class Run:
         if self.sheet:
             piece.thumbnail = thumbnail(result, piece.named(piece.job.name))
         if kinds != self.asked.kinds:
-            piece.drawn = with_names(result.overlay(legend=False), result.labels)
+            piece.drawn = add_legend(result.overlay(legend=False), result.labels)
 
     def _report(self, piece: Piece) -> None:
         self._written.pop(piece.number)

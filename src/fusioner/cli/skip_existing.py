@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 
 
 class Earlier:
@@ -27,7 +27,7 @@ class Earlier:
             name: its name in the JSON.
             folder, stem, kinds: where the results would be.
         """
-        paths = {kind: folder / f"{stem}{KINDS[kind].ending}" for kind in kinds}
+        paths = {kind: folder / f"{stem}{FORMATS[kind].suffix}" for kind in kinds}
         if not self.newer(picture, list(paths.values())):
             return None
         if "json" not in paths:

@@ -16,8 +16,7 @@ from fusioner.evaluation.bootstrap import Figure
 from fusioner.evaluation.evaluate import Outcome, metrics
 from fusioner.evaluation.report import MEASURES, class_rows, figure_head, figure_rows, notes, shown, title
 from fusioner.evaluation.results import IGNORED, Evidence, Example, Group
-from fusioner.palette import colour
-from fusioner.visualization import paint
+from fusioner.visualization import colour, draw_masks
 
 HEIGHT = 200  # of a picture, px
 MATRIX = 31  # more classes than this make no readable confusion matrix
@@ -148,5 +147,5 @@ def _painted(rgb: np.ndarray, labels: Integer[np.ndarray, "h w"]) -> np.ndarray:
     shrunk = Image.fromarray(labels.astype(np.int32)).resize((width, HEIGHT), Image.Resampling.NEAREST)
     numbers = np.asarray(shrunk)
     ignored = numbers == IGNORED
-    painted = paint(small, np.where(ignored, 0, numbers), 0.5)
+    painted = draw_masks(small, np.where(ignored, 0, numbers), 0.5)
     return np.where(ignored[..., None], painted // 4 + _GREY, painted)

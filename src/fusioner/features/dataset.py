@@ -17,8 +17,8 @@ from fusioner.data.base import Item, SegmentationData
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.cache import Shelf
-from fusioner.features.preprocess import decode, encode, image_digest, read_bytes, view_seed
-from fusioner.image import squash
+from fusioner.features.preprocess import encode, image_digest, read_bytes, view_seed
+from fusioner.image import read_image, resize_square
 
 Augment = Callable[[Rgb, Mask, np.random.Generator], tuple[Rgb, Mask]]
 Wanted = tuple[Item, int]
@@ -79,10 +79,10 @@ class LiveSource:
     def picture(self, item: Item, view: int) -> tuple[Float[Tensor, "3 s s"], Integer[ndarray, "h w"]]:
         """What the encoder would be shown, and the mask; raises as `tokens`. Loaders may call this in workers."""
         raw = read_bytes(item.image)
-        rgb, mask, seed = decode(raw, item.image), self.data.read_mask(item), view_seed(image_digest(raw))
+        rgb, mask, seed = read_image(raw, str(item.image)), self.data.read_mask(item), view_seed(image_digest(raw))
         check_size(item, rgb, mask)
         rgb, mask = self._moved(rgb, mask, view, seed)
-        return squash(rgb, self.resolution), mask
+        return resize_square(rgb, self.resolution), mask
 
     def tokens(self, item: Item, view: int) -> tuple[Float[Tensor, "d gh gw"], Integer[ndarray, "h w"]]:
         """See `TokenSource`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusioner.data.augment import view
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
-from fusioner.image import decode, squash
+from fusioner.image import read_image, resize_square
 
 
 @torch.no_grad()
@@ -46,9 +46,9 @@ def pictures(image: Path, digest: str, views: Sequence[int], side: int) -> list[
     raw = read_bytes(image)
     if image_digest(raw) != digest:
         raise FusionerError(f"image {image} has changed since its features were asked for: run this again")
-    rgb = decode(raw, image)
+    rgb = read_image(raw, str(image))
     no_mask = np.broadcast_to(np.uint8(0), rgb.shape[:2])
-    return [squash(view(rgb, no_mask, number, view_seed(digest))[0], side) for number in views]
+    return [resize_square(view(rgb, no_mask, number, view_seed(digest))[0], side) for number in views]
 
 
 def image_digest(raw: bytes) -> str:

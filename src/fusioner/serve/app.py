@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from fusioner import __version__
 from fusioner.base_segmenter import BaseSegmenter
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.serve import schemas
 from fusioner.serve.admission import Admission, until_gone
 from fusioner.serve.errors import ApiError, add_handlers
@@ -128,7 +128,7 @@ def _work(service: Service) -> APIRouter:
             "threshold": card.threshold,
             "max_labels": service.limits.labels,
             "labels_independent": segmenter.labels_independent,
-            "formats": {kind: one.media_type for kind, one in KINDS.items()} | {LOGITS: "application/json"},
+            "formats": {kind: one.media_type for kind, one in FORMATS.items()} | {LOGITS: "application/json"},
         }
         return {"models": [model]}
 

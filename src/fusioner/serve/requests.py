@@ -16,19 +16,19 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from fusioner.base_segmenter import Resolution
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.labels import check_labels
 from fusioner.serve.errors import ApiError
 from fusioner.serve.limits import Limits
 
 LOGITS = "logits"
-FORMATS = (*KINDS, LOGITS)
+NAMES = (*FORMATS, LOGITS)
 FIELD_BYTES = 2**20  # of a form's field that is not a file; all labels at their limits are less
 
 
 def _known_format(name: str) -> str:
-    if name not in FORMATS:
-        raise ValueError(f"is one of {', '.join(FORMATS)}, not {name!r}")
+    if name not in NAMES:
+        raise ValueError(f"is one of {', '.join(NAMES)}, not {name!r}")
     return name
 
 
@@ -69,7 +69,7 @@ class Question(BaseModel):
     )
     background: bool = Field(True, description="false: every pixel takes its likeliest label.")
     format: Annotated[str, AfterValidator(_known_format)] = Field(
-        "json", description="What comes back.", json_schema_extra={"enum": list(FORMATS)}
+        "json", description="What comes back.", json_schema_extra={"enum": list(NAMES)}
     )
 
 

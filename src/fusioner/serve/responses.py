@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from fusioner.backend import Array, to_numpy
 from fusioner.backend_numpy import shrink
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.segmentation import Segmentation
 from fusioner.serve.errors import ApiError
 
@@ -24,8 +24,8 @@ def check_size(kind: str, labels: int, size: tuple[int, int]) -> None:
 
 
 def file_answer(result: Segmentation, kind: str, stem: str) -> tuple[bytes, str, str]:
-    """The bytes of one of `KINDS`, their media type and a file name."""
-    return result.to_bytes(kind), KINDS[kind].media_type, stem + KINDS[kind].ending
+    """The bytes of one of `FORMATS`, their media type and a file name."""
+    return result.to_bytes(kind), FORMATS[kind].media_type, stem + FORMATS[kind].suffix
 
 
 def logits_answer(logits: Float[Array, "k h w"], labels: list[str], size: tuple[int, int], threshold: float) -> bytes:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fusioner.formats import KINDS
+from fusioner.formats import FORMATS
 from fusioner.serve.requests import Image, ImageQuestion, Question
 
 TINY_PNG = (  # 8 x 8 pixels, blue over orange
@@ -155,8 +155,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def answers() -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that segments."""
-    types: dict[str, Any] = {kind.media_type: {} for kind in KINDS.values()}
-    said = "In the format asked for: " + "; ".join(f"{name}: {kind.text}" for name, kind in KINDS.items())
+    types: dict[str, Any] = {kind.media_type: {} for kind in FORMATS.values()}
+    said = "In the format asked for: " + "; ".join(f"{name}: {kind.description}" for name, kind in FORMATS.items())
     success = {
         "model": Description | Logits | dict[str, Any],
         "content": types,

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from fusioner.image import FORMATS
+from fusioner.image import IMAGE_FORMATS
 from fusioner.serve.errors import ApiError
 
 SCANS = 100
@@ -26,7 +26,7 @@ def check_picture(content: bytes, limit: int) -> int:
     Image.init()  # else only the commonest formats are known
     megapixels = f"this server's limit of {limit / 1e6:g} megapixels"
     try:
-        with Image.open(BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        with Image.open(BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN]) as image:
             (width, height), kind = image.size, image.format
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ApiError(413, f"the image is over {megapixels}") from error

@@ -255,7 +255,7 @@ def test_a_phone_has_all_in_one_column(opened: Callable[..., "Page"], scheme: st
 
 
 def test_colours_are_those_of_the_overlay(visit: Callable[..., "Page"], server: Any):
-    from fusioner.palette import colour
+    from fusioner.visualization import colour
 
     page = visit(server.address)
     ours = page.evaluate("""async () => {
