@@ -89,8 +89,8 @@ def test_a_shard_is_done_once_and_by_one(photos: Path, make_job: MakeJob) -> Non
     worker = Worker(job)
     assert (worker.do(0).images, worker.do(0).images) == (15, 0)
     hold = (
-        "import sys; from pathlib import Path; from fusioner.features.locks import Claims\n"
-        "claims = Claims(Path(sys.argv[1])); print(claims.claim(f'{1:015x}'), flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from fusioner.io import FileLocks\n"
+        "locks = FileLocks(Path(sys.argv[1], '.locks')); print(locks.acquire(1), flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", hold, job.out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

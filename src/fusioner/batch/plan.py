@@ -26,15 +26,14 @@ from jaxtyping import Bool
 
 from fusioner.batch.sources import Picture, Piece, Source
 from fusioner.errors import FusionerError
-from fusioner.features.locks import Claims
-from fusioner.io import cannot_write, writable_folder
+from fusioner.io import FileLocks, cannot_write, writable_folder
 
 FORMAT = "fusioner-batch-1"
 _RECORD = np.dtype([("container", "<u4"), ("count", "<u4"), ("start", "<u8"), ("first", "<u8")])
 _FILES = 2**32 - 1
 """Stands for no container: then `start` is a byte of names.jsonl."""
 _A_FOLDER = 1000
-PLANNING = "f" * 15
+PLANNING = 2**60
 """What is claimed of OUT by who writes its plan; shards are claimed by their numbers."""
 
 
@@ -120,8 +119,8 @@ def make_plan(source: Source, out: Path, size: int | None, asked: Mapping[str, A
             refuses to write.
     """
     writable_folder(out)
-    with Claims(out) as claims:
-        while not claims.claim(PLANNING):
+    with FileLocks(out / ".locks") as locks:
+        while not locks.acquire(PLANNING):
             time.sleep(0.1)
         if (out / "plan").is_dir():
             plan = Plan(out)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusioner.batch.plan import Plan
 from fusioner.batch.worker import Done, Under
-from fusioner.features.locks import Claims
+from fusioner.io import FileLocks
 
 _POLL = 1.0  # seconds between looks at what another run is doing
 
@@ -93,6 +93,6 @@ def run_shards(plan: Plan, engine: Engine, report: Callable[[Tally], object], mo
 
 def _free(plan: Plan, shards: np.ndarray) -> np.ndarray:
     """Those that nobody is at."""
-    with Claims(plan.out) as claims:
-        free = [claims.claim(f"{number:015x}") for number in shards]
+    with FileLocks(plan.out / ".locks") as locks:
+        free = [locks.acquire(int(number)) for number in shards]
         return shards[np.array(free, bool)]

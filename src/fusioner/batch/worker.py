@@ -20,9 +20,8 @@ from fusioner.batch.parquet import error_row, good_row, write_rows
 from fusioner.batch.plan import Plan, Shard
 from fusioner.batch.sources import Picture, Source
 from fusioner.errors import FusionerError
-from fusioner.features.locks import Claims
 from fusioner.image import read_image
-from fusioner.io import atomic_write
+from fusioner.io import FileLocks, atomic_write
 from fusioner.loading import load
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
@@ -90,7 +89,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         """Raises FusionerError when the model cannot be loaded."""
         torch.set_num_threads(job.threads)
-        self.job, self.plan, self.claims = job, Plan(job.out), Claims(job.out)
+        self.job, self.plan, self.locks = job, Plan(job.out), FileLocks(job.out / ".locks")
         self.segmenter = load(job.model, job.device, job.templates).looking(job.scales, job.refine)
         self.segmenter.embed(job.labels)
 
@@ -100,15 +99,15 @@ class Worker:
         Raises:
             FusionerError: the results cannot be written.
         """
-        begun, mine = time.monotonic(), f"{number:015x}"
-        if not self.claims.claim(mine):
+        begun = time.monotonic()
+        if not self.locks.acquire(number):
             return Done(number, 0, 0, 0.0, _memory())
         try:
             rows: list[dict[str, Any]] = []
             if not self.plan.result(number).exists():
                 rows = self._do(self.plan[number], tick)
         finally:
-            self.claims.release(mine)
+            self.locks.release(number)
         return Done(number, len(rows), _errors(rows), time.monotonic() - begun, _memory())
 
     def _do(self, shard: Shard, tick: Tick) -> list[dict[str, Any]]:
