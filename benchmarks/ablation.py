@@ -23,7 +23,6 @@ import torch
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.metrics import ConfusionIoU, FoldIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.features.cache import FeatureCache
 from fusioner.loading import load_torch
 from fusioner.postprocess import decide, upsample
 from fusioner.training.dataset import open_part
@@ -71,7 +70,7 @@ def train(row: str, given: argparse.Namespace, folder: Path) -> Path:
 def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     """Measure -> its value at each of `LEVELS`, per cent."""
     data = open_part("pascal", given.root).data
-    asked = SegmenterPredictor(load_torch(model), tokens=FeatureCache(given.cache).tokens if given.cache else None)
+    asked = SegmenterPredictor(load_torch(model), cache=given.cache)
     unseen = fold_classes("pascal", given.fold)[1]
     shown = sorted({image for image, _ in data.pairs(unseen)})
     some = np.random.default_rng(0).permutation(len(shown))[: given.images]

@@ -1,21 +1,21 @@
-"""Kill the builders of a feature cache again and again, and see that nothing stale, broken or lost is ever served.
+"""Kill processes that build a feature cache, and check that no stale, broken or lost entry is ever served.
 
     python benchmarks/cache_kill9.py --kills 50 --builders 2
 
-Builds a cache of drawn pictures with a small encoder in processes of their own, ends them with SIGKILL at random
-moments, and after every kill reads the whole cache: every entry must be what the encoder gives, bit for bit, no entry
-may have vanished, every checksum must hold. At the end a build that nobody kills must finish the rest, each entry once.
+Builds a cache of random images with a small encoder in separate processes, ends them with SIGKILL at random moments,
+and reads the whole cache after every kill: every entry must equal the encoder's output bit for bit, no entry may have
+disappeared, and every checksum must match. At the end an undisturbed build must complete the cache.
 """
 
 import argparse
 import hashlib
 import multiprocessing
+import os
 import random
 import re
 import signal
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -30,12 +30,10 @@ from torch import Tensor
 from fusioner.data.base import SegmentationData
 from fusioner.data.folder import folder as open_folder
 from fusioner.encoders.base import FrozenImageEncoder
-from fusioner.features import writer
-from fusioner.features.cache import FeatureCache, Shelf
+from fusioner.features.build import cache_features
+from fusioner.features.cache import FeatureCache, entry_files
 from fusioner.features.dataset import LiveSource
-from fusioner.features.fill import fill
 from fusioner.features.maintenance import prune, verify
-from fusioner.features.shard import read_manifest, shard_names
 
 SIDE, VIEWS = 32, 3
 
@@ -79,16 +77,15 @@ def draw(root: Path, images: int, seed: int) -> SegmentationData:
 # Builders are forked from a server that has imported all they need and computed nothing: from a process that has used
 # torch's threads they would inherit a broken pool.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["__main__", "fusioner.features.fill"])
+FORKS.set_forkserver_preload(["__main__", "fusioner.features.build"])
 
 
 def build(root: Path, cache: Path, seconds: float, seed: int, log: Path) -> None:
-    """One builder, as a process runs it; shards are small, so that a kill meets every stage of their making."""
+    """Build the cache in one process, its images in random order."""
     torch.set_num_threads(1)
-    writer.SHARD_SECONDS = 0.02
     data = open_folder(root)
     random.Random(seed).shuffle(data.items)
-    fill(cache, data, SmallEncoder(seconds), SIDE, views=VIEWS, batch_size=2, say=log.write_text)
+    cache_features(cache, data, SmallEncoder(seconds), SIDE, views=VIEWS, batch_size=2, say=log.write_text)
 
 
 class Trial:
@@ -100,8 +97,9 @@ class Trial:
         self.data, self.encoder = draw(place / "set", images, seed), SmallEncoder(seconds)
         live = LiveSource(self.data, SmallEncoder(0), SIDE)
         wanted = [(item, view) for item in self.data.items for view in range(VIEWS)]
-        digests = fill(place / "digests", self.data, SmallEncoder(0), SIDE).digests
-        self.truth = {(digests[item.id], view): live.tokens(item, view)[0].half() for item, view in wanted}
+        digests = cache_features(place / "digests", self.data, SmallEncoder(0), SIDE).digests
+        tokens = live.batch(wanted)[0].half()
+        self.truth = {(digests[item.id], view): one for (item, view), one in zip(wanted, tokens, strict=True)}
         self.fresh()
 
     def fresh(self) -> None:
@@ -116,28 +114,20 @@ class Trial:
         builder.start()
         return builder
 
-    def shelf(self) -> Shelf:
-        """The cache as a new reader sees it."""
-        return FeatureCache(self.cache).shelf(self.encoder, SIDE)
-
     def look(self) -> int:
-        """How many entries there are, all of them right; AssertionError tells what is wrong."""
-        shelf = self.shelf()
-        there = {key for key in self.truth if key in shelf}
-        assert len(shelf) == len(there), "an entry nobody asked for"
+        """Check every entry and return their number; AssertionError says what is wrong."""
+        cache = FeatureCache(self.cache, self.encoder, SIDE)
+        there = {key for key in self.truth if cache.contains(*key)}
+        assert len(entry_files(cache.folder)) == len(there), "an entry nobody asked for"
         assert self.before <= there, f"{len(self.before - there)} entries were lost"
         for key in there:
-            assert torch.equal(shelf.read([key], torch.float16)[0], self.truth[key]), "an entry is not the encoder's"
+            tokens = cache.get(*key)
+            assert tokens is not None, "an entry is damaged"
+            assert torch.equal(tokens, self.truth[key]), "an entry is not the encoder's"
         if self.cache.is_dir():
-            assert not (found := verify(self.cache)), f"damage: {found[0].what}"
+            assert not (found := verify(self.cache)), f"damage: {found[0]}"
         self.before = there
         return len(there)
-
-    def copies(self) -> Counter[tuple[str, int]]:
-        """How often each entry is on disk."""
-        folder = self.shelf().folder
-        manifests = [read_manifest(folder, name) for name in shard_names(folder)]
-        return Counter(entry[:2] for manifest in manifests if manifest for entry in manifest.entries)
 
     def race(self, builders: int) -> list[int]:
         """Let several builders begin together and end; how many views each encoded."""
@@ -162,10 +152,10 @@ class Trial:
         self.whole()
 
     def whole(self) -> None:
-        """See that every entry is there, once, and nothing else."""
+        """See that every entry is there and nothing else; temporary files are removed once they are old."""
         assert self.look() == len(self.truth), "entries are missing after a whole build"
-        twice = [key for key, count in self.copies().items() if count > 1]
-        assert not twice, f"{len(twice)} entries are there twice"
+        for path in self.cache.rglob(".part-*"):
+            os.utime(path, (0, 0))
         assert prune(self.cache).views == 0, "a whole cache has nothing to drop"
         left = [path.name for path in self.cache.rglob("*") if path.name.startswith(".part-")]
         assert not left, f"left behind: {left}"
@@ -203,7 +193,7 @@ def main() -> None:
         print(f"{given.builders} builders left alone encode {' + '.join(map(str, shares))} views in {longest:.1f} s")
         partial = sum(0 < count < len(trial.truth) for count in counts)
         print(f"{killed} builders killed, {trial.caches} caches of {len(trial.truth)} views finished")
-        print(f"{len(counts)} looks, {partial} of them at a cache half built: nothing stale, broken, lost or twice")
+        print(f"{len(counts)} looks, {partial} of them at a cache half built: nothing stale, broken or lost")
 
 
 if __name__ == "__main__":

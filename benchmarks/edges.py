@@ -24,7 +24,6 @@ from fusioner.backend_numpy import squash
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.metrics import ConfusionIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.features.cache import FeatureCache
 from fusioner.guided_filter import SIDE, EdgeFilter
 from fusioner.loading import load_torch
 from fusioner.postprocess import decide, upsample
@@ -89,7 +88,7 @@ def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list
     segmenter = load_torch(model)
     segmenter.refine = False
     fold = segmenter.card.training["fold"]
-    asked = SegmenterPredictor(segmenter, tokens=FeatureCache(cache).tokens if cache else None)
+    asked = SegmenterPredictor(segmenter, cache=cache)
     parts = [open_part(name, Path(folder)) for name, folder in named]
     if fold is None:
         chosen = [(e.part, e.item, parts[e.part].classes) for e in set_aside(segmenter.card, parts)]

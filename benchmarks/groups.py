@@ -18,7 +18,6 @@ import torch
 from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.features.cache import FeatureCache
 from fusioner.labels import read_word_lists
 from fusioner.loading import load_torch
 from fusioner.postprocess import upsample
@@ -65,7 +64,7 @@ def main() -> None:
     groups = covered(data)
     print(f"| model | {' | '.join(groups)} | mean | refused |\n|" + "---|" * (len(groups) + 3))
     for model in given.models:
-        asked = SegmenterPredictor(load_torch(model), tokens=FeatureCache(given.cache).tokens if given.cache else None)
+        asked = SegmenterPredictor(load_torch(model), cache=given.cache)
         if given.alone:
             asked.segmenter.members = {}
         cells = " | ".join(f"{value:.1f}" for value in measure(asked, data, groups, given.every))

@@ -17,7 +17,6 @@ import torch
 
 from fusioner.evaluation.metrics import ConfusionIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.features.cache import FeatureCache
 from fusioner.loading import load_torch
 from fusioner.model.metadata import ModelCard
 from fusioner.postprocess import decide, upsample
@@ -63,7 +62,7 @@ def set_aside(card: ModelCard, parts: Sequence[Part]) -> tuple[Example, ...]:
 def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str]:
     """Rows of the table, one a level."""
     segmenter = load_torch(model)
-    asked = SegmenterPredictor(segmenter, tokens=FeatureCache(cache).tokens if cache else None)
+    asked = SegmenterPredictor(segmenter, cache=cache)
     parts = [open_part(name, Path(folder)) for name, folder in named]
     scores = [[ConfusionIoU(len(part.data.classes)) for part in parts] for _ in LEVELS]
     refused: list[list[bool]] = [[] for _ in LEVELS]

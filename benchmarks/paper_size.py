@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fusioner.encoders.image import ClipVision
+from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource
-from fusioner.features.fill import fill
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
@@ -56,7 +56,7 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
     config = replace(PAPER, steps=10, batch_size=batch)
     live = LiveSource(corpus.parts[0].data, encoder, SIDE)
     live.views = 1
-    cached = fill(folder / "cache", corpus.parts[0].data, encoder, SIDE)
+    cached = cache_features(folder / "cache", corpus.parts[0].data, encoder, SIDE)
     table = F.normalize(torch.randn(len(corpus.names()), 768), dim=-1)
     model = Fusioner(FusionerConfig())
     card = ModelCard(model.config, "", "", SIDE, ("{}",))

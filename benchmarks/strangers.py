@@ -16,7 +16,6 @@ import torch
 from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.features.cache import FeatureCache
 from fusioner.loading import load_torch
 from fusioner.postprocess import upsample
 
@@ -63,7 +62,7 @@ def main() -> None:
     without = {i for i in data.class_ids if data.prompts[i] in given.without}
     print("| model | refused | area | of labelled pixels | most |\n" + "|---" * 5 + "|")
     for model in given.models:
-        asked = SegmenterPredictor(load_torch(model), tokens=FeatureCache(given.cache).tokens if given.cache else None)
+        asked = SegmenterPredictor(load_torch(model), cache=given.cache)
         found, each = measure(asked, data, names, without, given.every)
         most = ", ".join(f"{one} {area:.1f}" for area, one in each[:6])
         cells = " | ".join(f"{value:.1f}" for value in found)

@@ -34,9 +34,10 @@ _FULL_BELOW = 2**16  # free bytes below which a device counts as full: libraries
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder (same suffix); on success flush it to disk and rename it to `path`.
 
+    Without `flush` the file may be incomplete after a power cut (not after `kill -9`).
     Missing parent folders are made. On an error `path` is left as it was and the temporary file is removed.
 
     Raises:
@@ -51,7 +52,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         temporary.chmod(mode)  # safetensors restricts its files to their owner
-        _flush(temporary)
+        if flush:
+            _flush(temporary)
         os.replace(temporary, path)
     except FusionerError:
         raise

@@ -13,7 +13,6 @@ from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluate import Settings, evaluate, metrics
 from fusioner.evaluation.predictor import Plain, SegmenterPredictor
-from fusioner.features.cache import FeatureCache
 from fusioner.postprocess import upsample
 from fusioner.segmenter import Resolution, Segmenter
 
@@ -28,23 +27,20 @@ def test_each_image_is_encoded_once_or_taken_from_the_store(
     assert encoder.calls == live["images"]  # pyright: ignore[reportAttributeAccessIssue]
     found = []
     for _ in range(2):
-        store = FeatureCache(tmp_path)
-        predictor = SegmenterPredictor(tiny_segmenter, tokens=store.tokens)
+        predictor = SegmenterPredictor(tiny_segmenter, cache=tmp_path)
         found.append(metrics(evaluate(predictor, voc_data, FAST)))
-        store.close()
         assert encoder.calls == 2 * live["images"]  # pyright: ignore[reportAttributeAccessIssue]
     assert found[0] == found[1]
     assert found[0]["miou"] == pytest.approx(live["miou"], abs=1.0), "the store rounds tokens to half precision"
     assert found[0]["pairs"] == live["pairs"]
 
 
-def test_native_resolution_slides_windows_and_uses_no_store(tiny_segmenter: Segmenter, voc_data: SegmentationData):
-    def refuse(*_: object) -> torch.Tensor:
-        raise AssertionError("windows are not in the store")
-
+def test_native_resolution_slides_windows_and_uses_no_store(
+    tiny_segmenter: Segmenter, voc_data: SegmentationData, tmp_path: Path
+):
     item = voc_data.items[0]
     rgb, _ = voc_data.read(item)
-    predictor = SegmenterPredictor(tiny_segmenter, "native", refuse)
+    predictor = SegmenterPredictor(tiny_segmenter, "native", tmp_path / "cache")
     encoded = predictor.encode(rgb, item.image)
     assert encoded[0].encoded.grid is not None
     assert tiny_segmenter.smooth, "only the evaluation lays windows the official way"
@@ -52,6 +48,7 @@ def test_native_resolution_slides_windows_and_uses_no_store(tiny_segmenter: Segm
     torch.testing.assert_close(found, tiny_segmenter.logits(encoded[0].encoded, ["cat", "dog"]))
     content = metrics(evaluate(predictor, voc_data, replace(FAST, limit=1)))
     assert content["images"] == 1
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_evaluation_decides_as_the_segmenter_does(tiny_segmenter: Segmenter, voc_data: SegmentationData):

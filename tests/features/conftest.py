@@ -1,4 +1,4 @@
-"""Small pictures with masks, and an encoder that counts what it is asked."""
+"""Small pictures with masks, and an encoder that counts the images it encodes."""
 
 import hashlib
 from collections.abc import Callable

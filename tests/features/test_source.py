@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from fusioner.data.augment import Augmentation, AugmentConfig
-from fusioner.data.base import SegmentationData
+from fusioner.data.base import Item, SegmentationData
 from fusioner.encoders.base import FrozenImageEncoder
 from fusioner.errors import FusionerError
+from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource, TokenSource
-from fusioner.features.fill import fill
 
 SIDE, VIEWS = 32, 5
 
@@ -30,12 +30,17 @@ class Colours(FrozenImageEncoder):
         return "colours"
 
 
+def single(source: TokenSource, item: Item, view: int) -> tuple[torch.Tensor, np.ndarray]:
+    tokens, masks = source.batch([(item, view)])
+    return tokens[0], masks[0]
+
+
 def every(data: SegmentationData, views: int = VIEWS) -> list:
     return [(item, view) for item in data.items for view in range(views)]
 
 
 def test_what_comes_back_is_the_live_encoding_in_half_precision_bit_for_bit(data, encoder, tmp_path: Path):
-    cached = fill(tmp_path / "cache", data, encoder, SIDE, views=VIEWS)
+    cached = cache_features(tmp_path / "cache", data, encoder, SIDE, views=VIEWS)
     live = LiveSource(data, encoder, SIDE)
     again, masks = cached.batch(every(data))
     tokens, live_masks = live.batch(every(data))
@@ -46,10 +51,10 @@ def test_what_comes_back_is_the_live_encoding_in_half_precision_bit_for_bit(data
 
 
 def test_single_views_and_batches_agree(data, encoder, tmp_path: Path):
-    for source in (fill(tmp_path, data, encoder, SIDE, views=3), LiveSource(data, encoder, SIDE)):
+    for source in (cache_features(tmp_path, data, encoder, SIDE, views=3), LiveSource(data, encoder, SIDE)):
         tokens, masks = source.batch([(data.items[1], 2), (data.items[4], 0)])
         for i, (item, view) in enumerate([(data.items[1], 2), (data.items[4], 0)]):
-            one, mask = source.tokens(item, view)
+            one, mask = single(source, item, view)
             assert torch.equal(one, tokens[i])
             assert np.array_equal(mask, masks[i])
 
@@ -59,13 +64,13 @@ def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path:
     """Each class has a colour of its own, and the encoder tells colours."""
     recipe = AugmentConfig(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
     source: TokenSource = {
-        "cached": lambda: fill(tmp_path, data, Colours(), 64, views=VIEWS),
+        "cached": lambda: cache_features(tmp_path, data, Colours(), 64, views=VIEWS),
         "live": lambda: LiveSource(data, Colours(), 64),
         "augmented": lambda: LiveSource(data, Colours(), 64, Augmentation(recipe, data.ignore)),
     }[kind]()
     moved = 0
     for item, view in every(data):
-        tokens, mask = source.tokens(item, view)
+        tokens, mask = single(source, item, view)
         shown = np.asarray(Image.fromarray(mask).resize((64, 64), Image.Resampling.NEAREST))
         sure = shown != data.ignore
         assert (tokens.argmax(dim=0).numpy() == shown)[sure].mean() > 0.9
@@ -82,43 +87,33 @@ def test_views_belong_to_the_picture_not_to_its_name(data, root: Path, encoder):
 
     again = folder(root)
     live = LiveSource(again, encoder, SIDE)
-    (one, mask), (other, other_mask) = (live.tokens(again.by_id[name], 3) for name in (first.id, "twin"))
+    (one, mask), (other, other_mask) = (single(live, again.by_id[name], 3) for name in (first.id, "twin"))
     assert torch.equal(one, other)
     assert np.array_equal(mask, other_mask)
 
 
 def test_augmented_views_are_many_and_repeatable(data, encoder):
     live = LiveSource(data, encoder, SIDE, Augmentation(AugmentConfig(probability=1.0)))
-    drawn = [live.tokens(data.items[0], view)[0] for view in (1, 2, 2**31 - 2, 1)]
+    drawn = [single(live, data.items[0], view)[0] for view in (1, 2, 2**31 - 2, 1)]
     assert torch.equal(drawn[0], drawn[3])
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[1], drawn[2])
 
 
-def test_int8_is_near_and_half_the_size(data, encoder, tmp_path: Path):
-    said: list[str] = []
-    small = fill(tmp_path / "small", data, encoder, SIDE, views=2, dtype="int8", say=said.append)
-    large = fill(tmp_path / "large", data, encoder, SIDE, views=2)
-    exact, near = large.batch(every(data, 2))[0], small.batch(every(data, 2))[0]
-    assert 0 < (exact - near).norm(dim=1).max() < 0.02
-    assert "int8 moves a token by" in said[-1]
-    assert small.shelf.space.entry_bytes < 0.8 * large.shelf.space.entry_bytes  # 8 numbers and a scale a token
-
-
 def test_a_view_that_was_not_built_is_named(data, encoder, tmp_path: Path):
-    cached = fill(tmp_path, data, encoder, SIDE, views=2)
+    cached = cache_features(tmp_path, data, encoder, SIDE, views=2)
     with pytest.raises(FusionerError, match="no view 2 of"):
-        cached.tokens(data.items[0], 2)
+        single(cached, data.items[0], 2)
 
 
 def test_live_encoding_names_a_broken_picture_and_a_mask_of_another_size(data, encoder):
     live, (first, second, *_) = LiveSource(data, encoder, SIDE), data.items
     first.image.write_bytes(first.image.read_bytes()[:100])
     with pytest.raises(FusionerError, match=r"0\.png is corrupt"):
-        live.tokens(first, 0)
+        single(live, first, 0)
     Image.new("L", (5, 7)).save(second.mask)
     with pytest.raises(FusionerError, match=r"1\.png is 5x7 pixels"):
-        live.tokens(second, 0)
+        single(live, second, 0)
     second.image.unlink()
     with pytest.raises(FusionerError, match=r"cannot read image .*1\.png"):
-        live.tokens(second, 0)
+        single(live, second, 0)

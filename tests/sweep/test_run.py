@@ -83,8 +83,19 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         with claimed(replace(BASE, **changes), tmp_path):
             pass
 
-    with claimed(BASE, tmp_path), pytest.raises(FusionerError, match="another sweep is at work"):
-        claim()
+    claim_and_wait = (
+        "import sys; from pathlib import Path; from fusioner.io import FileLocks\n"
+        "locks = FileLocks(Path(sys.argv[1], '.lock')); print(locks.acquire(0), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", claim_and_wait, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(FusionerError, match="another sweep is at work"):
+            claim()
+        other.kill()
+    claim()
     claim(cells=cells(0))  # the grid may grow
     with pytest.raises(FusionerError, match=r"train: steps was 10 and is 11\): choose another --out"):
         claim(settings={"steps": 11})

@@ -15,8 +15,8 @@ from PIL import Image
 
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.errors import FusionerError
+from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource, TokenSource
-from fusioner.features.fill import fill
 from fusioner.prefetch import taken_ahead
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch, Batches, held_out, shrink, steps
@@ -145,7 +145,7 @@ def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tr
 def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:
     corpus = build_corpus([open_part("pascal", voc_tree)], "images")
     data = corpus.parts[0].data
-    cached = fill(tmp_path, data, encoder, 32, views=3)
+    cached = cache_features(tmp_path, data, encoder, 32, views=3)
     live = LiveSource(data, encoder, 32)
     live.views = 3
     order = Order(corpus.examples, 8, 1)

@@ -118,15 +118,3 @@ def ranks(launcher: int) -> list[int]:
     table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 2) for line in table.splitlines()]
     return [int(pid) for pid, parent, args in lines if int(parent) == launcher and "-m fusioner" in args]
-
-
-def test_training_in_the_order_of_shards(words: Words, tmp_path: Path) -> None:
-    """Every epoch sees every image once, and an interrupted run goes on to the same weights."""
-    kept = ("--cache", str(tmp_path / "cache"), "--order", "shards", "--views", "2")
-    assert main(words(tmp_path / "whole", *kept, steps=8)) == 0
-    assert main(words(tmp_path / "again", *kept, steps=8)) == 0
-    assert losses(tmp_path / "whole") == losses(tmp_path / "again")
-    assert main(words(tmp_path / "shuffled", *kept[:2], "--views", "2", steps=8)) == 0
-    assert losses(tmp_path / "whole") != losses(tmp_path / "shuffled")
-    with pytest.raises(FusionerError, match="--order shards reads the feature cache"):
-        TrainConfig(order="shards")

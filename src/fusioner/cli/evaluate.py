@@ -1,7 +1,5 @@
 """`fusioner evaluate`: figures a researcher can trust, with the honest ones beside them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +9,6 @@ from fusioner.errors import FusionerError
 if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
     from fusioner.evaluation.evaluate import Outcome
-    from fusioner.evaluation.predictor import TokenSource
     from fusioner.evaluation.results import Plan
     from fusioner.segmenter import Segmenter
 
@@ -143,8 +140,8 @@ def evaluate(
     if own_threshold:
         settings = replace(settings, threshold=segmenter.card.threshold)
     start = time.monotonic()
-    with progress() as track, _token_store(cache) as tokens:
-        predictor = SegmenterPredictor(segmenter, resolution, tokens, flip, looks)
+    with progress() as track:
+        predictor = SegmenterPredictor(segmenter, resolution, cache, flip, looks)
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
     outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
@@ -196,21 +193,6 @@ def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"
     notes = refuse_trained_images(training, list(images.values()), allowed)
     asked = {i for plan in todo for i in plan.asked}
     return notes + (trained_classes(training, data, asked) if data.name in FOLD_DATASETS else [])
-
-
-@contextmanager
-def _token_store(cache: Path | None) -> "Iterator[TokenSource | None]":
-    """The cache's tokens, which are on disk once this is left."""
-    if cache is None:
-        yield None
-        return
-    from fusioner.features.cache import FeatureCache
-
-    store = FeatureCache(cache)
-    try:
-        yield store.tokens
-    finally:
-        store.close()
 
 
 def _show(outcome: "Outcome", paths: list[Path]) -> None:

@@ -1,17 +1,17 @@
-"""`fusioner features`: encode images once, and look after what was encoded."""
+"""`fusioner features`: build and maintain the feature cache."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
 from fusioner.data.registry import TrainableDataset
 
 if TYPE_CHECKING:
-    from fusioner.features.space import Space
+    from fusioner.features.cache import CacheKey
 
-app = App(name="features", help="Encode images once and keep the features: build, info, verify, prune.")
+app = App(name="features", help="Encode images once and cache their features: build, info, verify, prune.")
 
 
 @app.command
@@ -25,15 +25,14 @@ def build(
     views: int | None = None,
     image_encoder: str | None = None,
     resolution: int | None = None,
-    dtype: Literal["fp16", "int8"] = "fp16",
     batch_size: int | None = None,
     workers: int = 2,
     device: str = "auto",
 ) -> None:
-    """Encode every image of a data set, and light views of it, once. What is there already is not encoded again.
+    """Encode the images of a data set and augmented views of them; cached entries are not encoded again.
 
-    May be stopped at any moment and started again, and run several times at once: the work is shared. The disk space
-    needed is printed before anything is encoded, and too little of it refused.
+    The command may be interrupted and started again, and several may run at once to share the work. It prints the disk
+    space needed before it encodes anything, and refuses to start if there is too little.
 
         fusioner features build pascal --root data/pascal --split train_aug
         fusioner features build folder --root my/data --out cache --image-encoder clip-vit-b16 --resolution 224
@@ -41,21 +40,19 @@ def build(
     Parameters
     ----------
     name
-        What DIR holds for each is in docs/data.md.
+        Data set; docs/data.md describes the folder of each.
     root
         Folder of the data set.
     out
-        Folder of the cache; default: $FUSIONER_CACHE, or the platform's folder for caches.
+        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
     split
-        train, val ... as the set names them; default: every image.
+        Split of the data set, as train or val; default: every image.
     views
-        Views of each image: itself, then mirrored, recoloured and cropped ones; default: as the small training.
+        Views per image: the image itself, then flipped, recoloured and cropped copies; default: as in preset small.
     image_encoder
-        Encoder, or several joined by a plus sign; default: as the small training.
+        Encoder, or several joined by a plus sign; default: as in preset small.
     resolution
-        Side in pixels to which every image is squashed; default: as the small training.
-    dtype
-        fp16, or int8: half the size, the error is printed.
+        Side in pixels to which each image is resized; default: as in preset small.
     batch_size
         Views encoded together; default: 4 on a CPU, 32 on a GPU.
     workers
@@ -69,90 +66,85 @@ def build(
     from fusioner.data.registry import open_dataset
     from fusioner.device import pick_device
     from fusioner.encoders.registry import build_image_encoder
-    from fusioner.features.fill import fill
-    from fusioner.features.space import default_folder
+    from fusioner.features.build import cache_features
+    from fusioner.features.cache import default_folder
     from fusioner.training.presets import SMALL
 
-    chosen = pick_device(device)
+    torch_device = pick_device(device)
     data = open_dataset(name, root, split)
     encoder = build_image_encoder(image_encoder or SMALL.image_encoder)
     if isinstance(encoder, nn.Module):
-        encoder.to(chosen)
+        encoder.to(torch_device)
     with progress("views") as track:
-        fill(
+        cache_features(
             out or default_folder(),
             data,
             encoder,
             SMALL.resolution if resolution is None else resolution,
             views=SMALL.views if views is None else views,
-            dtype=dtype,
             batch_size=batch_size,
             workers=workers,
-            say=_say,
+            say=_print,
             track=track,
         )
 
 
 @app.command
 def info(cache: Path | None = None, /) -> None:
-    """Print what a cache holds: encoders, resolutions, images, views, bytes.
+    """Print the contents of a cache: encoders, resolutions, images, views, bytes.
 
         fusioner features info
 
     Parameters
     ----------
     cache
-        Folder of the cache; default: $FUSIONER_CACHE, or the platform's folder for caches.
+        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
     """
-    from fusioner.features.maintenance import info as look
-    from fusioner.features.plan import readable
-    from fusioner.features.space import default_folder
+    from fusioner.features.build import format_bytes
+    from fusioner.features.cache import default_folder
+    from fusioner.features.maintenance import info as read_info
 
     folder = cache or default_folder()
-    held = look(folder)
-    _say(f"{folder}: {readable(sum(one.size for one in held))}")
-    for one in held:
-        space = one.space
-        _say(f"{space.encoder} (weights {space.fingerprint[:8]}) at {space.resolution} px")
-        _say(f"  {one.images} images, {one.views} views in {one.shards} files, {readable(one.size)}")
-        rounding = f", off by {one.error[0]:.2%} of a token, {one.error[1]:.2%} at worst" if one.error else ""
-        _say(f"  {space.grid[0]} x {space.grid[1]} tokens of width {space.dim}, {space.dtype}{rounding}")
+    contents = read_info(folder)
+    _print(f"{folder}: {format_bytes(sum(found.size for found in contents))}")
+    for found in contents:
+        key = found.key
+        _print(f"{key.encoder} (weights {key.fingerprint[:8]}) at {key.resolution} px")
+        _print(f"  {found.images} images, {found.views} views, {format_bytes(found.size)}")
+        _print(f"  {key.grid[0]} x {key.grid[1]} tokens of width {key.dim}, fp16")
 
 
 @app.command
 def verify(cache: Path | None = None, /, *, repair: bool = False) -> None:
-    """Read every byte of a cache and compare it with its checksum; ends with exit code 1 where there is damage.
+    """Compare every entry of a cache with its checksum; exit with code 1 if any is damaged.
 
         fusioner features verify cache --repair
 
     Parameters
     ----------
     cache
-        Folder of the cache; default: $FUSIONER_CACHE, or the platform's folder for caches.
+        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
     repair
-        Encode the damaged views again, and only those; what cannot be encoded again is dropped.
+        Delete the damaged entries; the next build or training encodes them again.
     """
     from fusioner.cli.progress import progress
-    from fusioner.encoders.registry import build_image_encoder
-    from fusioner.features.maintenance import repair as mend
-    from fusioner.features.maintenance import verify as inspect
-    from fusioner.features.space import default_folder
+    from fusioner.features.cache import default_folder
+    from fusioner.features.maintenance import verify as find_damages
 
     folder = cache or default_folder()
-    with progress("files") as track:
-        damages = inspect(folder, track)
+    with progress("entries") as track:
+        damages = find_damages(folder, track)
     for damage in damages:
-        _say(f"damaged: {damage.what}")
+        _print(f"damaged: {damage.path} of image {damage.image or '(unknown)'}: {damage.reason}")
     if not damages:
-        _say(f"{folder} is sound")
-    elif not repair:
-        _say(f"{len(damages)} files are damaged: run again with --repair")
-        sys.exit(1)
+        _print(f"{folder} is intact")
+    elif repair:
+        for damage in damages:
+            damage.path.unlink(missing_ok=True)
+        _print(f"deleted {len(damages)} entries: they are encoded again when needed")
     else:
-        mended = mend(folder, damages, build_image_encoder)
-        for reason in mended.dropped:
-            _say(f"dropped: {reason}")
-        _say(f"encoded {mended.encoded} views again, dropped {len(mended.dropped)}; {folder} is sound")
+        _print(f"{len(damages)} entries are damaged: run again with --repair to delete them")
+        sys.exit(1)
 
 
 @app.command
@@ -165,7 +157,7 @@ def prune(
     missing_folders: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Drop what is no longer wanted: views of images that are gone or have changed, and of other encoders than named.
+    """Delete entries of images that no longer exist or have changed, and of encoders and resolutions not listed.
 
         fusioner features prune --dry-run
         fusioner features prune cache --image-encoder clip-vit-b16 --resolution 224
@@ -173,38 +165,37 @@ def prune(
     Parameters
     ----------
     cache
-        Folder of the cache; default: $FUSIONER_CACHE, or the platform's folder for caches.
+        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
     image_encoder
-        Keep only what this encoder made, with the weights it has now; may be given several times.
+        Keep only entries of this encoder with its current weights; may be repeated.
     resolution
-        Keep only this resolution; may be given several times.
+        Keep only entries of this resolution; may be repeated.
     missing_folders
-        Also drop images whose whole folder is gone; without it that counts as a disk not mounted now.
+        Also delete entries of images whose whole folder is missing; by default that is taken for an unmounted disk.
     dry_run
-        Only say what would be dropped.
+        Only print what would be deleted.
     """
     from fusioner.cli.progress import progress
     from fusioner.encoders.registry import build_image_encoder
-    from fusioner.features.maintenance import prune as drop
-    from fusioner.features.plan import readable
-    from fusioner.features.space import default_folder
+    from fusioner.features.build import format_bytes
+    from fusioner.features.cache import default_folder
+    from fusioner.features.maintenance import prune as remove_unwanted
 
-    folder = cache or default_folder()
     fingerprints = {build_image_encoder(name).fingerprint() for name in image_encoder}
 
-    def wanted(space: "Space") -> bool:
-        right_encoder = not fingerprints or space.fingerprint in fingerprints
-        return right_encoder and (not resolution or space.resolution in resolution)
+    def wanted(key: "CacheKey") -> bool:
+        encoder_matches = not fingerprints or key.fingerprint in fingerprints
+        return encoder_matches and (not resolution or key.resolution in resolution)
 
-    with progress("files") as track:
-        pruned = drop(folder, wanted, missing_folders, dry_run, track)
+    with progress("entries") as track:
+        report = remove_unwanted(cache or default_folder(), wanted, missing_folders, dry_run, track)
     verb = "would drop" if dry_run else "dropped"
-    _say(f"{verb} {pruned.views} views ({readable(pruned.size)}), kept {pruned.kept}")
-    if pruned.unreachable:
-        _say(f"kept {pruned.unreachable} views of images whose folder is not there (--missing-folders drops them)")
+    _print(f"{verb} {report.views} views ({format_bytes(report.size)}), kept {report.kept}")
+    if report.unreachable:
+        _print(f"kept {report.unreachable} views of images in missing folders (--missing-folders drops them)")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     from rich.console import Console
 
     Console().print(line, soft_wrap=True, highlight=False, markup=False)

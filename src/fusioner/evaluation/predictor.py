@@ -11,12 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fusioner.encoders.base import ImageEncoder
+from fusioner.features.cache import FeatureCache
 from fusioner.postprocess import check_scales, mean_logits
 from fusioner.segmenter import EncodedImage, Resolution, Segmenter
-
-TokenSource = Callable[[ImageEncoder, Path, int], Tensor]
-"""(encoder, image file, resolution) -> tokens (1, D, Gh, Gw) of the squashed image; `FeatureCache.tokens` is one."""
 
 
 @runtime_checkable
@@ -70,7 +67,7 @@ class SegmenterPredictor:
         segmenter: the model with its encoders.
         resolution: "fast" (the whole image once, squashed) or "native" (sliding windows, laid the official way as the
             published protocols have it; never cached).
-        tokens: where to take the tokens of a squashed image from instead of encoding it.
+        cache: feature cache folder for the tokens of whole images; None: encode at every call.
         flip: look at the mirrored image, too.
         scales: sizes to look at, as multiples of the training size ("fast") or of the image's own ("native").
 
@@ -82,7 +79,7 @@ class SegmenterPredictor:
         self,
         segmenter: Segmenter,
         resolution: Resolution = "fast",
-        tokens: TokenSource | None = None,
+        cache: Path | None = None,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
     ):
@@ -92,7 +89,10 @@ class SegmenterPredictor:
         self.segmenter.scales = scales if resolution == "fast" else (1.0,)
         self.resolution: Resolution = resolution
         self.independent = segmenter.model.labels_independent
-        self.tokens = tokens if resolution == "fast" else None
+        self.caches: list[FeatureCache] = []
+        if cache is not None and resolution == "fast":
+            sides = [self.segmenter.side(scale) for scale in self.segmenter.scales]
+            self.caches = [FeatureCache(cache, segmenter.image_encoder, side) for side in sides]
         shown = (1.0,) if resolution == "fast" else scales
         self.ways = [(scale, mirrored) for scale in shown for mirrored in ((False, True) if flip else (False,))]
 
@@ -108,10 +108,9 @@ class SegmenterPredictor:
         return mean_logits(list(turned))
 
     def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, mirrored: bool) -> EncodedImage:
-        if mirrored or self.tokens is None or file is None:
+        if mirrored or not self.caches or file is None:
             shown = np.ascontiguousarray(rgb[:, ::-1]) if mirrored else rgb
             return self.segmenter.encode(shown, resolution=self.resolution, scale=scale)
-        encoder, device = self.segmenter.image_encoder, self.segmenter.device
-        sides = [self.segmenter.side(scale) for scale in self.segmenter.scales]
-        first, *more = (self.tokens(encoder, file, side).to(device).float() for side in sides)
+        device = self.segmenter.device
+        first, *more = (cache.tokens(file)[None].to(device).float() for cache in self.caches)
         return self.segmenter.keep(rgb, first, file.name, more)

@@ -7,7 +7,7 @@ from typing import Any
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.paths import summarize
 from fusioner.errors import FusionerError
-from fusioner.features.dataset import image_digest, read_bytes
+from fusioner.features.cache import image_digest, read_bytes
 
 
 def refuse_trained_images(training: Mapping[str, Any], items: Sequence[Item], allowed: bool = False) -> list[str]:

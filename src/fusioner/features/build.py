@@ -1,13 +1,13 @@
-"""Filling the cache: find what is missing, see that it fits, encode it, whoever else is doing the same.
+"""Encode the missing views of a data set into a feature cache."""
 
-plan ──▶ claim images ──▶ read, move, squash (threads) ──▶ encode (here) ──▶ write shards (a thread)
-"""
-
+import math
+import random
+import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,166 +15,210 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusioner.data.base import Item, SegmentationData
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
-from fusioner.features.cache import Shelf
-from fusioner.features.locks import Claims, Presence
-from fusioner.features.plan import Job, Plan
-from fusioner.features.preprocess import encode, pictures
-from fusioner.features.quantise import Rounding
-from fusioner.features.shard import orphans, spaces
-from fusioner.features.writer import Finished, ShardWriter
+from fusioner.features.cache import FeatureCache, device_of, image_digest, load_views, read_bytes, remove_stale_files
+from fusioner.features.dataset import CachedSource
+from fusioner.prefetch import map_ahead
 
-_POLL = 0.2  # seconds between looks at what another builder is doing
+Track = Callable[[Sequence, str], Iterable]
+"""Yields the given items while advancing a progress bar of the given label."""
+
+_HEADER_BYTES = 768  # upper estimate for one entry
+_MAX_LISTED = 5  # broken images named in an error
+
+
+class MissingView(NamedTuple):
+    """A view to encode."""
+
+    digest: str
+    image: Path
+    view: int
+
+
+@dataclass
+class Plan:
+    """Work that a build has to do.
+
+    Attributes:
+        digests: sha256 of each image file by image id; missing: views to encode, without duplicates.
+        present: number of views in the cache already; need, free: bytes.
+    """
+
+    digests: dict[str, str]
+    missing: list[MissingView]
+    present: int
+    need: int
+    free: int
 
 
 @dataclass
 class Report:
-    """What was done: views encoded here, found encoded by somebody else meanwhile, images that could not be read."""
+    """Result of a build: views encoded, views that another process added meanwhile, and errors by image digest."""
 
     encoded: int = 0
-    seconds: float = 0.0
     elsewhere: int = 0
-    broken: list[str] = field(default_factory=list)
-    rounding: Rounding = field(default_factory=Rounding)
+    seconds: float = 0.0
+    broken: dict[str, str] = field(default_factory=dict)
 
 
-class _Picture(NamedTuple):
-    job: Job
-    view: int
-    pixels: Float[Tensor, "3 s s"]
+def cache_features(
+    folder: str | Path,
+    data: SegmentationData,
+    encoder: ImageEncoder,
+    resolution: int,
+    *,
+    views: int = 1,
+    batch_size: int | None = None,
+    workers: int = 2,
+    say: Callable[[str], object] = lambda _: None,
+    track: Track | None = None,
+) -> CachedSource:
+    """Encode the views of a data set that the cache lacks and return a source that reads all of them.
+
+    The process may be killed at any time and started again; several processes may build at once and share the work.
+
+    Args:
+        folder: cache folder, created if missing.
+        encoder: on the device that it should run on.
+        resolution: side in pixels to which each image is resized.
+        views: number of views of each image; view 0 is the image itself (see `data.augment.view`).
+        batch_size: views encoded together; None: 32 on a GPU, 4 on a CPU.
+        workers: threads that read and decode images.
+        say: receives one line before anything is encoded and one afterwards.
+        track: progress bars, for example `fusioner.cli.progress.progress`.
+
+    Raises:
+        FusionerError: not enough disk space, no permission to write, or images that cannot be read (all others are
+            cached by then).
+    """
+    cache = FeatureCache(folder, encoder, resolution)
+    plan = plan_build(cache, data.items, views, track=track)
+    say(_describe(plan, cache))
+    if plan.missing:
+        _check_space(plan, cache.root)
+        size = batch_size or (4 if device_of(encoder).type == "cpu" else 32)
+        bar = iter(track(range(len(plan.missing)), "encoding views")) if track else iter(())
+        next(bar, None)
+        report = encode_missing(cache, plan.missing, size, workers, tick=lambda: next(bar, None))
+        say(_summarize(report))
+        if report.broken:
+            messages = "; ".join(list(report.broken.values())[:_MAX_LISTED])
+            raise FusionerError(f"{len(report.broken)} images could not be encoded (the others are): {messages}")
+    return CachedSource(cache, data, plan.digests, views)
 
 
-class Builder:
-    """Encodes what a plan found missing; any number may work on one folder at a time, in processes of their own.
+def plan_build(
+    cache: FeatureCache, items: Sequence[Item], views: int = 1, workers: int = 4, track: Track | None = None
+) -> Plan:
+    """Hash every image file and list the views that are missing.
+
+    Raises:
+        FusionerError: `views` is below 1, or an image file cannot be read.
+    """
+    if views < 1:
+        raise FusionerError(f"an image has at least 1 view, not {views}")
+    with ThreadPoolExecutor(workers) as pool:
+        hashed = pool.map(lambda item: image_digest(read_bytes(item.image)), items)
+        tracked = track(items, "checking images") if track else items
+        digests = {item.id: digest for item, digest in zip(tracked, hashed, strict=True)}
+    images = {digests[item.id]: item.image.absolute() for item in reversed(items)}  # the first of equal images
+    wanted = [
+        MissingView(digest, images[digest], view) for digest in dict.fromkeys(digests.values()) for view in range(views)
+    ]
+    missing = [one for one in wanted if not cache.contains(one.digest, one.view)]
+    need = len(missing) * (cache.key.entry_bytes + _HEADER_BYTES)
+    return Plan(digests, missing, len(wanted) - len(missing), need, free_bytes(cache.root))
+
+
+def encode_missing(
+    cache: FeatureCache,
+    missing: Sequence[MissingView],
+    batch_size: int = 4,
+    workers: int = 2,
+    tick: Callable[[], object] = lambda: None,
+) -> Report:
+    """Encode and store views; images that cannot be read are listed in the report.
 
     Args:
         batch_size: views encoded together.
-        workers: threads that read and decode images ahead of the encoder.
-        tick: called once for every view that is done with.
+        workers: threads that read and decode the images of the next batches.
+        tick: called once per view.
+
+    Raises:
+        FusionerError: the cache cannot be written, or the encoder returns invalid tokens.
     """
+    report, start, size = Report(), time.monotonic(), max(1, batch_size)
+    remove_stale_files(cache.root)
+    batches = [missing[first : first + size] for first in range(0, len(missing), size)]
+    random.SystemRandom().shuffle(batches)  # so that concurrent processes rarely encode the same images
+    with map_ahead(lambda batch: _load_batch(cache, batch), batches, max(1, workers)) as loaded:
+        for batch, (views, pixels, broken) in zip(batches, loaded, strict=True):
+            tokens = cache.encode(torch.stack(pixels)) if pixels else ()
+            for view, view_tokens in zip(views, tokens, strict=True):
+                cache.put(view.digest, view.view, view.image, view_tokens)
+            report.encoded += len(views)
+            report.elsewhere += sum(one not in views and one.digest not in broken for one in batch)
+            report.broken |= broken
+            for _ in batch:
+                tick()
+    order = dict.fromkeys(one.digest for one in missing)
+    report.broken = {digest: report.broken[digest] for digest in order if digest in report.broken}
+    report.seconds = time.monotonic() - start
+    return report
 
-    def __init__(
-        self,
-        shelf: Shelf,
-        encoder: ImageEncoder,
-        batch_size: int = 4,
-        workers: int = 2,
-        tick: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.shelf, self.encoder, self.tick = shelf, encoder, tick
-        self.batch_size, self.workers = max(1, batch_size), max(1, workers)
-        self.report = Report()
 
-    def run(self, todo: Plan) -> Report:
-        """Do it; images that cannot be read are named in the report.
-
-        Raises:
-            FusionerError: no room, no permission, the folder is being repaired, or a broken encoder.
-        """
-        start, folder = time.monotonic(), self.shelf.folder
-        with Presence(folder.parent) as presence:
-            if presence.alone():
-                sweep(folder.parent)
-            presence.together()
-            with Claims(folder) as claims, self._writer(claims) as writer:
-                self._encode_all(todo.jobs, claims, writer)
-            self.report.rounding = writer.rounding
-        self.shelf.refresh()
-        self.report.seconds = time.monotonic() - start
-        return self.report
-
-    def _writer(self, claims: Claims) -> ShardWriter:
-        def release(written: Sequence[Finished]) -> None:
-            for digest in {one.digest for one in written}:
-                claims.release(digest)
-
-        return ShardWriter(self.shelf.folder, self.shelf.space, release)
-
-    def _encode_all(self, jobs: Sequence[Job], claims: Claims, writer: ShardWriter) -> None:
-        pool, batch = ThreadPoolExecutor(self.workers, "pictures"), []
+def _load_batch(
+    cache: FeatureCache, batch: Sequence[MissingView]
+) -> tuple[list[MissingView], list[Float[Tensor, "3 s s"]], dict[str, str]]:
+    """Return the views still missing, their pixels, and errors by digest; each image is decoded once."""
+    views, pixels, broken = [], [], {}
+    for digest, of_image in groupby(batch, key=lambda one: one.digest):
+        wanted = [one for one in of_image if not cache.contains(digest, one.view)]
+        if not wanted:
+            continue
         try:
-            for picture in self._pictures(jobs, claims, pool):
-                if picture is not None:
-                    batch.append(picture)
-                if batch and (picture is None or len(batch) == self.batch_size):
-                    self._encode(batch, writer)
-                    batch = []
-                if picture is None:
-                    writer.flush()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _encode(self, batch: Sequence[_Picture], writer: ShardWriter) -> None:
-        tokens = encode(self.encoder, torch.stack([picture.pixels for picture in batch]))
-        for picture, stored in zip(batch, writer.pack(tokens), strict=True):
-            writer.add(Finished(picture.job.digest, picture.view, str(picture.job.image), stored))
-            self.report.encoded += 1
-            self.tick()
-            if picture.view == picture.job.views[-1]:  # an image's views stay together
-                writer.flush_if_due()
-
-    def _pictures(self, jobs: Sequence[Job], claims: Claims, pool: ThreadPoolExecutor) -> Iterator[_Picture | None]:
-        """Pictures in the order of the jobs, some read ahead; None: encode and write all of these before going on."""
-        ahead: deque[tuple[Job, Future[list[_Picture]]]] = deque()
-        for job in self._claimed(jobs, claims):
-            if job is not None:
-                ahead.append((job, pool.submit(self._prepare, job)))
-            while ahead and (job is None or len(ahead) > self.workers + self.batch_size // len(ahead[0][0].views)):
-                yield from self._prepared(*ahead.popleft(), claims)
-            if job is None:
-                yield None
-        while ahead:
-            yield from self._prepared(*ahead.popleft(), claims)
-        yield None
-
-    def _prepared(self, job: Job, future: "Future[list[_Picture]]", claims: Claims) -> list[_Picture]:
-        try:
-            return future.result()
+            pixels += load_views(wanted[0].image, digest, [one.view for one in wanted], cache.key.resolution)
+            views += wanted
         except FusionerError as error:
-            self.report.broken.append(str(error))
-            claims.release(job.digest)
-            return []
-
-    def _prepare(self, job: Job) -> list[_Picture]:
-        shown = pictures(job.image, job.digest, job.views, self.shelf.space.resolution)
-        return [_Picture(job, number, pixels) for number, pixels in zip(job.views, shown, strict=True)]
-
-    def _claimed(self, jobs: Sequence[Job], claims: Claims) -> Iterator[Job | None]:
-        """Jobs nobody else works on, with what is still missing of them; None before waiting for somebody else."""
-        waiting = list(jobs)
-        while waiting:
-            others = []
-            for start in range(0, len(waiting), self.batch_size):
-                lot = waiting[start : start + self.batch_size]
-                mine = [job for job in lot if claims.claim(job.digest)]
-                others += [job for job in lot if job not in mine]
-                yield from self._still_missing(mine, claims)
-            if others:
-                yield None
-                time.sleep(_POLL)
-                self.shelf.refresh()
-            waiting = [reduced for job in others if (reduced := self._reduced(job))]
-
-    def _still_missing(self, mine: Sequence[Job], claims: Claims) -> Iterator[Job]:
-        # Whoever had the claim before wrote first and let go afterwards: a look now sees all of it.
-        self.shelf.refresh()
-        for job in mine:
-            if reduced := self._reduced(job):
-                yield reduced
-            else:
-                claims.release(job.digest)
-
-    def _reduced(self, job: Job) -> Job | None:
-        """The job without the views that are there by now."""
-        views = tuple(view for _, view in self.shelf.missing((job.digest, view) for view in job.views))
-        for _ in range(len(job.views) - len(views)):
-            self.report.elsewhere += 1
-            self.tick()
-        return replace(job, views=views) if views else None
+            broken[digest] = str(error)
+    return views, pixels, broken
 
 
-def sweep(cache: Path) -> None:
-    """Delete what builders that were killed left half written; only for who is alone in the folder."""
-    for path in (path for folder in spaces(cache) for path in orphans(folder)):
-        path.unlink(missing_ok=True)
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the device on which a folder is or would be created."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def format_bytes(size: float) -> str:
+    """Format a number of bytes, as `1.5 GB`."""
+    power = min(int(math.log10(max(size, 1)) // 3), 4)
+    return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _check_space(plan: Plan, folder: Path) -> None:
+    if plan.need > plan.free:
+        raise FusionerError(
+            f"{len(plan.missing)} views need {format_bytes(plan.need)}, but {folder} has {format_bytes(plan.free)} "
+            "free: free some space, choose another folder, or use fewer views or a lower resolution"
+        )
+
+
+def _describe(plan: Plan, cache: FeatureCache) -> str:
+    key = cache.key
+    text = f"features of {key.encoder} at {key.resolution} px: {plan.present} views are in {cache.root}"
+    if not plan.missing:
+        return f"{text}, none is missing"
+    return (
+        f"{text}, {len(plan.missing)} are missing and need {format_bytes(plan.need)} of {format_bytes(plan.free)} free"
+    )
+
+
+def _summarize(report: Report) -> str:
+    speed = report.encoded / max(report.seconds, 1e-9)
+    text = f"encoded {report.encoded} views in {report.seconds:.1f} s ({speed:.1f}/s)"
+    return f"{text}, {report.elsewhere} came from another process" if report.elsewhere else text

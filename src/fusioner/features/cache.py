@@ -1,198 +1,336 @@
-"""The cache folder, and what it holds for one encoder at one resolution.
+"""Content-addressed cache of image features: one file per encoder, resolution, image and view.
 
-    CACHE/<key of a Space>/<shard>.safetensors and .json
+    CACHE/<CacheKey.name>/<sha256 of the image file>-<view>.safetensors
 
-Reading takes no lock: a shard is there whole or not at all, and a file deleted while it is read stays readable.
+Each file is written under a temporary name and renamed, so a killed process leaves no partial entry, and readers need
+no lock.
 """
 
-import weakref
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Float16
+from torch import Tensor, nn
 
+from fusioner.data.augment import view
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
-from fusioner.features.locks import Presence
-from fusioner.features.preprocess import encode, image_digest, pictures, read_bytes
-from fusioner.features.quantise import Quantised, restore
-from fusioner.features.shard import Manifest, Rows, Stored, read_manifest, shard_names
-from fusioner.features.space import Dtype, Space
-from fusioner.features.writer import Finished, ShardWriter
+from fusioner.image import read_image, resize_square
+from fusioner.io import atomic_write
 
-Key = tuple[str, int]
-"""Digest of an image, number of a view."""
+# Increase the final number when the pixels passed to an encoder change, so that entries made before are not used.
+PREPROCESSING = "upright rgb8, squashed bilinear antialias, 1"
+VIEWS = "flip, crop 0.45, jitter 0.3, seeded by the image's sha256, 1"
 
-_MAPPED = 4096  # shards mapped at a time; Linux allows a process 65530 mappings
+STALE_SECONDS = 3600.0
+"""Age from which a temporary file is taken for the leftover of a killed process."""
+
+_KEY_FOLDER, _ENTRY = re.compile("[0-9a-f]{32}"), re.compile(r"[0-9a-f]{64}-\d+\.safetensors")
+_CHECKSUM_START = 8 + len('{"__metadata__":{"sha256":"')
+_CHECKSUM = slice(_CHECKSUM_START, _CHECKSUM_START + 64)
+_MAX_HEADER = 2**16
 
 
-class Shelf:
-    """The entries of one space: look up, read.
+@dataclass(frozen=True)
+class CacheKey:
+    """Everything that determines the tokens apart from the image and the view.
 
     Attributes:
-        folder: where its shards are; space: what they have in common.
+        encoder: name of the encoder, for display only: encoders of equal weights share entries.
+        fingerprint: sha256 of its weights and normalisation.
+        resolution: side in pixels of the resized image.
+        dim, grid: token width, and rows and columns of tokens.
+        preprocessing, views: versions of the pixel transforms.
     """
 
-    def __init__(self, folder: Path, space: Space) -> None:
-        self.folder, self.space = folder, space
-        self._manifests: dict[str, Manifest | None] = {}
-        self._index: dict[Key, tuple[str, int]] = {}
-        self._mapped: dict[str, Rows] = {}
-        self.refresh()
+    encoder: str
+    fingerprint: str
+    resolution: int
+    dim: int
+    grid: tuple[int, int]
+    preprocessing: str = PREPROCESSING
+    views: str = VIEWS
 
-    def __len__(self) -> int:
-        return len(self._index)
+    @classmethod
+    def of(cls, encoder: ImageEncoder, resolution: int) -> Self:
+        """Return the key of an encoder at a resolution; FusionerError if not even one token fits."""
+        side = resolution // encoder.stride
+        if side < 1:
+            raise FusionerError(
+                f"a token of {encoder.name} is {encoder.stride} px wide: {resolution} px are too few, use 224 or more"
+            )
+        return cls(encoder.name, encoder.fingerprint(), resolution, encoder.dim, (side, side))
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._index
+    @property
+    def name(self) -> str:
+        """Folder name: a hash of all fields except the encoder's name."""
+        content = asdict(self)
+        del content["encoder"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
-    def refresh(self) -> None:
-        """Take in what other processes have added or removed; other threads may read meanwhile."""
-        known = self._manifests
-        self._manifests = {
-            name: known[name] if name in known else self._read(name) for name in shard_names(self.folder)
-        }
-        gone = known.keys() - self._manifests.keys()
-        for name in gone:
-            self._mapped.pop(name, None)
-        index = {} if gone else self._index
-        for name, manifest in self._manifests.items():
-            if manifest and (gone or name not in known):
-                for row, entry in enumerate(manifest.entries):
-                    index.setdefault((entry.digest, entry.view), (name, row))
-        self._index = index
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of the fp16 tokens of one view."""
+        return 2 * self.dim * math.prod(self.grid)
 
-    def get(self, digest: str, view: int) -> Stored | None:
-        """A view's stored numbers, mapped from disk; None where there are none.
 
-        Raises:
-            FusionerError: the file that should hold them is damaged.
-        """
-        for _ in range(2):
-            place = self._index.get((digest, view))
-            if place is None:
-                return None
-            try:
-                return self._rows(place[0])[place[1]]
-            except FileNotFoundError:  # pruned or replaced meanwhile
-                self.refresh()
-        return None
+class EntryHeader(NamedTuple):
+    """Metadata of an entry: its key, its file name, and the path of the image when it was encoded."""
 
-    def read(self, keys: Sequence[Key], dtype: torch.dtype = torch.float32) -> Float[Tensor, "b d gh gw"]:
-        """Several views as one tensor: the only copy is the one from the file.
-
-        Raises:
-            FusionerError: a view is not there, or its file is damaged.
-        """
-        out = torch.empty((len(keys), self.space.dim, *self.space.grid), dtype=dtype)
-        for row, (digest, view) in zip(out, keys, strict=True):
-            stored = self.get(digest, view)
-            if stored is None:
-                raise FusionerError(f"the feature cache has no view {view} of the image with sha256 {digest}")
-            if isinstance(stored, Quantised):
-                restore(stored, out=row)
-            else:
-                row.copy_(stored)
-        return out
-
-    def place(self, digest: str, view: int) -> tuple[str, int] | None:
-        """The shard that holds a view and its row there; None where there is none."""
-        return self._index.get((digest, view))
-
-    def missing(self, keys: Iterable[Key]) -> list[Key]:
-        """The keys that are not there, in order."""
-        return [key for key in keys if key not in self._index]
-
-    def _read(self, name: str) -> Manifest | None:
-        """A manifest, unless it is damaged in both places or its file is cut short: then its entries count as lost."""
-        manifest = read_manifest(self.folder, name)
-        if manifest is None or manifest.space.key != self.space.key:
-            return None
-        try:
-            size = (self.folder / f"{name}.safetensors").stat().st_size
-        except FileNotFoundError:
-            return None
-        return manifest if size == manifest.head_bytes + manifest.data_bytes else None
-
-    def _rows(self, name: str) -> Rows:
-        rows = self._mapped.get(name)
-        if rows is not None:
-            return rows
-        manifest = self._manifests.get(name)
-        if manifest is None:
-            raise FileNotFoundError(name)
-        try:
-            rows = Rows(self.folder / f"{name}.safetensors", manifest)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            mend = f"fusioner features verify {self.folder.parent} --repair"
-            raise FusionerError(f"the feature cache is damaged ({error}): run `{mend}`") from error
-        self._mapped[name] = rows
-        if len(self._mapped) > _MAPPED:
-            self._mapped.pop(next(iter(self._mapped)), None)
-        return rows
+    key: CacheKey
+    file_name: str
+    image: str
 
 
 class FeatureCache:
-    """A folder of features; it and what is in it are made when first written to.
+    """Cached tokens of one encoder at one resolution, stored as fp16.
 
     Args:
-        folder: anywhere with room; several processes and machines may share it.
+        folder: cache folder, created on the first write; processes and machines may share it.
+        encoder: on the device that it should run on.
+        resolution: side in pixels to which each image is resized.
+
+    Raises:
+        FusionerError: the resolution is smaller than one token.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
-        self._shelves: dict[str, Shelf] = {}
-        self._writers: dict[str, ShardWriter] = {}
-        self._open = ExitStack()
-        weakref.finalize(self, self._open.close)
+    def __init__(self, folder: str | Path, encoder: ImageEncoder, resolution: int) -> None:
+        self.encoder, self.key = encoder, CacheKey.of(encoder, resolution)
+        self.root = Path(folder).expanduser()
+        self.folder = self.root / self.key.name
+        self._verified: set[str] = set()
 
-    def shelf(self, encoder: ImageEncoder, resolution: int, dtype: Dtype = "fp16") -> Shelf:
-        """What is stored of an encoder's tokens at a resolution (px)."""
-        return self.shelf_of(Space.of(encoder, resolution, dtype))
+    def path(self, digest: str, view: int) -> Path:
+        """Return the file of an entry, which may not exist yet."""
+        return self.folder / f"{digest}-{view}.safetensors"
 
-    def shelf_of(self, space: Space) -> Shelf:
-        """The shelf of a space; the same object every time."""
-        if space.key not in self._shelves:
-            self._shelves[space.key] = Shelf(self.folder / space.key, space)
-        return self._shelves[space.key]
-
-    def tokens(self, encoder: ImageEncoder, image: Path, resolution: int) -> Float[Tensor, "1 d gh gw"]:
-        """The tokens of one squashed image, in half precision: from the cache, or encoded now and kept.
-
-        New entries are written now and then and by `close`, which also happens when the cache is forgotten or Python
-        ends.
+    def contains(self, digest: str, view: int) -> bool:
+        """Return whether a complete entry exists; its numbers are not read.
 
         Raises:
-            FusionerError: the image cannot be read, the folder cannot be written to, or an entry's file is damaged.
+            FusionerError: no permission to read the folder.
         """
-        shelf = self.shelf(encoder, resolution)
-        digest = image_digest(read_bytes(image))
-        found = shelf.get(digest, 0)
-        if found is None:
-            writer = self._writer(shelf)
-            found = writer.pending(digest, 0)
-            if found is None:
-                found = writer.pack(encode(encoder, torch.stack(pictures(image, digest, [0], resolution))))[0]
-                writer.add(Finished(digest, 0, str(image.absolute()), found))
-                writer.flush_if_due()
-        assert isinstance(found, Tensor)  # only fp16 shelves are opened here
-        return found[None]
+        try:
+            with self.path(digest, view).open("rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+                return os.fstat(file.fileno()).st_size == 8 + header + self.key.entry_bytes
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise _cannot_read(self.root, error) from error
 
-    def close(self) -> None:
-        """Write what `tokens` has encoded, and let go of the folder."""
-        self._writers.clear()
-        self._open.close()
+    def get(self, digest: str, view: int = 0) -> Float16[Tensor, "d gh gw"] | None:
+        """Return the tokens of a view, or None if the entry is missing, truncated or corrupt.
 
-    def _writer(self, shelf: Shelf) -> ShardWriter:
-        key, space = shelf.space.key, shelf.space
-        if key not in self._writers:
-            self._open.enter_context(Presence(self.folder).together())
-            # In the calling thread: when Python ends no other can be started any more.
-            writer = ShardWriter(shelf.folder, space, lambda _: shelf.refresh(), background=False)
-            self._writers[key] = self._open.enter_context(writer)
-        return self._writers[key]
+        The checksum is verified the first time this object reads the entry.
+        """
+        path = self.path(digest, view)
+        try:
+            raw = bytearray(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _cannot_read(self.root, error) from error
+        if path.name not in self._verified:
+            if find_damage(path, raw) is not None:
+                return None
+            self._verified.add(path.name)
+        start = len(raw) - self.key.entry_bytes
+        if start != 8 + int.from_bytes(raw[:8], "little"):  # changed since it was verified
+            return None
+        return torch.frombuffer(raw, dtype=torch.float16, offset=start).view(self.key.dim, *self.key.grid)
+
+    def put(self, digest: str, view: int, image: Path, tokens: Float16[Tensor, "d gh gw"]) -> None:
+        """Store the tokens of a view; FusionerError if the file cannot be written."""
+        path = self.path(digest, view)
+        content = _pack(EntryHeader(self.key, path.name, str(image.absolute())), tokens)
+        with atomic_write(path, flush=False) as beside:
+            beside.write_bytes(content)
+
+    def tokens(self, image: Path, digest: str | None = None, view: int = 0) -> Float16[Tensor, "d gh gw"]:
+        """Return the tokens of a view of an image file, encoding and storing them if they are not cached.
+
+        Args:
+            digest: sha256 of the file if known.
+
+        Raises:
+            FusionerError: the image cannot be read, or the cache cannot be written.
+        """
+        digest = digest or image_digest(read_bytes(image))
+        tokens = self.get(digest, view)
+        if tokens is None:
+            tokens = self.encode(torch.stack(load_views(image, digest, [view], self.key.resolution)))[0]
+            self.put(digest, view, image, tokens)
+        return tokens
+
+    def encode(self, pixels: Float[Tensor, "b 3 s s"]) -> Float16[Tensor, "b d gh gw"]:
+        """Encode images into fp16 tokens on the CPU; FusionerError for a wrong shape or non-finite values."""
+        tokens, expected = encode(self.encoder, pixels), (self.key.dim, *self.key.grid)
+        if tuple(tokens.shape[1:]) != expected:
+            raise FusionerError(
+                f"encoder '{self.key.encoder}' returns tokens of shape {tuple(tokens.shape[1:])} at "
+                f"{self.key.resolution} px, its width and stride promise {expected}"
+            )
+        if not tokens.isfinite().all():
+            raise FusionerError(
+                f"encoder '{self.key.encoder}' returns values that are not finite: its weights are corrupt"
+            )
+        return tokens.half().cpu()
+
+
+def _pack(header: EntryHeader, tokens: Float16[Tensor, "d gh gw"]) -> bytes:
+    """Return the safetensors file of an entry. Its checksum covers every other byte, including the header."""
+    numbers = tokens.contiguous().numpy().tobytes()
+    metadata = {
+        "sha256": "0" * 64,
+        "key": json.dumps(asdict(header.key)),
+        "file_name": header.file_name,
+        "image": header.image,
+    }
+    array = {"dtype": "F16", "shape": list(tokens.shape), "data_offsets": [0, len(numbers)]}
+    text = json.dumps({"__metadata__": metadata, "tokens": array}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # aligns the numbers
+    raw = bytearray(len(text).to_bytes(8, "little") + text + numbers)
+    raw[_CHECKSUM] = _checksum(raw)
+    return bytes(raw)
+
+
+def _checksum(raw: bytes | bytearray) -> bytes:
+    view = memoryview(raw)
+    digest = hashlib.sha256(view[: _CHECKSUM.start])
+    digest.update(view[_CHECKSUM.stop :])
+    return digest.hexdigest().encode()
+
+
+def find_damage(path: Path, raw: bytes | bytearray | None = None) -> str | None:
+    """Return what is wrong with an entry's file (`raw`: its content), or None if it is intact.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    raw = path.read_bytes() if raw is None else raw
+    if bytes(raw[_CHECKSUM]) != _checksum(raw):
+        return "the checksum does not match"
+    header = _parse_header(bytes(raw[8 : 8 + int.from_bytes(raw[:8], "little")]))
+    if header is None or (header.file_name, header.key.name) != (path.name, path.parent.name):
+        return "it belongs to another entry"
+    return None
+
+
+def read_header(path: Path) -> EntryHeader | None:
+    """Read the metadata of an entry without its numbers; None if the file is gone or its header is corrupt."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return _parse_header(file.read(length)) if length <= _MAX_HEADER else None
+    except FileNotFoundError:
+        return None
+
+
+def _parse_header(text: bytes) -> EntryHeader | None:
+    try:
+        metadata = json.loads(text)["__metadata__"]
+        key = json.loads(metadata["key"])
+        return EntryHeader(CacheKey(**{**key, "grid": tuple(key["grid"])}), metadata["file_name"], metadata["image"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def key_folders(cache: Path) -> list[Path]:
+    """Return the folders of a cache, one per key; unrelated folders are ignored."""
+    if not cache.is_dir():
+        return []
+    return sorted(path for path in cache.iterdir() if _KEY_FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def entry_files(folder: Path) -> list[Path]:
+    """Return the files of all entries of a key's folder, sorted; none if there is no such folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if _ENTRY.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _cannot_read(folder.parent, error) from error
+
+
+def remove_stale_files(cache: Path) -> None:
+    """Delete temporary files that killed processes have left in a cache."""
+    for path in (path for folder in key_folders(cache) for path in folder.glob(".part-*")):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+
+
+def _cannot_read(cache: Path, error: OSError) -> FusionerError:
+    return FusionerError(f"cannot read the feature cache {cache}: {error.strerror}")
+
+
+def default_folder() -> Path:
+    """Return the default cache folder: `$FUSIONER_CACHE`, otherwise the platform's folder for caches."""
+    if named := os.environ.get("FUSIONER_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "fusioner" / "features"
+
+
+@torch.no_grad()
+def encode(encoder: ImageEncoder, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b d gh gw"]:
+    """Encode images into float32 tokens on the encoder's device (computed in bfloat16 on CUDA, as in `Segmenter`)."""
+    device = device_of(encoder)
+    with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+        return encoder(pixels.to(device)).float()
+
+
+def device_of(encoder: ImageEncoder) -> torch.device:
+    """Return the device of an encoder's weights."""
+    weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
+    return next(weights, torch.empty(0)).device
+
+
+def read_bytes(image: Path) -> bytes:
+    """Read an image file without decoding it; FusionerError if that fails."""
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise FusionerError(f"cannot read image {image}: {error.strerror or error}") from error
+
+
+def image_digest(raw: bytes) -> str:
+    """Return the sha256 (hex) of an image file's bytes, which identifies the image in the cache."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def view_seed(digest: str) -> int:
+    """Return the random seed of an image's views, which depends on its content only."""
+    return int(digest[:15], 16)
+
+
+def load_views(image: Path, digest: str, views: Sequence[int], side: int) -> list[Float[Tensor, "3 s s"]]:
+    """Decode an image file and return the given views, resized to `side` pixels.
+
+    Raises:
+        FusionerError: the file cannot be read, or its sha256 is no longer `digest`.
+    """
+    raw = read_bytes(image)
+    if image_digest(raw) != digest:
+        raise FusionerError(f"image {image} has changed since it was indexed: run this again")
+    rgb = read_image(raw, str(image))
+    no_mask = np.broadcast_to(np.uint8(0), rgb.shape[:2])
+    return [resize_square(view(rgb, no_mask, number, view_seed(digest))[0], side) for number in views]

@@ -1,4 +1,4 @@
-"""Where training and evaluation get tokens from: encoded now, or read from the cache. Both give the same.
+"""Token sources of training: encoded on the fly or read from the cache, with equal results.
 
 Letters: B images, D channels, Gh Gw token grid, H W pixels of a view.
 """
@@ -16,140 +16,104 @@ from fusioner.data.augment import Mask, Rgb, view, view_mask
 from fusioner.data.base import Item, SegmentationData
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
-from fusioner.features.cache import Shelf
-from fusioner.features.preprocess import encode, image_digest, read_bytes, view_seed
+from fusioner.features.cache import FeatureCache, encode, image_digest, read_bytes, view_seed
 from fusioner.image import read_image, resize_square
 
 Augment = Callable[[Rgb, Mask, np.random.Generator], tuple[Rgb, Mask]]
-Wanted = tuple[Item, int]
-"""An image and the number of the view wanted of it."""
 
 
 class TokenSource(Protocol):
     """Tokens and masks of the views of a data set's images.
 
     Attributes:
-        views: how many views each image has (0, 1, ... views - 1); None: any number.
+        views: number of views of each image (0, 1, ... views - 1); None: unlimited.
     """
 
     views: int | None
 
-    def tokens(self, item: Item, view: int) -> tuple[Float[Tensor, "d gh gw"], Integer[ndarray, "h w"]]:
-        """Unit-length tokens of one view, and the mask of that view at the view's own size.
+    def batch(
+        self, wanted: Sequence[tuple[Item, int]]
+    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+        """Return the float32 tokens of (image, view) pairs, and the mask of each view at its own size.
+
+        The tokens are on the encoder's device if encoded now, on the CPU if read from the cache.
 
         Raises:
-            FusionerError: an unreadable image or mask, or a view that is not there.
+            FusionerError: an unreadable image or mask, or a view that does not exist.
         """
-        ...
-
-    def batch(self, wanted: Sequence[Wanted]) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
-        """Tokens of several views as one float32 tensor, and their masks, each of its own size; raises as `tokens`.
-
-        On the encoder's device where they are encoded now, on the CPU where they are read.
-        """
-        ...
-
-    def place(self, item: Item) -> tuple[str, int]:
-        """The file that holds an image's first view, and its row there; FusionerError where there is no file."""
         ...
 
 
 class LiveSource:
     """Encodes at every call.
 
-    Without `augment` the views are those of the cache (`transforms.view`); with it view number v is a draw of the full
-    augmentation, seeded by the image's bytes and v, so there are as many as one asks for.
+    Without `augment` the views are those of the cache (`data.augment.view`). With it view number v is a sample of the
+    full augmentation, seeded by the image's bytes and v, and the number of views is unlimited.
 
     Args:
-        resolution: side in pixels to which the whole picture is squashed.
+        resolution: side in pixels to which each image is resized.
         augment: for example `Augmentation(PASCAL_AUGMENT, data.ignore)`.
     """
 
     def __init__(
-        self,
-        data: SegmentationData,
-        encoder: ImageEncoder,
-        resolution: int,
-        augment: Augment | None = None,
+        self, data: SegmentationData, encoder: ImageEncoder, resolution: int, augment: Augment | None = None
     ) -> None:
-        self.data, self.encoder, self.resolution = data, encoder, resolution
-        self.augment = augment
+        self.data, self.encoder, self.resolution, self.augment = data, encoder, resolution, augment
         self.views: int | None = None
 
-    def picture(self, item: Item, view: int) -> tuple[Float[Tensor, "3 s s"], Integer[ndarray, "h w"]]:
-        """What the encoder would be shown, and the mask; raises as `tokens`. Loaders may call this in workers."""
+    def batch(
+        self, wanted: Sequence[tuple[Item, int]]
+    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+        """See `TokenSource`."""
+        pixels, masks = zip(*(self._load(item, view) for item, view in wanted), strict=True)
+        return encode(self.encoder, torch.stack(pixels)), list(masks)
+
+    def _load(self, item: Item, number: int) -> tuple[Float[Tensor, "3 s s"], Integer[ndarray, "h w"]]:
         raw = read_bytes(item.image)
         rgb, mask, seed = read_image(raw, str(item.image)), self.data.read_mask(item), view_seed(image_digest(raw))
-        check_size(item, rgb, mask)
-        rgb, mask = self._moved(rgb, mask, view, seed)
-        return resize_square(rgb, self.resolution), mask
-
-    def tokens(self, item: Item, view: int) -> tuple[Float[Tensor, "d gh gw"], Integer[ndarray, "h w"]]:
-        """See `TokenSource`."""
-        tokens, masks = self.batch([(item, view)])
-        return tokens[0], masks[0]
-
-    def batch(self, wanted: Sequence[Wanted]) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
-        """See `TokenSource`."""
-        pictures, masks = zip(*(self.picture(item, view) for item, view in wanted), strict=True)
-        return encode(self.encoder, torch.stack(pictures)), list(masks)
-
-    def place(self, item: Item) -> tuple[str, int]:
-        """See `TokenSource`."""
-        raise FusionerError("features encoded at every step lie in no file: --order shards needs the cache")
-
-    def _moved(self, rgb: Rgb, mask: Mask, number: int, seed: int) -> tuple[Rgb, Mask]:
+        if rgb.shape[:2] != mask.shape:
+            raise FusionerError(
+                f"mask {item.mask} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), "
+                f"its image {item.image} is {rgb.shape[1]}x{rgb.shape[0]}; they must be equal"
+            )
         if self.augment is None:
-            return view(rgb, mask, number, seed)
-        return self.augment(rgb, mask, np.random.default_rng((seed, number)))
+            rgb, mask = view(rgb, mask, number, seed)
+        else:
+            rgb, mask = self.augment(rgb, mask, np.random.default_rng((seed, number)))
+        return resize_square(rgb, self.resolution), mask
 
 
 class CachedSource:
-    """Reads the views of `features.fill.fill`; their masks are made anew, for that costs little.
+    """Reads tokens from a cache; masks are computed at each call. Entries lost meanwhile are encoded again.
 
     Args:
-        digests: sha256 of each image's file, by image id.
-        views: how many views of each image are in the cache.
+        digests: sha256 of each image file by image id.
+        views: number of cached views of each image.
         dtype: of the tokens in a batch.
     """
 
     def __init__(
         self,
-        shelf: Shelf,
+        cache: FeatureCache,
         data: SegmentationData,
         digests: Mapping[str, str],
         views: int = 1,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.shelf, self.data, self.digests, self.dtype = shelf, data, digests, dtype
+        self.cache, self.data, self.digests, self.dtype = cache, data, digests, dtype
         self.views: int | None = views
 
-    def mask(self, item: Item, view: int) -> Integer[ndarray, "h w"]:
-        """The mask of a view, at the view's own size; loaders may call this in workers."""
-        return view_mask(self.data.read_mask(item), view, view_seed(self.digests[item.id]))
-
-    def tokens(self, item: Item, view: int) -> tuple[Float[Tensor, "d gh gw"], Integer[ndarray, "h w"]]:
+    def batch(
+        self, wanted: Sequence[tuple[Item, int]]
+    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
         """See `TokenSource`."""
-        tokens, masks = self.batch([(item, view)])
-        return tokens[0], masks[0]
+        key = self.cache.key
+        tokens = torch.empty((len(wanted), key.dim, *key.grid), dtype=self.dtype)
+        for row, (item, number) in zip(tokens, wanted, strict=True):
+            if self.views is not None and number >= self.views:
+                raise FusionerError(f"the feature cache has no view {number} of {item.image}")
+            row.copy_(self.cache.tokens(item.image, self.digests[item.id], number))
+        return tokens, [self._mask(item, number) for item, number in wanted]
 
-    def batch(self, wanted: Sequence[Wanted]) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
-        """See `TokenSource`; every number is copied once, from the mapped file into the batch."""
-        tokens = self.shelf.read([(self.digests[item.id], view) for item, view in wanted], self.dtype)
-        return tokens, [self.mask(item, view) for item, view in wanted]
-
-    def place(self, item: Item) -> tuple[str, int]:
-        """See `TokenSource`."""
-        found = self.shelf.place(self.digests[item.id], 0)
-        if found is None:
-            raise FusionerError(f"the feature cache has lost image {item.id}: run this again")
-        return found
-
-
-def check_size(item: Item, rgb: Rgb, mask: Mask) -> None:
-    """FusionerError unless the mask has its image's size."""
-    if rgb.shape[:2] != mask.shape:
-        raise FusionerError(
-            f"mask {item.mask} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), "
-            f"its image {item.image} is {rgb.shape[1]}x{rgb.shape[0]}; they must be equal"
-        )
+    def _mask(self, item: Item, number: int) -> Integer[ndarray, "h w"]:
+        return view_mask(self.data.read_mask(item), number, view_seed(self.digests[item.id]))

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fusioner.errors import FusionerError
-from fusioner.features.locks import Presence
-from fusioner.io import atomic_write, writable_folder
+from fusioner.io import FileLocks, atomic_write, writable_folder
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep, settings_toml
 from fusioner.training.resume import LOG
@@ -63,8 +62,8 @@ def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
     Raises:
         FusionerError: another sweep is at work there, or cells of other settings are there.
     """
-    with Presence(writable_folder(out)) as lock:
-        if not lock.alone():
+    with FileLocks(writable_folder(out) / ".lock") as locks:
+        if not locks.acquire(0):
             raise FusionerError(f"another sweep is at work in {out}: wait for it to end, or choose another --out")
         file = out / SWEEP
         if file.is_file():

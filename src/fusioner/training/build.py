@@ -17,10 +17,9 @@ from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
+from fusioner.features.build import Track, cache_features
+from fusioner.features.cache import default_folder
 from fusioner.features.dataset import LiveSource, TokenSource
-from fusioner.features.fill import fill
-from fusioner.features.plan import Track
-from fusioner.features.space import default_folder
 from fusioner.model.config import TRAINING_FREE, FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
@@ -175,7 +174,7 @@ def _source(
         items = {e.item.id: e.item for e in (*corpus.examples, *corpus.held_out) if e.part == number}
         used = replace(part.data, items=list(items.values()))
         folder = cache or default_folder()
-        return fill(folder, used, image, config.resolution, views=config.views, say=say, track=track)
+        return cache_features(folder, used, image, config.resolution, views=config.views, say=say, track=track)
     if config.augment == 0:
         live = LiveSource(part.data, image, config.resolution)
         live.views = config.views  # those the cache would hold

@@ -17,7 +17,7 @@ from fusioner.encoders.bundled import weights_file
 from fusioner.encoders.imagenet_classes import parse_names
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, NEUTRAL, LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, value_tokens
-from fusioner.features.plan import Track
+from fusioner.features.build import Track
 from fusioner.model.baselines import WORDS
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import Method

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
-from fusioner.features.plan import Track
 from fusioner.model.checkpoint import save_tensors
 from fusioner.model.closed_set_head import ClosedSet, Memory
 from fusioner.model.fusioner import Fusioner

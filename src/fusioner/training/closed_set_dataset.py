@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Float16, Int64
 from torch import Tensor
 
+from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
-from fusioner.features.plan import Track
 from fusioner.model.closed_set_head import features, log_posterior
 from fusioner.model.fusioner import Fusioner
 from fusioner.training.data_loader import shrink

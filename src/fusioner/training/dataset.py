@@ -21,7 +21,6 @@ from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
 from fusioner.data.paths import summarize
 from fusioner.data.registry import TRAINING_SPLITS, DatasetName, TrainableDataset, open_dataset
 from fusioner.errors import FusionerError
-from fusioner.features.sampler import ShardSampler
 from fusioner.training.config import Sampling, Unseen
 
 PORTIONS = 2
@@ -192,27 +191,6 @@ class Order:
 
     def _permute(self, epoch: int) -> Int64[np.ndarray, " n"]:
         return np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.examples))
-
-
-class ShardOrder(Order):
-    """The order in which a cache larger than memory is read fastest: shard by shard, see `features.sampler`.
-
-    Args:
-        places: of each example, the name of the shard that holds it and its row there.
-    """
-
-    def __init__(
-        self, examples: Sequence[Example], batch_size: int, seed: int, places: Sequence[tuple[str, int]]
-    ) -> None:
-        super().__init__(examples, batch_size, seed)
-        shards, which = np.unique(np.array([shard for shard, _ in places]), return_inverse=True)
-        self._laid = np.lexsort((np.array([row for _, row in places]), which))
-        counts = np.bincount(which, minlength=len(shards))
-        self._first, self._sampler = np.cumsum(counts) - counts, ShardSampler(counts, seed)
-
-    def _permute(self, epoch: int) -> Int64[np.ndarray, " n"]:
-        portions = (self._first[shards] + rows for shards, rows in self._sampler.epoch(epoch))
-        return self._laid[np.concatenate(list(portions))]
 
 
 def _examples(number: int, part: Part, sampling: Sampling) -> list[Example]:

@@ -9,7 +9,7 @@ from typing import Any
 from fusioner import __version__
 from fusioner.data.base import Item
 from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.features.dataset import image_digest, read_bytes
+from fusioner.features.cache import image_digest, read_bytes
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import Corpus
 

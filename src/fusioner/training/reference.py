@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
-from fusioner.features.plan import Track
 from fusioner.model.fusioner import Fusioner
 from fusioner.training.dataset import Corpus
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder
 from fusioner.encoders.registry import value_tokens
 from fusioner.errors import FusionerError
-from fusioner.features.plan import Track
+from fusioner.features.build import Track
 from fusioner.io import writable_folder
 from fusioner.labels import read_word_lists
 from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
@@ -20,7 +20,7 @@ from fusioner.training.calibration import fill_words, fit_level
 from fusioner.training.closed_set import Effort, Kept, fit_memory
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batches
-from fusioner.training.dataset import Order, Part, ShardOrder, build_corpus
+from fusioner.training.dataset import Order, Part, build_corpus
 from fusioner.training.progress import Display
 from fusioner.training.prompt_sampling import Names
 from fusioner.training.provenance import describe
@@ -126,11 +126,7 @@ def train(
     pace = pace or Pace()
     if pace.prefetch is None:  # beside a CPU that encodes there is nothing to gain
         pace = replace(pace, prefetch=0 if config.features == "live" and fabric.device.type == "cpu" else 2)
-    order = None
-    if config.order == "shards":
-        places = [sources[example.part].place(example.item) for example in corpus.examples]
-        order = ShardOrder(corpus.examples, config.batch_size, config.seed, places)
-    trainer = Trainer(fabric, model, batches, config, card, run.out, identity, pace, display, order)
+    trainer = Trainer(fabric, model, batches, config, card, run.out, identity, pace, display)
     if run.resume:
         found = trainer.resume()
         display.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
