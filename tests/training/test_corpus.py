@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusioner.data.folds import fold_classes
 from fusioner.errors import FusionerError
-from fusioner.training.dataset import Order, ShardOrder, build_corpus, open_part
+from fusioner.training.dataset import Order, build_corpus, open_part
 
 
 @pytest.fixture(scope="module")
@@ -108,19 +108,3 @@ def test_coco_trains_on_the_published_pairs(shared: Path) -> None:
     assert corpus.examples
     assert all("train2014" in str(example.item.image) for example in corpus.examples)
     assert {example.class_id for example in corpus.examples} <= set(fold_classes("coco", 3)[0])
-
-
-def test_shard_order_reads_each_file_from_its_start_and_every_example_once(voc_tree: Path) -> None:
-    examples = build_corpus([open_part("pascal", voc_tree)], "images").examples
-    names = ["b", "a", "c", "a", "b", "c"] * 4
-    places = [(name, names[:number].count(name)) for number, name in enumerate(names)]
-    order = ShardOrder(examples, 5, 0, places)
-    place = {example.item.id: place for example, place in zip(examples, places, strict=True)}
-    stream = [place[example.item.id] for step in range(10) for example in order(step)]
-    for epoch in (stream[:24], stream[24:48]):
-        assert sorted(epoch) == sorted(places)
-        for name in "abc":
-            rows = [row for shard, row in epoch if shard == name]
-            assert rows == sorted(rows)
-    assert stream[:24] != stream[24:48]
-    assert [place[example.item.id] for example in ShardOrder(examples, 5, 0, places)(7)] == stream[35:40]
