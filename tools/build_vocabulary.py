@@ -16,26 +16,26 @@ BANDS = (("Found well", 50.0), ("Found in part", 20.0), ("Found now and then", 5
 
 
 def read(path: Path) -> tuple[dict[str, float], str]:
-    """IoU (per cent) of every noun that the set's masks show, and what they rest on."""
+    """Return the IoU (per cent) of every noun in the set's masks, and a description of the set."""
     metrics = json.loads(path.read_text("utf-8"))
     nouns = {prompt_of(name): value for name, value in metrics["per_class"].items() if value is not None}
     return (
         nouns,
-        f"{metrics['images']} images, {len(nouns)} nouns that they show, mean IoU {metrics['miou']:.1f}",
+        f"{metrics['images']} images, {len(nouns)} nouns in their masks, mean IoU {metrics['miou']:.1f}",
     )
 
 
 def page(sets: dict[str, tuple[dict[str, float], str]]) -> str:
-    """The page as Markdown: the sets, then the nouns in bands, the best first."""
+    """Return the page as Markdown: the sets, then the nouns in bands, the best first."""
     found = [(value, noun, name) for name, (nouns, _) in sets.items() for noun, value in nouns.items()]
     lines = [
         "# Vocabulary",
         "",
-        "Which nouns the model inside the package finds, measured where masks exist: all names of a set are prompted",
-        "together on images it was not trained on, each pixel takes the likeliest name or background, and the figure",
-        "is the IoU of the noun over all images, in per cent. A noun in two sets has two figures: its rivals differ.",
+        "Which nouns the bundled model finds, measured where masks exist: all names of a set are prompted at once on images",
+        "outside of its training, each pixel takes the likeliest label or background, and the value is the IoU of the noun",
+        "over all images, in per cent. A noun in two sets has two values because the competing labels differ.",
         "",
-        "| set | rests on |",
+        "| set | measured on |",
         "|---|---|",
         *(f"| {name} | {about} |" for name, (_, about) in sets.items()),
         "",
