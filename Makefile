@@ -47,7 +47,7 @@ lint: $(DEV)  ## ruff, import-linter and pyright
 	$(BIN)/pyright
 
 docs: $(DOCS)  ## build the documentation site in site/
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(DOCS)  ## serve the documentation at http://127.0.0.1:8001
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
