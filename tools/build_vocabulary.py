@@ -31,9 +31,9 @@ def page(sets: dict[str, tuple[dict[str, float], str]]) -> str:
     lines = [
         "# Vocabulary",
         "",
-        "Which nouns the bundled model finds, measured where masks exist: all names of a set are prompted at once on images",
-        "outside of its training, each pixel takes the likeliest label or background, and the value is the IoU of the noun",
-        "over all images, in per cent. A noun in two sets has two values because the competing labels differ.",
+        "Which nouns the bundled model finds, measured where masks exist: all names of a set are prompted at once on",
+        "images outside of its training, each pixel takes the likeliest label or background, and the value is the IoU",
+        "of the noun over all images, in per cent. A noun in two sets has two values because other labels compete.",
         "",
         "| set | measured on |",
         "|---|---|",
