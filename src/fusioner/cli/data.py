@@ -1,11 +1,12 @@
-"""`fusioner data`: what is in a data set, and what it looks like."""
+"""`fusioner data`: check a data set, draw a contact sheet, prepare masks from annotation files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from fusioner.data.registry import DatasetName
+from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,115 +14,172 @@ if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
     from fusioner.data.check import DatasetReport
 
-app = App(name="data", help="Look into a data set: count and check it, make a contact sheet, prepare masks.")
-app.command("fusioner.cli.prepare:app", name="prepare", help="Make masks from the annotation files of other tools.")
+Name = Annotated[DatasetName, Parameter(help="Data set; docs/data.md describes the directory tree of each.")]
+Root = Annotated[Path, Parameter(help="Folder of the data set.")]
+Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]
+
+app = App(name="data", help="Inspect a data set: count and check it, draw a contact sheet, prepare masks.")
+prepare = App(name="prepare", help="Make masks from the annotation files of COCO or of an annotation tool.")
+app.command(prepare)
 
 
 @app.command
-def check(name: DatasetName, /, *, root: Path, split: str | None = None) -> None:
-    """Read every image and mask once; count classes, and name every file that cannot be used.
+def check(name: Name, /, *, root: Root, split: Split = None) -> None:
+    """Read every image and mask once, count classes, and name every file that cannot be used.
 
-    Ends with exit code 2 when a file is broken: unreadable, mask and image of different sizes, a value outside the
-    classes. Images without masks and pairs missing from the published lists are reported as notes.
+    The exit code is 2 if a file is broken: unreadable, image and mask of different sizes, a value outside the classes.
+    Images without masks and pairs missing from the published lists are notes.
 
         fusioner data check pascal --root data/pascal --split val
         fusioner data check folder --root my/data
-
-    Parameters
-    ----------
-    name
-        Which data set; docs/data.md tells what DIR holds for each.
-    root
-        Folder of the data set.
-    split
-        train, val ... as the set names them; default: every image.
     """
     from rich.console import Console
 
     from fusioner.cli.progress import progress
     from fusioner.data.check import check_dataset
     from fusioner.data.registry import open_dataset
-    from fusioner.errors import FusionerError
 
     data = open_dataset(name, root, split)
     with progress() as track:
-        checked = check_dataset(data, lambda items: track(items, "reading"))
+        report = check_dataset(data, lambda items: track(items, "reading"))
     console = Console()
-    console.print(_classes(data, checked))
-    if split != "train" and (missing := _missing(data)):
-        console.print(missing)
-    for note in (*data.problems, *checked.warnings(data)):
-        console.print(f"note: {note}", soft_wrap=True, highlight=False, markup=False)
-    for sentence in checked.broken:
-        console.print(f"broken: {sentence}", soft_wrap=True, highlight=False, markup=False)
-    if checked.broken:
-        raise FusionerError(f"{len(checked.broken)} of {len(data.items)} images of {root} cannot be used (named above)")
+    console.print(_class_table(data, report))
+    if split != "train" and (table := _coverage_table(data)):
+        console.print(table)
+    notes = [f"note: {note}" for note in (*data.problems, *report.warnings(data))]
+    for line in (*notes, *(f"broken: {error}" for error in report.broken)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if report.broken:
+        raise FusionerError(f"{len(report.broken)} of {len(data.items)} images of {root} cannot be used (named above)")
 
 
 @app.command
 def show(
-    name: DatasetName, /, *, root: Path, out: Path, split: str | None = None, count: int = 12, columns: int = 4
+    name: Name,
+    /,
+    *,
+    root: Root,
+    out: Annotated[Path, Parameter(help="Image to write (.png or .jpg).")],
+    split: Split = None,
+    count: Annotated[int, Parameter(help="Number of images.")] = 12,
+    columns: Annotated[int, Parameter(help="Images per row.")] = 4,
 ) -> None:
-    """Write a contact sheet: images spread evenly over the set, under their masks, with names and coverage.
+    """Write a contact sheet: evenly spaced images under their masks, with names and coverage.
 
-        fusioner data show pascal --root data/pascal --out sheet.png
-
-    Parameters
-    ----------
-    name
-        Which data set; docs/data.md tells what DIR holds for each.
-    root
-        Folder of the data set.
-    out
-        Picture to write (.png or .jpg).
-    split
-        train, val ... as the set names them; default: every image.
-    count
-        Number of images.
-    columns
-        Images a row.
+    fusioner data show pascal --root data/pascal --out sheet.png
     """
-    from fusioner.data.contact_sheet import contact_sheet
+    from fusioner.data.check import contact_sheet
     from fusioner.data.registry import open_dataset
-    from fusioner.errors import FusionerError
     from fusioner.io import atomic_write
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise FusionerError(f"--out must end in .png or .jpg, not {out.name!r}")
     sheet = contact_sheet(open_dataset(name, root, split), count, columns)
-    with atomic_write(out) as beside:
-        sheet.save(beside)
+    with atomic_write(out) as temporary:
+        sheet.save(temporary)
     print(f"wrote {out}")
 
 
-def _classes(data: "SegmentationData", checked: "DatasetReport") -> "Table":
-    from rich.table import Table
+@prepare.command(name="coco")
+def prepare_coco(
+    *,
+    instances: Annotated[Path, Parameter(help="instances_train2014.json or instances_val2014.json.")],
+    root: Annotated[Path, Parameter(help="Folder of the data set, with train2014 and val2014.")],
+) -> None:
+    """Paint the masks of COCO-20i from COCO's instances file.
 
-    total, values = max(checked.pixels, 1), {i: value for value, i in data.value_to_class.items()}
-    table = Table(title=f"{data.name}: {checked.images} images, {len(checked.by_class)} classes", title_justify="left")
-    for head in ("id", "class", "images", "pixels %"):
-        table.add_column(head, justify="left" if head == "class" else "right")
-    for i, (images, pixels) in checked.by_class.items():
-        table.add_row(str(values[i]), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
+    Writes ROOT/annotation/train2014/IMAGE.png (or val2014) for every image of the file: 0 is background, 1..80 are
+    COCO's categories in order; small objects cover large ones, and crowd regions are ignored (255). Existing masks are
+    kept, so an interrupted run can be continued.
+
+        fusioner data prepare coco --instances annotations/instances_train2014.json --root data/coco
+        fusioner data prepare coco --instances annotations/instances_val2014.json --root data/coco
+    """
+    from fusioner.cli.progress import progress
+    from fusioner.data.prepare import prepare_coco
+
+    with progress() as track:
+        written, existing = prepare_coco(instances, root, lambda images: track(images, "painting"))
+    print(f"wrote {written} masks to {root / 'annotation'}" + (f", {existing} existed" if existing else ""))
+
+
+@prepare.command(name="folder")
+def prepare_folder(
+    source: Annotated[
+        Path,
+        Parameter(
+            help="coco: the JSON file; labelme: the folder of JSON files; cvat: the XML file (CVAT for images 1.1) or "
+            "the folder of a Segmentation mask 1.1 export; supervisely: the project's folder."
+        ),
+    ],
+    /,
+    *,
+    source_format: Annotated[
+        Literal["coco", "labelme", "cvat", "supervisely"],
+        Parameter(name="--from", help="Format of the annotations."),
+    ],
+    root: Annotated[Path, Parameter(help="Folder to write.")],
+    images: Annotated[Path | None, Parameter(help="Folder of the images, if not beside the annotations.")] = None,
+    copy: Annotated[bool, Parameter(help="Copy the images instead of linking to them.")] = False,
+) -> None:
+    """Convert the annotations of another tool to a folder that data, train and evaluate read as `folder`.
+
+    Writes ROOT/images (links to the image files), ROOT/masks and ROOT/classes.txt. Classes called background become
+    value 0; COCO's crowds and labels called ignore are excluded from training and scores.
+
+        fusioner data prepare folder instances.json --from coco --root my_data
+        fusioner data prepare folder labelme_files --from labelme --root my_data --copy
+        fusioner data prepare folder annotations.xml --from cvat --images photos --root my_data
+        fusioner data prepare folder my_project --from supervisely --root my_data
+    """
+    from fusioner.cli.progress import progress
+    from fusioner.data.annotation_formats import READERS
+    from fusioner.data.prepare import prepare_folder
+
+    if not source.exists():
+        raise FusionerError(f"there is no {source}")
+    project = READERS[source_format](source, images)
+    with progress() as track:
+        prepare_folder(project, root, copy, lambda items: track(items, "converting"))
+    for note in project.notes:
+        print(f"note: {note}")
+    print(f"wrote {len(project.images)} images with masks of {len(project.classes)} classes to {root}")
+
+
+def _class_table(data: "SegmentationData", report: "DatasetReport") -> "Table":
+    total, values = max(report.pixels, 1), {i: value for value, i in data.value_to_class.items()}
+    rows = [
+        (str(values[i]), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
+        for i, (images, pixels) in report.by_class.items()
+    ]
     if not data.ignore_unlabeled:
-        table.add_row("0", data.classes[0], "", f"{100 * checked.background / total:.2f}")
-    table.add_row("", "ignored", "", f"{100 * checked.ignored / total:.2f}")
-    return table
+        rows.append(("0", data.classes[0], "", f"{100 * report.background / total:.2f}"))
+    rows.append(("", "ignored", "", f"{100 * report.ignored / total:.2f}"))
+    title = f"{data.name}: {report.images} images, {len(report.by_class)} classes"
+    return _table(title, ("id", "class", "images", "pixels %"), rows)
 
 
-def _missing(data: "SegmentationData") -> "Table | None":
-    """How many of the published val pairs of each fold are on disk."""
-    from rich.table import Table
-
+def _coverage_table(data: "SegmentationData") -> "Table | None":
+    """Number of published val pairs of each fold that are on disk."""
     from fusioner.data.base import present_pairs
     from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
 
     if data.name not in FOLD_DATASETS:
         return None
-    table = Table(title="published val pairs", title_justify="left")
-    for head in ("fold", "listed", "present", "missing"):
-        table.add_column(head, justify="right")
+    rows = []
     for fold in FOLDS:
-        _, missing = present_pairs(fold_pairs(data.name, fold, "val"), data)
-        table.add_row(str(fold), *(str(n) for n in (missing.listed, missing.present, missing.listed - missing.present)))
+        _, coverage = present_pairs(fold_pairs(data.name, fold, "val"), data)
+        counts = coverage.listed, coverage.present, coverage.listed - coverage.present
+        rows.append((str(fold), *map(str, counts)))
+    return _table("published val pairs", ("fold", "listed", "present", "missing"), rows)
+
+
+def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "class" else "right")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -1,10 +1,10 @@
-"""Augmentations that move an image and its mask together.
+"""Joint augmentation of an image and its mask.
 
-Everything is driven by an explicit numpy Generator: the same seed gives the same pixels on every machine. Geometry
-(flip, elastic, shift/scale/rotate, crop) is composed into one map from output to input coordinates and sampled once:
-bilinear for the image (reflected at the frame), nearest for the mask, `ignore` where the map leaves the frame.
+All randomness comes from an explicit numpy Generator: equal seeds give equal pixels on every machine. Geometric steps
+(flip, elastic, shift/scale/rotate, crop) are composed into one field of input coordinates per output pixel and sampled
+once: bilinear with reflection for the image, nearest for the mask, `ignore` outside the frame.
 
-Coordinates are (y, x) with pixel centres, the frame being [-1, 1] in both directions whatever the aspect ratio.
+Coordinates are (y, x) of pixel centres; the frame is [-1, 1] in both directions, independent of the aspect ratio.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class AugmentConfig:
 
     Attributes:
         probability: of each step, drawn independently.
-        jitter: brightness, contrast and saturation factors lie in 1 +- jitter; hue turns by up to jitter / 5 of a
-            circle (the paper gives one number for "colour jitter"; the fifth is our reading).
-        noise: largest standard deviation of Gaussian noise, on RGB in [0, 1].
-        flip: mirror left and right.
-        elastic: standard deviation of the smooth displacement, as a share of the frame.
-        shift, scale: share of the frame; rotate: degrees; each uniform in +- its value.
-        crop: smallest share of the area a random resized crop keeps (1 = no crop), its aspect ratio within 3/4..4/3.
+        jitter: brightness, contrast and saturation factors are in 1 +- jitter; hue is rotated by up to jitter / 5 of a
+            circle (the paper gives one number for "colour jitter"; the fifth is our choice).
+        noise: maximum standard deviation of Gaussian noise on RGB in [0, 1].
+        flip: flip horizontally.
+        elastic: standard deviation of the smooth displacement, as a fraction of the frame.
+        shift, scale: fraction of the frame; rotate: degrees; each uniform in +- its value.
+        crop: minimum area fraction of a random resized crop (1 = no crop), with an aspect ratio of 3/4..4/3.
     """
 
     probability: float = 0.5
@@ -54,36 +54,36 @@ COCO_AUGMENT = AugmentConfig(jitter=0.2, rotate=10.0)
 
 
 class Augmentation:
-    """The paper's augmentation: every step of the recipe on with its probability, one resampling in all."""
+    """The augmentation of the paper: each step is applied with its probability, with a single resampling."""
 
-    def __init__(self, recipe: AugmentConfig = PASCAL_AUGMENT, ignore: int = 255):
-        self.recipe, self.ignore = recipe, ignore
+    def __init__(self, config: AugmentConfig = PASCAL_AUGMENT, ignore: int = 255):
+        self.config, self.ignore = config, ignore
 
     def __call__(self, rgb: Rgb, mask: Mask, rng: np.random.Generator) -> tuple[Rgb, Mask]:
-        """A new image and mask of the same size and dtype; the inputs stay as they are."""
-        r = self.recipe
-        on = rng.random(6) < r.probability
+        """Return a new image and mask of the same size and dtype."""
+        c = self.config
+        on = rng.random(6) < c.probability
         height, width = mask.shape
         field = identity(height, width)
-        # The map runs from output to input, so the step applied last to the picture comes first here.
-        field = crop_field(field, random_box(rng, r.crop)) if on[0] else field
-        field = affine_field(field, rng, r) if on[1] else field
-        field = field + elastic_field(height, width, r.elastic, rng) if on[2] else field
-        field = field * np.array([1, -1], np.float32) if on[3] and r.flip else field
+        # The field maps output to input coordinates: the step applied last to the image comes first here.
+        field = crop_field(field, random_box(rng, c.crop)) if on[0] else field
+        field = affine_field(field, rng, c) if on[1] else field
+        field = field + elastic_field(height, width, c.elastic, rng) if on[2] else field
+        field = field * np.array([1, -1], np.float32) if on[3] and c.flip else field
         if on[:4].any():
             rgb, mask = warp(rgb, mask, field, self.ignore)
-        rgb = jitter(rgb, r.jitter, rng) if on[4] else rgb
-        return (add_noise(rgb, r.noise, rng) if on[5] else rgb.copy()), mask.copy()
+        rgb = jitter(rgb, c.jitter, rng) if on[4] else rgb
+        return (add_noise(rgb, c.noise, rng) if on[5] else rgb.copy()), mask.copy()
 
 
 def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h2 w2 3"], Integer[ndarray, "h2 w2"]]:
-    """Light view number `index` of an image, for caching features of a few views of every image.
+    """Return light augmentation number `index` of an image, for caching the features of a few views per image.
 
-    View 0 is the image itself; odd views are mirrored, views from 2 on are cropped (45 to 100 % of the area, by
-    slicing: no resampling), and all but view 0 are jittered in colour. Views differ in size; classes only disappear.
+    View 0 is the image itself; odd views are flipped, views from 2 on are cropped without resampling (to 45..100 % of
+    the area), and all but view 0 have colour jitter. Views differ in size.
 
     Args:
-        index: 0, 1, 2, ...; seed: any non-negative number, different for every image.
+        index: 0, 1, 2, ...; seed: non-negative, different for every image.
     """
     if index == 0:
         return rgb, mask
@@ -92,37 +92,32 @@ def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h
 
 
 def view_mask(mask: Mask, index: int, seed: int) -> Integer[ndarray, "h2 w2"]:
-    """The mask of `view` without the picture: what a cache of features needs."""
+    """Return the mask of `view` without its image."""
     return mask if index == 0 else _frame(mask, index, np.random.default_rng((seed, index)))
 
 
 def _frame(pixels: ndarray, index: int, rng: np.random.Generator) -> ndarray:
-    """The part of a picture or mask (H, W, ...) that a view shows, mirrored or not."""
+    """Flip and crop an image or mask (H, W, ...) as the view does."""
     height, width = pixels.shape[:2]
-    seen = pixels[:, ::-1] if index % 2 else pixels
+    framed = pixels[:, ::-1] if index % 2 else pixels
     if index >= 2:
         box = (random_box(rng, 0.45) + 1) / 2 * [height, width, height, width]
         (top, left), (bottom, right) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
-        seen = seen[top:bottom, left:right]
-    return seen.copy()  # a picture one pixel wide counts as contiguous in spite of its negative stride
-
-
-def flip(rgb: Rgb, mask: Mask) -> tuple[Rgb, Mask]:
-    """Left becomes right."""
-    return np.ascontiguousarray(rgb[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
+        framed = framed[top:bottom, left:right]
+    return framed.copy()  # an image one pixel wide counts as contiguous despite its negative stride
 
 
 def identity(height: int, width: int) -> Field:
-    """The map that leaves every pixel where it is."""
+    """Return the identity field."""
     y = (np.arange(height, dtype=np.float32) * 2 + 1) / height - 1
     x = (np.arange(width, dtype=np.float32) * 2 + 1) / width - 1
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
 
 
 def random_box(rng: np.random.Generator, smallest: float) -> Float[ndarray, "4"]:
-    """A box (y0, x0, y1, x1) within [-1, 1] of random area share smallest..1, aspect within 3/4..4/3, and place.
+    """Return a box (y0, x0, y1, x1) in [-1, 1] of random position, area fraction smallest..1 and aspect 3/4..4/3.
 
-    Boxes that would stick out are clipped, so at most a quarter of the area is lost to the aspect. 1 means no crop.
+    Boxes larger than the frame are clipped, which costs at most a quarter of the area. 1 means no crop.
     """
     if smallest >= 1:
         return np.array([-1.0, -1.0, 1.0, 1.0])
@@ -138,12 +133,12 @@ def crop_field(field: Field, box: Float[ndarray, "4"]) -> Field:
     return (high + low) / 2 + field * (high - low) / 2
 
 
-def affine_field(field: Field, rng: np.random.Generator, recipe: AugmentConfig) -> Field:
-    """Shift, scale and rotate about the centre, in pixels' proportions (a rotated square stays a square)."""
+def affine_field(field: Field, rng: np.random.Generator, config: AugmentConfig) -> Field:
+    """Shift, scale and rotate about the centre, with square pixels (a rotated square stays a square)."""
     height, width = field.shape[:2]
-    angle = np.deg2rad(rng.uniform(-recipe.rotate, recipe.rotate))
-    zoom = 1 + rng.uniform(-recipe.scale, recipe.scale)
-    shift = rng.uniform(-recipe.shift, recipe.shift, size=2) * 2
+    angle = np.deg2rad(rng.uniform(-config.rotate, config.rotate))
+    zoom = 1 + rng.uniform(-config.scale, config.scale)
+    shift = rng.uniform(-config.shift, config.shift, size=2) * 2
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
     proportions = np.array([height, width])
     matrix = turn * proportions[None, :] / proportions[:, None]
@@ -151,14 +146,14 @@ def affine_field(field: Field, rng: np.random.Generator, recipe: AugmentConfig) 
 
 
 def elastic_field(height: int, width: int, strength: float, rng: np.random.Generator) -> Field:
-    """Smooth random displacements of standard deviation about `strength` of the frame, from a coarse 6x6 grid."""
+    """Return smooth random displacements with a standard deviation of about `strength` of the frame (6x6 grid)."""
     coarse = torch.from_numpy(rng.standard_normal((1, 2, 6, 6)).astype(np.float32)) * (2 * strength)
     fine = functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
     return fine[0].permute(1, 2, 0).numpy()
 
 
 def warp(rgb: Rgb, mask: Mask, field: Field, ignore: int) -> tuple[Rgb, Mask]:
-    """Sample image (bilinear, reflected) and mask (nearest, `ignore` outside the frame) at a field's coordinates."""
+    """Sample image (bilinear, reflected) and mask (nearest, `ignore` outside the frame) at the field's coordinates."""
     height, width = mask.shape
     image = torch.from_numpy(rgb.astype(np.float32)).permute(2, 0, 1)[None]  # (1, 3, H, W)
     grid = torch.from_numpy(field[None, ..., ::-1].copy())  # grid_sample wants (x, y)
@@ -172,11 +167,11 @@ def warp(rgb: Rgb, mask: Mask, field: Field, ignore: int) -> tuple[Rgb, Mask]:
 
 
 def jitter(rgb: Rgb, strength: float, rng: np.random.Generator) -> Rgb:
-    """Random brightness, contrast, saturation (factors in 1 +- strength) and hue (+- strength / 5 of a circle)."""
+    """Randomly change brightness, contrast, saturation (by 1 +- strength) and hue (+- strength / 5 of a circle)."""
     brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, size=3)
     hue = rng.uniform(-strength, strength) / 5 * 2 * np.pi
     turn = np.array([[1, 0, 0], [0, np.cos(hue), -np.sin(hue)], [0, np.sin(hue), np.cos(hue)]])
-    # Every step is linear in the pixel, so all of them together are one 3x3 matrix and one constant.
+    # All steps are linear in the pixel, so together they are one 3x3 matrix and one constant.
     saturate = saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), _GREY)
     matrix = brightness * (np.linalg.inv(_TO_YIQ) @ turn @ _TO_YIQ @ saturate)
     planes = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1).flatten(1).float()  # (3, HW)
@@ -187,9 +182,9 @@ def jitter(rgb: Rgb, strength: float, rng: np.random.Generator) -> Rgb:
     return np.ascontiguousarray(moved.to(torch.uint8).view(3, *rgb.shape[:2]).permute(1, 2, 0).numpy())
 
 
-def add_noise(rgb: Rgb, strongest: float, rng: np.random.Generator) -> Rgb:
-    """Gaussian noise of a random standard deviation up to `strongest` (RGB in [0, 1])."""
-    sigma = np.float32(rng.uniform(0, strongest))
+def add_noise(rgb: Rgb, max_sigma: float, rng: np.random.Generator) -> Rgb:
+    """Add Gaussian noise of a random standard deviation up to `max_sigma` (RGB in [0, 1])."""
+    sigma = np.float32(rng.uniform(0, max_sigma))
     return _to_uint8(rgb.astype(np.float32) / 255 + sigma * rng.standard_normal(rgb.shape, dtype=np.float32))
 
 

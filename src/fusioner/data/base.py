@@ -1,4 +1,4 @@
-"""What every data set is here: images with masks, class names, and a reader that checks both."""
+"""The common form of all data sets: images with masks and class names, and a reader that checks both."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +12,8 @@ import numpy as np
 from fusioner.data.masks import read_mask
 from fusioner.errors import FusionerError
 
-Pair = tuple[str, int]  # image id, class id
-"""An image and one class to ask it for: the unit of the few- and zero-shot protocols."""
+Pair = tuple[str, int]
+"""(image id, class id): one image and one class to prompt, the unit of the few- and zero-shot protocols."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Item:
     Attributes:
         id: unique within the data set, without extension.
         image, mask: files.
-        class_id: for binary masks (FSS-1000): the class that every bright pixel (> 127) belongs to.
+        class_id: for binary masks (FSS-1000), the class of every bright pixel (> 127).
     """
 
     id: str
@@ -33,24 +33,24 @@ class Item:
 
     @property
     def image_files(self) -> tuple[Path, ...]:
-        """The files whose pixels are shown: `image`, but for items made of several."""
+        """All image files that the item is composed of (several for a mosaic)."""
         return (self.image,)
 
 
 @dataclass
 class SegmentationData:
-    """A data set in memory: names and paths only, pictures are read one by one.
+    """A data set: names and paths only, images and masks are read one by one.
 
     Attributes:
-        name: its name in the catalog.
-        classes: class names by id as the set spells them; 0 is background or unlabeled, "" marks an unused id.
+        name: its name in the registry.
+        classes: class names by id as the data set spells them; 0 is background or unlabeled, "" marks an unused id.
         items: images with masks, in a fixed order.
-        ignore_unlabeled: id 0 is no background but "nobody looked": read() turns it into `ignore`.
-        prompts: words to prompt a class with, by id (default: `classes` with spaces for underscores).
-        mask_values: value in the mask files -> class id, None where it counts nowhere; empty: the value is the id.
-        background_prompts: words to prompt beside the classes, for what is background under its own name.
-        include_background: the set's mIoU averages background too.
-        problems: what was found missing or unusable while the set was opened, one sentence each.
+        ignore_unlabeled: id 0 means "not annotated" instead of background: its pixels are read as `ignore`.
+        prompts: prompt of each class by id (default: `classes` with spaces for underscores).
+        mask_values: value in the mask files -> class id, None for ignored; empty: the value is the id.
+        background_prompts: further prompts whose pixels count as background.
+        include_background: the mean IoU of the data set includes the background.
+        problems: missing or unusable files found while opening the data set, one sentence each.
     """
 
     name: str
@@ -69,12 +69,12 @@ class SegmentationData:
 
     @property
     def ignore(self) -> int:
-        """Mask value of pixels that count nowhere: 255, or 65535 when 255 is a class."""
+        """Mask value of pixels that are not counted: 255, or 65535 if 255 is a class."""
         return 255 if len(self.classes) <= 255 else 65535
 
     @property
     def class_ids(self) -> tuple[int, ...]:
-        """Ids of all classes one can ask for, ascending (0 and unused ids left out)."""
+        """Ids of all classes that can be prompted, ascending (without 0 and unused ids)."""
         return tuple(i for i, name in enumerate(self.classes) if i > 0 and name)
 
     @cached_property
@@ -83,26 +83,22 @@ class SegmentationData:
         return {item.id: item for item in self.items}
 
     def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
-        """One image with its mask.
+        """Read one image and its mask.
 
         Returns:
-            rgb (H, W, 3) uint8; mask (H, W) uint8 or uint16 of class ids, `ignore` where pixels count nowhere.
+            rgb (H, W, 3) uint8; mask (H, W) uint8 or uint16 of class ids and `ignore`.
 
         Raises:
-            FusionerError: an unreadable file, a mask of another size than its image, a value outside the classes.
+            FusionerError: an unreadable file, different sizes of image and mask, a value that is no class.
         """
         from fusioner.image import read_image
 
         rgb, mask = read_image(item.image), self.read_mask(item)
-        if rgb.shape[:2] != mask.shape:
-            raise FusionerError(
-                f"mask {item.mask} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), "
-                f"its image {item.image} is {rgb.shape[1]}x{rgb.shape[0]}; they must be equal"
-            )
+        check_mask_size(item, rgb.shape[:2], mask.shape)
         return rgb, mask
 
     def read_mask(self, item: Item) -> np.ndarray:
-        """The mask alone, (H, W), checked against the classes; see read()."""
+        """Read the mask alone, (H, W), checked against the classes; see `read`."""
         if item.class_id is not None:
             return self._read_binary(item, item.class_id)
         stored = read_mask(item.mask)
@@ -110,25 +106,25 @@ class SegmentationData:
         return self._lookup[stored]
 
     def pixel_counts(self, item: Item) -> dict[int, int]:
-        """Number of pixels of each class present in an item's mask (0 and ignored pixels left out)."""
+        """Number of pixels of each class in an item's mask (without 0 and ignored pixels)."""
         counts = np.bincount(self.read_mask(item).ravel())
         return {int(i): int(counts[i]) for i in np.flatnonzero(counts) if i not in (0, self.ignore)}
 
     def pairs(self, class_ids: Iterable[int] | None = None, min_pixels: int = 1, workers: int = 4) -> list[Pair]:
-        """Every (image id, class id) with at least `min_pixels` pixels, sorted; reads all masks (about 1 ms each)."""
+        """List every (image id, class id) with at least `min_pixels` pixels, sorted; reads all masks (1 ms each)."""
         wanted = set(self.class_ids if class_ids is None else class_ids)
-        with ThreadPoolExecutor(workers) as pool:  # zlib lets other threads run while it inflates
-            found = pool.map(self.pixel_counts, self.items)
+        with ThreadPoolExecutor(workers) as pool:  # zlib releases the GIL
+            counts = pool.map(self.pixel_counts, self.items)
             return sorted(
                 (item.id, class_id)
-                for item, counts in zip(self.items, found, strict=True)
-                for class_id, pixels in counts.items()
+                for item, of_item in zip(self.items, counts, strict=True)
+                for class_id, pixels in of_item.items()
                 if class_id in wanted and pixels >= min_pixels
             )
 
     @cached_property
     def value_to_class(self) -> dict[int, int | None]:
-        """Every value that the mask files may hold -> class id, None where it counts nowhere."""
+        """Every value that is valid in the mask files -> class id, None for ignored."""
         ids = {i: i for i, name in enumerate(self.classes) if i == 0 or name}
         return {self.ignore: None, **(self.mask_values or ids)}
 
@@ -155,25 +151,38 @@ class SegmentationData:
         from fusioner.image import read_image
 
         bright = read_image(item.mask)[..., 0] > 127  # some of the published masks are RGB, all are black and white
-        return np.where(bright, class_id, 0).astype(np.uint8 if self.ignore == 255 else np.uint16)
+        return np.where(bright, class_id, 0).astype(self._lookup.dtype)
+
+
+def check_mask_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
+    """Raise a FusionerError unless the sizes (height, width) of an item's image and mask are equal."""
+    if tuple(image) != tuple(mask):
+        raise FusionerError(
+            f"mask {item.mask} is {mask[1]}x{mask[0]} pixels (width x height), "
+            f"its image {item.image} is {image[1]}x{image[0]}; they must be equal"
+        )
 
 
 @dataclass(frozen=True)
 class PairCoverage:
-    """How many of a list's pairs cannot be used because their image or mask is not on disk."""
+    """How many pairs of a published list have their image and mask on disk.
+
+    Attributes:
+        listed, present: number of pairs.
+        by_class: class id -> (pairs listed, pairs present).
+    """
 
     listed: int
     present: int
     by_class: dict[int, tuple[int, int]]
-    """class id -> (pairs listed, pairs present)."""
 
     def rows(self, classes: Sequence[str]) -> list[tuple[str, int, int, int]]:
-        """Table rows (class name, listed, present, missing), classes in the order of their ids."""
+        """Return table rows (class name, listed, present, missing), ordered by class id."""
         return [(classes[i], n, here, n - here) for i, (n, here) in sorted(self.by_class.items())]
 
 
 def present_pairs(pairs: Sequence[Pair], data: SegmentationData) -> tuple[list[Pair], PairCoverage]:
-    """Split a published list into the pairs whose image and mask are there, in order, and a count of the others."""
+    """Return the pairs of a published list whose image and mask are on disk, in order, and their count."""
     here = [pair for pair in pairs if pair[0] in data.by_id]
     listed, present = Counter(c for _, c in pairs), Counter(c for _, c in here)
     return here, PairCoverage(len(pairs), len(here), {c: (listed[c], present[c]) for c in listed})

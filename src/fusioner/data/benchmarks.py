@@ -1,8 +1,7 @@
-"""The benchmarks of open-vocabulary segmentation, in their official trees: one table, read by one function.
+"""The benchmarks of open-vocabulary segmentation in their official directory trees: a table and one loader.
 
-Class names are in `names/`, a line a class in the benchmark's order: the name, and after a tab the words to prompt it
-with where these differ. Pixels that a benchmark leaves unlabeled count nowhere; PAS-20b, PAS-21 and COCO-Object have a
-background, which is one of the classes their mIoU averages.
+Class names are in `names/`, one class a line in the benchmark's order: the name and, after a tab, its prompt if that
+differs. Unlabeled pixels are ignored; PAS-20b, PAS-21 and COCO-Object have a background, which their mIoU includes.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,29 +13,28 @@ from pathlib import Path
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.pascal import pascal
-from fusioner.data.paths import find_folder, read_lines, summarize
-from fusioner.errors import FusionerError
+from fusioner.data.paths import check_split, find_folder, no_images, pair_files, pair_listed, read_lines
 
 STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Ids of COCO's things that nobody annotated, as COCO-Stuff's masks count them (its ids are COCO's less one)."""
+"""Values of COCO's thing ids without annotations in COCO-Stuff's masks (value = COCO's id - 1)."""
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""labelIds of the 19 classes that are evaluated, in the order of their train ids."""
+"""labelIds of the 19 evaluated classes in the order of their train ids."""
 _STUFF_IDS = tuple(i for i in range(182) if i not in STUFF_GAPS)
 
 
 @dataclass(frozen=True)
-class Spec:
-    """Where a benchmark's files are and what the values of its masks mean.
+class Benchmark:
+    """Files and mask values of a benchmark.
 
     Attributes:
-        tree: shown when something is missing.
-        images, masks: folders, the first that exists; `{}` stands for the split as the tree calls it.
-        values: stored value -> class id (0 background, None ignored); empty: the value is the id.
-        splits: our name of a split -> the tree's.
-        endings: what follows the id in the name of an image and of a mask file.
-        listed: text list of a split's ids, where folders do not tell.
-        classes: what to read from `names/`, or the names themselves.
-        background: 0 is a class of the benchmark, instead of "nobody looked here".
+        tree: the expected directory tree, for error messages.
+        images, masks: candidate folders; `{}` stands for the tree's name of the split.
+        classes: name of a list in `names/`, or the class names.
+        values: mask value -> class id (0 background, None ignored); empty: the value is the id.
+        splits: name of a split -> its name in the tree.
+        endings: suffixes after the id in the file names of images and masks.
+        listed: text file with the ids of a split, if not all masks of a folder belong to it.
+        background: id 0 is background and part of the mIoU; otherwise it is unlabeled and ignored.
     """
 
     tree: str
@@ -51,11 +49,11 @@ class Spec:
 
 
 def _counted(ids: tuple[int, ...] | range, ignored: tuple[int, ...]) -> dict[int, int | None]:
-    """Values that are classes 1, 2, ... in this order, and those that count nowhere."""
+    """Map values to the classes 1, 2, ... in this order, or to None if they are ignored."""
     return {**dict.fromkeys(ignored), **{value: i for i, value in enumerate(ids, start=1)}}
 
 
-_COCO_STUFF = Spec(
+_COCO_STUFF = Benchmark(
     tree="""\
     images/{train2017,val2017}/000000000139.jpg ...
     annotations/{train2017,val2017}/000000000139.png ...   (stuffthingmaps: 0..181 with gaps, 255 = unlabeled)""",
@@ -66,8 +64,8 @@ _COCO_STUFF = Spec(
     splits={"train": "train2017", "val": "val2017"},
 )
 
-SPECS: dict[str, Spec] = {
-    "ade150": Spec(
+SPECS: dict[str, Benchmark] = {
+    "ade150": Benchmark(
         tree="""\
     ADEChallengeData2016/images/{training,validation}/ADE_val_00000001.jpg ...
     ADEChallengeData2016/annotations/{training,validation}/ADE_val_00000001.png ...   (0 = other, 1..150)""",
@@ -77,7 +75,7 @@ SPECS: dict[str, Spec] = {
         values={},
         splits={"train": "training", "val": "validation"},
     ),
-    "ade847": Spec(
+    "ade847": Benchmark(
         tree="""\
     ADE20K_2021_17_01/images_detectron2/{training,validation}/ADE_val_00000001.jpg ...
     ADE20K_2021_17_01/annotations_detectron2/{training,validation}/ADE_val_00000001.tif ...
@@ -89,7 +87,7 @@ SPECS: dict[str, Spec] = {
         splits={"train": "training", "val": "validation"},
         endings=(".jpg", ".tif"),
     ),
-    "context59": Spec(
+    "context59": Benchmark(
         tree="""\
     VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg ...
     VOCdevkit/VOC2010/SegmentationClassContext/2008_000002.png ...   (0 = other, 1..59)
@@ -101,7 +99,7 @@ SPECS: dict[str, Spec] = {
         splits={"train": "train", "val": "val"},
         listed="ImageSets/SegmentationContext/{}.txt",
     ),
-    "context459": Spec(
+    "context459": Benchmark(
         tree="""\
     VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg ...
     VOCdevkit/VOC2010/annotations_detectron2/pc459_{train,val}/2008_000002.tif ...
@@ -120,7 +118,7 @@ SPECS: dict[str, Spec] = {
         values=dict.fromkeys((*range(91, 182), 255), 0) | _counted(tuple(i for i in _STUFF_IDS if i < 91), ignored=()),
         background=True,
     ),
-    "cityscapes": Spec(
+    "cityscapes": Benchmark(
         tree="""\
     leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png ...
     gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png ...   (0..33, of which 19 are evaluated)""",
@@ -131,7 +129,7 @@ SPECS: dict[str, Spec] = {
         splits={"train": "train", "val": "val"},
         endings=("_leftImg8bit.png", "_gtFine_labelIds.png"),
     ),
-    "camvid": Spec(
+    "camvid": Benchmark(
         tree="""\
     {train,val,test}/0001TP_008550.png ...
     {train,val,test}annot/0001TP_008550.png ...   (SegNet's eleven classes: 0..10, 11 = unlabelled)""",
@@ -145,19 +143,21 @@ SPECS: dict[str, Spec] = {
 }
 
 
-def benchmark(name: str, root: Path, split: str | None = None) -> SegmentationData:
-    """A set of `SPECS` under `root`; split None takes every split that is there.
+def open_benchmark(name: str, root: Path, split: str | None = None) -> SegmentationData:
+    """Open a benchmark of `SPECS` under `root`; split None takes all splits on disk.
 
     Raises:
-        FusionerError: a missing folder or list (named, with the expected tree), an unknown split, or no usable image.
+        FusionerError: a missing folder or list (with the expected tree), an unknown split, or no usable image.
     """
-    spec, problems = SPECS[name], list[str]()
-    if split is not None and split not in spec.splits:
-        raise FusionerError(f"{name} has no split {split!r}; choose {' or '.join(spec.splits)}")
-    parts = [split] if split else [part for part in spec.splits if _is_there(spec, root, part)] or ["val"]
+    spec, root, problems = SPECS[name], Path(root), list[str]()
+    check_split(name, split, spec.splits)
+    on_disk = [
+        part for part, folder in spec.splits.items() if any((root / m.format(folder)).is_dir() for m in spec.masks)
+    ]
+    parts = [split] if split else on_disk or ["val"]
     items = [item for part in parts for item in _items(spec, root, part, problems)]
     if not items:
-        raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{spec.tree}")
+        raise no_images(split, root, spec.tree)
     classes, prompts = read_names(spec.classes) if isinstance(spec.classes, str) else (spec.classes, spec.classes)
     first = "background" if spec.background else "unlabeled"
     return SegmentationData(
@@ -173,18 +173,18 @@ def benchmark(name: str, root: Path, split: str | None = None) -> SegmentationDa
 
 
 def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(class names, words to prompt them with) of a list in `names/`."""
+    """Return the class names and prompts of a list in `names/`."""
     lines = (files("fusioner.data") / "names" / f"{name}.txt").read_text("utf-8").splitlines()
     return tuple(line.split("\t")[0] for line in lines), tuple(line.split("\t")[-1] for line in lines)
 
 
 def pas20(root: Path, split: str | None = None) -> SegmentationData:
-    """PASCAL VOC's 20 classes against each other; its background is scored nowhere."""
+    """Open PASCAL VOC with its 20 classes against each other; its background is ignored."""
     return replace(pascal(root, split), name="pas20", ignore_unlabeled=True)
 
 
 def pas20b(root: Path, split: str | None = None) -> SegmentationData:
-    """Background is what one of PASCAL-Context's 39 other classes wins (OpenSeg's reading), and a class of the mean."""
+    """Open PASCAL VOC with PASCAL-Context's 39 other classes as background prompts (as in OpenSeg)."""
     data = pascal(root, split)
     taken = {*data.prompts, "table"}  # VOC's dining table
     others = tuple(word for word in read_names("context59")[1] if word not in taken)
@@ -192,38 +192,34 @@ def pas20b(root: Path, split: str | None = None) -> SegmentationData:
 
 
 def pas21(root: Path, split: str | None = None) -> SegmentationData:
-    """Background is what no class claims above the threshold, and a class of the mean."""
+    """Open PASCAL VOC with the background (no class above the threshold) included in the mean IoU."""
     return replace(pascal(root, split), name="pas21", include_background=True)
 
 
 BENCHMARKS: dict[str, Callable[..., SegmentationData]] = {
-    **{name: partial(benchmark, name) for name in SPECS},
+    **{name: partial(open_benchmark, name) for name in SPECS},
     "pas20": pas20,
     "pas20b": pas20b,
     "pas21": pas21,
 }
 
 
-def _is_there(spec: Spec, root: Path, split: str) -> bool:
-    return any((root / folder.format(spec.splits[split])).is_dir() for folder in spec.masks)
-
-
-def _items(spec: Spec, root: Path, split: str, problems: list[str]) -> list[Item]:
+def _items(spec: Benchmark, root: Path, split: str, problems: list[str]) -> list[Item]:
     part = spec.splits[split]
     image_folder, mask_folder = (
         find_folder(root, tuple(folder.format(part) for folder in folders), spec.tree)
         for folders in (spec.images, spec.masks)
     )
     images, masks = (_by_id(f, e) for f, e in zip((image_folder, mask_folder), spec.endings, strict=True))
-    wanted = list(masks) if spec.listed is None else read_lines(mask_folder.parent / spec.listed.format(part))
-    if lost := [i for i in wanted if i not in images or i not in masks]:
-        problems.append(f"{len(lost)} images of {split} have no image or mask file: {summarize(lost)}")
-    if "{}" in spec.images[0] and (lonely := images.keys() - masks.keys()):
-        problems.append(f"{len(lonely)} images of {split} have no mask: {summarize(lonely)}")
-    return [Item(i, images[i], masks[i]) for i in wanted if i in images and i in masks]
+    if spec.listed is not None:
+        listed = read_lines(mask_folder.parent / spec.listed.format(part))
+        return pair_listed(listed, images, masks, split, problems)
+    if "{}" not in spec.images[0]:  # one folder holds the images of all splits
+        return pair_listed(masks, images, masks, split, problems)
+    return pair_files(images, masks, split, problems)
 
 
 def _by_id(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of a folder and those below it whose names end so, by what comes before it, sorted."""
+    """Files in a folder and its subfolders with this name ending, by the name before it, sorted."""
     found = sorted(path for path in folder.rglob(f"*{ending}") if not path.name.startswith("."))
     return {path.name.removesuffix(ending): path for path in found}

@@ -9,27 +9,27 @@ import yaml
 from fusioner.errors import FusionerError
 
 UNLABELED_NAMES = frozenset({"null", "unlabeled", "unlabelled", "unknown", "ignore", "void"})
-"""Names of class 0 (in any case) that mean "nobody looked here" instead of background."""
+"""Names of class 0 (in any case) that mean "not annotated" instead of background."""
 CLASS_FILES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")
 MAX_ID = 65534
-_PANOPTIC = ("-other-merged", "-merged", "-other", "-stuff")  # COCO's bookkeeping, no words of its classes' names
-_AS_SAID = {
+_PANOPTIC = ("-other-merged", "-merged", "-other", "-stuff")  # suffixes of COCO's class names that are no words
+_SPELLED_OUT = {
     "diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor",
     "playingfield": "playing field", "window-blind": "window blind",
 } | {
     f"{thing}-{of}": f"{of} {thing}" for thing in ("wall", "floor") for of in ("brick", "stone", "tile", "wood")
 }  # fmt: skip
-"""VOC's and COCO's spelling -> words."""
+"""VOC's and COCO's spelling -> prompt."""
 
 
 def read_class_names(root: Path) -> dict[int, str]:
-    """Class names by mask value.
+    """Read the class names by mask value.
 
-    `classes.txt` holds a name a line, line i (from 0) is value i, an empty line an unused value. JSON and YAML hold a
-    list, {value: name} or {name: value}, at the top or under `classes` or `names`.
+    `classes.txt` holds one name a line: line i (from 0) is value i, an empty line an unused value. JSON and YAML hold a
+    list, {value: name} or {name: value}, at the top level or under `classes` or `names`.
 
     Raises:
-        FusionerError: no such file, an unreadable one, no name, a name given twice, a value outside 0..65534.
+        FusionerError: no file, an unreadable file, no name, a duplicate name, a value outside 0..65534.
     """
     path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
     if path is None:
@@ -44,11 +44,12 @@ def read_class_names(root: Path) -> dict[int, str]:
 
 
 def prompt_of(name: str) -> str:
-    """Words to prompt a class with: spaces for underscores, and the names of VOC and of COCO's panoptic masks as people
-    say them, "dining table" for "diningtable", "sky" for "sky-other-merged", "brick wall" for "wall-brick"."""
+    """Return the prompt of a class: spaces for underscores, and the names of VOC and of COCO's panoptic masks in plain
+    words ("dining table" for "diningtable", "sky" for "sky-other-merged", "brick wall" for "wall-brick").
+    """
     for suffix in _PANOPTIC:
         name = name.removesuffix(suffix)
-    return _AS_SAID.get(name, name).replace("_", " ").strip()
+    return _SPELLED_OUT.get(name, name).replace("_", " ").strip()
 
 
 def _parse(text: str, suffix: str) -> object:
@@ -65,7 +66,7 @@ def _by_value(content: object, path: Path) -> dict[int, str]:
         if content and all(_is_id(value) for value in content.values()):
             content = {int(value): name for name, value in content.items()}
         if all(_is_id(key) and isinstance(name, (str, type(None))) for key, name in content.items()):
-            # a bare `null` of YAML or JSON is the name "null", which is how some sets call their class 0
+            # an unquoted null in YAML or JSON is the name "null", as some data sets call their class 0
             return {int(key): "null" if name is None else name.strip() for key, name in content.items()}
     elif isinstance(content, list) and all(isinstance(name, (str, type(None))) for name in content):
         named = ["null" if name is None else name.strip() for name in content]

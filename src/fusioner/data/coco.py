@@ -1,10 +1,9 @@
-"""COCO 2014 with painted masks, in the tree that the COCO-20i papers share."""
+"""COCO 2014 with one mask per image, in the directory tree of the COCO-20i papers."""
 
 from pathlib import Path
 
-from fusioner.data.base import Item, SegmentationData
-from fusioner.data.paths import files_by_stem, find_folder, summarize
-from fusioner.errors import FusionerError
+from fusioner.data.base import SegmentationData
+from fusioner.data.paths import check_split, files_by_stem, find_folder, no_images, pair_files
 
 COCO_CLASSES = (
     "background", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
@@ -26,28 +25,22 @@ TREE = """\
 
 
 def coco20i(root: Path, split: str | None = None) -> SegmentationData:
-    """COCO 2014 with one painted mask per image under `root`.
+    """Open COCO 2014 with one painted mask per image under `root`.
 
     Args:
-        root: holds `train2014`, `val2014` and `annotation/{train2014,val2014}` (`annotations` is taken too).
+        root: holds `train2014`, `val2014` and `annotation/{train2014,val2014}` (or `annotations`).
         split: "train" or "val"; None: both.
 
     Raises:
-        FusionerError: a missing folder (named, with the expected tree), an unknown split, or no usable image.
+        FusionerError: a missing folder (with the expected tree), an unknown split, or no usable image.
     """
-    root = Path(root)
-    if split not in (None, "train", "val"):
-        raise FusionerError(f"coco has no split {split!r}; choose train or val")
-    items: list[Item] = []
-    problems: list[str] = []
+    root, problems = Path(root), list[str]()
+    check_split("coco", split, ("train", "val"))
+    items = []
     for part in ("train2014", "val2014") if split is None else (f"{split}2014",):
         images = files_by_stem(find_folder(root, (part,), TREE))
         masks = files_by_stem(find_folder(root, (f"annotation/{part}", f"annotations/{part}"), TREE), (".png",))
-        items += [Item(i, path, masks[i]) for i, path in images.items() if i in masks]
-        if lonely := images.keys() - masks.keys():
-            problems.append(f"{len(lonely)} images of {part} have no mask: {summarize(lonely)}")
-        if lonely := masks.keys() - images.keys():
-            problems.append(f"{len(lonely)} masks of {part} have no image: {summarize(lonely)}")
+        items += pair_files(images, masks, part, problems)
     if not items:
-        raise FusionerError(f"no image of split {split or 'all'} with a mask under {root}; it must hold\n{TREE}")
+        raise no_images(split, root, TREE)
     return SegmentationData("coco", COCO_CLASSES, items, problems=problems)

@@ -1,11 +1,19 @@
-"""A user's own data: images/, masks/ with the same stems, and the names of the classes."""
+"""A user's own data: images/, masks/ with the same stems, and a file with the class names."""
 
 from collections import Counter
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_names
-from fusioner.data.paths import IMAGE_SUFFIXES, files_by_stem, find_folder, read_lines, summarize
+from fusioner.data.paths import (
+    IMAGE_SUFFIXES,
+    files_by_stem,
+    find_folder,
+    no_images,
+    pair_files,
+    read_lines,
+    summarize,
+)
 from fusioner.errors import FusionerError
 
 TREE = """\
@@ -16,73 +24,65 @@ TREE = """\
 
 
 def folder(root: Path, split: str | None = None) -> SegmentationData:
-    """A folder of images and masks under `root`.
+    """Open a folder of images and masks under `root`.
 
-    Class 0 called background (or not named) is background; called null, unlabeled, unknown, ignore or void, its pixels
-    are ignored; called anything else it is an ordinary class, and all ids move up by one.
+    Class 0 is background if it is called background or has no name; its pixels are ignored if it is called null,
+    unlabeled, unknown, ignore or void; with any other name it is an ordinary class, and all ids move up by one.
 
     Args:
         root: holds `images`, `masks` and `classes.txt` (or .json, .yaml).
-        split: "train" or "val" as listed in `train.txt` / `val.txt`; without train.txt, train is what val.txt leaves.
-            None: everything.
+        split: "train" or "val", as listed in `train.txt` / `val.txt`; without train.txt, "train" is everything that
+            val.txt does not list. None: everything.
 
     Raises:
-        FusionerError: a missing folder or file (named, with the expected tree), or no image with a mask.
+        FusionerError: a missing folder or file (with the expected tree), or no image with a mask.
     """
-    root = Path(root)
-    pictures = files_by_stem(find_folder(root, ("images",), TREE), IMAGE_SUFFIXES)
-    labels = files_by_stem(find_folder(root, ("masks",), TREE), (".png",))
+    root, problems = Path(root), list[str]()
+    images = files_by_stem(find_folder(root, ("images",), TREE), IMAGE_SUFFIXES)
+    masks = files_by_stem(find_folder(root, ("masks",), TREE), (".png",))
     names = read_class_names(root)
-    problems: list[str] = []
-    if lonely := pictures.keys() - labels.keys():
-        problems.append(f"{len(lonely)} images have no mask in {root / 'masks'} (a PNG each): {summarize(lonely)}")
-    if lonely := labels.keys() - pictures.keys():
-        problems.append(f"{len(lonely)} masks have no image in {root / 'images'}: {summarize(lonely)}")
-    both = [stem for stem in pictures if stem in labels]
-    chosen = _chosen(root, split, both, problems)
-    if not chosen:
-        raise FusionerError(f"no image of split {split or 'all'} has a mask under {root}; it must hold\n{TREE}")
-    items = [Item(stem, pictures[stem], labels[stem]) for stem in chosen]
-    return _assemble(names, items, problems)
+    items = _select(root, split, pair_files(images, masks, str(root), problems), problems)
+    if not items:
+        raise no_images(split, root, TREE)
 
-
-def _assemble(names: dict[int, str], items: list[Item], problems: list[str]) -> SegmentationData:
     first = names.get(0, "background")
     unlabeled = first.casefold() in UNLABELED_NAMES
     ordinary = not unlabeled and first.casefold() != "background"
-    classes = [names.get(i, "") for i in range(max(names) + 1)]
-    classes[0] = first
-    values = {i: i + 1 for i, name in enumerate(classes) if name} if ordinary else {}
+    classes = [first, *(names.get(i, "") for i in range(1, max(names) + 1))]
+    mask_values = {i: i + 1 for i, name in enumerate(classes) if name} if ordinary else {}
     classes = ["unlabeled", *classes] if ordinary else classes
-    return SegmentationData(
-        "folder", tuple(classes), items, unlabeled or ordinary, _prompts(classes), values, problems=problems
-    )
+    prompts = _prompts(classes)
+    ignore_unlabeled = unlabeled or ordinary
+    return SegmentationData("folder", tuple(classes), items, ignore_unlabeled, prompts, mask_values, problems=problems)
 
 
 def _prompts(classes: list[str]) -> tuple[str, ...]:
-    """Prompts of all classes; one whose words another class would share keeps its full name."""
-    words = [prompt_of(name) for name in classes]
-    count = Counter(word.casefold() for word in words)
-    return tuple(w if count[w.casefold()] == 1 else name for w, name in zip(words, classes, strict=True))
+    """Prompts of all classes; a class whose prompt would equal another one's keeps its full name."""
+    prompts = [prompt_of(name) for name in classes]
+    count = Counter(prompt.casefold() for prompt in prompts)
+    return tuple(
+        prompt if count[prompt.casefold()] == 1 else name for prompt, name in zip(prompts, classes, strict=True)
+    )
 
 
-def _chosen(root: Path, split: str | None, stems: list[str], problems: list[str]) -> list[str]:
+def _select(root: Path, split: str | None, items: list[Item], problems: list[str]) -> list[Item]:
+    """Items of a split, in the order of its list."""
     if split is None:
-        return stems
+        return items
     path = root / f"{split}.txt"
     if not path.is_file():
         if split != "train":
             raise FusionerError(f"list {path} is missing: put the names of the split's images there, one a line")
-        held_out = set(_listed(root / "val.txt")) if (root / "val.txt").is_file() else set()
-        return [stem for stem in stems if stem not in held_out]
-    listed, present = _listed(path), set(stems)
-    if lost := [stem for stem in listed if stem not in present]:
-        problems.append(f"{len(lost)} names of {path.name} have no image with a mask: {summarize(lost)}")
-    return [stem for stem in listed if stem in present]
+        val = set(_listed(root / "val.txt")) if (root / "val.txt").is_file() else set()
+        return [item for item in items if item.id not in val]
+    listed, by_id = _listed(path), {item.id: item for item in items}
+    if missing := [stem for stem in listed if stem not in by_id]:
+        problems.append(f"{len(missing)} names of {path.name} have no image with a mask: {summarize(missing)}")
+    return [by_id[stem] for stem in listed if stem in by_id]
 
 
 def _listed(path: Path) -> list[str]:
-    """Stems of a list, each once; an image's extension or leading folder is dropped."""
+    """Stems of a list without duplicates; extensions of images and parent folders are dropped."""
     stems: dict[str, None] = {}
     for line in read_lines(path):
         name = Path(line).name

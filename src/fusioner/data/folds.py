@@ -31,11 +31,11 @@ FOLD_DATASETS = ("pascal", "coco", "coco-to-pascal")
 
 
 def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(seen, unseen) class ids of a fold.
+    """Return the (seen, unseen) class ids of a fold.
 
-    PASCAL-5i: unseen 5 * fold + 1 ... 5 * fold + 5. COCO-20i: unseen fold + 1, fold + 5, ... (0-based i, i + 4, ...).
-    COCO to PASCAL: unseen are the PASCAL classes whose COCO class is unseen in that fold of COCO-20i (6, 4, 6 and 4 of
-    them: the lists of Boudiaf et al., RePRI, CVPR 2021, which HSNet takes over).
+    Unseen are, for PASCAL-5i: 5 * fold + 1 ... 5 * fold + 5; for COCO-20i: fold + 1, fold + 5, ...; for COCO to PASCAL:
+    the PASCAL classes whose COCO class is unseen in that fold of COCO-20i (6, 4, 6 and 4 of them, as in RePRI, Boudiaf
+    et al., CVPR 2021, and HSNet).
 
     Raises:
         FusionerError: a data set without folds, or a fold outside 0..3.
@@ -58,17 +58,15 @@ def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]
 def fold_pairs(
     name: str, fold: int, split: str, split_lists: SplitLists = "official", data: SegmentationData | None = None
 ) -> list[Pair]:
-    """(image id, class id) pairs of a fold, sorted by image, then class.
+    """Return the (image id, class id) pairs of a fold, sorted by image, then class.
 
     Args:
-        name: one of `FOLD_DATASETS`.
-        fold: 0..3.
         split: "train" (pairs of the seen classes) or "val" (pairs of the unseen classes).
-        split_lists: whose training list; see the module's docstring.
-        data: the opened train_aug set; needed for PASCAL's official training list only.
+        split_lists: which training list; see the module's docstring.
+        data: the opened train_aug set, needed for PASCAL's official training list only.
 
     Raises:
-        FusionerError: unknown name, fold, split or list, or the official list asked for without data.
+        FusionerError: unknown name, fold, split or list, or PASCAL's official list without data.
     """
     seen, unseen = fold_classes(name, fold)
     if split not in ("train", "val"):
@@ -81,7 +79,7 @@ def fold_pairs(
         return data.pairs(seen)
     if name == "coco-to-pascal":
         if split == "train":
-            raise FusionerError("coco-to-pascal is there to be tested on: train on a fold of coco")
+            raise FusionerError("coco-to-pascal has no training images: train on a fold of coco")
         name = "pascal"
     wanted = set(seen if split == "train" else unseen)
     return [pair for pair in published_pairs(name, split) if pair[1] in wanted]
@@ -89,18 +87,13 @@ def fold_pairs(
 
 @lru_cache(maxsize=4)
 def published_pairs(name: str, split: str) -> tuple[Pair, ...]:
-    """HSNet's pairs of all four folds together ("train" or "val"), sorted by image, then class."""
+    """Return HSNet's pairs of all four folds ("train" or "val"), sorted by image, then class."""
     part = {"train": "trn", "val": "val"}[split]
     with as_file(files("fusioner.data") / "splits" / f"{name}.npz") as path, np.load(path) as packed:
         numbers = np.cumsum(packed[f"{part}_step"], dtype=np.int64)
         bits = np.unpackbits(packed[f"{part}_bits"], axis=1)
     ids = [_image_id(name, split, int(number)) for number in numbers]
     return tuple((ids[row], int(column) + 1) for row, column in np.argwhere(bits))
-
-
-def published_images(name: str, split: str) -> set[str]:
-    """Ids of the images in HSNet's pairs of a split."""
-    return {image for image, _ in published_pairs(name, split)}
 
 
 def _image_id(name: str, split: str, number: int) -> str:

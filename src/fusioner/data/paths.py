@@ -1,15 +1,16 @@
-"""Finding the folders and files of a data set's official tree, and saying what is missing in it."""
+"""Finding the files of a data set's directory tree and matching images with masks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fusioner.data.base import Item
 from fusioner.errors import FusionerError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def find_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
-    """The first of `candidates` that is a folder under `root`.
+    """Return the first of `candidates` that is a folder under `root`.
 
     Raises:
         FusionerError: none is; names the first and shows the expected `tree`.
@@ -23,7 +24,7 @@ def find_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Non-empty stripped lines of a text list (UTF-8, with or without a byte-order mark)."""
+    """Return the non-empty stripped lines of a text list (UTF-8, with or without a byte-order mark)."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -32,10 +33,10 @@ def read_lines(path: Path) -> list[str]:
 
 
 def files_by_stem(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files of one folder by name without extension, sorted; hidden files and other kinds are left out.
+    """Return the files of one folder by name without extension, sorted, without hidden and other files.
 
     Raises:
-        FusionerError: two files share a stem, so that one mask would stand for both.
+        FusionerError: two files share a stem, so their mask would be ambiguous.
     """
     allowed = tuple(suffixes)
     found: dict[str, Path] = {}
@@ -48,8 +49,37 @@ def files_by_stem(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dic
     return found
 
 
+def pair_files(images: Mapping[str, Path], masks: Mapping[str, Path], where: str, problems: list[str]) -> list[Item]:
+    """Match images with masks by id, in the order of `images`; report files without partner in `problems`."""
+    for files, others, kind, other in ((images, masks, "images", "mask"), (masks, images, "masks", "image")):
+        if single := files.keys() - others.keys():
+            problems.append(f"{len(single)} {kind} of {where} have no {other}: {summarize(single)}")
+    return [Item(i, path, masks[i]) for i, path in images.items() if i in masks]
+
+
+def pair_listed(
+    ids: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path], where: str, problems: list[str]
+) -> list[Item]:
+    """Match the images of a list with their masks; report those without image or mask in `problems`."""
+    ids = list(ids)
+    if missing := [i for i in ids if i not in images or i not in masks]:
+        problems.append(f"{len(missing)} images of {where} have no image or mask file: {summarize(missing)}")
+    return [Item(i, images[i], masks[i]) for i in ids if i in images and i in masks]
+
+
+def no_images(split: str | None, root: Path, tree: str) -> FusionerError:
+    """Return the error for a split without any usable image."""
+    return FusionerError(f"no image of split {split or 'all'} has a mask under {root}; it must hold\n{tree}")
+
+
+def check_split(name: str, split: str | None, splits: Iterable[str]) -> None:
+    """Raise a FusionerError unless `split` is None or one of `splits`."""
+    if split is not None and split not in splits:
+        raise FusionerError(f"{name} has no split {split!r}; choose {' or '.join(splits)}")
+
+
 def summarize(names: Iterable[str], limit: int = 3) -> str:
-    """`a, b, c and 12 more`: a list short enough for one sentence."""
+    """Return `a, b, c and 12 more`: a list short enough for one sentence."""
     names = sorted(names)
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
