@@ -62,7 +62,7 @@ def test_a_clear_difference_is_found_and_has_the_right_sign():
         assert one.change.low > 5
         assert one.p < 0.01
         assert one.sure
-    assert found.figures["absent_area"].change.high < 0
+    assert found.figures["false_positive_area"].change.high < 0
 
 
 def test_figures_are_those_of_each_run_alone():
@@ -201,15 +201,15 @@ def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path
     out = tmp_path / "comparison"
     assert main(["compare", salient, named, "--out", str(out), "--draws", "300"]) == 0
     printed = capsys.readouterr().out
-    assert "argmax mIoU" in printed
+    assert "multi-class mIoU" in printed
     assert "B better" in printed
     content = json.loads((out / "compare.json").read_text())
     assert content["figures"]["argmax_miou"]["b"] == 100
-    assert content["figures"]["blind_miou"]["change"]["value"] < 0
+    assert content["figures"]["prompt_ablated_miou"]["change"]["value"] < 0
     assert content["figures"]["argmax_miou"]["sure"] is True
     page = (out / "compare.html").read_text()
     assert page.count("<svg") == len(content["figures"]) + len(content["per_class"]) + len(content["argmax_per_class"])
-    assert "| argmax mIoU |" in (out / "compare.md").read_text()
+    assert "| multi-class mIoU (argmax) |" in (out / "compare.md").read_text()
 
 
 @pytest.mark.parametrize("harm", ["none", "cut", "foreign"])

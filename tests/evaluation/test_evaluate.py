@@ -52,24 +52,24 @@ def test_an_oracle_is_perfect_in_every_measure(voc_data: SegmentationData):
     found = figures(evaluate(Plain(oracle), voc_data, FAST))
     assert found == {
         "miou": 100, "fb_iou": 100, "argmax_miou": 100, "seen_argmax_miou": 100, "harmonic": 100,
-        "background_iou": 100, "absent_area": 0, "absent_refused": 100, "blind_miou": 0,
+        "background_iou": 100, "false_positive_area": 0, "specificity": 100, "prompt_ablated_miou": 0,
     }  # fmt: skip
 
 
 def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
     outcome = evaluate(Plain(empty), voc_data, FAST)
     found = figures(outcome)
-    assert found["miou"] == found["argmax_miou"] == found["harmonic"] == found["absent_area"] == 0
-    assert found["absent_refused"] == 100
+    assert found["miou"] == found["argmax_miou"] == found["harmonic"] == found["false_positive_area"] == 0
+    assert found["specificity"] == 100
     assert 0 < found["fb_iou"] < 50
     assert set(outcome.summary.per_class) <= {1, 2, 3, 4, 5}
 
 
 def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
     found = figures(evaluate(Plain(saliency), voc_data, FAST))
-    assert found["blind_miou"] == found["miou"] > 30
-    assert found["absent_refused"] == 0
-    assert found["absent_area"] > 10
+    assert found["prompt_ablated_miou"] == found["miou"] > 30
+    assert found["specificity"] == 0
+    assert found["false_positive_area"] > 10
     assert found["argmax_miou"] < found["miou"] / 2
 
 
@@ -230,7 +230,7 @@ def test_an_own_folder_is_an_argmax_over_all_its_classes(tmp_path: Path):
     data = own_folder(tmp_path, "background")
     content = metrics(evaluate(Plain(oracle), data, FAST))
     assert content["protocol"] == "argmax"
-    assert content["miou"] == content["fb_iou"] == content["absent_refused"] == content["background_iou"] == 100
+    assert content["miou"] == content["fb_iou"] == content["specificity"] == content["background_iou"] == 100
     assert content["per_class"] == {"aeroplane": 100, "dog": 100}
     assert content["images"] == 3
     blank = metrics(evaluate(Plain(empty), data, FAST))
@@ -251,7 +251,7 @@ def test_unlabeled_pixels_are_neither_background_nor_scored(tmp_path: Path):
     content = metrics(evaluate(Plain(rough), data, FAST))
     assert content["miou"] == 100
     assert "fb_iou" not in content
-    assert "absent_area" not in content
+    assert "false_positive_area" not in content
 
 
 def test_fss1000_is_prompted_class_by_class(shared: Path):
@@ -264,7 +264,7 @@ def test_fss1000_is_prompted_class_by_class(shared: Path):
 
     content = metrics(evaluate(Plain(half), data, replace(FAST, limit=20)))
     assert content["images"] == content["pairs"] == 20
-    assert content["miou"] == pytest.approx(content["blind_miou"])
+    assert content["miou"] == pytest.approx(content["prompt_ablated_miou"])
     assert all(len(labels) == 1 for labels in seen)
 
 
@@ -330,13 +330,13 @@ def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData)
     assert (content["images"], content["pairs"]) == (2, 8)
     assert {len(labels) for labels in asked} == {1, 4}
     assert len({name for labels in asked if len(labels) == 4 for name in labels}) == 8
-    assert content["miou"] == content["alone_miou"] == content["background_iou"] == 100
-    assert content["blind_miou"] == pytest.approx(25)
+    assert content["miou"] == content["single_prompt_miou"] == content["background_iou"] == 100
+    assert content["prompt_ablated_miou"] == pytest.approx(25)
     assert set(content["per_class"]) == set(PASCAL_CLASSES[1:9])
-    assert "absent_area" not in content
+    assert "false_positive_area" not in content
 
 
 def test_names_of_a_mosaic_compete(mosaics: SegmentationData):
     found = figures(evaluate(Plain(saliency), mosaics, FAST))
-    assert found["alone_miou"] == pytest.approx(25, abs=1)
+    assert found["single_prompt_miou"] == pytest.approx(25, abs=1)
     assert found["miou"] < 10, "the first of four equal names takes all"

@@ -60,7 +60,7 @@ def test_metrics_json_holds_every_figure_with_its_interval(outcome: Outcome, tmp
     content = json.loads(paths[0].read_text())
     assert content["protocol"] == "official"
     assert content["images"] == outcome.summary.images
-    assert set(content["intervals"]) == set(MEASURES) - {"alone_miou"}
+    assert set(content["intervals"]) == set(MEASURES) - {"single_prompt_miou"}
     for name in content["intervals"]:
         low, high = content["intervals"][name]
         assert low <= content[name] <= high
@@ -104,7 +104,13 @@ def test_markdown_and_terminal_say_the_same(outcome: Outcome):
     for row in class_rows(outcome):
         assert row[0] in printed
         assert f"| {' | '.join(row)} |" in text
-    for said in ("argmax mIoU", "blind mIoU", "absent refused", "fold 0", "listed pairs are not on disk"):
+    for said in (
+        "multi-class mIoU (argmax)",
+        "prompt-ablated mIoU",
+        "specificity",
+        "fold 0",
+        "listed pairs are not on disk",
+    ):
         assert said in printed
         assert said in text
 

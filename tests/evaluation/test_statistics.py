@@ -66,8 +66,8 @@ def test_argmax_and_absent_by_hand():
     iou = inside / (truth + guess - inside)
     assert found["argmax_miou"].value == pytest.approx(100 * iou[1:].mean())
     assert found["background_iou"].value == pytest.approx(100 * iou[0])
-    assert found["absent_area"].value == pytest.approx(100 * e.absent.values[:, 0].mean())
-    assert "blind_miou" not in found
+    assert found["false_positive_area"].value == pytest.approx(100 * e.absent.values[:, 0].mean())
+    assert "prompt_ablated_miou" not in found
     assert "harmonic" not in found
 
 

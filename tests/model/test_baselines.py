@@ -62,7 +62,7 @@ def test_labels_are_independent_where_they_are_said_to_be(method: Method) -> Non
     image, labels = tokens(model), unit(2, 4, 10, dim=-1)
     alone = model(image, labels[:, 2:3])
     assert torch.allclose(model(image, labels)[:, 2:3], alone, atol=1e-4) is model.labels_independent
-    assert model.labels_independent is (method not in ("fusioner", "late", "segmenter"))
+    assert model.labels_independent is (method not in ("fusioner", "late", "mask-transformer"))
 
 
 @pytest.mark.parametrize("method", [m for m in get_args(Method) if m not in TRAINING_FREE])
@@ -87,7 +87,7 @@ def test_lseg_is_the_cosine_of_a_projected_patch_and_the_text() -> None:
 
 @torch.no_grad()
 def test_segmenters_patches_and_labels_see_each_other_and_no_decoder_follows() -> None:
-    model = build("segmenter")
+    model = build("mask-transformer")
     image, labels = tokens(model), unit(2, 3, 10, dim=-1)
     changed = image.clone()
     changed[:, :, 0, 0] = unit(2, 12)
@@ -101,7 +101,7 @@ def test_segmenters_patches_and_labels_see_each_other_and_no_decoder_follows() -
 @torch.no_grad()
 def test_blind_answers_the_same_whatever_is_asked() -> None:
     for extra in ({}, {"similarity": "cosine", "aligned_dim": 10}):
-        model = build("blind", **extra)
+        model = build("prompt-ablated", **extra)
         image, labels = tokens(model), unit(2, 3, 10, dim=-1)
         answer = model(image, labels)
         assert torch.equal(answer[:, 0], answer[:, 2])
@@ -134,7 +134,7 @@ def test_a_posterior_becomes_the_mean_of_its_names() -> None:
 
 @torch.no_grad()
 def test_background_claims_nothing() -> None:
-    model = build("background")
+    model = build("empty")
     assert (model(tokens(model), unit(2, 3, 10, dim=-1)).sigmoid() < 1e-6).all()
 
 

@@ -22,7 +22,7 @@ name = "folder"
 root = "own"
 [grid]
 image_encoders = ["effnet-lite2"]
-methods = ["lseg", "segmenter", "maskclip"]
+methods = ["lseg", "mask-transformer", "maskclip"]
 [train]
 resolution = 28
 width = 8
@@ -80,13 +80,13 @@ def wait_for_steps(process: Any, out: str, method: str, count: int) -> None:
 @pytest.mark.slow
 def test_killed_gone_on_with_and_finished(here: Path, start: Callable[[str], Any]) -> None:
     killed = start("out")
-    wait_for_steps(killed, "out", "segmenter", 4)
+    wait_for_steps(killed, "out", "mask-transformer", 4)
     killed.send_signal(signal.SIGKILL)  # it alone: its cells must see for themselves that it is gone
     killed.wait()
     first = cell("out", "lseg") / "done.json"
     before = first.stat().st_mtime_ns
-    terminated, reached = start("out"), steps_of("out", "segmenter")
-    wait_for_steps(terminated, "out", "segmenter", reached + 4)
+    terminated, reached = start("out"), steps_of("out", "mask-transformer")
+    wait_for_steps(terminated, "out", "mask-transformer", reached + 4)
     terminated.send_signal(signal.SIGTERM)
     terminated.finish()
     assert terminated.returncode == 128 + signal.SIGTERM
@@ -97,11 +97,11 @@ def test_killed_gone_on_with_and_finished(here: Path, start: Callable[[str], Any
     assert "1 of 3 cells failed" in told
     assert "| effnet-lite2 | minilm-embedded | segmenter | " in said
     assert first.stat().st_mtime_ns == before
-    assert "resuming" in (cell("out", "segmenter") / "log.txt").read_text()
+    assert "resuming" in (cell("out", "mask-transformer") / "log.txt").read_text()
     table = json.loads(Path("out", "table.json").read_text())
     assert [row["cells"] for row in table["rows"]] == [1, 1, 0]
     assert "value" in table["rows"][0]["miou"]["mean"]
-    for method in ("lseg", "segmenter"):  # against trainings that nothing happened to
+    for method in ("lseg", "mask-transformer"):  # against trainings that nothing happened to
         train = json.loads((cell("out", method) / "cell.json").read_text())["commands"]["train"]
         train[train.index("--out") + 1] = method
         assert main(train) == 0

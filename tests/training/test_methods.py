@@ -46,11 +46,11 @@ def test_trained_and_asked(method: Method, voc_tree: Path, tiny: Tiny, tmp_path:
     assert found.label_map.shape == (40, 50)
     if method in TRAINING_FREE:
         assert (result.steps, segmenter.card.training["steps"]) == (0, 0)
-    if method == "background":
+    if method == "empty":
         assert not found.label_map.any()
 
 
-@pytest.mark.parametrize("method", ["lseg", "segmenter", "blind"])
+@pytest.mark.parametrize("method", ["lseg", "mask-transformer", "prompt-ablated"])
 def test_a_stopped_baseline_goes_on_to_the_same_weights(
     method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -114,8 +114,8 @@ def test_evaluated_without_any_training(
     for method, words in (
         ("cosine", clip),
         ("maskclip", clip),
-        ("background", clip),
-        ("blind", ["--model", str(tmp_path / "best.safetensors"), "--allow-leak"]),
+        ("empty", clip),
+        ("prompt-ablated", ["--model", str(tmp_path / "best.safetensors"), "--allow-leak"]),
     ):
         out = tmp_path / method
         given = ["evaluate", "folder", "--root", str(own), "--method", method, *words, "--bootstrap", "5"]
@@ -123,8 +123,8 @@ def test_evaluated_without_any_training(
         content = json.loads((out / "metrics.json").read_text())
         assert content["method"] == method
         assert f"- method {method}, encoders " in (out / "report.md").read_text()
-        assert ("model" in content) is (method == "blind")
-    assert json.loads((tmp_path / "background" / "metrics.json").read_text())["miou"] == 0
+        assert ("model" in content) is (method == "prompt-ablated")
+    assert json.loads((tmp_path / "empty" / "metrics.json").read_text())["miou"] == 0
     assert main(["evaluate", "folder", "--root", str(own), "--method", "cosine", "--model", "x"]) == 2
     assert "needs no --model" in capsys.readouterr().err
 

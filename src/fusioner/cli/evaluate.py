@@ -19,7 +19,7 @@ def evaluate(
     *,
     root: Path,
     model: Path | None = None,
-    method: Literal["cosine", "maskclip", "background", "blind"] | None = None,
+    method: Literal["cosine", "maskclip", "empty", "prompt-ablated"] | None = None,
     image_encoder: str = "effnet-lite2",
     text_encoder: str = "minilm-embedded",
     out: Path = Path("evaluation"),
@@ -68,8 +68,8 @@ def evaluate(
     model
         Model file of `fusioner train`; without it the one inside the package.
     method
-        What needs no training, in place of a model: cosine of an aligned encoder, maskclip, background; or blind: the
-        model, told the same text whatever it is asked. A model knows its own method. See docs/baselines.md.
+        Untrained baseline in place of a model (cosine, maskclip, empty), or prompt-ablated: the model with one neutral
+        text in place of every prompt. Default: the method that the model was trained with. See docs/baselines.md.
     image_encoder
         For cosine and maskclip: the frozen image encoder by name.
     text_encoder
@@ -169,7 +169,7 @@ def _load(
     from fusioner.encoders.bundled import weights_file
     from fusioner.loading import DEFAULT_MODEL, load_torch
 
-    if method is not None and method != "blind":
+    if method is not None and method != "prompt-ablated":
         from fusioner.training.calibration import untrained
         from fusioner.training.presets import SMALL
 
@@ -177,10 +177,10 @@ def _load(
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         return untrained(method, *encoders, SMALL.resolution, device=device), None  # pyright: ignore
     segmenter = load_torch(model, device, dataset=dataset.partition("-to-")[0])
-    if method == "blind":
-        from fusioner.training.calibration import blind
+    if method == "prompt-ablated":
+        from fusioner.training.calibration import ablate_prompts
 
-        segmenter = blind(segmenter)
+        segmenter = ablate_prompts(segmenter)
     return segmenter, model or weights_file(DEFAULT_MODEL)
 
 

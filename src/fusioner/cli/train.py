@@ -95,8 +95,8 @@ def train(
         Remember what the classes look like before training starts, and let the network read it by name. Default: the
         preset's; off with a fold, for it makes the network doubt classes it was not shown.
     method
-        fusioner, or what it is compared with: late, lseg, segmenter, blind; or, with nothing but a threshold to choose
-        on training images, cosine, maskclip and background. docs/baselines.md describes each.
+        fusioner, or a trained baseline: late, lseg, mask-transformer, prompt-ablated; or an untrained one of which only
+        the threshold is chosen on training images: cosine, maskclip, empty. docs/baselines.md describes each.
     resolution
         Side in pixels to which images are squashed.
     steps

@@ -39,8 +39,8 @@ class Summary:
     """Figures by name, overall and per class.
 
     Attributes:
-        figures: `miou`, `fb_iou`, `argmax_miou`, `seen_argmax_miou`, `harmonic`, `background_iou`, `alone_miou`,
-            `blind_miou`, `absent_area`, `absent_refused`; those that were measured.
+        figures: `miou`, `fb_iou`, `argmax_miou`, `seen_argmax_miou`, `harmonic`, `background_iou`,
+            `single_prompt_miou`, `prompt_ablated_miou`, `false_positive_area`, `specificity`; those that were measured.
         per_class: class id -> IoU of the protocol; argmax_per_class: class id -> IoU when all compete.
         images, pairs, absent_prompts: how many the figures rest on.
     """
@@ -100,7 +100,7 @@ def _measure(evidence: Evidence, weights: Weights) -> dict[Key, Values]:
     if len(evidence.pairs.image):
         ids, iou, fb = _fold_iou(evidence.pairs, weights)
         if "all" in evidence.groups:
-            found["figure", "alone_miou"] = _mean(iou)
+            found["figure", "single_prompt_miou"] = _mean(iou)
         else:
             found |= {("figure", "miou"): _mean(iou), ("figure", "fb_iou"): fb}
             found |= {("class", str(i)): iou[:, k] for k, i in enumerate(ids)}
@@ -110,10 +110,10 @@ def _measure(evidence: Evidence, weights: Weights) -> dict[Key, Values]:
     if "unseen" in argmax:
         found |= _unseen_and_seen(evidence, argmax)
     if len(evidence.absent.image):
-        for column, name in enumerate(("absent_area", "absent_refused")):
+        for column, name in enumerate(("false_positive_area", "specificity")):
             found["figure", name] = _weighted(evidence.absent, column, weights)
     if len(evidence.blind.image):
-        found["figure", "blind_miou"] = _mean(_fold_iou(evidence.blind, weights)[1])
+        found["figure", "prompt_ablated_miou"] = _mean(_fold_iou(evidence.blind, weights)[1])
     return found
 
 

@@ -14,7 +14,7 @@ from fusioner.io import atomic_write
 
 HEAD = ("", "A", "B", "B - A [95 %]", "p", "verdict")
 NOT_SURE = "within chance"
-_FEWER_IS_BETTER = ("absent_area", "blind_miou")
+_FEWER_IS_BETTER = ("false_positive_area", "prompt_ablated_miou")
 _SPAN = 300  # px on each side of zero in the picture
 
 

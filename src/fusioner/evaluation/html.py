@@ -82,8 +82,8 @@ def _bars(outcome: Outcome) -> str:
         numbers = "".join(f"<td class=n>{escape(text)}</td>" for text in texts[1:])
         rows.append(f"<tr><td>{escape(names[i])}</td><td>{_bar(figure)}</td>{numbers}</tr>")
     head = "".join(f"<th>{name}</th>" for name in heads)
-    blind = s.figures.get("blind_miou")
-    note = f"<p>{MEASURES['blind_miou'][0]} of all classes: {shown(blind)}</p>" if blind else ""
+    blind = s.figures.get("prompt_ablated_miou")
+    note = f"<p>{MEASURES['prompt_ablated_miou'][0]} of all classes: {shown(blind)}</p>" if blind else ""
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>{note}"
 
 

@@ -41,8 +41,8 @@ def fold_plan(
     """The plan of one fold of PASCAL-5i, COCO-20i or COCO to PASCAL, with the honest measures beside the protocol.
 
     On every image: all unseen classes together (`argmax_miou`), all seen classes together (for `harmonic`), up to five
-    unseen classes that are not in it, one at a time (`absent_area`, `absent_refused`), and for every pair the neutral
-    text in place of the name (`blind_miou`). Pixels of classes not prompted are background there.
+    unseen classes that are not in it, one at a time (`false_positive_area`, `specificity`), and for every pair the
+    neutral text in place of the name (`prompt_ablated_miou`). Pixels of classes not prompted are background there.
 
     Args:
         data: the opened val split.

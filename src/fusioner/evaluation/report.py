@@ -23,14 +23,23 @@ if TYPE_CHECKING:
 MEASURES = {
     "miou": ("mIoU", "mean IoU of the named classes under the protocol"),
     "fb_iou": ("FB-IoU", "mean of foreground and background IoU, all classes as one"),
-    "argmax_miou": ("argmax mIoU", "all unseen classes prompted together, the likeliest wins, background competes"),
-    "seen_argmax_miou": ("seen argmax mIoU", "the same with the classes of training"),
-    "harmonic": ("harmonic mean", "of argmax mIoU, unseen and seen"),
+    "argmax_miou": (
+        "multi-class mIoU (argmax)",
+        "all unseen classes prompted together, the likeliest wins, background competes",
+    ),
+    "seen_argmax_miou": ("multi-class mIoU, seen classes", "the same with the classes of training"),
+    "harmonic": ("harmonic mean", "of multi-class mIoU, unseen and seen"),
     "background_iou": ("background IoU", "of the argmax; only pas20b, pas21 and coco-object count it in the mean"),
-    "alone_miou": ("alone mIoU", "each name of an image prompted alone instead of together"),
-    "blind_miou": ("blind mIoU", "one neutral text prompted alone for every name: what saliency alone earns"),
-    "absent_area": ("absent area", "share of the image claimed for a class that is not in it (lower is better)"),
-    "absent_refused": ("absent refused", "share of such prompts for which not one pixel was claimed"),
+    "single_prompt_miou": ("single-prompt mIoU", "each name of an image prompted alone instead of together"),
+    "prompt_ablated_miou": (
+        "prompt-ablated mIoU",
+        "one neutral text prompted alone for every name: what saliency alone earns",
+    ),
+    "false_positive_area": (
+        "false-positive area",
+        "share of the image claimed for a class that is not in it (lower is better)",
+    ),
+    "specificity": ("specificity", "share of such prompts for which not one pixel was claimed"),
 }
 """Figures in the order of the reports: name, what it says."""
 

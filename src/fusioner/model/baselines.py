@@ -43,7 +43,7 @@ class Free(nn.Module):
     of other words with that very patch, in their standard deviations. Labels keep their order at every patch, so the
     likeliest of several is the one of the highest cosine; a probability of 0.5 means `level` standard deviations.
 
-    "background" claims nothing whatever it is shown.
+    "empty" predicts no label anywhere.
 
     Attributes:
         words: unit embeddings of the words compared with, filled by `training.free.fill_words`.
@@ -58,7 +58,7 @@ class Free(nn.Module):
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
-        self.silent = config.method == "background"
+        self.silent = config.method == "empty"
         self.posterior = config.similarity == "posterior"
         if self.silent:
             return

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self, get_args
 
 from fusioner.errors import FusionerError
 
-Method = Literal["fusioner", "late", "lseg", "segmenter", "blind", "cosine", "maskclip", "background"]
+Method = Literal["fusioner", "late", "lseg", "mask-transformer", "prompt-ablated", "cosine", "maskclip", "empty"]
 """The paper's method, and what it is compared with in the same harness; docs/baselines.md says what each does."""
-TRAINING_FREE: tuple[Method, ...] = ("cosine", "maskclip", "background")
-UNDECODED: tuple[Method, ...] = ("lseg", "segmenter", *TRAINING_FREE)
+TRAINING_FREE: tuple[Method, ...] = ("cosine", "maskclip", "empty")
+UNDECODED: tuple[Method, ...] = ("lseg", "mask-transformer", *TRAINING_FREE)
 """Methods without the convolutional decoder: they answer on the token grid, and their logits are upsampled."""
 
 
@@ -77,9 +77,9 @@ class FusionerConfig:
         if self.method not in get_args(Method):
             raise FusionerError(f"method is one of {', '.join(get_args(Method))}, not {self.method!r}")
         if self.method in UNDECODED:  # the one width left: of the space in which patches and labels meet
-            meeting = self.width if self.method == "segmenter" else self.text_dim
+            meeting = self.width if self.method == "mask-transformer" else self.text_dim
             object.__setattr__(self, "decoder_widths", (meeting,))
-        if self.method == "segmenter":
+        if self.method == "mask-transformer":
             object.__setattr__(self, "logit_bias", True)
         for name in ("decoder_widths", "earlier"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -121,7 +121,9 @@ class FusionerConfig:
     @property
     def labels_independent(self) -> bool:
         """Whether a label's logits ignore the other labels, so that labels may be computed in any portions."""
-        return self.similarity != "none" or self.labels_apart or self.method in ("lseg", "blind", *TRAINING_FREE)
+        return (
+            self.similarity != "none" or self.labels_apart or self.method in ("lseg", "prompt-ablated", *TRAINING_FREE)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -43,7 +43,7 @@ class Fusioner(nn.Module):
         self.fusion = Projection(config) if config.method == "lseg" else Fusion(config)
         self.decoder = Decoder(config) if config.method not in UNDECODED else None
         self.similarity = Similarity(config) if config.similarity != "none" else None
-        if config.method == "blind":
+        if config.method == "prompt-ablated":
             self.register_buffer("neutral", torch.zeros(config.text_dim))
         if config.logit_bias:
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.temperature)))
@@ -74,7 +74,7 @@ class Fusioner(nn.Module):
         b, k = text.shape[:2]
         if self.free is not None:
             return _resized(self.free(self.split(tokens)[1], text), size)
-        if self.config.method == "blind":  # every name is the neutral text, so one answer is that of all
+        if self.config.method == "prompt-ablated":  # every name is the neutral text, so one answer is that of all
             return self._answer(tokens, self.neutral.expand(b, 1, -1), size, portion, seen).expand(-1, k, -1, -1)
         return self._answer(tokens, text, size, portion, seen)
 

@@ -15,9 +15,17 @@ from fusioner.io import atomic_write
 from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import folder_of, is_done
 
-COLUMNS = ("miou", "argmax_miou", "blind_miou", "absent_area", "absent_refused", "alone_miou", "harmonic")
+COLUMNS = (
+    "miou",
+    "argmax_miou",
+    "prompt_ablated_miou",
+    "false_positive_area",
+    "specificity",
+    "single_prompt_miou",
+    "harmonic",
+)
 """Measures that get a table, where they were taken."""
-LOWER, UNJUDGED = ("absent_area",), ("blind_miou",)
+LOWER, UNJUDGED = ("false_positive_area",), ("prompt_ablated_miou",)
 """Better when lower; neither better nor worse by itself."""
 MEAN = "mean"
 _HEAD = ["image encoder", "text encoder", "method"]

@@ -192,7 +192,7 @@ def _aligned(
     """
     last = image.parts[-1]
     anchors = last.class_embeddings
-    if config.method in ("lseg", "segmenter", "background"):  # all tokens are features to them
+    if config.method in ("lseg", "mask-transformer", "empty"):  # all tokens are features to them
         config = replace(config, similarity="none", memory=False)
     elif config.method in TRAINING_FREE:
         fits = anchors is not None and tuple(anchors.shape) == (last.dim, text.dim)

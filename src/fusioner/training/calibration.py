@@ -36,7 +36,7 @@ LEVELS = tuple(round(0.1 * step, 1) for step in range(-10, 61))
 
 def fill_words(model: Fusioner, embed: LabelEmbedder) -> None:
     """Give the model the embeddings that its method compares or replaces names with; most methods have none."""
-    if model.config.method == "blind":
+    if model.config.method == "prompt-ablated":
         model.neutral.copy_(embed([NEUTRAL])[0])
     elif model.free is not None and not model.free.silent:
         model.free.words.copy_(embed(reference_words()))
@@ -104,7 +104,7 @@ class Blind(LabelEmbedder):
         return super().__call__([NEUTRAL]).expand(len(labels), -1)
 
 
-def blind(segmenter: Segmenter) -> Segmenter:
+def ablate_prompts(segmenter: Segmenter) -> Segmenter:
     """The segmenter itself, which from now on is told the neutral text in place of every name."""
     segmenter.embed = Blind(segmenter.text_encoder, segmenter.embed.templates)
     return segmenter

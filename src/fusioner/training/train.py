@@ -162,7 +162,7 @@ def _choose_level(
 ) -> Result:
     """The whole training of a method without training."""
     begun = time.monotonic()
-    silent = model.config.method == "background"
+    silent = model.config.method == "empty"
     score = None if silent else fit_level(model, batches, config.batch_size, config.seed, track)
     about = {"steps": 0, "step": 0, "best_miou": score and round(score, 2)}
     for name in (LAST, BEST) if saves else ():
