@@ -1,4 +1,4 @@
-"""A client of `fusioner serve`: pictures and names go over HTTP, masks come back; it needs no torch.
+"""Client of `fusioner serve`, without torch: images and labels go over HTTP, segmentations come back.
 
 client = fusioner.Client("http://127.0.0.1:8000")
 client.segment("photo.jpg", ["cat", "sofa"]).label_map
@@ -7,66 +7,23 @@ client.segment("photo.jpg", ["cat", "sofa"]).label_map
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self, TypeAlias
 
 import httpx
 import numpy as np
-from jaxtyping import Bool, UInt16
+from jaxtyping import UInt8
 from PIL import Image
-from pycocotools import mask as coco
 
 from fusioner.errors import FusionerError
+from fusioner.image import read_image
+from fusioner.segmentation import Looks, Segmentation
 
-Picture = str | Path | bytes | Image.Image | np.ndarray
-Labels = Sequence[str] | str
-
-
-@dataclass(frozen=True)
-class Found:
-    """The server's answer.
-
-    Attributes:
-        description: format `json` as it came: boxes, polygons, colours and all.
-    """
-
-    description: dict[str, Any]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What was asked for; the i-th (from 1) is `i` in `label_map`."""
-        return tuple(self.description["labels"])
-
-    @cached_property
-    def label_map(self) -> UInt16[np.ndarray, "h w"]:
-        """For every pixel the number of its label; 0 is background."""
-        numbers = np.zeros((self.description["height"], self.description["width"]), np.uint16)
-        for segment in self.description["segments"]:
-            numbers[coco.decode(segment["rle"]).astype(bool)] = segment["id"]
-        return numbers
-
-    def mask(self, label: str) -> Bool[np.ndarray, "h w"]:
-        """Where `label` is; FusionerError when it was not asked for."""
-        if label not in self.labels:
-            raise FusionerError(f"'{label}' is not among the labels: {', '.join(self.labels)}")
-        return self.label_map == self.labels.index(label) + 1
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Label -> mean probability over its pixels, 0..1."""
-        return self._each("score")
-
-    @property
-    def coverage(self) -> dict[str, float]:
-        """Label -> its share of the image, 0..1."""
-        return self._each("coverage")
-
-    def _each(self, key: str) -> dict[str, float]:
-        return {segment["label"]: segment[key] for segment in self.description["segments"]}
+ClientImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
+Labels: TypeAlias = Sequence[str] | str
 
 
 class Client:
@@ -78,64 +35,65 @@ class Client:
         api_key: str | None = None,
         *,
         timeout: float = 150.0,
-        patience: float = 60.0,
+        retry_seconds: float = 60.0,
     ) -> None:
         """
         Args:
-            url: the address that `fusioner serve` printed.
-            api_key: where the server asks for one.
-            timeout: seconds to wait for one answer.
-            patience: seconds to try again for, as the server asks, while it is too busy (429).
+            url: the address printed by `fusioner serve`.
+            api_key: key of the server, if it requires one.
+            timeout: seconds to wait for one response.
+            retry_seconds: how long to repeat a request while the server is busy (429).
         """
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
-        self._patience = patience
+        self._retry_seconds = retry_seconds
 
-    def segment(self, image: Picture, labels: Labels, **options: Any) -> Found:
-        """Find `labels` in `image`.
+    def segment(self, image: ClientImage, labels: Labels, **options: Any) -> Segmentation:
+        """Segment `labels` in `image`; the result has no logits and hence no probabilities.
 
         Args:
             image: a path, a file's bytes, a Pillow image, or an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8.
-            labels: names of things, or one string of them separated by commas.
-            options: threshold (0..1, default the model's own), background (default True), resolution ("fast" or
-                "native").
+            labels: names, or one string of them separated by commas.
+            options: threshold (0..1, default the model's), background (default True), resolution ("fast" or "native").
 
         Raises:
-            FusionerError: what the server refuses, or that none answers.
+            FusionerError: the server refuses the request or does not answer.
         """
-        return Found(self._segment(image, labels, "json", options).json())
+        content, name = _read_file(image)
+        response = self._segment(content, name, labels, "json", options)
+        return _to_segmentation(read_image(content), response.json())
 
-    def export(self, image: Picture, labels: Labels, kind: str, **options: Any) -> bytes:
-        """The file of another format (`models` lists them), such as "overlay" or "coco"; else as `segment`."""
-        return self._segment(image, labels, kind, options).content
+    def export(self, image: ClientImage, labels: Labels, format: str, **options: Any) -> bytes:
+        """Return the file of another format (see `models`), such as "overlay" or "coco"; arguments as for `segment`."""
+        return self._segment(*_read_file(image), labels, format, options).content
 
-    def upload(self, image: Picture, resolution: Literal["fast", "native"] = "fast") -> "RemoteImage":
-        """Have an image encoded once, to ask of it often."""
-        return RemoteImage(self, *_read(image), resolution)
+    def upload(self, image: ClientImage, **options: Any) -> "RemoteImage":
+        """Encode an image once on the server, for any number of requests; the option is `resolution`."""
+        return RemoteImage(self, *_read_file(image), options)
 
     def models(self) -> list[dict[str, Any]]:
-        """What answers there: encoders, threshold, formats."""
+        """Return the server's models: encoders, threshold, formats."""
         return self.request("GET", "/v1/models").json()["models"]
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Response:
-        """Any request, again while the server is too busy; FusionerError for an answer that is an error."""
-        until = time.monotonic() + self._patience
+        """Send a request, repeatedly while the server is busy; FusionerError for an error response."""
+        deadline = time.monotonic() + self._retry_seconds
         while True:
             try:
-                answer = self._http.request(method, path, **content)
+                response = self._http.request(method, path, **content)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 reason = str(error) or type(error).__name__
                 raise FusionerError(f"no answer from {self._http.base_url}: {reason}") from error
-            wait = float(answer.headers.get("Retry-After", 1))
-            if answer.status_code != 429 or time.monotonic() + wait > until:
+            wait = float(response.headers.get("Retry-After", 1))
+            if response.status_code != 429 or time.monotonic() + wait > deadline:
                 break
             time.sleep(wait)
-        if answer.is_error:
-            raise _RefusedError(answer)
-        return answer
+        if response.is_error:
+            raise _ResponseError(response)
+        return response
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -146,66 +104,70 @@ class Client:
     ) -> None:
         self.close()
 
-    def _segment(self, image: Picture, labels: Labels, kind: str, options: dict[str, Any]) -> httpx.Response:
-        content, name = _read(image)
-        fields = {"labels": labels if isinstance(labels, str) else json.dumps(list(labels)), "format": kind} | {
-            key: str(value) for key, value in options.items() if value is not None
-        }
+    def _segment(
+        self, content: bytes, name: str, labels: Labels, format: str, options: dict[str, Any]
+    ) -> httpx.Response:
+        text = labels if isinstance(labels, str) else json.dumps(list(labels))
+        fields = {"labels": text, "format": format} | _form_fields(options)
         return self.request("POST", "/v1/segment", data=fields, files={"image": (name, content)})
 
 
 class RemoteImage:
-    """An image that the server has encoded; it is sent again when the server needed the room for others."""
+    """An image encoded on the server; it is uploaded again if the server has dropped it."""
 
-    def __init__(self, client: Client, content: bytes, name: str, resolution: str) -> None:
-        self._client, self._content, self._name, self._resolution = client, content, name, resolution
-        self._send()
+    def __init__(self, client: Client, content: bytes, name: str, options: dict[str, Any]) -> None:
+        self._client, self._content, self._name, self._options = client, content, name, options
+        self._upload()
 
-    def _send(self) -> None:
-        files, fields = {"image": (self._name, self._content)}, {"resolution": self._resolution}
-        told = self._client.request("POST", "/v1/images", data=fields, files=files).json()
-        self.id, self.width, self.height = told["id"], told["width"], told["height"]
+    def _upload(self) -> None:
+        files, fields = {"image": (self._name, self._content)}, _form_fields(self._options)
+        uploaded = self._client.request("POST", "/v1/images", data=fields, files=files).json()
+        self.id, self.width, self.height = uploaded["id"], uploaded["width"], uploaded["height"]
 
-    def segment(self, labels: Labels, *, threshold: float | None = None, background: bool = True) -> Found:
-        """As `Client.segment`, without sending and encoding the image again."""
-        return Found(self._ask(labels, "json", threshold, background).json())
+    @cached_property
+    def image(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The image, upright RGB."""
+        return read_image(self._content)
 
-    def export(self, labels: Labels, kind: str, *, threshold: float | None = None, background: bool = True) -> bytes:
-        """As `Client.export`."""
-        return self._ask(labels, kind, threshold, background).content
+    def segment(self, labels: Labels, **options: Any) -> Segmentation:
+        """Segment labels as `Client.segment` does; the options are `threshold` and `background`."""
+        return _to_segmentation(self.image, self._segment(labels, "json", options).json())
+
+    def export(self, labels: Labels, format: str, **options: Any) -> bytes:
+        """Return the file of another format as `Client.export` does; the options are `threshold` and `background`."""
+        return self._segment(labels, format, options).content
 
     def delete(self) -> None:
-        """Have the server forget it."""
+        """Remove the image from the server."""
         self._client.request("DELETE", f"/v1/images/{self.id}")
 
-    def _ask(self, labels: Labels, kind: str, threshold: float | None, background: bool) -> httpx.Response:
-        question = {
-            "labels": labels if isinstance(labels, str) else list(labels),
-            "threshold": threshold,
-            "background": background,
-            "format": kind,
-        }
+    def _segment(self, labels: Labels, format: str, options: dict[str, Any]) -> httpx.Response:
+        body = {"labels": labels if isinstance(labels, str) else list(labels), "format": format} | options
         try:
-            return self._client.request("POST", f"/v1/images/{self.id}/segment", json=question)
-        except _RefusedError as error:
+            return self._client.request("POST", f"/v1/images/{self.id}/segment", json=body)
+        except _ResponseError as error:
             if error.status != 404:
                 raise
-        self._send()
-        return self._client.request("POST", f"/v1/images/{self.id}/segment", json=question)
+        self._upload()
+        return self._client.request("POST", f"/v1/images/{self.id}/segment", json=body)
 
 
-class _RefusedError(FusionerError):
-    def __init__(self, answer: httpx.Response) -> None:
+class _ResponseError(FusionerError):
+    def __init__(self, response: httpx.Response) -> None:
         try:
-            message = answer.json()["error"]["message"]
+            message = response.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
-            message = f"the server answers {answer.status_code} {answer.reason_phrase}"
+            message = f"the server answers {response.status_code} {response.reason_phrase}"
         super().__init__(message)
-        self.status = answer.status_code
+        self.status = response.status_code
 
 
-def _read(image: Picture) -> tuple[bytes, str]:
-    """A file's content and name; arrays and Pillow images become PNG."""
+def _form_fields(options: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in options.items() if value is not None}
+
+
+def _read_file(image: ClientImage) -> tuple[bytes, str]:
+    """Return a file's content and name; arrays and Pillow images become PNG."""
     if isinstance(image, bytes):
         return image, "image"
     if isinstance(image, str | Path):
@@ -216,3 +178,22 @@ def _read(image: Picture) -> tuple[bytes, str]:
     stream = BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, "PNG")
     return stream.getvalue(), "image"
+
+
+def _to_segmentation(image: UInt8[np.ndarray, "h w 3"], description: dict[str, Any]) -> Segmentation:
+    from pycocotools import mask
+
+    label_map = np.zeros(image.shape[:2], np.uint16)
+    for segment in description["segments"]:
+        label_map[mask.decode(segment["rle"]).astype(bool)] = segment["id"]
+    return Segmentation(
+        image=image,
+        labels=tuple(description["labels"]),
+        label_map=label_map,
+        scores={segment["label"]: segment["score"] for segment in description["segments"]},
+        threshold=description["threshold"],
+        background=description["background"],
+        name=description["image"],
+        logits=None,
+        looks=Looks(description["resolution"], tuple(description["scales"]), description["refine"]),
+    )

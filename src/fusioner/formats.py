@@ -24,7 +24,6 @@ from fusioner.backend import ways
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
 from fusioner.polygons import Polygon, join_holes
-from fusioner.postprocess import chunks
 from fusioner.visualization import colours, hex_colour
 
 if TYPE_CHECKING:
@@ -262,7 +261,7 @@ def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
     Probabilities are written a few labels at a time to limit memory.
     """
     size = result.image.shape[:2]
-    planes = (ways(plane).half(plane) for chunk in chunks(result.logits, size) for plane in chunk)
+    planes = (ways(plane).half(plane) for chunk in result.iter_probabilities() for plane in chunk)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         _write_array(archive, "label_map", np.uint16, size, iter([result.label_map]))
         _write_array(archive, "probabilities", np.float16, (len(result.labels), *size), planes)

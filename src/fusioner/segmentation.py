@@ -1,6 +1,6 @@
 """The result of segmenting one image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ class Segmentation:
         background: False if every pixel was given a label.
         name: the image's file name, if it came from a file.
         logits: at the network's resolution. Full-resolution probabilities are computed from them on access, a few
-            labels at a time, because all of them may not fit into memory.
+            labels at a time, because all of them may not fit into memory. None in results of `fusioner.Client`.
         looks: how the image was looked at.
     """
 
@@ -55,7 +55,7 @@ class Segmentation:
     threshold: float
     background: bool
     name: str
-    logits: Float[Array, "k gh gw"] = field(repr=False)
+    logits: Float[Array, "k gh gw"] | None = field(repr=False)
     looks: Looks = ONCE
 
     @classmethod
@@ -174,12 +174,13 @@ class Segmentation:
     def probability(self, label: str) -> Float16[np.ndarray, "h w"]:
         """Return the probability of `label` at every pixel; FusionerError if it is not one of the labels."""
         number = self.number(label)
-        return ways(self.logits).half(next(chunks(self.logits[number - 1 : number], self.image.shape[:2]))[0])
+        plane = next(self.iter_probabilities(slice(number - 1, number)))[0]
+        return ways(plane).half(plane)
 
     @cached_property
     def confidence(self) -> Float16[np.ndarray, "h w"]:
         """Confidence of the decision at every pixel: the label's probability, or 1 - the largest one for background."""
-        _, best = decide_logits(self.logits, self.image.shape[:2], background=False)
+        _, best = decide_logits(self._require_logits(), self.image.shape[:2], background=False)
         best = to_numpy(best)
         return np.where(self.label_map, best, 1 - best).astype(np.float16)
 
@@ -188,10 +189,19 @@ class Segmentation:
         """Probabilities of all labels at full resolution, recomputed on each access: 2 bytes per label and pixel."""
         result = np.empty((len(self.labels), *self.image.shape[:2]), np.float16)
         start = 0
-        for chunk in chunks(self.logits, self.image.shape[:2]):
+        for chunk in self.iter_probabilities():
             result[start : start + len(chunk)] = ways(chunk).half(chunk)
             start += len(chunk)
         return result
+
+    def iter_probabilities(self, labels: slice = slice(None)) -> Iterator[Float[Array, "n h w"]]:
+        """Yield the probabilities at full resolution, a few labels at a time."""
+        return chunks(self._require_logits()[labels], self.image.shape[:2])
+
+    def _require_logits(self) -> Float[Array, "k gh gw"]:
+        if self.logits is None:
+            raise FusionerError("a result of fusioner.Client has no probabilities: export the format npz")
+        return self.logits
 
     def overlay(self, *, opacity: float = 0.45, legend: bool = True) -> Image.Image:
         """Draw the masks in colour over the image, and a legend of names and coverage below it."""

@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
-    from fusioner.serve.run import Server
+    from fusioner.serve.server import Server
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
@@ -47,8 +47,8 @@ class Running:
         self.gate = threading.Event()
         self.gate.set()
         self._background = ThreadPoolExecutor(32)
-        until(lambda: self.service.engine.segmenter)
-        self.encoder: Any = self.service.engine.segmenter.image_encoder
+        until(lambda: self.service.inference.segmenter)
+        self.encoder: Any = self.service.inference.segmenter.image_encoder
         self.encoder.register_forward_pre_hook(self._stop_at_gate)
         self.at_gate = False
 
@@ -64,7 +64,7 @@ class Running:
     @property
     def busy(self) -> int:
         """Requests in progress."""
-        return self.service.queue.in_progress
+        return self.service.concurrency.in_progress
 
     def stop(self) -> None:
         """End the server, and see that it ends."""
@@ -79,7 +79,7 @@ class Running:
 @pytest.fixture(scope="module")
 def start_server(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Iterator[Callable[..., Running]]":
     """`start_server(limits=..., key=..., origins=..., host=...)`: stopped at the module's end."""
-    from fusioner.serve.run import make_server
+    from fusioner.serve.server import make_server
 
     started: list[Running] = []
 

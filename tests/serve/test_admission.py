@@ -19,7 +19,7 @@ from .conftest import Running, until
 @pytest.fixture(scope="module")
 def small(start_server: Callable[..., Running]) -> Running:
     """A server that takes three requests at a time, of 1 MB."""
-    return start_server(limits=Limits(requests=3, body_mb=1))
+    return start_server(limits=Limits(max_requests=3, max_body_mb=1))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_nobody_works_for_a_client_that_left(small: Running, photo: bytes, close
     until(lambda: small.at_gate)
     with connect(small) as leaver:
         leaver.sendall(raw(photo))
-        until(lambda: small.service.engine.waiting == 1)
+        until(lambda: small.service.inference.waiting == 1)
     until(lambda: small.busy == 1)
     small.gate.set()
     assert first.result().status_code == 200
@@ -207,7 +207,7 @@ def test_many_at_once_get_what_each_would_get_alone(server: Running, photo: byte
 
     with ThreadPoolExecutor(len(jobs)) as threads:
         answers = list(threads.map(one, jobs))
-    segmenter = server.service.engine.segmenter
+    segmenter = server.service.inference.segmenter
     for (image, labels), answer in zip(jobs, answers, strict=True):
         alone = segmenter(image, labels)
         assert answer["labels"] == labels
@@ -221,7 +221,7 @@ def test_images_that_wait_share_a_forward(start_server: Callable[..., Running], 
     jobs = [server.later("POST", "/v1/segment", **ask(photo))]
     until(lambda: server.at_gate)
     jobs += [server.later("POST", "/v1/segment", **ask(photo)) for _ in range(6)]
-    until(lambda: server.service.engine.waiting == 6)
+    until(lambda: server.service.inference.waiting == 6)
     server.gate.set()
     assert {job.result().text for job in jobs} == {jobs[0].result().text}
     assert server.encoder.calls == 3  # 1, 4 and 2 images
@@ -229,7 +229,7 @@ def test_images_that_wait_share_a_forward(start_server: Callable[..., Running], 
 
 def test_a_native_look_stops_at_the_next_window(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server()
-    windows = len(WindowGrid(300, 451, server.service.engine.segmenter.card.resolution).origins)
+    windows = len(WindowGrid(300, 451, server.service.inference.segmenter.card.resolution).origins)
     server.gate.clear()
     with connect(server) as leaver:
         leaver.sendall(raw(photo, resolution="native"))

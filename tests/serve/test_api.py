@@ -83,13 +83,13 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
 
 
 def test_logits_of_a_native_look_are_made_small(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
-    from fusioner.serve.responses import CELLS, NUMBERS, logits_answer
+    from fusioner.serve.service import MAX_LOGITS, MAX_PLANE_CELLS, encode_logits
 
-    wide = json.loads(logits_answer(torch.randn(1, 1000, 3000), ["a"], (1000, 3000), 0.5))["grid"]
-    assert 0.99 * CELLS < wide["height"] * wide["width"] <= CELLS
-    many = json.loads(logits_answer(torch.randn(20, 950, 950), [str(i) for i in range(20)], (950, 950), 0.5))
-    assert 20 * many["grid"]["height"] * many["grid"]["width"] <= NUMBERS
-    flat = json.loads(logits_answer(torch.full((1, 4, 4), 2.5), ["a"], (4, 4), 0.5))
+    wide = json.loads(encode_logits(torch.randn(1, 1000, 3000), ["a"], (1000, 3000), 0.5))["grid"]
+    assert 0.99 * MAX_PLANE_CELLS < wide["height"] * wide["width"] <= MAX_PLANE_CELLS
+    many = json.loads(encode_logits(torch.randn(20, 950, 950), [str(i) for i in range(20)], (950, 950), 0.5))
+    assert 20 * many["grid"]["height"] * many["grid"]["width"] <= MAX_LOGITS
+    flat = json.loads(encode_logits(torch.full((1, 4, 4), 2.5), ["a"], (4, 4), 0.5))
     assert flat["low"] == 2.5
     assert not np.frombuffer(base64.b64decode(flat["planes"][0]), "<u2").any()
 
@@ -161,3 +161,23 @@ def test_metrics(server: Any, photo: bytes, kept: str) -> None:
         'fusioner_cache_lookups_total{found="True"}', 0
     )
     assert after['fusioner_cache_lookups_total{found="False"}'] >= 1
+
+
+def test_a_model_that_cannot_be_loaded_is_reported(photo: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    from starlette.testclient import TestClient
+
+    from fusioner.errors import FusionerError
+    from fusioner.serve.app import create_app
+
+    from .conftest import until
+
+    def load() -> Segmenter:
+        raise FusionerError("model.safetensors is corrupt")
+
+    with TestClient(create_app(load), base_url="http://localhost") as http:
+        until(lambda: "the model cannot be loaded: model.safetensors is corrupt" in caplog.text)
+        answers = [http.get("/readyz"), http.get("/v1/models"), http.post("/v1/images", files={"image": photo})]
+        assert http.get("/healthz").status_code == 200
+    for answer in answers:
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "the model cannot be loaded: model.safetensors is corrupt"

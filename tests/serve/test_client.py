@@ -45,7 +45,7 @@ def test_it_finds_what_the_segmenter_finds(
     for label in LABELS:
         assert abs(found.scores[label] - own.scores[label]) < 1e-5
         assert abs(found.coverage[label] - own.coverage[label]) < 1e-5
-    assert found.description["image"] == ("cat.jpg" if form == "path" else "image")
+    assert found.name == ("cat.jpg" if form == "path" else "image")
     with pytest.raises(FusionerError, match="'dog' is not among the labels"):
         found.mask("dog")
 
@@ -70,11 +70,11 @@ def test_exports_and_models(client: fusioner.Client, photo: bytes) -> None:
 
 
 def test_a_busy_server_is_asked_again(start_server: Callable[..., Running], photo: bytes) -> None:
-    server = start_server(limits=Limits(requests=1))
+    server = start_server(limits=Limits(max_requests=1))
     server.gate.clear()
     first = server.later("POST", "/v1/segment", files={"image": photo}, data={"labels": "cat"})
     until(lambda: server.at_gate)
-    refused = server.service.metrics.requests.labels("other", "POST", 429)._value
+    refused = server.service.requests.labels("other", "POST", 429)._value
     answers: list[Any] = []
     with fusioner.Client(server.address) as client:
         thread = threading.Thread(target=lambda: answers.append(client.segment(photo, "cat")))
@@ -89,7 +89,7 @@ def test_a_busy_server_is_asked_again(start_server: Callable[..., Running], phot
     first = server.later("POST", "/v1/segment", files={"image": photo}, data={"labels": "cat"})
     until(lambda: server.at_gate)
     with (
-        fusioner.Client(server.address, patience=0) as client,
+        fusioner.Client(server.address, retry_seconds=0) as client,
         pytest.raises(FusionerError, match="1 requests are in progress"),
     ):
         client.segment(photo, "cat")
@@ -116,7 +116,7 @@ def test_errors_are_sentences(client: fusioner.Client, tmp_path: Path, photo: by
         client.segment(tmp_path / "none.jpg", "cat")
     with pytest.raises(FusionerError, match="label 2 of 2 is empty"):
         client.segment(photo, "cat,")
-    with pytest.raises(FusionerError, match="format: is one of"):
+    with pytest.raises(FusionerError, match="format: must be one of"):
         client.export(photo, "cat", "gif")
     with pytest.raises(FusionerError, match="corrupt or truncated"):
         client.upload(photo[:2000])

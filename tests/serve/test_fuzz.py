@@ -45,7 +45,7 @@ def tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp: Path, start_server: Callable[..., Running]) -> Running:
-    return start_server(limits=Limits(megapixels=4, body_mb=8))
+    return start_server(limits=Limits(max_megapixels=4, max_body_mb=8))
 
 
 def send(server: Running, content: bytes) -> httpx.Response:

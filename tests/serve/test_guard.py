@@ -88,7 +88,7 @@ def test_open_to_all_it_answers_to_any_name(start_server: Callable[..., Running]
 
 @pytest.fixture(scope="module")
 def tight(start_server: Callable[..., Running]) -> Running:
-    return start_server(limits=Limits(megapixels=0.5, labels=3, label_length=10, cache_mb=20))
+    return start_server(limits=Limits(max_megapixels=0.5, max_labels=3, max_label_length=10, cache_mb=20))
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_images_make_room_for_others(tight: Running) -> None:
     third = tight.http.post("/v1/images", files={"image": png(350, 350)}).json()["id"]
     status = [tight.http.post(f"/v1/images/{id}/segment", **question).status_code for id in (first, second, third)]
     assert status == [200, 404, 200]
-    assert tight.service.store.bytes <= 20_000_000
+    assert tight.service.images.bytes <= 20_000_000
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"json": {"labels": "cat", "format": "gif"}}, "format: is one of overlay, "),
+        ({"json": {"labels": "cat", "format": "gif"}}, "format: must be one of overlay, "),
         ({"json": {"labels": "cat", "threshold": 2}}, "threshold: "),
         ({"json": {"labels": "cat", "threshold": "0.5"}}, "threshold: "),
         ({"json": {"labels": 5}}, "labels"),

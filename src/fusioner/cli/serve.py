@@ -2,19 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
+from fusioner.serve.limits import Limits
 
 if TYPE_CHECKING:
     from fusioner.base_segmenter import BaseSegmenter
 
 KEY_VARIABLE = "FUSIONER_API_KEY"
-Some: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
-Much: TypeAlias = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 
 
 def serve(
@@ -29,17 +28,11 @@ def serve(
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
-    timeout: Much = 120.0,
-    batch: Some = 8,
-    max_requests: Some = 32,
-    max_body_mb: Much = 32.0,
-    max_megapixels: Much = 50.0,
-    max_labels: Some = 200,
-    cache_mb: Much = 1024.0,
+    limits: Limits | None = None,
 ) -> int:
     """Serve a page and an HTTP API; images stay in this machine's memory.
 
-    Ctrl-C (or SIGTERM) ends it when what it accepted is answered, a second one at once.
+    Ctrl-C (or SIGTERM) finishes requests in progress and exits; a second Ctrl-C exits immediately.
 
         fusioner serve --open
         fusioner serve --host 0.0.0.0 --port 80 --model run/best.safetensors --api-key-file key.txt
@@ -51,12 +44,12 @@ def serve(
     port
         Port to listen on; 0 takes a free one.
     model
-        Model file of `fusioner train`, or folder of `fusioner export`; without it the one inside the package.
+        Model file of `fusioner train` or folder of `fusioner export`; default: the bundled model.
     device
         auto, cpu, cuda, cuda:N or mps.
     runtime
-        Who computes: torch, or for a folder of `fusioner export` onnx or openvino; auto: torch for a model file, the
-        faster of those installed for a folder.
+        torch, or for an exported model onnx or openvino; auto: torch for a model file, the fastest installed runtime
+        for an exported model.
     scales
         Sizes at which "fast" looks at an image, as multiples of the training size, their answers averaged; 1,1.33 takes
         about three times as long.
@@ -65,33 +58,18 @@ def serve(
     open
         Open the page in the browser.
     api_key_file
-        File with the key that requests must bring as `Authorization: Bearer`; or set FUSIONER_API_KEY.
+        File with the key that requests must send as `Authorization: Bearer`; or set FUSIONER_API_KEY.
     cors_origin
-        Another web page that may call the API, such as https://example.org; may be given several times.
-    timeout
-        Seconds a request may take.
-    batch
-        Most images encoded together.
-    max_requests
-        Requests in progress at once; more are told to come again (429).
-    max_body_mb
-        Size of a request, MB.
-    max_megapixels
-        Size of an image.
-    max_labels
-        Labels of one request.
-    cache_mb
-        Memory for images that are kept to be asked of again, MB.
+        Another web page that may call the API, such as https://example.org; may be repeated.
     """
     from fusioner.cli.inputs import read_scales
 
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
-            raise FusionerError(f"--cors-origin is like https://example.org, without a path, not {origin}")
+            raise FusionerError(f"--cors-origin must be like https://example.org, without a path, not {origin}")
     key, looks = read_key(api_key_file), read_scales(scales)
     try:
-        from fusioner.serve.limits import Limits
-        from fusioner.serve.run import serve as run
+        from fusioner.serve.server import serve as run
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
@@ -100,22 +78,13 @@ def serve(
 
         return load(model, device, runtime=runtime).looking(looks, refine)
 
-    limits = Limits(
-        requests=max_requests,
-        batch=batch,
-        timeout=timeout,
-        body_mb=max_body_mb,
-        megapixels=max_megapixels,
-        labels=max_labels,
-        cache_mb=cache_mb,
-    )
     run(load, host=host, port=port, limits=limits, key=key, origins=cors_origin, open_browser=open)
     print("stopped")
     return 0
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key in `file`, else in the environment, else None; FusionerError when the file holds none."""
+    """Return the key in `file`, else in the environment, else None; FusionerError if the file holds none."""
     if file is None:
         return os.environ.get(KEY_VARIABLE) or None
     try:

@@ -1,1 +1,1 @@
-"""The HTTP API and the page: one process, one model, nothing written to disk."""
+"""The page and the HTTP API: one process, one model, nothing written to disk."""

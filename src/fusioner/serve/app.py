@@ -1,51 +1,60 @@
-"""The routes."""
+"""The ASGI application: the API's routes and the page."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
 from fusioner import __version__
 from fusioner.base_segmenter import BaseSegmenter
 from fusioner.formats import FORMATS
 from fusioner.serve import schemas
-from fusioner.serve.admission import Admission, until_gone
-from fusioner.serve.errors import ApiError, add_handlers
+from fusioner.serve.concurrency import ConcurrencyMiddleware, run_until_disconnect
+from fusioner.serve.errors import ApiError, add_error_handlers
 from fusioner.serve.limits import Limits
-from fusioner.serve.requests import LOGITS, Image, ImageQuestion, Question, read_body
-from fusioner.serve.security import Access, Guard
+from fusioner.serve.requests import read_body
+from fusioner.serve.schemas import ImageRequest, LabelsRequest, SegmentRequest
+from fusioner.serve.security import Access, SecurityMiddleware
 from fusioner.serve.service import Service
 
+log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
+
+
+def log_failure(error: BaseException) -> None:
+    """Log why the model could not be loaded."""
+    log.error("the model cannot be loaded: %s", error, exc_info=error)
 
 
 def create_app(
     load: Callable[[], BaseSegmenter],
     limits: Limits | None = None,
     access: Access | None = None,
-    on_failure: Callable[[BaseException], None] = lambda error: None,
+    on_failure: Callable[[BaseException], None] = log_failure,
 ) -> FastAPI:
-    """The ASGI application; `app.state.service` is its Service.
+    """Create the application; `app.state.service` is its Service.
 
     Args:
-        load: makes the segmenter; called in the thread that will use it.
-        limits: what a request may cost.
-        access: who may ask.
-        on_failure: told why `load` failed.
+        load: returns the segmenter; called in the thread that uses it.
+        limits: of requests.
+        access: who may call the server.
+        on_failure: called with the error of `load`; the server keeps running and reports it in every answer.
     """
     limits, access = limits or Limits(), access or Access()
     service = Service(load, limits, on_failure)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        service.inference.start()
         yield
         service.close()
 
@@ -58,14 +67,22 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    add_handlers(app)
-    key = [Security(HTTPBearer(auto_error=False))] if access.key else []  # for the description; the Guard checks it
-    app.include_router(_work(service), dependencies=key)
-    app.include_router(_health(service))
+    add_error_handlers(app)
+    # Only describes the key in OpenAPI; the middleware checks it.
+    app.include_router(
+        _api_routes(service), dependencies=[Security(HTTPBearer(auto_error=False))] if access.key else []
+    )
+    app.include_router(_health_routes(service))
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
-    app.add_middleware(Admission, queue=service.queue)  # the last added is the first to see a request
-    app.add_middleware(Guard, access=access, body=limits.body, metrics=service.metrics)
+    app.add_middleware(ConcurrencyMiddleware, concurrency=service.concurrency)  # the last added runs first
+    app.add_middleware(
+        SecurityMiddleware,
+        access=access,
+        max_body_bytes=limits.max_body_bytes,
+        requests=service.requests,
+        seconds=service.seconds,
+    )
     if access.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -77,89 +94,89 @@ def create_app(
     return app
 
 
-def _work(service: Service) -> APIRouter:
-    routes = APIRouter()
+def _api_routes(service: Service) -> APIRouter:
+    routes = APIRouter(prefix="/v1")
 
-    @routes.post("/v1/segment", responses=schemas.answers(), openapi_extra=schemas.body(ImageQuestion))
+    @routes.post("/segment", responses=schemas.results(), openapi_extra=schemas.request_body(SegmentRequest))
     async def segment(request: Request) -> Response:
-        """Find what you name in an image."""
-        body = await read_body(request, ImageQuestion)
+        """Segment labels in an image."""
+        body = await read_body(request, SegmentRequest)
 
         async def work() -> Response:
-            return await service.answer(await service.encode(body.image, body.name, body.resolution), body)
+            return await service.segment(await service.encode(body.image, body.name, body.resolution), body)
 
-        return await until_gone(request, work())
+        return await run_until_disconnect(request, work())
 
     @routes.post(
-        "/v1/images",
+        "/images",
         status_code=201,
-        response_model=schemas.KeptImage,
+        response_model=schemas.UploadedImage,
         responses=schemas.problems(400, 413, 415, 422, 429, 503),
-        openapi_extra=schemas.body(Image),
+        openapi_extra=schemas.request_body(ImageRequest),
     )
-    async def add_image(request: Request) -> Response:
-        """Encode an image once, to ask of it as often as you like; it is kept until others need the room."""
-        body = await read_body(request, Image)
-        kept = await until_gone(request, service.encode(body.image, body.name, body.resolution))
-        height, width = kept.encoded.size
-        return JSONResponse({"id": service.store.add(kept), "width": width, "height": height, "name": kept.name}, 201)
+    async def add_image(request: Request) -> dict[str, Any]:
+        """Encode an image once, for any number of requests; it is kept until its memory is needed for others."""
+        body = await read_body(request, ImageRequest)
+        encoded = await run_until_disconnect(request, service.encode(body.image, body.name, body.resolution))
+        height, width = encoded.size
+        return {"id": service.images.add(encoded), "width": width, "height": height, "name": body.name}
 
-    @routes.delete("/v1/images/{id}", status_code=204, responses=schemas.problems(404))
+    @routes.delete("/images/{id}", status_code=204, responses=schemas.problems(404))
     async def remove_image(id: str) -> None:
-        """Forget an image."""
-        service.store.remove(id)
+        """Remove an uploaded image."""
+        service.images.remove(id)
 
-    @routes.post("/v1/images/{id}/segment", responses=schemas.answers(), openapi_extra=schemas.body(Question))
+    @routes.post("/images/{id}/segment", responses=schemas.results(), openapi_extra=schemas.request_body(LabelsRequest))
     async def segment_image(id: str, request: Request) -> Response:
-        """Find what you name in an image sent before."""
-        body = await read_body(request, Question)
-        return await until_gone(request, service.answer(service.kept(id), body))
+        """Segment labels in an uploaded image."""
+        body = await read_body(request, LabelsRequest)
+        return await run_until_disconnect(request, service.segment(service.image(id), body))
 
-    @routes.get("/v1/models", response_model=schemas.Models, responses=schemas.problems())
+    @routes.get("/models", response_model=schemas.Models, responses=schemas.problems(503))
     async def models() -> dict[str, Any]:
-        """What answers here, and the formats it answers in."""
-        segmenter = await service.model()
+        """Describe the model and the output formats."""
+        segmenter = await service.inference.loaded()
         card = segmenter.card
+        formats = {name: format.media_type for name, format in FORMATS.items()}
         model = {
             "id": "default",
             "image_encoder": card.image_encoder,
             "text_encoder": card.text_encoder,
             "resolution": card.resolution,
             "threshold": card.threshold,
-            "max_labels": service.limits.labels,
+            "max_labels": service.limits.max_labels,
             "labels_independent": segmenter.labels_independent,
-            "formats": {kind: one.media_type for kind, one in FORMATS.items()} | {LOGITS: "application/json"},
+            "formats": formats | {schemas.LOGITS: "application/json"},
         }
         return {"models": [model]}
 
-    @routes.get("/v1/samples", response_model=list[schemas.Sample], responses=schemas.problems())
+    @routes.get("/samples", response_model=list[schemas.Sample], responses=schemas.problems())
     async def samples() -> list[dict[str, Any]]:
-        """Photographs to try."""
+        """List sample images."""
         listed = json.loads((PAGE / "samples" / "samples.json").read_text("utf-8"))
-        return [{"url": f"/static/samples/{one['file']}", **one} for one in listed]
+        return [{"url": f"/static/samples/{sample['file']}", **sample} for sample in listed]
 
     return routes
 
 
-def _health(service: Service) -> APIRouter:
+def _health_routes(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/healthz", response_model=schemas.Status)
     async def healthz() -> dict[str, str]:
-        """The process lives."""
+        """Tell that the process is alive."""
         return {"status": "alive"}
 
     @routes.get("/readyz", response_model=schemas.Status, responses=schemas.problems(503))
     async def readyz() -> dict[str, str]:
-        """The model is loaded, and work is accepted."""
-        if not service.ready:
-            reason = "the server is shutting down" if service.queue.draining else "the model is being loaded"
-            raise ApiError(503, reason, {"Retry-After": "1"})
+        """Tell whether the model is loaded and requests are accepted."""
+        if service.unready:
+            raise ApiError(503, service.unready, {"Retry-After": "1"})
         return {"status": "ready"}
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """For Prometheus."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        """Return Prometheus metrics."""
+        return Response(generate_latest(service.registry), media_type="text/plain; version=0.0.4")
 
     return routes

@@ -1,4 +1,4 @@
-"""Errors as the API tells them: {"error": {"code", "message"}}, the message one sentence."""
+"""Errors of the API: {"error": {"code", "message"}}, the message in one sentence."""
 
 from collections.abc import Mapping
 
@@ -22,43 +22,35 @@ CODES = {
     500: "internal",
     503: "unavailable",
 }
-"""HTTP status -> the code that goes with it."""
+"""HTTP status -> `code` of the error."""
 
 
 class ApiError(Exception):
-    """An answer other than the one asked for: status, one sentence, further headers."""
+    """An error response: status, one sentence and extra headers."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.headers = status, message, dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """The error as an ASGI response."""
+        """Return the error as a response."""
         body = {"error": {"code": CODES[self.status], "message": self.message}}
         return JSONResponse(body, self.status, self.headers)
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Make every error of `app` look the same."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Give all errors of `app` the same form."""
 
-    @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+    def handle(error_class: type[Exception], convert) -> None:
+        app.add_exception_handler(error_class, lambda request, error: convert(request, error).response())
 
-    @app.exception_handler(ClientDisconnect)
-    async def nobody_listens(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=499)
-
-    @app.exception_handler(FusionerError)
-    async def bad_input(_: Request, error: FusionerError) -> JSONResponse:
-        return ApiError(422, str(error)).response()
-
-    @app.exception_handler(HTTPException)
-    async def routing(request: Request, error: HTTPException) -> JSONResponse:
-        told = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
+    def http_error(request: Request, error: HTTPException) -> ApiError:
         status = error.status_code if error.status_code in CODES else 400
-        return ApiError(status, told.get(status, str(error.detail)), error.headers).response()
+        messages = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
+        return ApiError(status, messages.get(status, str(error.detail)), error.headers)
 
-    @app.exception_handler(Exception)
-    async def internal(_: Request, __: Exception) -> JSONResponse:
-        return ApiError(500, "the server failed on this request; its log says why").response()
+    handle(ApiError, lambda _, error: error)
+    handle(FusionerError, lambda _, error: ApiError(422, str(error)))
+    handle(HTTPException, http_error)
+    handle(Exception, lambda *_: ApiError(500, "the server failed on this request: see its log"))
+    app.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=499))

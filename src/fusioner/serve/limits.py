@@ -1,43 +1,43 @@
-"""What a server allows; every limit has its sentence in the answer to whom it stops."""
+"""The limits of a server, which are options of `fusioner serve`."""
 
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+from cyclopts import Parameter, validators
+
+Count: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Amount: TypeAlias = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Limits:
     """Limits of one server.
 
     Attributes:
-        requests: requests in progress at once; more are answered 429.
-        batch: images the encoder takes in one forward, when so many wait.
-        timeout: seconds from a request's first byte to its answer; then 503.
-        body_mb: megabytes (10^6 bytes) of a request body; more is 413.
-        megapixels: 10^6 pixels of one image; more is 413, found out before decoding.
-        labels: labels of one request; more is 422.
-        label_length: characters of one label; more is 422.
-        cache_mb: megabytes of encoded images kept for `POST /v1/images/{id}/segment`; the longest unused goes first.
+        max_requests: Requests in progress at once; further ones are answered 429.
+        batch: Images encoded in one forward pass.
+        timeout: Seconds from a request's first byte to the end of its response, then 503.
+        max_body_mb: Megabytes (10^6 bytes) of a request body, else 413.
+        max_megapixels: 10^6 pixels of an image (checked before decoding), else 413.
+        max_labels: Labels of one request, else 422.
+        max_label_length: Characters of one label, else 422.
+        cache_mb: Megabytes of encoded images kept for further requests; the least recently used are dropped first.
     """
 
-    requests: int = 32
-    batch: int = 8
-    timeout: float = 120.0
-    body_mb: float = 32.0
-    megapixels: float = 50.0
-    labels: int = 200
-    label_length: int = 200
-    cache_mb: float = 1024.0
+    max_requests: Count = 32
+    batch: Count = 8
+    timeout: Amount = 120.0
+    max_body_mb: Amount = 32.0
+    max_megapixels: Amount = 50.0
+    max_labels: Count = 200
+    max_label_length: Count = 200
+    cache_mb: Amount = 1024.0
 
     @property
-    def body(self) -> int:
-        """Of a request body, bytes."""
-        return int(self.body_mb * 1e6)
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mb * 1e6)
 
     @property
-    def pixels(self) -> int:
-        """Of one image."""
-        return int(self.megapixels * 1e6)
-
-    @property
-    def cache(self) -> int:
-        """Of the encoded images together, bytes."""
-        return int(self.cache_mb * 1e6)
+    def max_pixels(self) -> int:
+        return int(self.max_megapixels * 1e6)

@@ -1,7 +1,7 @@
 """The page and the API as a Ray Serve application: `serve run fusioner.serve.ray_serve:app`, or KubeRay's RayService.
 
 Needs `ray[serve]`. FUSIONER_MODEL names a model file, FUSIONER_API_KEY a key. Every replica has its own model and its
-own kept images: with several of them ask with the image in the request, not by the id of one sent before.
+own uploaded images: with several replicas, send the image in every request instead of the id of an uploaded one.
 """
 
 import os
@@ -15,7 +15,7 @@ from fusioner.serve.security import Access
 
 
 def build() -> FastAPI:
-    """The application of one replica; called where the replica runs."""
+    """Create the application of one replica, in the replica's process."""
     return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), (), "0.0.0.0"))
 
 

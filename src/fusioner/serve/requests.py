@@ -1,158 +1,118 @@
-"""From a request's body to checked values; in memory only, whatever its size.
+"""Read and validate request bodies, in memory only: a multipart form, or JSON with the image in base64."""
 
-The same fields come as multipart form (files as they are) or as JSON (the image in base64).
-"""
-
-import base64
-import binascii
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from PIL import Image
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from fusioner.base_segmenter import Resolution
-from fusioner.formats import FORMATS
+from fusioner.image import IMAGE_FORMATS
 from fusioner.labels import check_labels
 from fusioner.serve.errors import ApiError
 from fusioner.serve.limits import Limits
 
-LOGITS = "logits"
-NAMES = (*FORMATS, LOGITS)
-FIELD_BYTES = 2**20  # of a form's field that is not a file; all labels at their limits are less
-
-
-def _known_format(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"is one of {', '.join(NAMES)}, not {name!r}")
-    return name
-
-
-def _from_base64(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
-    try:
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("is the image file in base64 (a data: URL will do)") from None
-
-
-ImageField = Annotated[
-    bytes,
-    BeforeValidator(_from_base64, json_schema_input_type=str),
-    Field(description="The image file: JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000 or AVIF; in JSON as base64."),
-]
-
-
-class Image(BaseModel):
-    """An image to keep."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image: ImageField
-    name: str = Field("image", max_length=255, description="A file name, for the answers.")
-    resolution: Resolution = Field("fast", description="fast: one look at the whole image; native: at its own pixels.")
-
-
-class Question(BaseModel):
-    """What to find, and how to answer."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    labels: list[str] | str = Field(description="Names of things: a list, or one string separated by commas.")
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="Probability that a pixel needs; default the model's."
-    )
-    background: bool = Field(True, description="false: every pixel takes its likeliest label.")
-    format: Annotated[str, AfterValidator(_known_format)] = Field(
-        "json", description="What comes back.", json_schema_extra={"enum": list(NAMES)}
-    )
-
-
-class ImageQuestion(Image, Question):
-    """An image and what to find in it."""
-
+FIELD_BYTES = 2**20  # of a form field that is not a file; the longest allowed labels are shorter
+MAX_SCANS = 100  # of a JPEG; photos have up to a dozen, but a small file with thousands keeps a decoder busy for hours
 
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def read_body(request: Request, kind: type[Body]) -> Body:
-    """The body as `kind`.
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """Parse the body as `model`.
 
     Raises:
-        ApiError: 400 malformed, 415 neither multipart nor JSON, 422 a field is wrong.
+        ApiError: 400 malformed, 415 neither multipart nor JSON, 422 invalid field.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    takes_form = "image" in model.model_fields
     try:
         if media_type == "application/json":
-            return kind.model_validate_json(await request.body(), strict=True)
-        if media_type == "multipart/form-data" and "image" in kind.model_fields:
-            return kind.model_validate(await _read_form(request.headers, request.stream()))
+            return model.model_validate_json(await request.body(), strict=True)
+        if media_type == "multipart/form-data" and takes_form:
+            return model.model_validate(await _read_form(request))
     except ValidationError as error:
-        raise _told(error) from error
-    wanted = "multipart/form-data or application/json" if "image" in kind.model_fields else "application/json"
-    raise ApiError(415, f"send {wanted}, not {media_type or 'a body without Content-Type'}")
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            reason = first.get("ctx", {}).get("error", first["msg"])
+            raise ApiError(400, f"the body is not JSON: {reason}") from error
+        field = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise ApiError(422, f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+    expected = "multipart/form-data or application/json" if takes_form else "application/json"
+    raise ApiError(415, f"send {expected}, not {media_type or 'a body without Content-Type'}")
 
 
-def check_question(question: Question, limits: Limits) -> list[str]:
-    """The labels, cleaned; FusionerError or ApiError 422 when there are none, too many, or one is too long."""
-    labels = check_labels(question.labels)
-    if len(labels) > limits.labels:
-        raise ApiError(422, f"{len(labels)} labels are over this server's limit of {limits.labels}")
-    for number, label in enumerate(labels, start=1):
-        if len(label) > limits.label_length:
-            raise ApiError(422, f"label {number} has {len(label)} characters, the limit is {limits.label_length}")
-    return labels
+def parse_labels(labels: list[str] | str, limits: Limits) -> list[str]:
+    """Return the labels; FusionerError or ApiError 422 if there are none, too many, or one is too long."""
+    parsed = check_labels(labels)
+    if len(parsed) > limits.max_labels:
+        raise ApiError(422, f"{len(parsed)} labels are over this server's limit of {limits.max_labels}")
+    for number, label in enumerate(parsed, start=1):
+        if len(label) > limits.max_label_length:
+            raise ApiError(422, f"label {number} has {len(label)} characters, the limit is {limits.max_label_length}")
+    return parsed
 
 
-class _InMemory(MultiPartParser):
-    spool_max_size = 0  # a temporary file that never leaves memory
+def check_image_header(content: bytes, max_pixels: int) -> int:
+    """Return the number of pixels according to the file's header, or 0 if it cannot be read.
 
-
-async def _read_form(headers: Headers, stream: AsyncIterator[bytes]) -> Mapping[str, Any]:
+    Raises:
+        ApiError: 413 for more than `max_pixels`, 422 for an icon or a JPEG made to be slow to decode.
+    """
+    if content.startswith(b"\0\0\1\0"):
+        raise ApiError(422, "icons are not read, they may hold more pixels than their header says: send a PNG")
+    Image.init()  # registers all formats
+    limit = f"this server's limit of {max_pixels / 1e6:g} megapixels"
     try:
-        parser = _InMemory(headers, stream, max_files=1, max_fields=16, max_part_size=FIELD_BYTES)  # type: ignore[arg-type]
-        form = await parser.parse()
-    except (MultiPartException, ValueError, LookupError) as error:  # LookupError: a charset that is none
+        with Image.open(BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN]) as image:
+            (width, height), format = image.size, image.format
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ApiError(413, f"the image is over {limit}") from error
+    except Exception:  # `read_image` will report it
+        return 0
+    if width * height > max_pixels:
+        raise ApiError(413, f"the image has {width} x {height} pixels, over {limit}")
+    if format in ("JPEG", "MPO") and content.count(b"\xff\xda") > MAX_SCANS:
+        raise ApiError(422, f"the JPEG has more than {MAX_SCANS} scans: save it again")
+    return width * height
+
+
+class _InMemoryParser(MultiPartParser):
+    spool_max_size = 0  # never write uploads to temporary files
+
+
+async def _read_form(request: Request) -> Mapping[str, Any]:
+    limits: Any = {"max_files": 1, "max_fields": 16, "max_part_size": FIELD_BYTES}
+    try:
+        form = await _InMemoryParser(request.headers, request.stream(), **limits).parse()
+    except (MultiPartException, ValueError, LookupError) as error:  # LookupError: unknown charset
         raise ApiError(400, f"the multipart body cannot be read: {getattr(error, 'message', error)}") from error
-    try:
-        return await _fields(form)
-    except ValueError as error:
-        raise ApiError(422, f"labels: starts like a JSON list and is none: {error}") from error
-    finally:
-        await form.close()
-
-
-async def _fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     name = "image"
     for key, value in form.multi_items():
         if key in fields:
-            raise ApiError(422, f"the field '{key}' is there twice")
+            raise ApiError(422, f"the field '{key}' appears twice")
         if isinstance(value, UploadFile):
             fields[key] = await value.read()
             name = _file_name(value.filename)
         elif key == "image":
             raise ApiError(422, "the field 'image' is a file: send it with a file name (curl: -F image=@photo.jpg)")
-        elif key == "labels" and value.lstrip().startswith("["):  # a list, for labels that hold commas
-            fields[key] = from_json(value)
-        elif value or key == "labels":  # an input left empty in a form is as good as none
+        elif key == "labels" and value.lstrip().startswith("["):  # a list, for labels that contain commas
+            try:
+                fields[key] = from_json(value)
+            except ValueError as error:
+                raise ApiError(422, f"labels: not a valid JSON list: {error}") from error
+        elif value or key == "labels":  # an input left empty in a form counts as absent
             fields[key] = value
+    await form.close()
     return {"name": name, **fields}
 
 
-def _file_name(sent: str | None) -> str:
-    name = PurePosixPath(PureWindowsPath(sent or "").name).name
+def _file_name(filename: str | None) -> str:
+    name = PurePosixPath(PureWindowsPath(filename or "").name).name
     return "".join(letter for letter in name if letter.isprintable())[-255:] or "image"
-
-
-def _told(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-    place = ".".join(str(part) for part in first["loc"]) or "the body"
-    return ApiError(422, f"{place}: {first['msg'].removeprefix('Value error, ')}")

@@ -1,56 +1,98 @@
-"""What the API's answers look like, for its OpenAPI description and for those who read this instead."""
+"""Request and response models of the API, and its OpenAPI description."""
 
-from typing import Any
+import base64
+import binascii
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from fusioner.base_segmenter import Resolution
 from fusioner.formats import FORMATS
-from fusioner.serve.requests import Image, ImageQuestion, Question
 
+LOGITS = "logits"
+FORMAT_NAMES = (*FORMATS, LOGITS)
 TINY_PNG = (  # 8 x 8 pixels, blue over orange
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAG0lEQVR42mMUiTrBgA0wMeAApEuwbJFLoLUdAGxnAnpGFnIxAAAAAElFTkSuQmCC"
 )
 
 
+def _check_format(name: str) -> str:
+    if name not in FORMAT_NAMES:
+        raise ValueError(f"must be one of {', '.join(FORMAT_NAMES)}, not {name!r}")
+    return name
+
+
+def _from_base64(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("must be the image file in base64 or a data: URL") from None
+
+
+class ImageRequest(BaseModel):
+    """An image to encode."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Annotated[bytes, BeforeValidator(_from_base64, json_schema_input_type=str)] = Field(
+        description="The image file: JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000 or AVIF; in JSON as base64."
+    )
+    name: str = Field("image", max_length=255, description="File name, repeated in results.")
+    resolution: Resolution = Field("fast", description="fast: one look at the whole image; native: at its own pixels.")
+
+
+class LabelsRequest(BaseModel):
+    """Labels to segment, and the output format."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    labels: list[str] | str = Field(description="A list of names, or one string separated by commas.")
+    threshold: float | None = Field(None, ge=0, le=1, description="Probability a pixel needs; default: the model's.")
+    background: bool = Field(True, description="false: every pixel takes its most probable label.")
+    format: Annotated[str, AfterValidator(_check_format)] = Field(
+        "json", description="Output format.", json_schema_extra={"enum": list(FORMAT_NAMES)}
+    )
+
+
+class SegmentRequest(ImageRequest, LabelsRequest):
+    """An image and the labels to segment in it."""
+
+
 class Error(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     code: str = Field(description="For programs.", examples=["too_large"])
-    message: str = Field(description="For people: one sentence.", examples=["the body is over the limit of 32 MB"])
+    message: str = Field(description="One sentence.", examples=["the body is over the limit of 32 MB"])
 
 
 class Problem(BaseModel):
-    """The body of every answer that is an error."""
+    """The body of every error response."""
 
     error: Error
 
 
-class KeptImage(BaseModel):
-    """An image that labels can be asked of."""
+class UploadedImage(BaseModel):
+    """An encoded image that labels can be segmented in."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"id": "3q2-7wEAAAAx9Rk2mNn8Zg", "width": 451, "height": 300, "name": "chelsea.jpg"}]
-        }
-    )
-
-    id: str
+    id: str = Field(examples=["3q2-7wEAAAAx9Rk2mNn8Zg"])
     width: int
     height: int
     name: str
 
 
 class Model(BaseModel):
-    """The model that answers."""
+    """The model of this server."""
 
     id: str
     image_encoder: str
     text_encoder: str
-    resolution: int = Field(description="Side of the square the image is squashed to, px.")
-    threshold: float = Field(description="Probability a pixel needs unless the request says otherwise.")
-    max_labels: int = Field(description="Labels one request may ask for.")
-    labels_independent: bool = Field(description="Whether a label's mask is the same whatever else is asked for.")
-    formats: dict[str, str] = Field(description="Format -> media type.")
+    resolution: int = Field(description="Side of the square the image is resized to, px.")
+    threshold: float = Field(description="Default threshold.")
+    max_labels: int = Field(description="Labels allowed in one request.")
+    labels_independent: bool = Field(description="Whether the mask of a label is independent of the other labels.")
+    formats: dict[str, str] = Field(description="Output format -> media type.")
 
 
 class Models(BaseModel):
@@ -60,7 +102,7 @@ class Models(BaseModel):
 
 
 class Sample(BaseModel):
-    """A photograph to try."""
+    """A sample image."""
 
     name: str
     labels: list[str]
@@ -69,33 +111,26 @@ class Sample(BaseModel):
 
 
 class Status(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: str
 
 
-class Rle(BaseModel):
-    """COCO's compressed run lengths, as pycocotools reads them."""
-
-    size: list[int] = Field(description="Height and width.")
-    counts: str
-
-
-class Segment(BaseModel):
-    """Where one label was found."""
+class SegmentModel(BaseModel):
+    """One label of a result."""
 
     id: int = Field(description="Its value in masks.")
     label: str
     color: str
     pixels: int
-    coverage: float = Field(description="Share of the image, 0 to 1.")
+    coverage: float = Field(description="Fraction of the image, 0 to 1.")
     score: float = Field(description="Mean probability over its pixels, 0 to 1.")
     box: list[int] = Field(description="x, y, width, height, px.")
-    rle: Rle
+    rle: dict[str, Any] = Field(description="COCO's compressed run lengths: size (height, width) and counts.")
     polygons: list[list[list[list[int]]]] = Field(description="Each an outline and its holes: rings of [x, y].")
 
 
-class Description(BaseModel):
+class Result(BaseModel):
     """Format json."""
 
     image: str
@@ -108,73 +143,62 @@ class Description(BaseModel):
     scales: list[float] = Field(description="Sizes of the squashed image that were looked at.")
     refine: bool = Field(description="Whether edges were moved to the photograph's.")
     mask: dict[str, Any]
-    segments: list[Segment]
-
-
-class Grid(BaseModel):
-    """Size of a plane."""
-
-    height: int
-    width: int
+    segments: list[SegmentModel]
 
 
 class Logits(BaseModel):
-    """Format logits, for those who decide by themselves: logit = low + step * value."""
+    """Format logits, to decide on the client: logit = low + step * value."""
 
     width: int
     height: int
     labels: list[str]
-    threshold: float = Field(description="The model's own.")
-    grid: Grid
+    threshold: float = Field(description="The model's default.")
+    grid: dict[str, int] = Field(description="Height and width of a plane.")
     low: float
     step: float
-    planes: list[str] = Field(description="A label each: base64 of uint16, little endian, row by row.")
+    planes: list[str] = Field(description="One per label: base64 of uint16, little endian, row by row.")
 
 
 _STATUSES = {
     400: "The body is malformed.",
     401: "The API key is missing or wrong.",
-    403: "The Host or the Origin is not one this server answers to.",
+    403: "The server does not accept this Host or Origin.",
     404: "There is no such image.",
     413: "The body or the image is too large.",
-    415: "The body is of another type.",
-    422: "A field is wrong, or the image cannot be read.",
-    429: "Too many requests are in progress; Retry-After says when to come again.",
-    503: "The model is being loaded, the time limit is over, or the server is shutting down.",
+    415: "The body is of an unsupported type.",
+    422: "A field is invalid, or the image cannot be read.",
+    429: "Too many requests are in progress; see Retry-After.",
+    503: "The model is not loaded, the time limit is exceeded, or the server is shutting down.",
 }
-
-_ASKED = {"labels": ["cat", "sofa"], "threshold": 0.5, "background": True, "format": "json"}
-_SENT = {"image": TINY_PNG, "name": "tiny.png", "resolution": "fast"}
-_JSON_EXAMPLES = {Question: _ASKED, Image: _SENT, ImageQuestion: _SENT | _ASKED}
+_IMAGE_EXAMPLE = {"image": TINY_PNG, "name": "tiny.png", "resolution": "fast"}
+_LABELS_EXAMPLE = {"labels": ["cat", "sofa"], "threshold": 0.5, "background": True, "format": "json"}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these errors."""
+    """Return the `responses` of a route that may fail with these statuses."""
     return {status: {"model": Problem, "description": _STATUSES[status]} for status in (401, 403, *statuses)}
 
 
-def answers() -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that segments."""
-    types: dict[str, Any] = {kind.media_type: {} for kind in FORMATS.values()}
-    said = "In the format asked for: " + "; ".join(f"{name}: {kind.description}" for name, kind in FORMATS.items())
+def results() -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route that segments."""
+    formats = "; ".join(f"{name}: {format.description}" for name, format in FORMATS.items())
     success = {
-        "model": Description | Logits | dict[str, Any],
-        "content": types,
-        "description": f"{said}; logits: for clients that decide by themselves.",
+        "model": Result | Logits | dict[str, Any],
+        "content": {format.media_type: {} for format in FORMATS.values()},
+        "description": f"In the requested format. {formats}; logits: for clients that decide on their own.",
     }
     return {200: success} | problems(400, 404, 413, 415, 422, 429, 503)
 
 
-def body(kind: type[Image] | type[Question]) -> dict[str, Any]:
-    """The `openapi_extra` of a route that reads this kind of body, which FastAPI does not see."""
-    schema = kind.model_json_schema()
-    content = {"application/json": {"schema": schema, "example": _JSON_EXAMPLES[kind]}}
-    if issubclass(kind, Image):
+def request_body(model: type[ImageRequest] | type[LabelsRequest]) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route that reads this body itself."""
+    schema, example = model.model_json_schema(), {}
+    example |= _IMAGE_EXAMPLE if issubclass(model, ImageRequest) else {}
+    example |= _LABELS_EXAMPLE if issubclass(model, LabelsRequest) else {}
+    content = {"application/json": {"schema": schema, "example": example}}
+    if issubclass(model, ImageRequest):
         fields = schema["properties"] | {"image": {"type": "string", "format": "binary"}}
         if "labels" in fields:
-            fields["labels"] = {
-                "type": "string",
-                "description": "Names of things, separated by commas, or a JSON list.",
-            }
+            fields["labels"] = {"type": "string", "description": "Names separated by commas, or a JSON list."}
         content["multipart/form-data"] = {"schema": schema | {"properties": fields}}
     return {"requestBody": {"required": True, "content": content}}

@@ -1,4 +1,4 @@
-"""Before any route: who may ask, how much they may send, and what every answer's headers say."""
+"""Access control, body size and headers, applied before any route."""
 
 import hmac
 from collections.abc import Sequence
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from time import monotonic
 from urllib.parse import SplitResult, urlsplit
 
+from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusioner.serve.errors import ApiError
-from fusioner.serve.metrics import Metrics
 
-_ALWAYS = {
+_SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -20,18 +20,18 @@ _ALWAYS = {
     "form-action 'self'; frame-ancestors 'none'",
 }
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
-_LOCAL = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may call the server.
 
     Attributes:
-        key: what requests to /v1 and /metrics must bring as `Authorization: Bearer`; None asks for nothing.
+        key: required by /v1 and /metrics as `Authorization: Bearer`; None requires nothing.
         origins: other web pages whose scripts may call the API (CORS).
-        host: the address listened on; where it is a local one, requests under other names are refused, so that a page
-            of the web cannot reach this server by giving its own name the address 127.0.0.1 (DNS rebinding).
+        host: the address listened on; if it is a loopback address, requests with other host names are refused, so that
+            a web page cannot reach the server by resolving its own name to 127.0.0.1 (DNS rebinding).
     """
 
     key: str | None = None
@@ -39,67 +39,67 @@ class Access:
     host: str = "127.0.0.1"
 
 
-class Guard:
-    """ASGI middleware."""
+class SecurityMiddleware:
+    """ASGI middleware that checks host, origin, key and body size, adds security headers and counts requests."""
 
-    def __init__(self, app: ASGIApp, access: Access, body: int, metrics: Metrics) -> None:
-        """`body`: most bytes of a request's body."""
-        self.app, self.access, self.body, self.metrics = app, access, body, metrics
+    def __init__(
+        self, app: ASGIApp, access: Access, max_body_bytes: int, requests: Counter, seconds: Histogram
+    ) -> None:
+        self.app, self.access, self.max_body_bytes = app, access, max_body_bytes
+        self.requests, self.seconds = requests, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, headers = monotonic(), 500, Headers(scope=scope)
-        received = 0
+        start, status, received = monotonic(), 500, 0
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.body:
+            if received > self.max_body_bytes:
                 raise self._too_large()
             return message
 
-        async def dressed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._dress(MutableHeaders(scope=message), scope["path"])
+                headers = MutableHeaders(scope=message)
+                for name, value in _SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
             await send(message)
 
         try:
-            self._check(scope, headers)
-            await self.app(scope, counted, dressed)
+            self._check(scope, Headers(scope=scope))
+            await self.app(scope, receive_limited, send_with_headers)
         except ApiError as error:
-            await error.response()(scope, receive, dressed)
+            await error.response()(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"  # a client may send any word
-            self.metrics.requests.labels(route, method, status).inc()
-            self.metrics.seconds.labels(route).observe(monotonic() - start)
+            self.requests.labels(route, method, status).inc()
+            self.seconds.labels(route).observe(monotonic() - start)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.access.host in _LOCAL and _split(f"//{host}").hostname not in _LOCAL:
+        if self.access.host in _LOOPBACK and _split(f"//{host}").hostname not in _LOOPBACK:
             raise ApiError(403, "this server answers to localhost only: start it with --host to serve other names")
         if origin and origin not in self.access.origins and _split(origin).netloc != host:
             raise ApiError(403, f"pages of {origin} may not call this server: allow them with --cors-origin")
-        path, asks = scope["path"], scope["method"] != "OPTIONS"
-        if self.access.key and asks and (path.startswith("/v1/") or path == "/metrics"):
-            scheme, _, sent = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), self.access.key.encode()):
+        protected = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
+        if self.access.key and protected and scope["method"] != "OPTIONS":
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.access.key.encode()):
                 raise ApiError(401, "send the API key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
-        if headers.get("content-length", "0").isdigit() and int(headers.get("content-length", "0")) > self.body:
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.max_body_bytes:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is over this server's limit of {self.body / 1e6:g} MB")
-
-    def _dress(self, headers: MutableHeaders, path: str) -> None:
-        for name, value in _ALWAYS.items():
-            headers.setdefault(name, value)
-        headers.setdefault("Cache-Control", "no-store" if path.startswith("/v1/") else "no-cache")
+        return ApiError(413, f"the body is over this server's limit of {self.max_body_bytes / 1e6:g} MB")
 
 
 def _split(url: str) -> SplitResult:

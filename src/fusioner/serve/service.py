@@ -1,96 +1,195 @@
-"""What the routes do: decode, encode, ask, answer."""
+"""What the routes share: decode, encode, segment, write; the image cache and the metrics."""
 
 import asyncio
+import base64
+import json
 import math
 import os
+import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from fastapi import Response
+from jaxtyping import Float
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from fusioner.backend import Array, to_numpy
+from fusioner.backend_numpy import shrink
 from fusioner.base_segmenter import BaseSegmenter, Resolution
+from fusioner.encoded_image import EncodedImage
+from fusioner.formats import FORMATS
 from fusioner.image import read_image
-from fusioner.serve.admission import Queue
-from fusioner.serve.engine import Engine
+from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
+from fusioner.serve.errors import ApiError
+from fusioner.serve.inference_queue import InferenceQueue
 from fusioner.serve.limits import Limits
-from fusioner.serve.metrics import Metrics
-from fusioner.serve.requests import LOGITS, Question, check_question
-from fusioner.serve.responses import check_size, file_answer, logits_answer
-from fusioner.serve.store import Kept, Store
-from fusioner.serve.uploads import Budget, check_picture
+from fusioner.serve.requests import check_image_header, parse_labels
+from fusioner.serve.schemas import LOGITS, LabelsRequest
 
 T = TypeVar("T")
+MAX_PLANE_CELLS = 2**20  # of one label's logits; a finer grid looks the same on a screen
+MAX_LOGITS = 2**24  # of all labels together: 32 MiB
+MAX_NPZ_VALUES = 2**26  # probabilities of one npz: 128 MiB
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Service:
-    """All that the routes share; nothing of it outlives the process."""
+    """The state of one server; nothing is written to disk."""
 
     def __init__(
         self, load: Callable[[], BaseSegmenter], limits: Limits, on_failure: Callable[[BaseException], None]
     ) -> None:
-        self.limits = limits
-        self.metrics = Metrics()
-        self.engine = Engine(load, limits.batch, self.metrics.batches.observe, on_failure)
-        self.queue = Queue(limits, self.engine)
-        self.store = Store(limits.cache)
-        self._pixels = Budget(2 * limits.pixels)
-        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "fusioner-pictures")
-        self.metrics.watch(self)
-
-    def start(self) -> None:
-        """Load the model in the background."""
-        self.engine.start()
+        self.limits, self.registry = limits, CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = self._counter("requests", "Requests answered.", "route", "method", "status")
+        self.lookups = self._counter("cache_lookups", "Requests for uploaded images.", "found")
+        self.seconds = Histogram(
+            "fusioner_request_seconds",
+            "From a request's first byte to the end of its response.",
+            ("route",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        batches = Histogram(
+            "fusioner_batch_images",
+            "Images encoded in one forward pass.",
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=self.registry,
+        )
+        self.inference = InferenceQueue(load, limits.batch, batches.observe, on_failure)
+        self.concurrency = ConcurrencyLimit(limits, self.inference)
+        self.images = ImageCache(int(limits.cache_mb * 1e6))
+        self._pixels = PixelSemaphore(2 * limits.max_pixels)
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "fusioner-images")
+        self._gauge("queue_jobs", "Jobs waiting for the model.", lambda: self.inference.waiting)
+        self._gauge("requests_in_progress", "Requests not answered yet.", lambda: self.concurrency.in_progress)
+        self._gauge("cache_bytes", "Memory of uploaded images.", lambda: self.images.bytes)
+        self._gauge("cache_images", "Uploaded images.", lambda: len(self.images))
+        self._gauge("ready", "1 if /readyz succeeds.", lambda: float(self.unready is None))
 
     def close(self) -> None:
-        """End the threads."""
-        self.engine.close()
+        """Finish the submitted jobs and end the threads."""
+        self.inference.close()
         self._threads.shutdown()
 
     @property
-    def ready(self) -> bool:
-        """The model is loaded and work is accepted."""
-        return self.engine.ready.is_set() and not self.queue.draining
+    def unready(self) -> str | None:
+        """Why the server is not ready, or None if it is."""
+        if self.concurrency.draining:
+            return "the server is shutting down"
+        if self.inference.failure:
+            return f"the model cannot be loaded: {self.inference.failure}"
+        return None if self.inference.segmenter else "the model is being loaded"
 
-    async def encode(self, content: bytes, name: str, resolution: Resolution) -> Kept:
-        """Decode and encode an uploaded image."""
-        pixels = await self._thread(check_picture, content, self.limits.pixels)
-        async with self._pixels.spend(pixels):
-            rgb = await self._thread(read_image, content)
-            return Kept(await self.engine.encode(rgb, resolution), name)
+    async def encode(self, content: bytes, name: str, resolution: Resolution) -> EncodedImage:
+        """Decode and encode an uploaded image file."""
+        pixels = await self._in_thread(check_image_header, content, self.limits.max_pixels)
+        async with self._pixels.acquire(pixels):
+            rgb = await self._in_thread(read_image, content)
+            return replace(await self.inference.encode(rgb, resolution), name=name)
 
-    def kept(self, id: str) -> Kept:
-        """An image sent before; ApiError 404 when there is none."""
-        self.metrics.lookups.labels(id in self.store).inc()
-        return self.store.get(id)
+    def image(self, id: str) -> EncodedImage:
+        """Return an uploaded image; ApiError 404 if there is none of that id."""
+        self.lookups.labels(id in self.images).inc()
+        return self.images.get(id)
 
-    async def answer(self, kept: Kept, question: Question) -> Response:
-        """Find the labels and write the answer in the format asked for."""
-        labels, size = check_question(question, self.limits), kept.encoded.size
-        check_size(question.format, len(labels), size)
-        logits = await self.engine.logits(kept.encoded, labels)
-        model = await self.model()
-        if question.format == LOGITS:
-            content = await self._thread(logits_answer, logits, labels, size, model.card.threshold)
+    async def segment(self, encoded: EncodedImage, request: LabelsRequest) -> Response:
+        """Segment labels in an encoded image and return the result in the requested format."""
+        labels, size = parse_labels(request.labels, self.limits), encoded.size
+        if request.format == "npz" and len(labels) * math.prod(size) > MAX_NPZ_VALUES:
+            raise ApiError(422, "the image has too many pixels for so many labels in an npz: send fewer labels")
+        logits = await self.inference.logits(encoded, labels)
+        segmenter = await self.inference.loaded()
+        if request.format == LOGITS:
+            content = await self._in_thread(encode_logits, logits, labels, size, segmenter.card.threshold)
             return Response(content, media_type="application/json")
 
-        def write() -> tuple[bytes, str, str]:
-            result = model.decide(kept.encoded, labels, logits, question.threshold, question.background)
-            result.name = kept.name
-            return file_answer(result, question.format, PurePath(kept.name).stem or "image")
+        def write() -> bytes:
+            result = segmenter.decide(encoded, labels, logits, request.threshold, request.background)
+            return result.to_bytes(request.format)
 
-        async with self._pixels.spend(math.prod(size)):
-            content, media_type, name = await self._thread(write)
-        disposition = f"inline; filename*=UTF-8''{quote(name)}"
-        return Response(content, media_type=media_type, headers={"Content-Disposition": disposition})
+        async with self._pixels.acquire(math.prod(size)):
+            content = await self._in_thread(write)
+        format = FORMATS[request.format]
+        file_name = quote((PurePath(encoded.name).stem or "image") + format.suffix)
+        headers = {"Content-Disposition": f"inline; filename*=UTF-8''{file_name}"}
+        return Response(content, media_type=format.media_type, headers=headers)
 
-    async def model(self) -> BaseSegmenter:
-        """The segmenter, once it is loaded."""
-        await self.engine.ready.wait()
-        assert self.engine.segmenter is not None
-        return self.engine.segmenter
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    async def _thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"fusioner_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        Gauge(f"fusioner_{name}", text, registry=self.registry).set_function(value)
+
+
+class ImageCache:
+    """Encoded images in memory under random ids; the least recently used are dropped beyond `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes = max_bytes, 0
+        self._images: OrderedDict[str, EncodedImage] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._images
+
+    def add(self, encoded: EncodedImage) -> str:
+        """Add an image and return its id; ApiError 413 if it alone is too large."""
+        if encoded.nbytes > self.max_bytes:
+            needed, limit = encoded.nbytes / 1e6, self.max_bytes / 1e6
+            message = (
+                f"the encoded image takes {needed:.0f} MB and this server keeps {limit:.0f} MB: send a smaller one"
+            )
+            raise ApiError(413, f"{message}, or with resolution fast")
+        id = secrets.token_urlsafe(16)
+        self._images[id] = encoded
+        self.bytes += encoded.nbytes
+        while self.bytes > self.max_bytes:
+            self.remove(next(iter(self._images)))
+        return id
+
+    def get(self, id: str) -> EncodedImage:
+        """Return an image and mark it as used; ApiError 404 if there is none."""
+        if id not in self._images:
+            raise ApiError(404, "there is no image of this id (it may have been dropped): upload it again")
+        self._images.move_to_end(id)
+        return self._images[id]
+
+    def remove(self, id: str) -> None:
+        """Drop an image; ApiError 404 if there is none."""
+        self.bytes -= self.get(id).nbytes
+        del self._images[id]
+
+
+def encode_logits(logits: Float[Array, "k h w"], labels: list[str], size: tuple[int, int], threshold: float) -> bytes:
+    """Encode logits as the `logits` format: planes of 16 bits (logit = low + step * value).
+
+    Planes of more than `MAX_PLANE_CELLS` cells, or `MAX_LOGITS` together, are downsampled.
+    """
+    k, h, w = logits.shape
+    factor = min(1.0, (MAX_PLANE_CELLS / (h * w)) ** 0.5, (MAX_LOGITS / (k * h * w)) ** 0.5)
+    planes = shrink(to_numpy(logits), (max(1, int(h * factor)), max(1, int(w * factor))))
+    low = planes.min().item()
+    step = max((planes.max().item() - low) / 65535, 1e-9)
+    values = ((planes - low) / step).round().astype("<u2")
+    content = {
+        "width": size[1],
+        "height": size[0],
+        "labels": labels,
+        "threshold": threshold,
+        "grid": {"height": planes.shape[1], "width": planes.shape[2]},
+        "low": low,
+        "step": step,
+        "planes": [base64.b64encode(plane.tobytes()).decode("ascii") for plane in values],
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

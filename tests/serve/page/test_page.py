@@ -30,7 +30,7 @@ def default_server(chromium: "Browser", start_server: Callable[..., Any]) -> Any
 @pytest.fixture(scope="module")
 def default_model(default_server: Any) -> "Segmenter":
     default_server.http.get("/v1/models", timeout=120).raise_for_status()  # answers once the model is loaded
-    return default_server.service.engine.segmenter
+    return default_server.service.inference.segmenter
 
 
 @pytest.fixture

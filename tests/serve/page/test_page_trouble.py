@@ -62,7 +62,7 @@ def test_too_large_a_file(visit: Callable[..., "Page"], server: Any, tmp_path: P
     from fusioner.serve.limits import Limits
 
     with (tmp_path / "huge.jpg").open("wb") as huge:
-        huge.truncate(Limits().body + 10**6)
+        huge.truncate(Limits().max_body_bytes + 10**6)
     page = visit(server.address)
     page.locator("#file").set_input_files(tmp_path / "huge.jpg")
     expect(page.get_by_role("alert").filter(has_text="huge.jpg")).to_contain_text("over this server's limit")
@@ -74,7 +74,7 @@ def test_a_busy_server_is_asked_again(visit: Callable[..., "Page"], server: Any,
     page = visit(server.address)
     expect(page.locator("#samples button")).to_have_count(3)
     with monkeypatch.context() as full:
-        full.setattr(server.service.queue, "limits", replace(server.service.limits, requests=0))
+        full.setattr(server.service.concurrency, "limits", replace(server.service.limits, max_requests=0))
         page.get_by_role("button", name="Chelsea").click()
         expect(page.locator("#working")).to_contain_text(re.compile(r"The server is busy; asking again in \d+ s"))
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)

@@ -1,0 +1,129 @@
+"""How many requests and pixels are processed at once, and cancellation when a client disconnects."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fusioner.serve.errors import ApiError
+from fusioner.serve.inference_queue import InferenceQueue
+from fusioner.serve.limits import Limits
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+CHUNK_BYTES = 2**18  # of a response body passed to the connection at once
+
+
+class ConcurrencyLimit:
+    """Counts requests in progress, from the first byte of their body to the last byte of their response.
+
+    Attributes:
+        draining: new requests are refused because the server is shutting down.
+    """
+
+    def __init__(self, limits: Limits, inference: InferenceQueue) -> None:
+        self.limits, self._inference = limits, inference
+        self.in_progress, self.draining = 0, False
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Count a request; ApiError 503 while draining, 429 if too many are in progress."""
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", {"Connection": "close", "Retry-After": "5"})
+        if self.in_progress >= self.limits.max_requests:
+            raise ApiError(429, f"{self.in_progress} requests are in progress: try again later", self.retry_after())
+        self.in_progress += 1
+        try:
+            yield
+        finally:
+            self.in_progress -= 1
+
+    def retry_after(self) -> dict[str, str]:
+        """Return a Retry-After header: the estimated time until half of the waiting jobs are done."""
+        seconds = self._inference.seconds_per_job * self._inference.waiting / 2
+        return {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+class ConcurrencyMiddleware:
+    """ASGI middleware that applies the concurrency limit and the time limit to every POST."""
+
+    def __init__(self, app: ASGIApp, concurrency: ConcurrencyLimit) -> None:
+        self.app, self.concurrency = app, concurrency
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def send_in_chunks(message: Message) -> None:
+            """Send a body in chunks, each once the connection is ready, so that slow readers stay counted."""
+            nonlocal started
+            started, body = True, memoryview(message.get("body", b""))
+            while len(body) > CHUNK_BYTES:
+                await send({"type": "http.response.body", "body": bytes(body[:CHUNK_BYTES]), "more_body": True})
+                body = body[CHUNK_BYTES:]
+            await send({**message, "body": bytes(body)} if "body" in message else message)
+
+        seconds = self.concurrency.limits.timeout
+        with self.concurrency.admit():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self.app(scope, receive, send_in_chunks)
+            except TimeoutError as error:
+                if started:
+                    log.warning("a client did not read its response within %g s", seconds)
+                    raise ClientDisconnect from error
+                message = f"no answer within {seconds:g} s: try later, with fewer labels or a smaller image"
+                raise ApiError(503, message, self.concurrency.retry_after()) from error
+
+
+async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it if the client disconnects; the request body must have been read before.
+
+    Raises:
+        ClientDisconnect: the client disconnected.
+    """
+
+    async def wait_for_disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = task, disconnect = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return await task
+    finally:
+        task.cancel()
+        disconnect.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class PixelSemaphore:
+    """Limits the pixels of decoded images in memory, first come, first served."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._used = total, 0
+        self._released, self._order = asyncio.Condition(), asyncio.Lock()
+
+    @asynccontextmanager
+    async def acquire(self, pixels: int) -> AsyncIterator[None]:
+        """Hold so many pixels (at most the total) once they are free."""
+        pixels = min(pixels, self._total)
+        async with self._order, self._released:  # only the first in line waits for the condition
+            await self._released.wait_for(lambda: self._used + pixels <= self._total)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            async with self._released:
+                self._used -= pixels
+                self._released.notify()

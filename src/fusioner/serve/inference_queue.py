@@ -1,0 +1,186 @@
+"""One thread owns the segmenter; requests submit jobs to it and wait.
+
+In each turn the thread computes the logits of all waiting queries and then encodes the waiting images, as many as fit
+into one batch. It never waits for a batch to fill: a batch is what arrived during the previous turn.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fusioner.backend import Array
+from fusioner.base_segmenter import BaseSegmenter, Resolution
+from fusioner.encoded_image import EncodedImage
+from fusioner.errors import FusionerError
+from fusioner.serve.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+
+class AbandonedError(Exception):
+    """The request of the job was cancelled."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Work for the thread; `abandoned` once its request was cancelled."""
+
+    future: Future[Any] = field(default_factory=Future, init=False)
+    abandoned: bool = field(default=False, init=False)
+
+    def on_progress(self, done: int, total: int) -> None:
+        """Stop an abandoned job at the next window."""
+        if self.abandoned:
+            raise AbandonedError
+
+
+@dataclass(eq=False)
+class EncodeJob(Job):
+    """Encode an image."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    resolution: Resolution
+
+
+@dataclass(eq=False)
+class QueryJob(Job):
+    """Compute the logits of labels in an encoded image."""
+
+    encoded: EncodedImage
+    labels: Sequence[str]
+
+
+class InferenceQueue:
+    """The queue and its thread.
+
+    Attributes:
+        segmenter: None until it is loaded.
+        failure: why it could not be loaded.
+        seconds_per_job: moving average.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], BaseSegmenter],
+        batch_size: int,
+        on_batch: Callable[[int], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """`on_batch` is called with the size of every batch, `on_failure` if the model cannot be loaded."""
+        self._load, self._batch_size = load, batch_size
+        self._on_batch, self._on_failure = on_batch, on_failure
+        self._encodes: deque[EncodeJob] = deque()
+        self._queries: deque[QueryJob] = deque()
+        self._wake, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._run, name="fusioner-inference", daemon=True)
+        self._loaded: Future[None] = Future()
+        self._loaded.set_running_or_notify_cancel()  # a request that stops waiting cannot cancel it
+        self.segmenter: BaseSegmenter | None = None
+        self.failure: BaseException | None = None
+        self.seconds_per_job = 1.0
+
+    def start(self) -> None:
+        """Load the model in the thread, then process jobs."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Process the submitted jobs, then end the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Number of waiting jobs."""
+        return len(self._encodes) + len(self._queries)
+
+    async def loaded(self) -> BaseSegmenter:
+        """Wait for the segmenter; ApiError 503 if it could not be loaded."""
+        await asyncio.wrap_future(self._loaded)
+        if self.segmenter is None:
+            raise ApiError(503, f"the model cannot be loaded: {self.failure}")
+        return self.segmenter
+
+    async def encode(self, image: UInt8[np.ndarray, "h w 3"], resolution: Resolution) -> EncodedImage:
+        """Encode an image as `Segmenter.encode` does; if cancelled, the job is dropped or stops at the next window."""
+        return await self._submit(EncodeJob(image, resolution), self._encodes)
+
+    async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
+        """Compute logits as `Segmenter.own_logits` does."""
+        return await self._submit(QueryJob(encoded, labels), self._queries)
+
+    async def _submit(self, job: Any, queue: deque[Any]) -> Any:
+        await self.loaded()
+        with self._wake:
+            queue.append(job)
+            self._wake.notify()
+        try:
+            return await asyncio.wrap_future(job.future)
+        finally:
+            job.abandoned = True
+
+    def _run(self) -> None:
+        try:
+            self.segmenter = self._load()
+        except BaseException as error:
+            self.failure = error
+            self._on_failure(error)
+            return
+        finally:
+            self._loaded.set_result(None)
+        while self._turn(self.segmenter):
+            pass
+
+    def _turn(self, segmenter: BaseSegmenter) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self.waiting or self._closed)
+            if not self.waiting:
+                return False
+            queries = [self._queries.popleft() for _ in range(len(self._queries))]
+        for job in queries:
+            if job.future.set_running_or_notify_cancel():
+                self._finish([job], lambda job=job: [segmenter.own_logits(job.encoded, job.labels)])
+        batch = self._next_batch()
+        if batch:
+            self._on_batch(len(batch))
+        if len(batch) > 1 and self._finish(batch, lambda: segmenter.encode_many([job.image for job in batch])):
+            return True
+        for job in batch:
+            self._finish([job], lambda job=job: [segmenter.encode(job.image, job.resolution, job.on_progress)])
+        return True
+
+    def _next_batch(self) -> list[EncodeJob]:
+        """Take the images that have waited longest; one at native resolution is a batch of its own."""
+        batch: list[EncodeJob] = []
+        while self._encodes and len(batch) < self._batch_size:
+            if batch and "native" in (batch[0].resolution, self._encodes[0].resolution):
+                break
+            job = self._encodes.popleft()
+            if job.future.set_running_or_notify_cancel():
+                batch.append(job)
+        return batch
+
+    def _finish(self, jobs: Sequence[Job], work: Callable[[], Sequence[Any]]) -> bool:
+        """Run the work of jobs and pass on results or the error; False if a batch failed, to be run one by one."""
+        start = monotonic()
+        try:
+            for job, result in zip(jobs, work(), strict=True):
+                job.future.set_result(result)
+        except BaseException as error:
+            if not isinstance(error, FusionerError | AbandonedError):
+                log.exception("a job failed")
+            if len(jobs) > 1:
+                return False
+            jobs[0].future.set_exception(error)
+        self.seconds_per_job += 0.2 * ((monotonic() - start) / len(jobs) - self.seconds_per_job)
+        return True

@@ -1,0 +1,98 @@
+"""Run the application with uvicorn until a signal, and shut down gracefully."""
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from fusioner.base_segmenter import BaseSegmenter
+from fusioner.errors import FusionerError
+from fusioner.serve.app import create_app
+from fusioner.serve.limits import Limits
+from fusioner.serve.security import Access
+
+GRACE_SECONDS = 10  # for clients to read their last response
+
+
+class Server(uvicorn.Server):
+    """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
+
+    def __init__(self, load: Callable[[], BaseSegmenter], limits: Limits, access: Access) -> None:
+        app = create_app(load, limits, access, self.fail)
+        config = uvicorn.Config(
+            app,
+            log_level=logging.WARNING,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        super().__init__(config)
+        self.service = app.state.service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, exit immediately on the second."""
+        if self.service.concurrency.draining:
+            self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # it would log a traceback for every cancelled request
+        self.service.concurrency.draining = True
+
+    def fail(self, error: BaseException) -> None:
+        """Exit because the model cannot be loaded."""
+        self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Exit once drained; uvicorn calls this ten times a second."""
+        if self.service.concurrency.draining and not self.service.concurrency.in_progress:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def make_server(
+    load: Callable[[], BaseSegmenter],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    key: str | None = None,
+    origins: tuple[str, ...] = (),
+) -> tuple[Server, socket.socket, str]:
+    """Create a server, the socket it will listen on, and its URL.
+
+    Raises:
+        FusionerError: the address is in use or does not belong to this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:  # asyncio and getaddrinfo use different error numbers
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
+        raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    return Server(load, limits or Limits(), Access(key, origins, host)), listener, url
+
+
+def serve(load: Callable[[], BaseSegmenter], *, open_browser: bool = False, **options: Any) -> None:
+    """Serve until a signal; `options` are those of `make_server`.
+
+    Raises:
+        FusionerError: the address is in use or does not belong to this machine, or the model cannot be loaded.
+        KeyboardInterrupt: a second signal ended the server before it was drained.
+    """
+    server, listener, url = make_server(load, **options)
+    print(f"Fusioner serves at {url} (Ctrl-C ends it)", flush=True)
+    if open_browser:
+        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+    with listener:
+        asyncio.run(server.serve([listener]))
+    if server.service.inference.failure:
+        raise server.service.inference.failure
+    if server.force_exit:
+        raise KeyboardInterrupt
