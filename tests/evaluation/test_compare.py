@@ -17,8 +17,8 @@ from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import summarise
 from fusioner.evaluation.compare import Comparison, compare, only
 from fusioner.evaluation.evaluate import Outcome, Settings, evaluate
+from fusioner.evaluation.evaluate_report import write_report
 from fusioner.evaluation.predictor import Plain
-from fusioner.evaluation.report import write_report
 from fusioner.evaluation.results import Evidence, Group, Plan, Rows
 from fusioner.evaluation.store import EVIDENCE, Stored, read_evidence, write_evidence
 
@@ -49,7 +49,7 @@ def test_a_run_does_not_differ_from_itself():
     for one in (*found.figures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
         assert one.first == one.second
         assert (one.change.value, one.change.low, one.change.high, one.p) == (0, 0, 0, 1)
-        assert not one.sure
+        assert not one.significant
     assert found.images == 20
     assert not found.notes
 
@@ -61,7 +61,7 @@ def test_a_clear_difference_is_found_and_has_the_right_sign():
         assert one.change.value == pytest.approx(one.second - one.first)
         assert one.change.low > 5
         assert one.p < 0.01
-        assert one.sure
+        assert one.significant
     assert found.figures["false_positive_area"].change.high < 0
 
 
@@ -141,7 +141,7 @@ def test_a_class_that_no_image_shows_is_no_finding():
     one = compare(stored(a), stored(a), draws=10).argmax_per_class[2]
     assert np.isnan(one.change.value)
     assert one.p == 1
-    assert not one.sure
+    assert not one.significant
 
 
 def test_runs_that_cannot_be_compared_are_refused():
@@ -199,14 +199,14 @@ def test_what_was_seen_survives_the_file(voc_data: SegmentationData, tmp_path: P
 def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     named, salient = map(str, runs)
     out = tmp_path / "comparison"
-    assert main(["compare", salient, named, "--out", str(out), "--draws", "300"]) == 0
+    assert main(["compare", salient, named, "--out", str(out), "--n-resamples", "300"]) == 0
     printed = capsys.readouterr().out
     assert "multi-class mIoU" in printed
     assert "B better" in printed
     content = json.loads((out / "compare.json").read_text())
     assert content["figures"]["argmax_miou"]["b"] == 100
     assert content["figures"]["prompt_ablated_miou"]["change"]["value"] < 0
-    assert content["figures"]["argmax_miou"]["sure"] is True
+    assert content["figures"]["argmax_miou"]["significant"] is True
     page = (out / "compare.html").read_text()
     assert page.count("<svg") == len(content["figures"]) + len(content["per_class"]) + len(content["argmax_per_class"])
     assert "| multi-class mIoU (argmax) |" in (out / "compare.md").read_text()

@@ -17,8 +17,9 @@ from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import Figure
 from fusioner.evaluation.evaluate import Outcome, Settings, evaluate
+from fusioner.evaluation.evaluate_report import class_table, markdown, terminal, write_report
 from fusioner.evaluation.predictor import Plain
-from fusioner.evaluation.report import MEASURES, class_rows, markdown, shown, terminal, write_report
+from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate
 
 ORIGIN = {"command": "fusioner evaluate pascal --root '<here>' --fold 0", "model": {"sha256": "abc"}}
 
@@ -101,7 +102,7 @@ def test_markdown_and_terminal_say_the_same(outcome: Outcome):
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(terminal(outcome))
     printed = console.export_text()
-    for row in class_rows(outcome):
+    for row in class_table(outcome).rows:
         assert row[0] in printed
         assert f"| {' | '.join(row)} |" in text
     for said in (
@@ -116,11 +117,24 @@ def test_markdown_and_terminal_say_the_same(outcome: Outcome):
 
 
 def test_figures_are_shown_with_their_doubt():
-    assert shown(Figure(41.234, 38.0, 44.96)) == "41.2 [38.0, 45.0]"
-    assert shown(Figure(float("nan"), float("nan"), float("nan"))) == "-"
+    assert format_estimate(Figure(41.234, 38.0, 44.96)) == "41.2 [38.0, 45.0]"
+    assert format_estimate(Figure(float("nan"), float("nan"), float("nan"))) == "-"
 
 
 def test_a_folder_that_is_a_file_is_one_sentence(outcome: Outcome, tmp_path: Path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(FusionerError, match="taken"):
         write_report(tmp_path / "taken", outcome, ORIGIN)
+
+
+def test_one_table_in_three_forms():
+    table = Table(["name", "a|b"], [["x<y", "1"], [Markup("<i>z</i>"), "2"]], "title", bold=[1], best=[(1, 1)])
+    assert table.to_markdown() == "| name | a\\|b |\n| --- | --- |\n| x<y | 1 |\n| <i>z</i> | 2 |"
+    html = table.to_html()
+    assert "<td>x&lt;y</td><td class='n'>1</td>" in html
+    assert "<td><i>z</i></td><td class='n best'>2</td>" in html
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(table.to_rich())
+    printed = console.export_text()
+    assert "title" in printed
+    assert "x<y" in printed

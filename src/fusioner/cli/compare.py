@@ -1,20 +1,14 @@
-"""`fusioner compare`: do two evaluations differ by more than chance?"""
+"""`fusioner compare`: test whether two evaluations differ by more than chance."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from fusioner.evaluation.compare import Comparison
 
 
-def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, draws: int = 2000, seed: int = 0) -> None:
-    """Compare two folders of `fusioner evaluate`, image by image: B minus A, its 95 % interval, and a p-value.
+def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples: int = 2000, seed: int = 0) -> None:
+    """Compare two evaluations image by image: B minus A, its 95 % interval, and a p-value.
 
-    Both runs answer the same images, so their difference is known far better than either figure: two overlapping
-    intervals may still differ surely. The interval is the paired bootstrap's; p is the chance of a difference as
-    large if the two were equally good (approximate randomisation), for classes with Holm's correction.
+    Both runs evaluate the same images, so their difference is more precise than either value: overlapping intervals may
+    still differ significantly. The interval is a paired bootstrap over images; p is the probability of a difference as
+    large if both runs were equally good (approximate randomisation), Holm-adjusted over classes.
 
         fusioner compare report_early report_late
         fusioner compare report_a report_b --out comparison
@@ -24,47 +18,30 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, draws: int 
     run_a
         Folder of an evaluation (its --out).
     run_b
-        Another, of the same data set and folds.
+        Folder of another evaluation of the same data set and folds.
     out
-        Folder for compare.json, compare.md and compare.html (a picture of all differences).
-    draws
+        Folder for compare.json, compare.md and compare.html (with a plot of all differences).
+    n_resamples
         Samples of the bootstrap and of the randomisation.
     seed
-        Of both.
+        Random seed of both.
     """
     from rich.console import Console
 
     from fusioner.errors import FusionerError
-    from fusioner.evaluation.compare import compare as test
-    from fusioner.evaluation.compare_report import write_comparison
+    from fusioner.evaluation.compare import compare as compare_runs
+    from fusioner.evaluation.compare_report import terminal, write_comparison
     from fusioner.evaluation.store import read_evidence
     from fusioner.io import writable_folder
 
-    if draws < 1:
-        raise FusionerError(f"--draws must be at least 1, not {draws}")
+    if n_resamples < 1:
+        raise FusionerError(f"--n-resamples must be at least 1, not {n_resamples}")
     a, b = read_evidence(run_a), read_evidence(run_b)
     if out is not None:
         writable_folder(out)
     console = Console()
     with console.status("comparing"):
-        found = test(a, b, draws, seed)
-    console.print(_tables(found, run_a, run_b))
-    for path in [] if out is None else write_comparison(out, found, str(run_a), str(run_b)):
+        found = compare_runs(a, b, n_resamples, seed)
+    console.print(terminal(found, run_a, run_b))
+    for path in [] if out is None else write_comparison(out, found, run_a, run_b):
         console.print(f"wrote {path}", soft_wrap=True)
-
-
-def _tables(found: "Comparison", a: Path, b: Path) -> "RenderableType":
-    from rich.console import Group
-    from rich.table import Table
-
-    from fusioner.evaluation.compare_report import HEAD, NOT_SURE, class_rows, figure_rows, heading, legend
-
-    tables = []
-    for title, rows in ((heading(found), figure_rows(found)), ("classes", class_rows(found))):
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for i, head in enumerate(HEAD):
-            table.add_column(head, justify="left" if i in (0, len(HEAD) - 1) else "right", no_wrap=i > 0)
-        for row in rows:
-            table.add_row(*row, style="bold" if row[-1] != NOT_SURE else "")
-        tables.append(table)
-    return Group(*tables, *legend(str(a), str(b)), *(f"note: {note}" for note in found.notes))

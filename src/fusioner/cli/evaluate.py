@@ -123,8 +123,8 @@ def evaluate(
     from fusioner.data.registry import open_dataset
     from fusioner.evaluation.evaluate import Settings, plans
     from fusioner.evaluation.evaluate import evaluate as run
+    from fusioner.evaluation.evaluate_report import provenance, write_report
     from fusioner.evaluation.predictor import SegmenterPredictor
-    from fusioner.evaluation.report import provenance, write_report
     from fusioner.io import writable_folder
 
     options = {"seed": seed} if dataset == "mosaic4" else {}
@@ -198,7 +198,7 @@ def _leaks(training: dict[str, Any], data: "SegmentationData", todo: list["Plan"
 def _show(outcome: "Outcome", paths: list[Path]) -> None:
     from rich.console import Console
 
-    from fusioner.evaluation.report import terminal
+    from fusioner.evaluation.evaluate_report import terminal
 
     console = Console()
     console.print(terminal(outcome))

@@ -36,8 +36,8 @@ class Difference:
     p: float
 
     @property
-    def sure(self) -> bool:
-        """Whether chance alone would seldom give so much: p below 0.05 and an interval that leaves out 0."""
+    def significant(self) -> bool:
+        """Whether p is below 0.05 and the interval excludes 0."""
         return self.p < 0.05 and (self.change.low > 0 or self.change.high < 0)
 
 

@@ -1,161 +1,142 @@
-"""A comparison of two runs for eyes and machines: rows of tables, compare.json, compare.md and compare.html."""
+"""Reports of a comparison: terminal tables, compare.json, compare.md and compare.html."""
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from html import escape
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusioner.evaluation.compare import Comparison, Difference
-from fusioner.evaluation.html import page
-from fusioner.evaluation.report import MEASURES, markdown_table, shown
-from fusioner.io import atomic_write
+from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 
-HEAD = ("", "A", "B", "B - A [95 %]", "p", "verdict")
-NOT_SURE = "within chance"
-_FEWER_IS_BETTER = ("false_positive_area", "prompt_ablated_miou")
-_SPAN = 300  # px on each side of zero in the picture
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
-
-def heading(found: Comparison) -> str:
-    """`pascal: 252 images that both runs saw`."""
-    return f"{found.dataset}: {found.images} images that both runs saw"
+_HEAD = ("", "A", "B", "B - A [95 %]", "p", "verdict")
+_LOWER_IS_BETTER = ("false_positive_area", "prompt_ablated_miou")
+_WIDTH = 300  # px on each side of zero in the plot of a difference
 
 
-def legend(a: str, b: str) -> list[str]:
-    """What A, B and p stand for."""
-    return [
-        f"A: {a}",
-        f"B: {b}",
-        "per cent; interval: paired bootstrap over images; p: approximate randomisation, of classes Holm-adjusted",
-    ]
+def terminal(found: Comparison, a: Path, b: Path) -> "RenderableType":
+    """Return the tables, legend and notes for a rich console."""
+    from rich.console import Group
+
+    tables = [table.to_rich() for table, _ in _tables(found)]
+    return Group(*tables, *_legend(a, b), *(f"note: {note}" for note in found.notes))
 
 
-def figure_rows(found: Comparison) -> list[list[str]]:
-    """A row a measure that both runs have, in the order of the reports."""
-    return [
-        [label, *_cells(found.figures[name], name in _FEWER_IS_BETTER)]
-        for name, (label, _) in MEASURES.items()
-        if name in found.figures
-    ]
-
-
-def class_rows(found: Comparison) -> list[list[str]]:
-    """A row a class, and one more where classes also competed."""
-    rows = []
-    for i in sorted(found.per_class.keys() | found.argmax_per_class.keys()):
-        for table, suffix in ((found.per_class, ""), (found.argmax_per_class, ", argmax")):
-            if i in table:
-                rows.append([f"{found.classes[i]}{suffix}", *_cells(table[i], False)])
-    return rows
-
-
-def write_comparison(folder: Path, found: Comparison, a: str, b: str) -> list[Path]:
-    """Write the three files into `folder` -> their paths.
+def write_comparison(folder: Path, found: Comparison, a: Path, b: Path) -> list[Path]:
+    """Write compare.json, compare.md and compare.html into `folder` and return their paths.
 
     Raises:
-        FusionerError: no space, no permission; files are whole or absent.
+        FusionerError: no space or no permission.
     """
     contents = {
-        "compare.json": json.dumps(_plain(found, a, b), indent=2, allow_nan=False) + "\n",
+        "compare.json": json.dumps(_to_json(found, a, b), indent=2, allow_nan=False) + "\n",
         "compare.md": _markdown(found, a, b),
         "compare.html": _html(found, a, b),
     }
-    for name, text in contents.items():
-        with atomic_write(folder / name) as beside:
-            beside.write_text(text, encoding="utf-8")
-    return [folder / name for name in contents]
+    return write_files(folder, contents)
 
 
-def _cells(one: Difference, fewer: bool) -> list[str]:
-    sign = "+" if one.change.value > 0 else ""
-    return [_number(one.first), _number(one.second), sign + shown(one.change), _p(one.p), _verdict(one, fewer)]
+def _tables(found: Comparison) -> list[tuple[Table, list[Difference]]]:
+    """Return the tables of measures and classes, each with the difference that every row shows."""
+    measures = {
+        label: (found.figures[name], name in _LOWER_IS_BETTER)
+        for name, (label, _) in MEASURES.items()
+        if name in found.figures
+    }
+    classes = {}
+    for i in sorted(found.per_class.keys() | found.argmax_per_class.keys()):
+        for differences, suffix in ((found.per_class, ""), (found.argmax_per_class, ", multi-class")):
+            if i in differences:
+                classes[found.classes[i] + suffix] = differences[i], False
+    made = []
+    for title, named in ((_title(found), measures), ("classes", classes)):
+        differences = [difference for difference, _ in named.values()]
+        rows = [[label, *_cells(difference, lower)] for label, (difference, lower) in named.items()]
+        bold = [number for number, difference in enumerate(differences) if difference.significant]
+        made.append((Table(_HEAD, rows, title, text_columns=(0, len(_HEAD) - 1), bold=bold), differences))
+    return made
 
 
-def _verdict(one: Difference, fewer: bool) -> str:
-    if not one.sure:
-        return NOT_SURE
-    return "B better" if (one.change.value > 0) != fewer else "A better"
+def _cells(difference: Difference, lower_is_better: bool) -> list[str]:
+    sign = "+" if difference.change.value > 0 else ""
+    values = ["-" if math.isnan(value) else f"{value:.1f}" for value in (difference.first, difference.second)]
+    p = f"{difference.p:.3f}" if difference.p >= 0.001 else f"{difference.p:.1g}"
+    verdict = "not significant"
+    if difference.significant:
+        verdict = "B better" if (difference.change.value > 0) != lower_is_better else "A better"
+    return [*values, sign + format_estimate(difference.change), p, verdict]
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
+def _title(found: Comparison) -> str:
+    return f"{found.dataset}: {found.images} images evaluated by both runs"
 
 
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
+def _legend(a: Path, b: Path) -> list[str]:
+    method = "interval: paired bootstrap over images; p: approximate randomisation, Holm-adjusted over classes"
+    return [f"A: {a}", f"B: {b}", f"per cent; {method}"]
 
 
-def _plain(found: Comparison, a: str, b: str) -> dict[str, object]:
+def _to_json(found: Comparison, a: Path, b: Path) -> dict[str, object]:
     def table(differences: dict[str, Difference]) -> dict[str, object]:
-        return {name: _json(one) for name, one in differences.items()}
+        return {name: _difference_to_json(difference) for name, difference in differences.items()}
 
     names = found.classes
     return {
-        "a": a,
-        "b": b,
+        "a": str(a),
+        "b": str(b),
         "dataset": found.dataset,
         "images": found.images,
         "unit": "per cent",
         "figures": table(found.figures),
-        "per_class": table({names[i]: one for i, one in found.per_class.items()}),
-        "argmax_per_class": table({names[i]: one for i, one in found.argmax_per_class.items()}),
+        "per_class": table({names[i]: difference for i, difference in found.per_class.items()}),
+        "argmax_per_class": table({names[i]: difference for i, difference in found.argmax_per_class.items()}),
         "notes": found.notes,
     }
 
 
-def _json(one: Difference) -> dict[str, object]:
-    flat = {"a": one.first, "b": one.second, "change": asdict(one.change), "p": one.p, "sure": one.sure}
-    return json.loads(json.dumps(flat).replace("NaN", "null"))
-
-
-def _markdown(found: Comparison, a: str, b: str) -> str:
-    lines = [f"# {heading(found)}", "", *(f"- {line}" for line in [*legend(a, b), *found.notes]), ""]
-    lines += markdown_table(list(HEAD), figure_rows(found))
-    lines += ["", *markdown_table(list(HEAD), class_rows(found)), ""]
-    return "\n".join(lines)
-
-
-def _html(found: Comparison, a: str, b: str) -> str:
-    parts = [f"<h1>{escape(heading(found))}</h1>"]
-    parts += ["<ul>" + "".join(f"<li>{escape(line)}</li>" for line in [*legend(a, b), *found.notes]) + "</ul>"]
-    shares = {MEASURES[name][0]: one for name, one in found.figures.items() if name in MEASURES}
-    classes = {
-        found.classes[i] + suffix: table[i]
-        for table, suffix in ((found.per_class, ""), (found.argmax_per_class, ", argmax"))
-        for i in sorted(table)
+def _difference_to_json(difference: Difference) -> dict[str, object]:
+    values = {
+        "a": difference.first,
+        "b": difference.second,
+        "change": asdict(difference.change),
+        "p": difference.p,
+        "significant": difference.significant,
     }
-    for title, rows, picture in (
-        ("Measures", figure_rows(found), {row[0]: shares[row[0]] for row in figure_rows(found)}),
-        ("Classes", class_rows(found), {row[0]: classes[row[0]] for row in class_rows(found)}),
-    ):
-        parts.append(f"<h2>{title}</h2>" + _forest(rows, picture))
-    return page(heading(found), parts)
+    return json.loads(json.dumps(values).replace("NaN", "null"))
 
 
-def _forest(rows: Sequence[Sequence[str]], pictured: dict[str, Difference]) -> str:
-    """A table with each difference drawn to one scale: a dot with its interval, zero in the middle."""
-    ends = [abs(end) for one in pictured.values() for end in (one.change.low, one.change.high) if not math.isnan(end)]
-    scale = _SPAN / max([1.0, *ends])
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in (HEAD[0], "lower in B | higher in B", *HEAD[1:]))
-    body = "".join(
-        f"<tr><td>{escape(row[0])}</td><td>{_dot(pictured[row[0]], scale)}</td>"
-        + "".join(f"<td class=n>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return f"<p>Scale: {_SPAN / scale:.1f} points to either side of zero.</p><table><tr>{head}</tr>{body}</table>"
+def _markdown(found: Comparison, a: Path, b: Path) -> str:
+    remarks = "\n".join(f"- {line}" for line in [*_legend(a, b), *found.notes])
+    return "\n\n".join([f"# {_title(found)}", remarks, *(table.to_markdown() for table, _ in _tables(found))]) + "\n"
 
 
-def _dot(one: Difference, scale: float) -> str:
-    low, value, high = (
-        _SPAN + scale * (0.0 if math.isnan(v) else v) for v in (one.change.low, one.change.value, one.change.high)
-    )
-    colour = "#888" if not one.sure else "#2f6fe0"
-    return (
-        f"<svg width={2 * _SPAN} height=16 role=img aria-label='{one.change.value:.1f} points'>"
-        f"<line x1={_SPAN} x2={_SPAN} y1=0 y2=16 stroke=currentColor opacity=.35 />"
+def _html(found: Comparison, a: Path, b: Path) -> str:
+    parts = [html_list([*_legend(a, b), *found.notes])]
+    for name, (table, differences) in zip(("Measures", "Classes"), _tables(found), strict=True):
+        ends = [abs(end) for one in differences for end in (one.change.low, one.change.high) if not math.isnan(end)]
+        scale = _WIDTH / max([1.0, *ends])
+        rows = [
+            [label, _plot(difference, scale), *cells]
+            for (label, *cells), difference in zip(table.rows, differences, strict=True)
+        ]
+        head = [table.head[0], "lower in B | higher in B", *table.head[1:]]
+        plotted = replace(table, head=head, rows=rows, text_columns=(0, 1, len(head) - 1))
+        parts.append(f"<h2>{name}</h2><p>Scale: {_WIDTH / scale:.1f} points to either side of zero.</p>")
+        parts.append(plotted.to_html())
+    return html_page(_title(found), parts)
+
+
+def _plot(difference: Difference, scale: float) -> Markup:
+    """Draw a difference as a dot with its interval, zero in the middle; `scale` in px per point."""
+    change = difference.change
+    low, value, high = (_WIDTH + scale * (0.0 if math.isnan(v) else v) for v in (change.low, change.value, change.high))
+    colour = "#2f6fe0" if difference.significant else "#888"
+    return Markup(
+        f"<svg width={2 * _WIDTH} height=16 role=img aria-label='{change.value:.1f} points'>"
+        f"<line x1={_WIDTH} x2={_WIDTH} y1=0 y2=16 stroke=currentColor opacity=.35 />"
         f"<line x1={low:.1f} x2={high:.1f} y1=8 y2=8 stroke='{colour}' stroke-width=3 />"
         f"<circle cx={value:.1f} cy=8 r=5 fill='{colour}' /></svg>"
     )

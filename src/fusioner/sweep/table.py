@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fusioner.evaluation import report
 from fusioner.evaluation.bootstrap import Figure, summarise
-from fusioner.evaluation.report import MEASURES, markdown_table, shown
+from fusioner.evaluation.report import MEASURES, format_estimate
 from fusioner.evaluation.store import read_evidence
 from fusioner.io import atomic_write
 from fusioner.sweep.plan import Cell, Sweep
@@ -111,7 +112,7 @@ def to_markdown(table: Table) -> str:
         label, meaning = MEASURES[measure]
         body = [[*row.name, *(_text(row, measure, column) for column in table.columns)] for row in table.rows]
         lines += [f"## {label}", "", f"{meaning[0].upper()}{meaning[1:]}.", ""]
-        lines += [*markdown_table([*_HEAD, *_column_heads(table)], body), ""]
+        lines += [report.Table([*_HEAD, *_column_heads(table)], body).to_markdown(), ""]
     lines += [f"- {note}" for note in notes(table)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -182,7 +183,7 @@ def _column_heads(table: Table) -> list[str]:
 
 def _text(row: Row, measure: str, column: str) -> str:
     figure = row.figures.get(measure, {}).get(column)
-    return "-" if figure is None else shown(figure)
+    return "-" if figure is None else format_estimate(figure)
 
 
 def _cell(row: Row, measure: str, column: str, best: bool) -> str:
