@@ -29,11 +29,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fusioner.encoders.bundled import build_minilm
-from fusioner.encoders.imagenet_classes import (
-    ANCHOR_VARIANTS,
-    anchor_embeddings,
-    kind_embeddings,
-    parse_kinds,
+from fusioner.encoders.dense_classifier import (
+    NAME_VARIANTS,
+    embed_hypernyms,
+    embed_names,
+    parse_hypernyms,
     parse_names,
 )
 from fusioner.errors import FusionerError
@@ -132,11 +132,11 @@ def contents(folder: Path, wordnet: Path) -> Iterator[tuple[str, bytes]]:
     yield "imagenet_names.tsv", names.encode()
     encode = sentence_encoder(text, tokenizer)
     classes = parse_names(names)
-    anchors = {variant: anchor_embeddings(encode, classes, variant) for variant in ANCHOR_VARIANTS}
+    anchors = {variant: embed_names(encode, classes, variant) for variant in NAME_VARIANTS}
     yield "imagenet_anchors.safetensors", pack(anchors)
     kinds = imagenet_kinds([one.synset for one in classes], wordnet)
     yield "imagenet_kinds.tsv", kinds.encode()
-    yield "imagenet_kinds.safetensors", pack({"kinds": kind_embeddings(encode, parse_kinds(kinds))})
+    yield "imagenet_kinds.safetensors", pack({"kinds": embed_hypernyms(encode, parse_hypernyms(kinds))})
 
 
 def download(folder: Path) -> Path:

@@ -23,6 +23,8 @@ from transformers import (
     DINOv3ViTModel,
     DistilBertConfig,
     DistilBertModel,
+    MetaClip2Config,
+    MetaClip2Model,
     MPNetConfig,
     MPNetModel,
     PreTrainedTokenizerFast,
@@ -63,6 +65,9 @@ def make_image_model(kind: str) -> Any:
     """The library's model of a `model_type`, tiny and random."""
     if kind == "clip":
         return CLIPModel(CLIPConfig(vision_config=VISION, text_config={**TEXT, **ENDS}, projection_dim=24))
+    if kind == "metaclip_2":
+        config = MetaClip2Config(vision_config=VISION, text_config={**TEXT, **ENDS}, projection_dim=24)
+        return MetaClip2Model(config)
     if kind == "siglip":
         return SiglipModel(SiglipConfig(vision_config=VISION, text_config={**TEXT, "projection_size": 32}))
     makers: dict[str, Callable[[], Any]] = {
@@ -82,7 +87,7 @@ def make_image_model(kind: str) -> Any:
 
 def make_text_model(kind: str) -> Any:
     """The library's text model of a `model_type`, tiny and random."""
-    if kind in ("clip", "siglip"):
+    if kind in ("clip", "metaclip_2", "siglip"):
         return make_image_model(kind)
     options = {**TEXT, **ENDS}
     makers: dict[str, Callable[[], Any]] = {

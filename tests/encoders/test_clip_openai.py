@@ -9,13 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusioner.encoders.open_clip import (
-    clip_text_from_openai,
-    clip_vision_from_openai,
-    remap_openai_text,
-    remap_openai_visual,
-)
+from fusioner.encoders.image import clip_vision_from_openai
+from fusioner.encoders.open_clip import remap_openai_text, remap_openai_visual
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
+from fusioner.encoders.text import clip_text_from_openai
 from fusioner.errors import FusionerError
 
 Make = Callable[[str], tuple[Path, Any]]
@@ -131,15 +128,15 @@ def test_published_head_counts_are_assumed() -> None:
 
 def test_wrong_states_get_one_sentence(image_model: Make) -> None:
     state = openai_visual(image_model("clip")[1])
-    with pytest.raises(FusionerError, match=r"'layer1\.0\.conv1\.weight' is no key of a CLIP vision transformer"):
+    with pytest.raises(FusionerError, match=r"'layer1\.0\.conv1\.weight' is not a key of a CLIP vision transformer"):
         remap_openai_visual({**state, "visual.layer1.0.conv1.weight": torch.zeros(1)})
-    with pytest.raises(FusionerError, match=r"resblocks\.0\.attn\.odd' is no key of a CLIP transformer block"):
+    with pytest.raises(FusionerError, match=r"resblocks\.0\.attn\.odd' is not a key of a CLIP vision transformer"):
         remap_openai_visual({"transformer.resblocks.0.attn.odd": torch.zeros(1)})
-    with pytest.raises(FusionerError, match="is no key of a CLIP text transformer"):
+    with pytest.raises(FusionerError, match="is not a key of a CLIP text transformer"):
         remap_openai_text({"conv1.weight": torch.zeros(1)})
     with pytest.raises(FusionerError, match="the CLIP weights lack 'proj'"):
         clip_vision_from_openai({key: value for key, value in state.items() if key != "proj"}, heads=4)
-    with pytest.raises(FusionerError, match=r"do not make one model: .*layers\.1\.layer_norm2\.bias"):
+    with pytest.raises(FusionerError, match=r"1 tensors are missing, first .*layers\.1\.layer_norm2\.bias"):
         clip_vision_from_openai({k: v for k, v in state.items() if k != "transformer.resblocks.1.ln_2.bias"}, heads=4)
-    with pytest.raises(FusionerError, match="no transformer block"):
+    with pytest.raises(FusionerError, match=r"lack 'transformer\.resblocks\.0"):
         clip_vision_from_openai({key: value for key, value in state.items() if "resblocks" not in key}, heads=4)

@@ -13,18 +13,19 @@ from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
 from fusioner.encoders.bundled import minilm_embedded, read_weights, weights_file
-from fusioner.encoders.dense_classifier import ConSE, Posteriors, effnet_lite2, effnet_lite2_conse
-from fusioner.encoders.effnet import EfficientNetLite2, SameConv2d, load_effnet
-from fusioner.encoders.imagenet_classes import (
-    ANCHOR_VARIANTS,
+from fusioner.encoders.dense_classifier import (
+    NAME_VARIANTS,
     ClassName,
-    Kind,
-    anchor_embeddings,
-    kind_embeddings,
-    kinds_above,
-    parse_kinds,
+    ConSE,
+    Hypernym,
+    Posteriors,
+    embed_hypernyms,
+    embed_names,
+    hypernyms_of_classes,
+    parse_hypernyms,
     parse_names,
 )
+from fusioner.encoders.efficientnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.errors import FusionerError
 
 
@@ -36,7 +37,7 @@ def networks() -> dict[int, EfficientNetLite2]:
 
 @pytest.fixture(scope="module")
 def conse() -> ConSE:
-    return effnet_lite2_conse()
+    return ConSE()
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +135,13 @@ def test_names_are_the_classifiers_thousand(names: list[ClassName]):
 
 
 def test_garments_are_written_as_worn_by_a_person(names: list[ClassName]):
-    worn = {one.synonyms[0]: ANCHOR_VARIANTS["worn"](one) for one in names if ANCHOR_VARIANTS["worn"](one)}
+    worn = {one.synonyms[0]: NAME_VARIANTS["worn"](one) for one in names if NAME_VARIANTS["worn"](one)}
     assert worn["sweatshirt"] == ["a person wearing a sweatshirt"]
     assert worn["groom"] == ["a person, groom"]
     assert {"jean", "suit", "bikini", "ballplayer", "scuba diver"} <= worn.keys()
     assert not {one.synonyms[0] for one in names[:398]} & worn.keys(), "animals have coats, and nobody wears them"
     anchors = read_weights("imagenet_anchors.safetensors")["worn"]
-    said = [bool(ANCHOR_VARIANTS["worn"](one)) for one in names]
+    said = [bool(NAME_VARIANTS["worn"](one)) for one in names]
     torch.testing.assert_close(anchors.norm(dim=1), torch.tensor(said).float(), rtol=0, atol=1e-3)
 
 
@@ -150,44 +151,44 @@ def test_the_names_change_conses_tokens_and_nothing_of_the_posteriors():
     assert ConSE(names="first").fingerprint() != ConSE(names="photo").fingerprint()
 
 
-@pytest.mark.parametrize("variant", ANCHOR_VARIANTS)
+@pytest.mark.parametrize("variant", NAME_VARIANTS)
 def test_shipped_anchors_are_minilms_embeddings_of_the_names(names: list[ClassName], variant: str):
     shipped = read_weights("imagenet_anchors.safetensors")[variant]
     assert shipped.shape == (1000, 384)
     picked = names[::83]
-    torch.testing.assert_close(shipped[::83], anchor_embeddings(minilm_embedded(), picked, variant), rtol=0, atol=2e-4)
+    torch.testing.assert_close(shipped[::83], embed_names(minilm_embedded(), picked, variant), rtol=0, atol=2e-4)
 
 
 @pytest.fixture(scope="module")
-def kinds() -> list[Kind]:
-    return parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
+def kinds() -> list[Hypernym]:
+    return parse_hypernyms(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
 
 
-def test_kinds_are_wordnets_hypernyms_of_the_classes(names: list[ClassName], kinds: list[Kind]):
+def test_kinds_are_wordnets_hypernyms_of_the_classes(names: list[ClassName], kinds: list[Hypernym]):
     found = {kind.name.synset: kind for kind in kinds}
     assert len(found) == len(kinds)
     assert not found.keys() & {one.synset for one in names}, "a class is nearest by its own name"
-    cars = {names[row].synonyms[0] for row in found["n02958343"].below}
+    cars = {names[row].synonyms[0] for row in found["n02958343"].classes}
     assert found["n02958343"].name.synonyms[0] == "car"
     assert {"convertible", "cab", "limousine", "sports car"} <= cars
     assert "freight car" not in cars, "that is a car of another kind"
     (entity,) = (kind for kind in kinds if kind.name.synonyms == ("entity",))
-    assert entity.below == tuple(range(1000))
+    assert entity.classes == tuple(range(1000))
 
 
-def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Kind], conse: ConSE):
-    above = kinds_above(kinds, 1000)
+def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Hypernym], conse: ConSE):
+    above = hypernyms_of_classes(kinds, 1000)
     assert above.shape == (1000, 19)
     for number in (0, 99, len(kinds) - 1):
-        assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].below
-    assert int((above < len(kinds)).sum()) == sum(len(kind.below) for kind in kinds), "none is left out"
+        assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].classes
+    assert int((above < len(kinds)).sum()) == sum(len(kind.classes) for kind in kinds), "none is left out"
     assert torch.equal(conse.hypernyms().of_class, above)
 
 
-def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Kind], conse: ConSE):
+def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Hypernym], conse: ConSE):
     shipped = conse.hypernyms().embeddings
     assert shipped.shape == (len(kinds), 384)
-    torch.testing.assert_close(shipped[::83], kind_embeddings(minilm_embedded(), kinds[::83]), rtol=0, atol=2e-4)
+    torch.testing.assert_close(shipped[::83], embed_hypernyms(minilm_embedded(), kinds[::83]), rtol=0, atol=2e-4)
 
 
 def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):
@@ -220,7 +221,7 @@ def test_conse_tokens_are_posteriors_times_anchors():
 
 
 def test_posterior_tokens_divided_by_their_sum_are_the_softmax():
-    encoder = effnet_lite2()
+    encoder = Posteriors()
     assert isinstance(encoder, ImageEncoder)
     assert (encoder.name, encoder.dim, encoder.stride) == ("effnet-lite2", 1000, 14)
     image = photo("chelsea", 84, 112)

@@ -12,13 +12,22 @@ from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, IMAGE_FAMILIES, IMAGENET_MEAN, IMAGENET_STD
+from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, IMAGE_BACKBONES, IMAGENET_MEAN, IMAGENET_STD
 from fusioner.encoders.registry import build_image_encoder
 
-KINDS = ["clip", "siglip", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"]
-PREFIX = {"clip": 1, "siglip": 0, "vit": 1, "vit_mae": 1, "deit": 2, "dinov2": 1}  # tokens before the patches
+KINDS = ["clip", "metaclip_2", "siglip", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"]
+# tokens before the patches
+PREFIX = {
+    "clip": 1,
+    "metaclip_2": 1,
+    "siglip": 0,
+    "vit": 1,
+    "vit_mae": 1,
+    "deit": 2,
+    "dinov2": 1,
+}  # tokens before the patches
 REGISTERS = {"dinov2_with_registers": 4, "dinov3_vit": 4}
-NORMALISATION = {"clip": (CLIP_MEAN, CLIP_STD), "siglip": ((0.5,) * 3, (0.5,) * 3)}
+NORMALISATION = {"clip": (CLIP_MEAN, CLIP_STD), "metaclip_2": (CLIP_MEAN, CLIP_STD), "siglip": ((0.5,) * 3, (0.5,) * 3)}
 SIZES = [(32, 32), (32, 48), (56, 24), (8, 8)]  # the trained size; wide; tall; one patch
 
 Make = Callable[[str], tuple[Path, Any]]
@@ -28,7 +37,7 @@ def library_tokens(kind: str, model: Any, images: Tensor) -> Tensor:
     """The library's patch states on RGB in [0, 1], (b, gh * gw, d), written out kind by kind."""
     mean, std = NORMALISATION.get(kind, (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
-    if kind == "clip":
+    if kind in ("clip", "metaclip_2"):
         states = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
         return model.visual_projection(model.vision_model.post_layernorm(states))
     if kind == "siglip":
@@ -53,7 +62,7 @@ def encoder(kind: str, image_model: Make) -> ImageEncoder:
 
 
 def test_every_supported_type_is_tested() -> None:
-    assert {kind.removesuffix("_vision_model") for kind in IMAGE_FAMILIES} == set(KINDS)
+    assert {kind.removesuffix("_vision_model") for kind in IMAGE_BACKBONES} == set(KINDS)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -65,7 +74,7 @@ def test_tokens_are_the_librarys(kind: str, encoder: ImageEncoder, image_model: 
     grid = (size[0] // 8, size[1] // 8)
     assert tokens.shape == (2, encoder.dim, *grid)
     assert encoder.stride == 8
-    assert encoder.dim == (24 if kind == "clip" else 32)
+    assert encoder.dim == (24 if kind in ("clip", "metaclip_2") else 32)
     torch.testing.assert_close(tokens.norm(dim=1), torch.ones(2, *grid))
     for row in range(grid[0]):  # row by row, written out: no reshape to hide a transposed grid
         for column in range(grid[1]):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fusioner.encoders.base import TextEncoder
 from fusioner.encoders.registry import build_text_encoder
-from fusioner.encoders.text import TEXT_FAMILIES
+from fusioner.encoders.text import TEXT_BACKBONES
 
-KINDS = ["clip", "siglip", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert"]
+KINDS = ["clip", "metaclip_2", "siglip", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert"]
 TEXTS = ["cat", "a photo of the red sofa .", "tree", "there is a dog in the scene .", "zebra"]
 IDS = {
     "cat": [2, 8, 3],
@@ -33,7 +33,7 @@ def library_vector(kind: str, model: Any, ids: list[int]) -> Tensor:
         padded = torch.tensor([ids + [0] * (20 - len(ids))])
         return model.text_model(padded).pooler_output[0]
     tokens = torch.tensor([ids])
-    if kind == "clip":
+    if kind in ("clip", "metaclip_2"):
         states = model.text_model(tokens).last_hidden_state[0, -1]  # the end-of-text token's
         return model.text_projection(states)
     return model(tokens).last_hidden_state[0].mean(0)
@@ -50,7 +50,7 @@ def encoder(kind: str, text_model: Make) -> TextEncoder:
 
 
 def test_every_supported_type_is_tested() -> None:
-    assert {kind.removesuffix("_text_model") for kind in TEXT_FAMILIES} == set(KINDS)
+    assert {kind.removesuffix("_text_model") for kind in TEXT_BACKBONES} == set(KINDS)
 
 
 def test_vectors_are_the_librarys(kind: str, encoder: TextEncoder, text_model: Make) -> None:

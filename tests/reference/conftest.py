@@ -6,8 +6,7 @@ import pytest
 from safetensors import safe_open
 from torch import Tensor
 
-from fusioner.encoders.image import ClipVision
-from fusioner.encoders.open_clip import clip_vision_from_openai
+from fusioner.encoders.image import ClipVision, clip_vision_from_openai
 from fusioner.model.checkpoint import load_state
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fusioner.encoders.image import ClipVision
-from fusioner.encoders.open_clip import clip_vision_from_openai, remap_openai_visual
+from fusioner.encoders.image import ClipVision, clip_vision_from_openai
+from fusioner.encoders.open_clip import remap_openai_visual
 
 NEUTRAL = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the golden image is normalised already
 

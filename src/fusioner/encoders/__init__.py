@@ -1,1 +1,1 @@
-"""Frozen image and text encoders behind two Protocols, and the zoo of their names."""
+"""Frozen image and text encoders, and the registry of their names."""

@@ -1,53 +1,121 @@
-"""A classifier made an aligned dense encoder: class posteriors, weighted over the embeddings of the class names.
+"""An ImageNet classifier as a text-aligned dense encoder: class posteriors, and the embeddings of the class names.
 
 ConSE (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014, arXiv 1312.5650),
-here at every position of the image instead of once an image.
+applied at every position instead of once per image.
 """
 
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusioner.encoders.base import Hypernyms, state_digest
 from fusioner.encoders.bundled import read_weights, weights_file
-from fusioner.encoders.effnet import load_effnet
+from fusioner.encoders.efficientnet import load_effnet
 from fusioner.encoders.image import HALF, DenseEncoder
-from fusioner.encoders.imagenet_classes import kinds_above, parse_kinds
 from fusioner.errors import FusionerError
 
-
-def effnet_lite2_conse() -> "ConSE":
-    """The zoo's `effnet-lite2-conse`; FusionerError when the installation lacks the weights or they are broken."""
-    return ConSE()
+Embed = Callable[[Sequence[str]], Float[Tensor, "n d"]]
 
 
-def effnet_lite2() -> "Posteriors":
-    """The zoo's `effnet-lite2`; FusionerError when the installation lacks the weights or they are broken."""
-    return Posteriors()
+@dataclass(frozen=True)
+class ClassName:
+    """An ImageNet class: WordNet id, synonyms (the commonest first) and WordNet's definition."""
+
+    synset: str
+    synonyms: tuple[str, ...]
+    definition: str
+
+
+@dataclass(frozen=True)
+class Hypernym:
+    """A WordNet hypernym, and the indices of the classes below it."""
+
+    name: ClassName
+    classes: tuple[int, ...]
+
+
+PEOPLE = frozenset({"n09835506", "n10148035", "n10565667"})
+"""The ImageNet classes that are people: ballplayer, groom, scuba diver."""
+_WORN = re.compile(
+    r"\b(worn|garment|undergarment|dress|skirt|trousers|robe|gown|pullover|knitted jacket|swimsuit|bathing suit|"
+    r"nightclothes|uniform|raincoat|hat|helmet|mask|scarf|vest|body armor|tie|spectacles|hairpiece)\b"
+)
+
+
+def worn_prompt(name: ClassName) -> list[str]:
+    """Return a garment's prompt with its wearer, as ImageNet has no class for people; empty for other classes."""
+    if name.synset in PEOPLE:
+        return [f"a person, {name.synonyms[0]}"]
+    return [f"a person wearing a {name.synonyms[0]}"] if _WORN.search(name.definition) else []
+
+
+NAME_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
+    "first": lambda name: [name.synonyms[0]],
+    "synonyms": lambda name: list(name.synonyms),
+    "joined": lambda name: [", ".join(name.synonyms)],
+    "defined": lambda name: [f"{name.synonyms[0]}: {name.definition}"],
+    "photo": lambda name: [f"a photo of a {synonym}." for synonym in name.synonyms],
+    "worn": worn_prompt,
+}
+"""Ways to write a class name; the unit embeddings of several strings are averaged."""
+
+
+def parse_names(text: str) -> list[ClassName]:
+    """Parse `imagenet_names.tsv`: one class per line, in the classifier's order."""
+    rows = [line.split("\t") for line in text.splitlines()]
+    return [ClassName(synset, tuple(synonyms.split(", ")), definition) for synset, synonyms, definition in rows]
+
+
+def parse_hypernyms(text: str) -> list[Hypernym]:
+    """Parse `imagenet_kinds.tsv`: the columns of `imagenet_names.tsv`, then class indices separated by commas."""
+    rows = [line.rpartition("\t") for line in text.splitlines()]
+    return [Hypernym(parse_names(name)[0], tuple(map(int, classes.split(",")))) for name, _, classes in rows]
+
+
+def embed_names(embed: Embed, names: Sequence[ClassName], variant: str) -> Float[Tensor, "k d"]:
+    """Return one unit vector per name, written in a way of `NAME_VARIANTS`; zero where that gives no string."""
+    strings = [NAME_VARIANTS[variant](name) for name in names]
+    flat = embed([string for group in strings for string in group])
+    sums = [part.sum(dim=0) for part in flat.split([len(group) for group in strings])]
+    return F.normalize(torch.stack(sums), dim=-1)
+
+
+def embed_hypernyms(embed: Embed, hypernyms: Sequence[Hypernym]) -> Float[Tensor, "c d"]:
+    """Return one unit vector per hypernym: its synonyms and its definition in equal parts."""
+    names = [hypernym.name for hypernym in hypernyms]
+    return F.normalize(embed_names(embed, names, "synonyms") + embed_names(embed, names, "defined"), dim=-1)
+
+
+def hypernyms_of_classes(hypernyms: Sequence[Hypernym], classes: int) -> Int[Tensor, "k depth"]:
+    """Return the indices of each class's hypernyms, padded with their number."""
+    of_class: list[list[int]] = [[] for _ in range(classes)]
+    for index, hypernym in enumerate(hypernyms):
+        for row in hypernym.classes:
+            of_class[row].append(index)
+    depth = max(map(len, of_class))
+    return torch.tensor([row + [len(hypernyms)] * (depth - len(row)) for row in of_class])
 
 
 class Posteriors(DenseEncoder):
-    """EfficientNet-Lite2 as a dense classifier: (B, 1000, H // stride, W // stride) posteriors, of unit length.
+    """EfficientNet-Lite2 as a dense classifier: (B, 1000, H // stride, W // stride) posteriors, scaled to unit length.
 
-    Divide a token by its sum to have the posterior back. Similarity to a label is read through the `anchors`, see
-    `model.similarity`.
+    Divide a token by its sum to recover the posterior. `class_embeddings` (1000, 384) are the unit MiniLM embeddings of
+    the class names.
 
     Args:
-        temperature: divides the logits before the softmax; below 1 sharpens.
-        topk: keep this many classes at each position (their posteriors rescaled to one); 0 keeps all.
+        temperature: divides the logits before the softmax.
+        topk: number of classes kept at each position, their posteriors rescaled to sum to one; 0 keeps all.
         output_stride: of the network; 16 dilates its last stages and doubles the grid.
-        scale: by how much images grow before the network reads them (it was trained on objects that fill the frame);
-            the stride is output_stride / scale, rounded. 16 / 14 gives the grid of a patch-14 transformer.
-        names: how class names are written, a key of `fusioner.encoders.imagenet_classes.ANCHOR_VARIANTS` or several
-            with weights, as in "synonyms+2*defined": their weighted mean.
-        centre: move the image so that each position looks at the middle of its cell; off, at its far corner.
-        name: the zoo name.
-
-    Attributes:
-        class_embeddings: (1000, 384), the unit MiniLM embeddings of the class names.
+        scale: factor by which images are enlarged first (the network was trained on objects that fill the frame); the
+            stride is output_stride / scale, rounded. 16 / 14 gives the grid of a patch-14 transformer.
+        names: key of `NAME_VARIANTS`, or a weighted sum of several such as "synonyms+2*defined".
+        centre: shift the image so that each position is centred on its cell rather than on the cell's far corner.
     """
 
     class_embeddings: Float[Tensor, "k d"]
@@ -69,71 +137,46 @@ class Posteriors(DenseEncoder):
         self.temperature, self.topk, self.output_stride, self.names = temperature, topk, output_stride, names
         self.centre = centre
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), output_stride)
-        self.class_embeddings = _mixed_anchors(names, name)
+        self.class_embeddings = _mixed_embeddings(names, name)
         self.freeze()
 
     def hypernyms(self) -> Hypernyms:
         """Load the classes' WordNet hypernyms: embeddings (860, 384), indices (1000, 19)."""
-        kinds = parse_kinds(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
-        of_class = kinds_above(kinds, len(self.class_embeddings))
+        parsed = parse_hypernyms(weights_file("imagenet_kinds.tsv").read_text(encoding="utf-8"))
+        of_class = hypernyms_of_classes(parsed, len(self.class_embeddings))
         return Hypernyms(read_weights("imagenet_kinds.safetensors")["kinds"], of_class)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tokens beside the weights and the normalisation."""
         return {key: getattr(self, key) for key in ("temperature", "topk", "output_stride", "centre")}
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
-        """The posterior at every position."""
-        return self.posterior(self.logits(pixels))
+        p = (self.logits(pixels) / self.temperature).softmax(dim=1)
+        if 0 < self.topk < p.shape[1]:
+            top, index = p.topk(self.topk, dim=1)
+            p = torch.zeros_like(p).scatter_(1, index, top / top.sum(dim=1, keepdim=True))
+        return p
 
     def logits(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1000 gh gw"]:
-        """Class logits on the token grid, from normalised pixels whose sides are multiples of the stride."""
+        """Compute class logits on the token grid, from normalised pixels whose sides are multiples of the stride."""
         gh, gw = (side // self.stride for side in pixels.shape[-2:])
         size = (gh * self.output_stride, gw * self.output_stride)
-        pixels = _resized(pixels, size, shrinks=self.output_stride < self.stride)
+        pixels = _resize(pixels, size, antialias=self.output_stride < self.stride)
         if self.centre:
             offset = self.network.offset
-            # Up to a multiple of 32, so that every strided layer pads as it does on even sides.
+            # Up to a multiple of 32, so that every strided layer pads as on even sides.
             right, bottom = (-(side + offset) % 32 for side in (size[1], size[0]))
             pixels = F.pad(pixels, (offset, right, offset, bottom))
         return self.network(pixels)[1][..., :gh, :gw]
-
-    def posterior(self, logits: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
-        """Softmax over the classes at the temperature, cut to the `topk`."""
-        p = (logits / self.temperature).softmax(dim=1)
-        if 0 < self.topk < p.shape[1]:
-            kept, index = p.topk(self.topk, dim=1)
-            p = torch.zeros_like(p).scatter_(1, index, kept / kept.sum(dim=1, keepdim=True))
-        return p
-
-
-def _resized(pixels: Float[Tensor, "b c h w"], size: tuple[int, int], shrinks: bool) -> Float[Tensor, "b c h2 w2"]:
-    """Bilinear, smoothed before it shrinks.
-
-    In a graph the places are told in integers: runtimes compute them in float32 from another side than torch does, and
-    the posterior then differs in its fifth digit.
-    """
-    if shrinks or not torch.compiler.is_exporting():
-        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
-    for axis, new in zip((2, 3), size, strict=True):
-        last, unit = pixels.shape[axis] - 1, 2 * new
-        at = ((2 * torch.arange(new, device=pixels.device) + 1) * (last + 1) - new).clamp(0, unit * last)  # / unit
-        first = at // unit
-        share = (at - first * unit).to(pixels.dtype) / unit
-        one, other = (pixels.index_select(axis, (first + step).clamp(max=last)) for step in (0, 1))
-        pixels = one + (other - one) * (share[:, None] if axis == 2 else share)
-    return pixels
 
 
 class ConSE(Posteriors):
     """EfficientNet-Lite2's posteriors in MiniLM's space: (B, 384, H // stride, W // stride) unit-length tokens.
 
-    token = sum over classes of p(class | position) * anchor(class), scaled to unit length. Its cosine with a label's
-    MiniLM embedding says how well the label fits; any label has some cosine with anything, so compare it with the
-    cosines of the thousand `anchors` (a z-score) before calling it high. Arguments and attributes are its parent's.
+    token = sum over classes of p(class | position) * class_embedding(class), scaled to unit length. Any label has some
+    cosine with any token, so compare it with the cosines of all `class_embeddings` (a z-score).
     """
 
-    text_aligned = True  # the tokens live in the text encoder's space
+    text_aligned = True
 
     def __init__(
         self,
@@ -148,23 +191,40 @@ class ConSE(Posteriors):
         super().__init__(temperature, topk, output_stride, scale, names, centre, name, dim=384)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tokens beside the weights and the normalisation."""
-        anchors = torch.nn.ParameterDict({"anchors": self.class_embeddings})
-        return super().settings() | {"anchors": state_digest(anchors, self.names)}
+        embeddings = torch.nn.ParameterDict({"anchors": self.class_embeddings})
+        return super().settings() | {"anchors": state_digest(embeddings, self.names)}
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Posteriors times anchors."""
         return torch.einsum("bkhw,kd->bdhw", super().tokens(pixels), self.class_embeddings)
 
 
-def _mixed_anchors(names: str, encoder: str) -> Float[Tensor, "k d"]:
-    """Unit anchors of "variant" or of a weighted sum of variants such as "synonyms+2*defined"."""
+def _mixed_embeddings(names: str, encoder: str) -> Float[Tensor, "k d"]:
+    """Return the class embeddings of a variant, or of a weighted sum of variants such as "synonyms+2*defined"."""
     variants = read_weights("imagenet_anchors.safetensors")
     total = torch.zeros(())
     for term in names.split("+"):
         weight, _, variant = term.rpartition("*")
         if variant not in variants or not (weight or "1").isdecimal():
             known = ", ".join(sorted(variants))
-            raise FusionerError(f"{encoder}: no way {names!r} to write class names; there are {known}")
+            raise FusionerError(f"{encoder}: class names cannot be written as {names!r}; variants are {known}")
         total = total + int(weight or 1) * F.normalize(variants[variant], dim=1)
     return F.normalize(total, dim=1)
+
+
+def _resize(pixels: Float[Tensor, "b c h w"], size: tuple[int, int], antialias: bool) -> Float[Tensor, "b c h2 w2"]:
+    """Resize bilinearly.
+
+    Exported graphs compute sample positions in integers: runtimes round float32 positions differently from torch, which
+    changes the posterior's fifth digit.
+    """
+    if antialias or not torch.compiler.is_exporting():
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+    for axis, new in zip((2, 3), size, strict=True):
+        last, unit = pixels.shape[axis] - 1, 2 * new
+        centres = 2 * torch.arange(new, device=pixels.device) + 1
+        position = (centres * (last + 1) - new).clamp(0, unit * last)  # in units of 1 / unit
+        index = position // unit
+        fraction = (position - index * unit).to(pixels.dtype) / unit
+        left, right = (pixels.index_select(axis, (index + step).clamp(max=last)) for step in (0, 1))
+        pixels = left + (right - left) * (fraction[:, None] if axis == 2 else fraction)
+    return pixels

@@ -1,32 +1,40 @@
-"""From a hub id or a local folder to a checked transformers model: quiet, safetensors, every failure one sentence."""
+"""Locate, download and read pretrained models; report every failure in one sentence."""
 
 import json
 import logging
-import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, CLIPConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fusioner.encoders.base import RGB
 from fusioner.errors import FusionerError
 
-ALLOW_PICKLE = "FUSIONER_ALLOW_PICKLE"
-"""Environment variable: "1" is the user's word that a repository's `pytorch_model.bin` may be read, weights only."""
+logger = logging.getLogger(__name__)
 
-_SAFE = ("model.safetensors", "model.safetensors.index.json")
-_PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_PATTERNS = ["*.json", "*.txt", "*.model", "model*.safetensors"]
-# Never used by the tokens, so a checkpoint may lack them.
-_OPTIONAL = ("mask_token", "position_ids")
-# What, beside the weights, decides the output of a transformers model.
-_SETTINGS = (
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+OPEN_CLIP = ("open_clip_model.safetensors",)
+PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (*SAFETENSORS, *OPEN_CLIP, *PICKLE)
+"""Names of weight files, in the order in which they are preferred."""
+
+CONFIGS = ("config.json", "open_clip_config.json")
+_SETTINGS = ["*.json", "*.txt", "*.model"]
+_SHARDS = {SAFETENSORS: "model-*.safetensors", PICKLE: "pytorch_model-*.bin"}
+_CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")  # author and title of its pull requests
+_OPTIONAL = ("mask_token", "position_ids")  # unused by the tokens, so checkpoints may lack them
+_FINGERPRINTED = (  # configuration entries that change a model's output
     "model_type",
     "hidden_act",
     "layer_norm_eps",
@@ -42,14 +50,29 @@ _SETTINGS = (
 )
 
 
-def allow_pickle() -> bool:
-    """Whether the user said that a pickled checkpoint may be read (always with `weights_only=True`)."""
-    return os.environ.get(ALLOW_PICKLE) == "1"
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files of a pretrained model.
+
+    Attributes:
+        name: name of the encoder, for error messages.
+        folder: contains the configuration and the tokenizer.
+        weights: the weight file, or the index of its shards.
+    """
+
+    name: str
+    folder: Path
+    weights: Path
+
+    def read(self) -> dict[str, Tensor]:
+        """Return all tensors of the weight file and its shards."""
+        logger.info("%s: reading %s", self.name, self.weights)
+        return {key: tensor for file in _shards(self.weights) for key, tensor in read_tensors(file).items()}
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Silence transformers' load reports and progress bars, and give both back as they were."""
+    """Silence transformers' load reports and progress bars."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
@@ -61,124 +84,285 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def locate(source: str, name: str) -> Path:
-    """The local folder of a model: `source` itself when it is one, else the hub repository `source`, downloaded once.
+def locate(source: str, name: str, fallback: str = "") -> Checkpoint:
+    """Find a model in a local folder or the download cache, or download it.
 
-    Raises FusionerError when the folder is missing, the repository is unknown or gated, or the hub cannot be reached.
+    Args:
+        source: folder or Hugging Face repository.
+        name: name of the encoder, for error messages.
+        fallback: repository with `open_clip_model.safetensors`, read if `source` holds no safetensors.
+
+    Raises:
+        FusionerError: no such folder or repository, no readable weights in it, or a failed download.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder.absolute()
+        weights = _find([folder.absolute()], WEIGHTS)
+        if weights is None:
+            raise FusionerError(f"{name}: {folder} has no weights ({', '.join(WEIGHTS[::2])} or {PICKLE[0]})")
+        return Checkpoint(name, folder.absolute(), weights)
     if folder.is_file():
         raise FusionerError(f"{name}: {source} is a file; give the folder with config.json and model.safetensors")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise FusionerError(f"{name}: there is no folder {source}")
-    patterns = [*_PATTERNS, "pytorch_model*"] if allow_pickle() else _PATTERNS
     try:
-        cached = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
-        if has_weights(cached):
-            return cached
-    except (LocalEntryNotFoundError, ValueError):
-        pass  # not downloaded yet
-    return _download(source, name, patterns)
+        checkpoint = _find_cached(source, name, fallback)
+        if checkpoint is None:
+            _download(source, name, fallback)
+            checkpoint = _find_cached(source, name, fallback)
+    except Exception as error:  # proxies, time-outs, full disks, malformed ids: many classes
+        raise FusionerError(f"{name}: {_download_problem(error, source)}; {_offline_hint(name)}") from error
+    if checkpoint is None:
+        raise FusionerError(f"{name}: the repository {source} has no config.json or none of {', '.join(WEIGHTS)}")
+    return checkpoint
 
 
-def _download(repository: str, name: str, patterns: list[str]) -> Path:
-    offline = f"to work offline, copy the repository's files to a folder and name it {name.removeprefix('hf:')}@/FOLDER"
-    if name.startswith("hf:"):
-        offline = "to work offline, copy the repository's files to a folder and name it hf:/FOLDER"
+def _find(folders: list[Path], names: tuple[str, ...]) -> Path | None:
+    """Return the first complete weight file, by folder and then by name."""
+    files = (folder / name for folder in folders for name in names)
+    return next((file for file in files if file.is_file() and all(map(Path.is_file, _shards(file)))), None)
+
+
+def _shards(weights: Path) -> list[Path]:
+    if weights.suffix != ".json":
+        return [weights]
     try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise FusionerError(
-            f"{name}: the repository {repository} asks for its licence to be accepted: do so at "
-            f"https://huggingface.co/{repository} and log in with `hf auth login`; {offline}"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FusionerError(
-            f"{name}: the Hugging Face hub has no repository {repository} that you may read; {offline}"
-        ) from error
-    except Exception as error:  # proxies, time-outs, full disks, malformed ids: many classes, one meaning
-        reason = _line(error).split(". ")[0].removeprefix("Got: ")
-        raise FusionerError(f"{name}: cannot download {repository} ({reason}); {offline}") from error
+        index = json.loads(weights.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FusionerError(f"{weights} is not an index of weight files") from error
+    return sorted({weights.parent / file for file in index.values()})
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether `folder` holds a config and weights that may be read."""
-    weights = (*_SAFE, *_PICKLE) if allow_pickle() else _SAFE
-    return (folder / "config.json").is_file() and any((folder / file).is_file() for file in weights)
+def _find_cached(repository: str, name: str, fallback: str) -> Checkpoint | None:
+    snapshots = _snapshots(repository)
+    folder = next((path for path in snapshots if any((path / file).is_file() for file in CONFIGS)), None)
+    weights = _find(snapshots, (*SAFETENSORS, *OPEN_CLIP))
+    weights = weights or (_find(_snapshots(fallback), OPEN_CLIP) if fallback else None) or _find(snapshots, PICKLE)
+    return Checkpoint(name, folder, weights) if folder and weights else None
 
 
-def read_config(folder: Path, name: str) -> PretrainedConfig:
-    """The model's configuration; FusionerError names the missing or broken file."""
-    path = folder / "config.json"
-    if not path.is_file():
+def _snapshots(repository: str) -> list[Path]:
+    """Return the downloaded revisions of a repository, main first."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+    main = folder / "refs" / "main"
+    commit = main.read_text() if main.is_file() else ""
+    return sorted((folder / "snapshots").glob("*"), key=lambda path: path.name != commit)
+
+
+def _download(repository: str, name: str, fallback: str) -> None:
+    """Download settings and the preferred weight file: safetensors, their conversion, open_clip's, a pickle."""
+    files = set(HfApi().list_repo_files(repository))
+    snapshot_download(repository, allow_patterns=_SETTINGS)
+    for names in (SAFETENSORS, OPEN_CLIP):
+        if files & {*names}:
+            snapshot_download(repository, allow_patterns=[*names, _SHARDS.get(names, "")])
+            return
+    if revision := _conversion(repository):
+        logger.warning("%s: downloading the safetensors of %s in %s", name, revision, repository)
+        snapshot_download(repository, revision=revision, allow_patterns=[*SAFETENSORS, _SHARDS[SAFETENSORS]])
+        return
+    if fallback:
+        try:
+            snapshot_download(fallback, allow_patterns=[*OPEN_CLIP])
+            logger.warning("%s: downloaded %s of %s", name, OPEN_CLIP[0], fallback)
+            return
+        except HfHubHTTPError:
+            logger.info("%s: %s cannot be downloaded", name, fallback)
+    if files & {*PICKLE}:
+        logger.warning("%s: downloading %s of %s; only its tensors are read", name, PICKLE[0], repository)
+        snapshot_download(repository, allow_patterns=[*PICKLE, _SHARDS[PICKLE]])
+
+
+def _conversion(repository: str) -> str | None:
+    """Return the revision of the open pull request that converts a repository's pickle to safetensors."""
+    author, title = _CONVERTER
+    try:
+        requests = list(HfApi().get_repo_discussions(repository, author=author, discussion_type="pull_request"))
+    except HfHubHTTPError:  # the repository has no discussions
+        return None
+    found = (
+        request for request in requests if (request.author, request.title, request.status) == (author, title, "open")
+    )
+    return next((request.git_reference for request in found), None)
+
+
+def _download_problem(error: Exception, repository: str) -> str:
+    page = f"https://huggingface.co/{repository}"
+    if isinstance(error, GatedRepoError):
+        return f"{repository} requires accepting its licence: do so at {page} and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"the Hugging Face hub has no repository {repository} that you may read"
+    reason = first_line(error).split(". ")[0].removeprefix("Got: ")
+    return f"cannot download {repository} ({reason}), which is not in the cache {constants.HF_HUB_CACHE}"
+
+
+def _offline_hint(name: str) -> str:
+    target = "hf:/FOLDER" if name.startswith("hf:") else f"{name}@/FOLDER"
+    return f"to work offline, copy the repository's files to a folder and name it {target}"
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """Return the tensors of a safetensors file, or the content of a pickle without running any code in it.
+
+    Raises:
+        FusionerError: the file is missing, damaged, or a pickle with more than tensors and plain values.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # SafetensorError, OSError, RuntimeError, UnpicklingError, EOFError
+        if "nsupported" in str(error):
+            raise FusionerError(f"{file} cannot be read: it holds code besides tensors, which is never run") from error
+        raise FusionerError(f"the weights in {file} cannot be read ({first_line(error)})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in an optional JSON file; empty if the file is missing or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """Return the configuration of a model, also of a CLIP in open_clip's format.
+
+    Raises:
+        FusionerError: it is missing or damaged.
+    """
+    folder, name = checkpoint.folder, checkpoint.name
+    if not any((folder / file).is_file() for file in CONFIGS):
         raise FusionerError(f"{name}: {folder} has no config.json; give a folder written by save_pretrained")
+    config = _open_clip_config(read_json(folder / "open_clip_config.json").get("model_cfg"))
+    if config and "model_type" not in read_json(folder / "config.json"):
+        return config
     try:
         with quietly():
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # strict dataclass validation raises classes of its own
-        raise FusionerError(f"{name}: {path} is not a configuration transformers can read ({_line(error)})") from error
+        path = folder / "config.json"
+        raise FusionerError(f"{name}: {path} is not a configuration of transformers ({first_line(error)})") from error
+
+
+def _open_clip_config(model: Any) -> CLIPConfig | None:
+    """Translate open_clip's `model_cfg`; None if it describes no plain CLIP."""
+    try:
+        vision, text = model["vision_cfg"], model["text_cfg"]
+        shared = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+        vision_config = shared | {
+            "hidden_size": vision["width"],
+            "intermediate_size": round(vision["width"] * vision.get("mlp_ratio", 4)),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        }
+        text_config = shared | {
+            "hidden_size": text["width"],
+            "intermediate_size": round(text["width"] * text.get("mlp_ratio", 4)),
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "max_position_embeddings": text["context_length"],
+            "vocab_size": text["vocab_size"],
+            "bos_token_id": text["vocab_size"] - 2,
+            "eos_token_id": text["vocab_size"] - 1,  # the last token ends a text
+        }
+        return CLIPConfig(vision_config=vision_config, text_config=text_config, projection_dim=model["embed_dim"])
+    except (KeyError, TypeError):
+        return None
 
 
 def read_normalisation(folder: Path) -> tuple[RGB, RGB] | None:
-    """(mean, std) of the folder's preprocessor_config.json, or None where it says nothing."""
+    """Return (mean, std) of a folder's preprocessing settings, None if they do not state them."""
+    settings = read_json(folder / "preprocessor_config.json")
+    if settings.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    open_clip = read_json(folder / "open_clip_config.json").get("preprocess_cfg") or {}
     try:
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        return _rgb(settings["image_mean"]), _rgb(settings["image_std"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return _rgb(settings.get("image_mean") or open_clip["mean"]), _rgb(
+            settings.get("image_std") or open_clip["std"]
+        )
+    except (KeyError, TypeError, ValueError):
         return None
 
 
 def _rgb(values: list[float]) -> RGB:
-    red, green, blue = (float(value) for value in values)
+    red, green, blue = map(float, values)
     return red, green, blue
 
 
-def load_pretrained(
-    kind: type[PreTrainedModel], folder: Path, config: PretrainedConfig, name: str, **options: Any
-) -> PreTrainedModel:
-    """A transformers model in fp32 with every weight read from `folder`.
+def rename_keys(state: Mapping[str, Tensor], rules: Mapping[str, str], model: str) -> dict[str, Tensor]:
+    """Rename tensors, in fp32, by rules from a regular expression for a whole key to its replacement.
 
-    Raises FusionerError when the weights are missing, pickled, truncated, of other sizes, or do not cover the model.
+    `{qkv}` in a replacement splits a fused matrix into the query, key and value projections.
+
+    Raises:
+        FusionerError: no rule matches a key, which is then said not to be one of a `model`.
     """
-    safe = any((folder / file).is_file() for file in _SAFE)
-    pickled = any((folder / file).is_file() for file in _PICKLE)
-    if not safe and not (pickled and allow_pickle()):
-        hint = f"; it has a pickled one, read (weights only) when {ALLOW_PICKLE}=1 is set" if pickled else ""
-        raise FusionerError(f"{name}: {folder} has no model.safetensors{hint}")
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        matches = ((re.fullmatch(pattern, key), template) for pattern, template in rules.items())
+        new = next((match.expand(template) for match, template in matches if match), None)
+        if new is None:
+            raise FusionerError(f"{key!r} is not a key of a {model}")
+        parts = zip("qkv", value.chunk(3), strict=True) if "{qkv}" in new else [("", value)]
+        renamed |= {new.replace("{qkv}", letter): part.detach().float() for letter, part in parts}
+    return renamed
+
+
+def build_model(
+    kind: type[PreTrainedModel],
+    config: PretrainedConfig,
+    state: Mapping[str, Tensor],
+    name: str,
+    *,
+    exact: bool = False,
+    **options: Any,
+) -> Any:
+    """Build a transformers model in fp32 and eval mode, with every weight taken from `state`.
+
+    `from_pretrained` maps published keys to those of the installed version. It fills missing tensors with random
+    numbers and only logs that, hence the check.
+
+    Args:
+        exact: refuse tensors that the model lacks.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        FusionerError: the tensors do not cover the model or differ in shape.
+    """
     try:
         with quietly():
             loaded: Any = kind.from_pretrained(
-                folder,
+                None,
                 config=config,
+                state_dict=dict(state),
                 dtype=torch.float32,
-                use_safetensors=safe,
-                weights_only=True,
-                local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **options,
             )
-    except Exception as error:  # SafetensorError, OSError, ValueError, RuntimeError, UnpicklingError
-        raise FusionerError(f"{name}: the weights in {folder} cannot be read ({_line(error)})") from error
+    except Exception as error:
+        raise FusionerError(f"{name}: {kind.__name__} cannot be built ({first_line(error)})") from error
     model, report = loaded
-    _check_complete(report, folder, name)
+    problems = {
+        "missing": [key for key in report["missing_keys"] if exact or not key.endswith(_OPTIONAL)],
+        "of another shape": [entry[0] for entry in report["mismatched_keys"]],
+        "unknown": report["unexpected_keys"] if exact else [],
+    }
+    if counts := [f"{len(keys)} tensors are {problem}" for problem, keys in problems.items() if keys]:
+        first = min(key for keys in problems.values() for key in keys)
+        raise FusionerError(f"{name}: the weights do not fit {kind.__name__}: {', '.join(counts)}, first {first}")
     return model
 
 
-def _check_complete(report: Mapping[str, Any], folder: Path, name: str) -> None:
-    # transformers fills what is missing with random numbers and only logs it: that must never pass for a trained model.
-    if wrong := sorted(entry[0] for entry in report["mismatched_keys"]):
-        raise FusionerError(f"{name}: {folder}/config.json does not fit its weights: {wrong[0]} has another shape")
-    if missing := sorted(key for key in report["missing_keys"] if not key.endswith(_OPTIONAL)):
-        raise FusionerError(f"{name}: the weights in {folder} lack {len(missing)} tensors, first {missing[0]}")
+def fingerprinted_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the configuration entries that change a model's output."""
+    return {key: value for key, value in config.to_dict().items() if key in _FINGERPRINTED}
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, its class name if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def model_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """The part of a configuration that changes the output, for the fingerprint."""
-    return {key: value for key, value in config.to_dict().items() if key in _SETTINGS}

@@ -1,10 +1,11 @@
-"""Frozen image encoders of the transformers library as one adapter: RGB in, dense unit-length patch tokens out.
+"""Frozen image encoders: RGB in, dense unit-length patch tokens out.
 
-Every vision transformer here ends its sequence with the patches in row order; what comes before them (class token,
-registers, distillation token) is dropped. Positions are interpolated by the library itself, also at H != W.
+Every vision transformer here ends its sequence with the patches in row order; tokens before them (class, registers,
+distillation) are dropped. transformers interpolates the position embeddings, also for H != W.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
-from fusioner.encoders.base import FrozenImageEncoder, state_digest
-from fusioner.encoders.hub import (
-    RGB,
-    load_pretrained,
-    locate,
-    model_settings,
-    read_config,
-    read_normalisation,
-)
+from fusioner.encoders.base import RGB, FrozenImageEncoder, ImageEncoder, state_digest
+from fusioner.encoders.hub import build_model, fingerprinted_settings, locate, read_config, read_normalisation
+from fusioner.encoders.open_clip import is_openai, remap_openai_visual, vision_config
 from fusioner.errors import FusionerError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -32,10 +27,7 @@ HALF: RGB = (0.5, 0.5, 0.5)
 
 
 class DenseEncoder(FrozenImageEncoder, ABC):
-    """Base of the image adapters: resize, normalise, `tokens`, unit length.
-
-    Attributes: see `fusioner.encoders.base.ImageEncoder`; assign `mean` and `std` to change the normalisation.
-    """
+    """Base of the image encoders: resize, normalise, compute `tokens`, scale them to unit length."""
 
     def __init__(self, name: str, dim: int, stride: int, mean: RGB, std: RGB) -> None:
         super().__init__()
@@ -45,17 +37,17 @@ class DenseEncoder(FrozenImageEncoder, ABC):
 
     @abstractmethod
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Normalised pixels, h and w multiples of the stride -> tokens of any length."""
+        """Compute tokens of any length from normalised pixels; h and w are multiples of the stride."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the tokens beside the weights and the normalisation."""
+        """Return the settings that change the tokens, besides weights and normalisation."""
         return {}
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """RGB in [0, 1] -> unit-length tokens on a grid of h // stride by w // stride (at least 1 by 1).
+        """Encode RGB in [0, 1] into unit-length tokens on a grid of h // stride by w // stride (at least 1 by 1).
 
-        A size that is not a multiple of the stride is squeezed to the next smaller one (bilinear, no antialiasing).
+        Other sizes than multiples of the stride are resized to the next smaller one (bilinear, no antialiasing).
         """
         size = tuple(max(1, side // self.stride) * self.stride for side in images.shape[-2:])
         if tuple(images.shape[-2:]) != size:
@@ -65,21 +57,20 @@ class DenseEncoder(FrozenImageEncoder, ABC):
         return F.normalize(tokens.float(), dim=1)
 
     def fingerprint(self) -> str:
-        """Sha256 (hex) of weights, settings and normalisation; the weights are hashed once."""
+        """Return the sha256 (hex) of weights, settings and normalisation; weights are hashed once."""
         if self._digest is None:
             self._digest = state_digest(self, [type(self).__name__, self.stride, self.settings()])
-        return state_digest(torch.nn.Module(), [self._digest, list(self.mean), list(self.std)])
+        return state_digest(nn.Module(), [self._digest, list(self.mean), list(self.std)])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._digest = None  # .half() and its like change the weights
+        self._digest = None  # .half() and others change the weights
         return super()._apply(fn, recurse)
 
 
 class PatchTransformer(DenseEncoder):
-    """Patch tokens of a transformers vision model, as its `last_hidden_state` has them (after the final LayerNorm).
+    """Patch tokens of a transformers vision model: its `last_hidden_state`, after the final LayerNorm.
 
-    For SigLIP and SigLIP 2 that is the state after `post_layernorm`, before the attention pooling head, which would
-    leave one vector an image; the method was published before them and says nothing of them, so this is our reading.
+    For SigLIP these are the states before the attention pooling head, which returns one vector per image.
     """
 
     def __init__(
@@ -91,21 +82,19 @@ class PatchTransformer(DenseEncoder):
         *,
         interpolate: bool,
     ) -> None:
-        super().__init__(name, model.config.hidden_size, _side(model.config.patch_size), mean, std)
+        super().__init__(name, model.config.hidden_size, _patch_side(model.config.patch_size), mean, std)
         self.model: Any = model
         self._options: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
         self.freeze()
 
     def settings(self) -> dict[str, Any]:
-        """The model's own configuration, as far as it changes the output."""
-        return model_settings(self.model.config)
+        return fingerprinted_settings(self.model.config)
 
     def project(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
-        """From the model's last state to the tokens: nothing to do, unless a subclass says so."""
+        """Map the model's last states to tokens."""
         return patches
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """The last gh * gw states, row by row."""
         grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
         pixels = pixels.to(self.model.dtype)
         states = self.model(pixel_values=pixels, **self._options).last_hidden_state  # (b, prefix + gh * gw, c)
@@ -114,41 +103,32 @@ class PatchTransformer(DenseEncoder):
 
 
 class ClipVision(PatchTransformer):
-    """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, made for the class token.
+    """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, as for the class token.
 
-    With `values` they are MaskCLIP's (arXiv 2112.01071): in the last attention layer every patch looks at itself alone,
-    so that what it says of itself is not mixed with what the class token gathers.
+    With `values` they are MaskCLIP's (arXiv 2112.01071): every patch attends to itself alone in the last layer.
     """
 
-    text_aligned = True  # the tokens live in the text encoder's space
+    text_aligned = True
 
     def __init__(
-        self,
-        model: CLIPVisionModelWithProjection,
-        name: str,
-        mean: RGB = CLIP_MEAN,
-        std: RGB = CLIP_STD,
-        *,
-        values: bool = False,
+        self, model: PreTrainedModel, name: str, mean: RGB = CLIP_MEAN, std: RGB = CLIP_STD, *, values: bool = False
     ) -> None:
         super().__init__(model, name, mean, std, interpolate=True)
-        self.dim = model.visual_projection.out_features
+        self.dim = self.model.visual_projection.out_features
         self.values = values
         if values:
-            last: Any = model.vision_model.encoder.layers[-1]
-            last.self_attn = _Itself(last.self_attn).train(False)
+            last = self.model.vision_model.encoder.layers[-1]
+            last.self_attn = ValueOnlyAttention(last.self_attn).train(False)
 
     def settings(self) -> dict[str, Any]:
-        """See the parent."""
         return super().settings() | ({"values": True} if self.values else {})
 
     def project(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
-        """Apply to every patch what CLIP applies to its class token."""
         return self.model.visual_projection(self.model.vision_model.post_layernorm(patches))
 
 
-class _Itself(nn.Module):
-    """A layer of CLIP's attention in which every token looks at itself alone."""
+class ValueOnlyAttention(nn.Module):
+    """CLIP's attention with every token attending to itself alone."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -158,84 +138,175 @@ class _Itself(nn.Module):
         return self.out_proj(self.v_proj(hidden_states)), None
 
 
+class ConcatEncoder(FrozenImageEncoder):
+    """Tokens of several image encoders, resampled (bilinear) to the first one's grid and concatenated along d.
+
+    Each encoder's tokens have unit length before and after resampling, so all count equally; the result is scaled to
+    unit length again. `dim` is the sum, `name` the names joined by "+". Assigning `mean` or `std` sets them in all.
+    """
+
+    def __init__(self, encoders: Sequence[ImageEncoder]) -> None:
+        super().__init__()
+        if not encoders:
+            raise FusionerError("a list of image encoders needs at least one")
+        self.encoders = nn.ModuleList(encoder for encoder in encoders if isinstance(encoder, nn.Module))
+        self._parts = tuple(encoders)
+        self.name = "+".join(encoder.name for encoder in encoders)
+        self.dim = sum(encoder.dim for encoder in encoders)
+        self.stride = encoders[0].stride
+        self.freeze()
+
+    @property
+    def parts(self) -> Sequence[ImageEncoder]:
+        return self._parts
+
+    @property
+    def mean(self) -> RGB:
+        return self._parts[0].mean
+
+    @mean.setter
+    def mean(self, value: RGB) -> None:
+        self._assign("mean", value)
+
+    @property
+    def std(self) -> RGB:
+        return self._parts[0].std
+
+    @std.setter
+    def std(self, value: RGB) -> None:
+        self._assign("std", value)
+
+    def _assign(self, name: str, value: RGB) -> None:
+        if tuple(value) != tuple(getattr(self, name)):  # assigning the current value keeps the other encoders' values
+            for encoder in self._parts:
+                setattr(encoder, name, value)
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """Encode RGB in [0, 1] into unit-length tokens on the first encoder's grid."""
+        first, *others = (encoder(images) for encoder in self._parts)  # each (b, d_i, gh_i, gw_i)
+        resampled = [F.normalize(_resample(tokens, first.shape[-2:]), dim=1) for tokens in others]
+        return F.normalize(torch.cat([first, *resampled], dim=1), dim=1)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 (hex) of the encoders' fingerprints, in order."""
+        return state_digest(nn.Module(), [encoder.fingerprint() for encoder in self._parts])
+
+
+def _resample(tokens: Float[Tensor, "b d gh gw"], size: torch.Size) -> Float[Tensor, "b d gh2 gw2"]:
+    if tokens.shape[-2:] == size:
+        return tokens
+    return F.interpolate(tokens, size=size, mode="bilinear", align_corners=False)
+
+
 @dataclass(frozen=True)
-class Family:
-    """How one transformers `model_type` becomes a dense encoder."""
+class BackboneSpec:
+    """How a transformers `model_type` becomes an image encoder.
+
+    Attributes:
+        model: class in transformers.
+        mean, std: normalisation, if the checkpoint does not state one.
+        interpolate: whether its forward takes `interpolate_pos_encoding`; the others always interpolate.
+        projected: whether tokens pass CLIP's projection into the joint space.
+        options: arguments of `from_pretrained`.
+    """
 
     model: str
     mean: RGB = IMAGENET_MEAN
     std: RGB = IMAGENET_STD
     interpolate: bool = True
-    options: dict[str, Any] = field(default_factory=dict)
+    projected: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_VIT = Family("ViTModel", options={"add_pooling_layer": False})
-_CLIP = Family("CLIPVisionModelWithProjection", CLIP_MEAN, CLIP_STD)
-_SIGLIP = Family("SiglipVisionModel", HALF, HALF)
-IMAGE_FAMILIES: dict[str, Family] = {
+_NO_POOLER = {"add_pooling_layer": False}
+_CLIP = BackboneSpec("CLIPVisionModelWithProjection", CLIP_MEAN, CLIP_STD, projected=True)
+_SIGLIP = BackboneSpec("SiglipVisionModel", HALF, HALF)
+IMAGE_BACKBONES: dict[str, BackboneSpec] = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
+    "metaclip_2": BackboneSpec("MetaClip2VisionModelWithProjection", CLIP_MEAN, CLIP_STD, projected=True),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "vit": _VIT,
-    "vit_mae": _VIT,  # not ViTMAEModel: that one shuffles its tokens even when it masks none
-    "deit": Family("DeiTModel", options={"add_pooling_layer": False}),
-    "dinov2": Family("Dinov2Model", interpolate=False),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", interpolate=False),
-    "dinov3_vit": Family("DINOv3ViTModel", interpolate=False),
+    "vit": BackboneSpec("ViTModel", options=_NO_POOLER),
+    "vit_mae": BackboneSpec("ViTModel", options=_NO_POOLER),  # ViTMAEModel shuffles tokens even if it masks none
+    "deit": BackboneSpec("DeiTModel", options=_NO_POOLER),
+    "dinov2": BackboneSpec("Dinov2Model", interpolate=False),
+    "dinov2_with_registers": BackboneSpec("Dinov2WithRegistersModel", interpolate=False),
+    "dinov3_vit": BackboneSpec("DINOv3ViTModel", interpolate=False),
 }
 """transformers `model_type` -> how to load it."""
 
 
 def load_image_encoder(
-    source: str, name: str, kinds: tuple[str, ...] | None = None, *, values: bool = False
+    source: str, name: str, model_types: Sequence[str] = (), *, values: bool = False, fallback: str = ""
 ) -> PatchTransformer:
-    """A frozen image encoder from a folder or a hub repository in transformers' format.
+    """Load a frozen image encoder from a folder or a Hugging Face repository.
 
     Args:
-        source: folder or hub id.
-        name: the zoo name it is built from; kept as `.name`.
-        kinds: the `model_type`s that fit the name; None takes any of `IMAGE_FAMILIES`.
-        values: of CLIP, take MaskCLIP's tokens.
+        source: folder or repository.
+        name: registry name of the encoder.
+        model_types: accepted `model_type`s; empty accepts all of `IMAGE_BACKBONES`.
+        values: use MaskCLIP's tokens of a CLIP.
+        fallback: repository with the same CLIP in open_clip's format.
 
     Raises:
-        FusionerError: the source cannot be had, is of another kind, or its weights are incomplete.
+        FusionerError: the source cannot be read, holds another kind of model, or its weights are incomplete.
     """
-    folder = locate(source, name)
-    config = read_config(folder, name)
-    kind = config.model_type
-    if kind not in (kinds or IMAGE_FAMILIES):
-        known = ", ".join(kinds or IMAGE_FAMILIES)
-        raise FusionerError(f"{name}: {folder} holds a model of type {kind!r}, not an image encoder of type {known}")
-    family = IMAGE_FAMILIES[kind]
-    model = load_pretrained(getattr(transformers, family.model), folder, _vision_config(config), name, **family.options)
-    mean, std = read_normalisation(folder) or (family.mean, family.std)
-    if isinstance(model, CLIPVisionModelWithProjection):
+    checkpoint = locate(source, name, fallback)
+    config = read_config(checkpoint)
+    known = model_types or tuple(IMAGE_BACKBONES)
+    if config.model_type not in known:
+        raise FusionerError(
+            f"{name}: {checkpoint.folder} holds a model of type {config.model_type!r}, not an image encoder of type "
+            f"{', '.join(known)}"
+        )
+    spec = IMAGE_BACKBONES[config.model_type]
+    state = checkpoint.read()
+    if is_openai(state):
+        state = remap_openai_visual(state)
+    model = build_model(getattr(transformers, spec.model), _vision_part(config), state, name, **spec.options)
+    mean, std = read_normalisation(checkpoint.folder) or (spec.mean, spec.std)
+    if spec.projected:
         return ClipVision(model, name, mean, std, values=values)
-    return PatchTransformer(model, name, mean, std, interpolate=family.interpolate)
+    return PatchTransformer(model, name, mean, std, interpolate=spec.interpolate)
 
 
-def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a configuration that the vision model reads."""
+def clip_vision_from_openai(
+    state: Mapping[str, Tensor],
+    *,
+    heads: int | None = None,
+    activation: str = "quick_gelu",
+    name: str = "clip-openai",
+    mean: RGB = CLIP_MEAN,
+    std: RGB = CLIP_STD,
+) -> ClipVision:
+    """Build a CLIP image encoder from tensors under OpenAI's keys; heads of 64 channels unless their number is given.
+
+    Raises:
+        FusionerError: tensors are missing or those of another network.
+    """
+    config = vision_config(state, heads, activation)
+    model = build_model(CLIPVisionModelWithProjection, config, remap_openai_visual(state), name, exact=True)
+    return ClipVision(model, name, mean, std)
+
+
+def _vision_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the configuration of the vision model."""
     if config.model_type == "vit_mae":
-        shared = set(ViTConfig().to_dict()) - {
-            "model_type",
-            "architectures",
-            "transformers_version",
-            "pooler_output_size",
-        }
-        return ViTConfig(**{key: value for key, value in config.to_dict().items() if key in shared})
+        shared = ViTConfig().to_dict().keys() & config.to_dict().keys()
+        other = {"model_type", "architectures", "transformers_version", "pooler_output_size"}
+        return ViTConfig(**{key: getattr(config, key) for key in shared - other})
     vision = getattr(config, "vision_config", config)
-    if config.model_type == "clip":
-        vision.projection_dim = config.projection_dim  # the towers' own entries are often left at the default
+    if vision is not config and hasattr(config, "projection_dim"):
+        vision.projection_dim = config.projection_dim  # CLIP's own entry is often left at the default
     if vision.model_type == "siglip_vision_model":
-        vision.vision_use_head = False  # pools to one vector, which nobody here reads
+        vision.vision_use_head = False  # pools to one vector per image
     return vision
 
 
-def _side(patch: int | list[int] | tuple[int, int]) -> int:
-    if isinstance(patch, int):
-        return patch
-    if len(set(patch)) != 1:
-        raise FusionerError(f"patches of {patch[0]}x{patch[1]} px are not square, which the token grid needs")
-    return patch[0]
+def _patch_side(patch: int | list[int] | tuple[int, int]) -> int:
+    sides = {patch} if isinstance(patch, int) else set(patch)
+    if len(sides) != 1:
+        raise FusionerError(f"patches of {patch} px are not square, which the token grid needs")
+    return sides.pop()

@@ -1,4 +1,4 @@
-"""Labels as text vectors: prompt templates averaged, each label encoded once."""
+"""Label embeddings: averaged over prompt templates, each label encoded once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,24 +21,24 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a large {}.",
     "there is a {} in the scene.",
 )
-"""A short choice of the templates that CLIP (arXiv 2103.00020) and ViLD (arXiv 2104.13921) average."""
+"""Some of the templates of CLIP (arXiv 2103.00020) and ViLD (arXiv 2104.13921)."""
 
 NEUTRAL = "object"
-"""The one text that names nothing: what a model earns with it in place of every name is saliency."""
+"""Prompt without class information, for prompt-ablated evaluation."""
 
 
 def check_templates(templates: Sequence[str], source: str = "the list of templates") -> tuple[str, ...]:
-    """The templates as a tuple; FusionerError when there is none or one lacks its `{}`."""
+    """Return the templates as a tuple; FusionerError if there is none or one lacks its `{}`."""
     if not templates:
-        raise FusionerError(f"{source} is empty; give one template a line, such as: a photo of a {{}}.")
+        raise FusionerError(f"{source} is empty; give one template per line, such as: a photo of a {{}}.")
     for template in templates:
         if "{}" not in template:
-            raise FusionerError(f"{source}: the template {template!r} has no {{}} to put the label in")
+            raise FusionerError(f"{source}: the template {template!r} has no {{}} for the label")
     return tuple(templates)
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Templates of a UTF-8 text file, one a line, blank lines skipped; FusionerError names the file."""
+    """Read the templates of a UTF-8 text file, one per line; FusionerError if it cannot be read or holds none."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -47,32 +47,31 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     return check_templates([line.strip() for line in lines if line.strip()], str(path))
 
 
-KEPT = 4096  # labels whose vectors are kept, 2 kB each
+CACHE_SIZE = 4096  # labels, 2 kB each
 
 
 class LabelEmbedder:
-    """Labels to unit vectors: the mean over the templates of unit vectors, scaled to unit length; the last are kept."""
+    """Embeds labels as the mean of their templates' unit vectors, scaled to unit length; caches the latest labels."""
 
     def __init__(self, encoder: "TextEncoder | ExportedText", templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
-        """Raises FusionerError when `templates` is empty or one of them lacks `{}`."""
         self.encoder = encoder
         self.templates = check_templates(templates)
         self._cache: dict[str, Float[Array, " d"]] = {}
 
     def __call__(self, labels: Sequence[str]) -> Float[Array, "k d"]:
-        """One row a label, in the order given, on the encoder's device."""
+        """Return one row per label, in order, on the encoder's device."""
         new = [label for label in dict.fromkeys(labels) if label not in self._cache]
         if new:
             self._cache.update(zip(new, self._embed(new), strict=True))
         if not labels:
             return self.encoder([])
         rows = [self._cache[label] for label in labels]
-        for label in list(self._cache)[:-KEPT]:  # the oldest
+        for label in list(self._cache)[:-CACHE_SIZE]:
             del self._cache[label]
         return ways(rows[0]).stack(rows)
 
     def _embed(self, labels: list[str]) -> Float[Array, "k d"]:
-        # replace, not format: a label or a template may hold other braces.
+        # Not str.format: labels and templates may contain other braces.
         prompts = [template.replace("{}", label) for label in labels for template in self.templates]
         vectors = self.encoder(prompts)
         return ways(vectors).unit(vectors.reshape(len(labels), len(self.templates), -1).mean(1))

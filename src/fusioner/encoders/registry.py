@@ -1,159 +1,177 @@
-"""The encoders by name: two plain dicts of lazy builders, and the grammar of a name.
+"""Registry of encoders by name, and the grammar of names.
 
-    dinov2-s                    its published weights, downloaded once from the Hugging Face hub
-    dinov2-s@/local/folder      the same architecture offline, from a folder (mocov3: a checkpoint file)
-    hf:owner/repo, hf:/folder   any model of a supported type, told by its config
-    dinov2-s+clip-vit-b16       (image) several encoders side by side, on the first one's grid
+    dinov2-s                    published weights, downloaded once from the Hugging Face hub
+    dinov2-s@/local/folder      the same architecture from a folder (mocov3: a checkpoint file)
+    hf:owner/repo, hf:/folder   any model of a supported type
+    dinov2-s+clip-vit-b16       several image encoders, concatenated on the first one's grid
 
-Importing this module loads no torch; building does.
+Add a line to IMAGE_ENCODERS or TEXT_ENCODERS to add an encoder. Importing this module loads no torch.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.encoders.base import ImageEncoder, TextEncoder
 
-Builder = Callable[[str, str | None], Any]
-"""(full name, local folder or None) -> encoder."""
 
-MOCOV3_FILES = "https://github.com/facebookresearch/moco-v3"
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How a named encoder is loaded, and what `fusioner models` prints about it.
 
+    Attributes:
+        source: Hugging Face repository or web page of the weights; empty if they ship with the package.
+        licence: of the weights.
+        parameters: of this encoder, in millions.
+        download: in MB; image and text encoders of one repository share it.
+        loader: "module.function" of `fusioner.encoders`, called with (source, name, **options), bundled ones without.
+        options: further arguments of the loader.
+        gated: whether the repository requires accepting its licence.
+    """
 
-def _image(repository: str, *kinds: str, values: bool = False) -> Builder:
-    def build(name: str, folder: str | None) -> "ImageEncoder":
-        from fusioner.encoders.image import load_image_encoder
-
-        return load_image_encoder(folder or repository, name, kinds, values=values)
-
-    return build
-
-
-def _text(repository: str, *kinds: str) -> Builder:
-    def build(name: str, folder: str | None) -> "TextEncoder":
-        from fusioner.encoders.text import load_text_encoder
-
-        return load_text_encoder(folder or repository, name, kinds)
-
-    return build
-
-
-def _clip_resnet(architecture: str) -> Builder:
-    def build(name: str, folder: str | None) -> "ImageEncoder":
-        from fusioner.encoders.timm import load_clip_resnet
-
-        return load_clip_resnet(folder or f"timm/{architecture}", name, architecture)
-
-    return build
+    source: str
+    licence: str
+    parameters: float
+    download: int = 0
+    loader: str = "image.load_image_encoder"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    gated: bool = False
 
 
-def _mocov3(width: int) -> Builder:
-    def build(name: str, file: str | None) -> "ImageEncoder":
-        from fusioner.encoders.mocov3 import load_mocov3
-
-        if file is None:
-            raise FusionerError(
-                f"{name}: MoCo v3 is published as a file ({MOCOV3_FILES}); use {name}@/path/FILE.pth.tar"
-            )
-        return load_mocov3(file, name, width)
-
-    return build
+def _image(source: str, licence: str, parameters: float, download: int, *types: str, **options: Any) -> EncoderSpec:
+    return EncoderSpec(source, licence, parameters, download, options={"model_types": types, **options})
 
 
-def _embedded(module: str, function: str) -> Builder:
-    def build(name: str, folder: str | None) -> Any:
-        from importlib import import_module
-
-        if folder is not None:
-            raise FusionerError(
-                f"{name}: this encoder ships with fusioner and takes no folder; drop the @ and what follows"
-            )
-        return getattr(import_module(f"fusioner.encoders.{module}"), function)()
-
-    return build
+def _text(source: str, licence: str, parameters: float, download: int, *types: str, **options: Any) -> EncoderSpec:
+    spec = _image(source, licence, parameters, download, *types, **options)
+    return replace(spec, loader="text.load_text_encoder")
 
 
-_CLIP, _CLIP_TEXT = ("clip", "clip_vision_model"), ("clip", "clip_text_model")
+def _clip(size: str, timm: str, parameters: float, download: int) -> EncoderSpec:
+    fallback = f"timm/vit_{timm}.openai"
+    types = ("clip", "clip_vision_model")
+    return _image(f"openai/clip-vit-{size}", "MIT", parameters, download, *types, fallback=fallback)
+
+
+def _clip_text(size: str, timm: str, parameters: float, download: int) -> EncoderSpec:
+    fallback = f"timm/vit_{timm}.openai"
+    types = ("clip", "clip_text_model")
+    return _text(f"openai/clip-vit-{size}", "MIT", parameters, download, *types, fallback=fallback)
+
+
+def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
+    source = f"facebook/dinov3-vit{size}-pretrain-lvd1689m"
+    return replace(_image(source, "DINOv3", parameters, download, "dinov3_vit"), gated=True)
+
+
 _DINOV2 = ("dinov2", "dinov2_with_registers")
-
-IMAGE_ENCODERS: dict[str, Builder] = {
-    "dinov2-s-embedded": _embedded("bundled", "dinov2_s_embedded"),
-    "effnet-lite2": _embedded("dense_classifier", "effnet_lite2"),
-    "effnet-lite2-conse": _embedded("dense_classifier", "effnet_lite2_conse"),
-    "clip-vit-b32": _image("openai/clip-vit-base-patch32", *_CLIP),
-    "clip-vit-b16": _image("openai/clip-vit-base-patch16", *_CLIP),
-    "clip-vit-l14": _image("openai/clip-vit-large-patch14", *_CLIP),
-    "clip-vit-l14-336": _image("openai/clip-vit-large-patch14-336", *_CLIP),
-    "maskclip-vit-b32": _image("openai/clip-vit-base-patch32", *_CLIP, values=True),
-    "maskclip-vit-b16": _image("openai/clip-vit-base-patch16", *_CLIP, values=True),
-    "maskclip-vit-l14": _image("openai/clip-vit-large-patch14", *_CLIP, values=True),
-    "maskclip-vit-l14-336": _image("openai/clip-vit-large-patch14-336", *_CLIP, values=True),
-    "clip-rn50": _clip_resnet("resnet50_clip.openai"),
-    "clip-rn101": _clip_resnet("resnet101_clip.openai"),
-    "dino-vit-s16": _image("facebook/dino-vits16", "vit"),
-    "dino-vit-b16": _image("facebook/dino-vitb16", "vit"),
-    "dinov2-s": _image("facebook/dinov2-small", *_DINOV2),
-    "dinov2-b": _image("facebook/dinov2-base", *_DINOV2),
-    "dinov2-l": _image("facebook/dinov2-large", *_DINOV2),
-    "dinov3-s": _image("facebook/dinov3-vits16-pretrain-lvd1689m", "dinov3_vit"),
-    "dinov3-b": _image("facebook/dinov3-vitb16-pretrain-lvd1689m", "dinov3_vit"),
-    "dinov3-l": _image("facebook/dinov3-vitl16-pretrain-lvd1689m", "dinov3_vit"),
-    "mocov3-vit-s": _mocov3(384),
-    "mocov3-vit-b": _mocov3(768),
-    "mae-vit-b": _image("facebook/vit-mae-base", "vit_mae", "vit"),
-    "siglip2-b16": _image("google/siglip2-base-patch16-224", "siglip", "siglip_vision_model"),
+_SIGLIP = ("siglip", "siglip_vision_model")
+_MOCOV3 = "https://github.com/facebookresearch/moco-v3"
+_CLIPS = {
+    "clip-vit-b32": _clip("base-patch32", "base_patch32_clip_224", 87.8, 605),
+    "clip-vit-b16": _clip("base-patch16", "base_patch16_clip_224", 86.2, 599),
+    "clip-vit-l14": _clip("large-patch14", "large_patch14_clip_224", 304.0, 1711),
+    "clip-vit-l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 304.3, 1712),
 }
-"""Image encoders by name."""
-
-TEXT_ENCODERS: dict[str, Builder] = {
-    "minilm-embedded": _embedded("bundled", "minilm_embedded"),
-    "clip-text-b32": _text("openai/clip-vit-base-patch32", *_CLIP_TEXT),
-    "clip-text-b16": _text("openai/clip-vit-base-patch16", *_CLIP_TEXT),
-    "clip-text-l14": _text("openai/clip-vit-large-patch14", *_CLIP_TEXT),
-    "clip-text-l14-336": _text("openai/clip-vit-large-patch14-336", *_CLIP_TEXT),
-    "bert-base": _text("google-bert/bert-base-uncased", "bert"),
-    "bert-large": _text("google-bert/bert-large-uncased", "bert"),
-    "roberta-base": _text("FacebookAI/roberta-base", "roberta"),
-    "mpnet": _text("sentence-transformers/all-mpnet-base-v2", "mpnet"),
-    "minilm": _text("sentence-transformers/all-MiniLM-L6-v2", "bert"),
-    "siglip2-text-b16": _text("google/siglip2-base-patch16-224", "siglip", "siglip_text_model"),
+IMAGE_ENCODERS: dict[str, EncoderSpec] = {
+    "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.dinov2_s_embedded"),
+    "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors"),
+    "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE"),
+    **_CLIPS,
+    **{f"mask{name}": replace(spec, options={**spec.options, "values": True}) for name, spec in _CLIPS.items()},
+    "clip-rn50": EncoderSpec(
+        "timm/resnet50_clip.openai",
+        "MIT",
+        38.3,
+        408,
+        "timm.load_clip_resnet",
+        {"architecture": "resnet50_clip.openai"},
+    ),
+    "clip-rn101": EncoderSpec(
+        "timm/resnet101_clip.openai",
+        "MIT",
+        56.3,
+        479,
+        "timm.load_clip_resnet",
+        {"architecture": "resnet101_clip.openai"},
+    ),
+    "dino-vit-s16": _image("facebook/dino-vits16", "Apache-2.0", 21.7, 87, "vit"),
+    "dino-vit-b16": _image("facebook/dino-vitb16", "Apache-2.0", 85.8, 343, "vit"),
+    "dinov2-s": _image("facebook/dinov2-small", "Apache-2.0", 22.1, 88, *_DINOV2),
+    "dinov2-b": _image("facebook/dinov2-base", "Apache-2.0", 86.6, 346, *_DINOV2),
+    "dinov2-l": _image("facebook/dinov2-large", "Apache-2.0", 304.4, 1217, *_DINOV2),
+    "dinov3-s": _dinov3("s16", 21.6, 86),
+    "dinov3-splus": _dinov3("s16plus", 28.7, 115),
+    "dinov3-b": _dinov3("b16", 85.7, 343),
+    "dinov3-l": _dinov3("l16", 303.1, 1213),
+    "dinov3-hplus": _dinov3("h16plus", 840.6, 3362),
+    "mocov3-vit-s": EncoderSpec(_MOCOV3, "CC-BY-NC-4.0", 21.7, loader="mocov3.load_mocov3", options={"width": 384}),
+    "mocov3-vit-b": EncoderSpec(_MOCOV3, "CC-BY-NC-4.0", 85.8, loader="mocov3.load_mocov3", options={"width": 768}),
+    "mae-vit-b": _image("facebook/vit-mae-base", "Apache-2.0", 85.8, 448, "vit_mae", "vit"),
+    "siglip2-b16": _image("google/siglip2-base-patch16-224", "Apache-2.0", 85.8, 1539, *_SIGLIP),
+    "siglip2-so400m": _image("google/siglip2-so400m-patch14-384", "Apache-2.0", 413.0, 4580, *_SIGLIP),
+    "metaclip2-b16": _image("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 86.2, 2344, "metaclip_2"),
+    "metaclip2-l14": _image("facebook/metaclip-2-worldwide-l14", "CC-BY-NC-4.0", 304.0, 4328, "metaclip_2"),
 }
-"""Text encoders by name."""
+TEXT_ENCODERS: dict[str, EncoderSpec] = {
+    "minilm-embedded": EncoderSpec("", "Apache-2.0", 22.6, loader="bundled.minilm_embedded"),
+    "clip-text-b32": _clip_text("base-patch32", "base_patch32_clip_224", 63.4, 605),
+    "clip-text-b16": _clip_text("base-patch16", "base_patch16_clip_224", 63.4, 599),
+    "clip-text-l14": _clip_text("large-patch14", "large_patch14_clip_224", 123.7, 1711),
+    "clip-text-l14-336": _clip_text("large-patch14-336", "large_patch14_clip_336", 123.7, 1712),
+    "bert-base": _text("google-bert/bert-base-uncased", "Apache-2.0", 108.9, 440, "bert"),
+    "bert-large": _text("google-bert/bert-large-uncased", "Apache-2.0", 334.1, 1345, "bert"),
+    "roberta-base": _text("FacebookAI/roberta-base", "MIT", 124.1, 499, "roberta"),
+    "mpnet": _text("sentence-transformers/all-mpnet-base-v2", "Apache-2.0", 108.9, 438, "mpnet"),
+    "minilm": _text("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0", 22.6, 91, "bert"),
+    "siglip2-text-b16": _text(
+        "google/siglip2-base-patch16-224", "Apache-2.0", 282.3, 1539, "siglip", "siglip_text_model"
+    ),
+    "siglip2-text-so400m": _text(
+        "google/siglip2-so400m-patch14-384", "Apache-2.0", 707.8, 4580, "siglip", "siglip_text_model"
+    ),
+    "metaclip2-text-b16": _text("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 499.8, 2344, "metaclip_2"),
+    "metaclip2-text-l14": _text("facebook/metaclip-2-worldwide-l14", "CC-BY-NC-4.0", 778.2, 4328, "metaclip_2"),
+}
 
 
 def available_encoders() -> dict[str, list[str]]:
-    """The names that need no path: {"image": [...], "text": [...]}; the embedded ones first."""
+    """Return the registered names, {"image": [...], "text": [...]}, the bundled encoders first."""
     return {"image": list(IMAGE_ENCODERS), "text": list(TEXT_ENCODERS)}
 
 
 def build_image_encoder(name: str) -> "ImageEncoder":
-    """The frozen image encoder of a name, `NAME@/folder`, `hf:...`, or several joined by `+`.
+    """Build the frozen image encoder of a name, `NAME@/folder`, `hf:...`, or several joined by `+`.
 
-    Raises FusionerError for an unknown name (with the nearest ones), and when the weights cannot be had or do not fit.
+    Raises:
+        FusionerError: an unknown name, or weights that cannot be read.
     """
     builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
     if len(builders) == 1:
         return builders[0]()
-    from fusioner.encoders.concat import ConcatEncoder
+    from fusioner.encoders.image import ConcatEncoder
 
-    return cast("ImageEncoder", ConcatEncoder([build() for build in builders]))
+    return ConcatEncoder([build() for build in builders])
 
 
 def build_text_encoder(name: str) -> "TextEncoder":
-    """The frozen text encoder of a name, `NAME@/folder` or `hf:...`; raises as `build_image_encoder`."""
+    """Build the frozen text encoder of a name, `NAME@/folder` or `hf:...`; errors as for images."""
     return _resolve(name.strip(), TEXT_ENCODERS, "text")()
 
 
 def value_tokens(name: str) -> str:
-    """The encoder of MaskCLIP's value tokens in place of (the last of) a CLIP image encoder: `clip-vit-b16@/folder` ->
-    `maskclip-vit-b16@/folder`. CLIP's ResNets give them as they are.
+    """Return the MaskCLIP encoder of (the last part of) a CLIP image encoder: `clip-vit-b16` -> `maskclip-vit-b16`.
 
-    Raises FusionerError for anything else than a CLIP by its own name.
+    CLIP's ResNets have them anyway.
+
+    Raises:
+        FusionerError: not a registered CLIP.
     """
     last = split_list(name)[-1]
     base = last.partition("@")[0]
@@ -168,7 +186,7 @@ def value_tokens(name: str) -> str:
 
 
 def split_list(name: str) -> list[str]:
-    """`A+B` -> ["A", "B"]; a "+" inside a path stays there, unless a known name or `hf:` follows it."""
+    """Split `A+B` into names; a "+" inside a path stays, unless a known name or `hf:` follows it."""
     parts: list[str] = []
     for piece in name.split("+"):
         in_path = parts and ("@" in parts[-1] or parts[-1].strip().startswith("hf:"))
@@ -180,32 +198,43 @@ def split_list(name: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _resolve(name: str, table: Mapping[str, Builder], kind: str) -> Callable[[], Any]:
-    """What builds one encoder; FusionerError when the name alone is wrong."""
+def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str) -> Callable[[], Any]:
+    """Check a name and return a function that builds its encoder."""
     if name.startswith("hf:"):
         source = _absolute(name.removeprefix("hf:"))
         if not source:
             raise FusionerError("hf: names no model; write hf:OWNER/REPOSITORY or hf:/FOLDER")
-        load = _image if kind == "image" else _text
-        return partial(load(source), f"hf:{source}", None)
+        spec = EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder")
+        return lambda: _build(spec, f"hf:{source}", source)
     base, at, path = name.partition("@")
     if base not in table:
         raise FusionerError(_unknown(base, table, kind))
+    spec = table[base]
     if not at:
-        return partial(table[base], base, None)
+        return lambda: _build(spec, base, spec.source)
     if not path or not Path(path).expanduser().exists():
         raise FusionerError(f"{base}: there is no {path or 'path after the @'}; write {base}@/path/to/its/weights")
+    if not spec.source:
+        raise FusionerError(
+            f"{base}: this encoder ships with fusioner and takes no folder; drop the @ and what follows"
+        )
     path = _absolute(path)
-    return partial(table[base], f"{base}@{path}", path)
+    return lambda: _build(spec, f"{base}@{path}", path)
+
+
+def _build(spec: EncoderSpec, name: str, source: str) -> Any:
+    module, function = spec.loader.split(".")
+    load = getattr(import_module(f"fusioner.encoders.{module}"), function)
+    return load(source, name, **spec.options) if source else load()
 
 
 def _absolute(path: str) -> str:
-    """A path that exists, made absolute, so that the encoder's name builds it from any directory; else as it is."""
+    """Make an existing path absolute, so that the encoder's name is valid in any directory."""
     local = Path(path).expanduser()
     return str(local.absolute()) if path and local.exists() else path
 
 
-def _unknown(name: str, table: Iterable[str], kind: str) -> str:
+def _unknown(name: str, table: Mapping[str, EncoderSpec], kind: str) -> str:
     other, other_kind = (TEXT_ENCODERS, "a text") if kind == "image" else (IMAGE_ENCODERS, "an image")
     if name in other:
         return f"{name!r} is {other_kind} encoder, not one for {kind}s; choose from: {', '.join(table)}"

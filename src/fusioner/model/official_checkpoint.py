@@ -15,10 +15,10 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from fusioner.encoders.image import RGB, ClipVision
-from fusioner.encoders.open_clip import clip_text_from_openai, clip_vision_from_openai
+from fusioner.encoders.base import RGB
+from fusioner.encoders.image import ClipVision, clip_vision_from_openai
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES
-from fusioner.encoders.text import ClipText, load_tokenizer
+from fusioner.encoders.text import ClipText, clip_text_from_openai, load_tokenizer
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import ModelCard, load_state
 from fusioner.model.config import FusionerConfig

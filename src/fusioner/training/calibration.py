@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusioner.device import pick_device
 from fusioner.encoders.bundled import weights_file
-from fusioner.encoders.imagenet_classes import parse_names
+from fusioner.encoders.dense_classifier import parse_names
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, NEUTRAL, LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, value_tokens
 from fusioner.features.build import Track
