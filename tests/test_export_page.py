@@ -1,4 +1,4 @@
-"""docs/export.md keeps its word: its commands and Python lines run as they stand, and its lists of packages agree."""
+"""The commands and Python lines of docs/export.md run; its requirements agree with pyproject.toml."""
 
 import re
 import subprocess

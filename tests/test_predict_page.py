@@ -1,4 +1,4 @@
-"""docs/predict.md keeps its word: its commands run as they stand."""
+"""The commands of docs/predict.md run."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""README keeps its word: its Python lines run as they stand, and its commands exist."""
+"""The Python lines of README run, and its commands and links exist."""
 
 import os
 import re

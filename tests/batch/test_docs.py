@@ -1,4 +1,4 @@
-"""docs/batch.md keeps its word: its command and its Python lines run as they stand."""
+"""The commands and Python lines of docs/batch.md run."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/serving.md keeps its word: its lines run against a real server."""
+"""The curl and Python lines of docs/serving.md run against a real server."""
 
 import re
 import shutil
