@@ -19,11 +19,11 @@ from pathlib import Path
 from PIL import Image
 
 from fusioner.cli.inputs import find_inputs, name_results
-from fusioner.cli.pieces import Asked
-from fusioner.cli.predict_runner import Run
+from fusioner.cli.predict_runner import Run, Settings
 from fusioner.cli.progress import progress
 from fusioner.formats import FORMATS
 from fusioner.loading import load_torch
+from fusioner.options import InferenceOptions
 from fusioner.segmenter import Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -39,13 +39,13 @@ def make_pictures(folder: Path, count: int) -> None:
         part.resize(SIZE, Image.Resampling.BICUBIC).save(folder / f"{i:03}.jpg", quality=90)
 
 
-def seconds(segmenter: Segmenter, folder: Path, kinds: tuple[str, ...], workers: int) -> float:
-    """Of one run over the folder into an empty one."""
-    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), progress() as work:
-        jobs = name_results(find_inputs([str(folder)])[0], Path(out), [FORMATS[kind].suffix for kind in kinds])
-        run = Run(Asked(["cat", "person", "cup"], None, True, "fast", kinds), workers)
+def seconds(segmenter: Segmenter, folder: Path, formats: tuple[str, ...], workers: int) -> float:
+    """Return the time of one run over the folder into an empty one."""
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), progress() as bar:
+        jobs = name_results(find_inputs([str(folder)])[0], Path(out), [FORMATS[name].suffix for name in formats])
+        run = Run(Settings(["cat", "person", "cup"], InferenceOptions(), formats, workers=workers))
         start = time.perf_counter()
-        run.segment(jobs, segmenter, 1, work.meter("segmenting", len(jobs)))
+        run.segment(jobs, segmenter, bar.task("segmenting", len(jobs)))
         taken = time.perf_counter() - start
     if run.pictures != len(jobs):
         sys.exit(f"{run.failed} of {len(jobs)} pictures failed")
@@ -60,15 +60,15 @@ def main() -> None:
     parser.add_argument("--format", default="overlay,mask,json")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    kinds = tuple(options.format.split(","))
+    formats = tuple(options.format.split(","))
     segmenter = load_torch(device=options.device)
     taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), options.pictures)
-        seconds(segmenter, Path(folder), kinds, 1)  # warms up
+        seconds(segmenter, Path(folder), formats, 1)  # warms up
         for _ in range(options.rounds):
             for workers in options.workers:
-                taken[workers].append(seconds(segmenter, Path(folder), kinds, workers))
+                taken[workers].append(seconds(segmenter, Path(folder), formats, workers))
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB on Linux
                 print(f"workers {workers}: {taken[workers][-1]:.2f} s, peak memory so far {peak:.2f} GiB", flush=True)
     print(f"\n{options.pictures} pictures of {SIZE[0]} x {SIZE[1]}, {options.format}, {segmenter.device}")

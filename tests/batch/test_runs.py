@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from fusioner.batch.run import Tally
-from fusioner.batch.worker import Done, Under
+from fusioner.batch.run import RunStats
+from fusioner.batch.worker import Progress, ShardResult
 from fusioner.cli.main import main
 
 Cli = Callable[..., Any]
@@ -39,6 +39,13 @@ def check(out: Path, many: Path) -> None:
     assert not list(out.rglob(".part-*"))
 
 
+def with_errors(process: Any) -> str:
+    """The output of a command that has done everything, unreadable images among it."""
+    out, err = process.finish()
+    assert process.returncode == 2, err
+    return out
+
+
 def results(out: Path) -> int:
     return len(list(out.glob("shards/*/part-*.parquet")))
 
@@ -61,7 +68,7 @@ def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> 
         assert process.returncode == -9
         whole = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
         process = cli(many, out, "--shard-size", 3, "--workers", 2, "--masks")
-    assert "600 images are in" in process.succeed()
+    assert "600 images are in" in with_errors(process)
     check(out, many)
     assert {path: path.stat().st_mtime_ns for path in whole} == whole  # what was done was not done again
     assert len(list(out.glob("masks/*/*.png"))) == 560
@@ -72,7 +79,7 @@ def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> 
 def test_two_commands_share_the_work(many: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     both = [cli(many, out, "--shard-size", 3, "--workers", 1) for _ in range(2)]
-    told = [process.succeed() for process in both]
+    told = [process.finish()[0] for process in both]
     check(out, many)
     done = [int(one.partition("; ")[2].partition(" ")[0]) if "done now" in one else 0 for one in told]
     assert sum(done) == 600
@@ -95,13 +102,13 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(many: Path, cli: Cli, t
 
 
 POISON = """
-import os, fusioner.batch.worker as work
-decoded = work._decoded
+import os, fusioner.batch.worker as worker
+read_picture = worker.read_picture
 def deadly(picture):
     if picture.name == "a/05.jpg":
         os.kill(os.getpid(), 9)
-    return decoded(picture)
-work._decoded = deadly
+    return read_picture(picture)
+worker.read_picture = deadly
 """
 
 
@@ -110,11 +117,11 @@ def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli
     """As a crashing decoder would, or the system where memory runs out."""
     (tmp_path / "sitecustomize.py").write_text(POISON)
     out = tmp_path / "out"
-    told = cli(photos, out, "--shard-size", 10, "--workers", 1, path=[str(tmp_path)]).succeed()
+    told = with_errors(cli(photos, out, "--shard-size", 10, "--workers", 1, path=[str(tmp_path)]))
     assert "3 errors" in told
     deadly = [row for row in rows(out) if row["image"] == "a/05.jpg"]
     assert [row["index"] for row in deadly] == [5]
-    assert deadly[0]["error"].startswith("twice the process died at work on this image")
+    assert deadly[0]["error"].startswith("the process died twice while working on this image")
     assert {row["image"] for row in rows(out) if row["error"]} == {"a/05.jpg", "b/07.jpg", "b/12.jpg"}
 
 
@@ -133,9 +140,9 @@ def test_ray_does_the_same_and_survives_kills(many: Path, cli: Cli, tmp_path: Pa
     until(lambda: results(out) > before, process)
     for actor in children(process.pid, "MapWorker"):
         os.kill(actor, signal.SIGKILL)
-    assert "600 images are in" in process.succeed()
+    assert "600 images are in" in with_errors(process)
     check(out, many)
-    cli(many, tmp_path / "local", "--workers", 1).succeed()
+    with_errors(cli(many, tmp_path / "local", "--workers", 1))
     assert rows(out) == rows(tmp_path / "local")
 
 
@@ -162,10 +169,10 @@ def children(root: int, name: str) -> list[int]:
     ("words", "told"),
     [
         (["--labels", "missing.txt"], "cannot read labels from missing.txt"),
-        (["--workers", "0"], "--workers is 1 or more, not 0"),
-        (["--address", "auto"], "--address is a Ray cluster's: add --engine ray"),
+        (["--workers", "0"], 'Invalid value "0" for --workers. Must be >= 1.'),
+        (["--address", "auto"], "--address is that of a Ray cluster: add --engine ray"),
         (["--model", "missing.safetensors"], "cannot read the model"),
-        (["--threshold", "2"], "the threshold is a probability"),
+        (["--threshold", "2"], "the threshold must be a probability"),
         (["--column", "x", "--device", "gpu"], "there is no device 'gpu'"),
     ],
 )
@@ -186,10 +193,10 @@ def test_wrong_words_are_one_sentence(
     assert complained.count("\n") == 1
 
 
-def test_the_tally_counts_each_image_once() -> None:
-    tally = Tally(total=100, before=10)
-    for event in (Under(3, 2, 1), Under(4, 1, 0), Under(3, 5, 1), Done(3, 6, 2, 1.0, 500)):
-        tally.add(event)
-    assert (tally.done, tally.images, tally.errors, tally.memory) == (17, 6, 2, 500)
-    tally.add(Under(4, 0, 0))  # its process died, another began
-    assert tally.done == 16
+def test_each_image_is_counted_once() -> None:
+    stats = RunStats(total=100, before=10)
+    for event in (Progress(3, 2, 1), Progress(4, 1, 0), Progress(3, 5, 1), ShardResult(3, 6, 2, 500)):
+        stats.add(event)
+    assert (stats.done, stats.images, stats.errors, stats.memory) == (17, 6, 2, 500)
+    stats.add(Progress(4, 0, 0))  # its process died, another began
+    assert stats.done == 16

@@ -178,8 +178,8 @@ def test_another_input_or_other_settings_are_refused(tmp_path: Path) -> None:
     assert make_plan(source, out, None, {"labels": ["cat"]}).shards == 2
     with pytest.raises(FusionerError, match=r"begun with another labels \(\['cat'\] then, \['dog'\] now\)"):
         make_plan(source, out, 1, {"labels": ["dog"]})
-    with pytest.raises(FusionerError, match=r"begun with another refine \(None then, True now\)"):
-        make_plan(source, out, 1, {"labels": ["cat"], "refine": True})
+    with pytest.raises(FusionerError, match=r"begun with another guided_filter \(None then, True now\)"):
+        make_plan(source, out, 1, {"labels": ["cat"], "guided_filter": True})
     with pytest.raises(FusionerError, match="another shard size"):
         make_plan(source, out, 2, {"labels": ["cat"]})
     (tmp_path / "list.txt").write_text("a.jpg\nc.jpg\n")
@@ -198,5 +198,5 @@ def test_a_plan_half_written_is_made_anew(tmp_path: Path) -> None:
     make_plan(open_source(str(tmp_path / "list.txt")), tmp_path / "out", 1, {})
     assert Plan(tmp_path / "out").images == 1
     (tmp_path / "out" / "plan" / "plan.json").write_text("{")
-    with pytest.raises(FusionerError, match="no plan of a run that can be read"):
+    with pytest.raises(FusionerError, match="has no readable plan"):
         Plan(tmp_path / "out")

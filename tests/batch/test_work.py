@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from fusioner.batch.crash_log import Attempt
+from fusioner.batch.crash_log import CrashLog
 from fusioner.batch.plan import make_plan
 from fusioner.batch.worker import Job, Worker
 from fusioner.errors import FusionerError
 from fusioner.loading import load
+from fusioner.options import InferenceOptions
 
 MakeJob = Callable[..., Job]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
@@ -28,7 +29,7 @@ def do_all(job: Job, size: int = 8) -> list[dict[str, Any]]:
     plan = make_plan(job.source, job.out, size, {})
     worker = Worker(job)
     for number in range(plan.shards):
-        worker.do(number)
+        worker.run(number)
     return rows(job.out)
 
 
@@ -62,24 +63,26 @@ def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> No
 @pytest.mark.parametrize(
     "changes",
     [
-        {"batch": 4},
-        {"threshold": 0.9},
-        {"background": False},
-        {"resolution": "native"},
-        {"batch": 2, "scales": (1.0, 1.5), "refine": True},
+        {"batch_size": 4},
+        {"options": InferenceOptions(threshold=0.9)},
+        {"options": InferenceOptions(background=False)},
+        {"options": InferenceOptions(mode="slide")},
+        {"batch_size": 2, "options": InferenceOptions(tta_scales=(1.0, 1.5), guided_filter=True)},
     ],
 )
 def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str, Any]) -> None:
     job = make_job(photos, **changes)
-    kept = {"threshold": job.threshold, "background": job.background, "resolution": job.resolution}
+    options = job.options
+    kept: dict[str, Any] = {"threshold": options.threshold, "background": options.background}
     found = do_all(job)
-    segmenter = load(job.model, "cpu").looking(job.scales, job.refine)
+    segmenter = load(job.model, "cpu").looking(options.tta_scales, options.guided_filter)
+    kept["resolution"] = "native" if options.mode == "slide" else "fast"
     for row in found[:4]:
         result = segmenter(photos / row["image"], job.labels, **kept)
         areas = {one["label"]: one["area"] for one in row["segments"]}
         assert areas.keys() == result.found.keys()
         for label, area in areas.items():  # a forward of four rounds otherwise than one of one
-            assert area == pytest.approx(result.areas[label], abs=3 if job.batch > 1 else 0)
+            assert area == pytest.approx(result.areas[label], abs=3 if job.batch_size > 1 else 0)
     assert sum(row["error"] is not None for row in found) == 2
 
 
@@ -87,7 +90,7 @@ def test_a_shard_is_done_once_and_by_one(photos: Path, make_job: MakeJob) -> Non
     job = make_job(photos)
     plan = make_plan(job.source, job.out, 15, {})
     worker = Worker(job)
-    assert (worker.do(0).images, worker.do(0).images) == (15, 0)
+    assert (worker.run(0).images, worker.run(0).images) == (15, 0)
     hold = (
         "import sys; from pathlib import Path; from fusioner.io import FileLocks\n"
         "locks = FileLocks(Path(sys.argv[1], '.locks')); print(locks.acquire(1), flush=True); sys.stdin.read()"
@@ -97,10 +100,10 @@ def test_a_shard_is_done_once_and_by_one(photos: Path, make_job: MakeJob) -> Non
     ) as other:
         assert other.stdout
         assert other.stdout.readline() == "True\n"
-        assert worker.do(1).images == 0
+        assert worker.run(1).images == 0
         assert not plan.result(1).exists()
         other.kill()
-    assert worker.do(1).errors == 2
+    assert worker.run(1).errors == 2
     assert not list((job.out / ".attempts").iterdir())
 
 
@@ -113,23 +116,23 @@ def test_where_there_is_no_room_it_says_so(photos: Path, make_job: MakeJob, full
     (full_disk / "0000").mkdir()
     (full_disk / "full").write_bytes(bytes(free - 4096))
     with pytest.raises(FusionerError, match="no space left"):
-        worker.do(0)
+        worker.run(0)
 
 
 def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     """A process that begins an attempt, notes images, and is gone -> what it was told."""
     script = (
-        "import os, sys; from pathlib import Path; from fusioner.batch.crash_log import Attempt\n"
-        "a = Attempt(Path(sys.argv[1]), 3, sys.argv[2])\n"
-        "for image in sys.argv[3:]: a.at(int(image))\n"
+        "import os, sys; from pathlib import Path; from fusioner.batch.crash_log import CrashLog\n"
+        "a = CrashLog(Path(sys.argv[1]), 3, sys.argv[2])\n"
+        "for image in sys.argv[3:]: a.begin(int(image))\n"
         "os.kill(os.getpid(), 9)"
     )
     (out / ".attempts").mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sys.executable, "-c", script, out, run, *map(str, images)], check=False)
     assert done.returncode == -9
-    attempt = Attempt(out, 3, run)
+    attempt = CrashLog(out, 3, run)
     os.close(attempt._file)
-    told = attempt.careful, attempt.fatal
+    told = attempt.one_by_one, attempt.poison_images
     lines = attempt.path.read_text().splitlines()
     attempt.path.write_text("\n".join(lines[:-1]) + "\n")  # as if we had not looked
     return told
@@ -140,8 +143,8 @@ def test_an_image_on_which_two_careful_attempts_end_is_fatal(tmp_path: Path) -> 
     assert die(tmp_path, "run", [40, 41]) == (True, frozenset())
     assert die(tmp_path, "run", [40]) == (True, frozenset())
     assert die(tmp_path, "run", [40, 41]) == (True, frozenset({41}))
-    attempt = Attempt(tmp_path, 3, "another run")
-    assert (attempt.careful, attempt.fatal) == (False, frozenset())
+    attempt = CrashLog(tmp_path, 3, "another run")
+    assert (attempt.one_by_one, attempt.poison_images) == (False, frozenset())
     with attempt:
         pass
     assert not attempt.path.exists()

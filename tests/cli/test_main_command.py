@@ -81,7 +81,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["prodict"], "prodict"),
         (["predict", "--lables", "cat"], "--labels"),
         (["predict", "a.jpg", "--labels", "cat", "--threshold", "high"], "--threshold"),
-        (["predict", "a.jpg", "--labels", "cat", "--resolution", "huge"], "--resolution"),
+        (["predict", "a.jpg", "--labels", "cat", "--mode", "huge"], "--mode"),
         (["predict", "a.jpg", "--labels"], "--labels"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_folder_with_bad_pictures_does_the_others(run: Run, photos: Path, tmp_
 
 
 def test_no_background_native_and_threshold(run: Run, photos: Path) -> None:
-    code, _, _ = run(photos / "coffee.png", "--no-background", "--resolution", "native")
+    code, _, _ = run(photos / "coffee.png", "--no-background", "--mode", "slide")
     assert code == 0
     with Image.open("out/coffee.png") as mask:
         assert np.asarray(mask).min() >= 1
@@ -99,7 +99,7 @@ def test_no_background_native_and_threshold(run: Run, photos: Path) -> None:
 
 def test_labels_of_a_file_and_of_any_language(run: Run, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("кошка\nsalt, pepper\n猫\n", encoding="utf-8")
-    code, _, _ = run(photos / "chelsea.jpg", "--labels-file", "labels.txt", labels="cat")
+    code, _, _ = run(photos / "chelsea.jpg", "--labels", "cat", "--labels", "labels.txt")
     assert code == 0
     assert json.loads(Path("out/chelsea.json").read_text("utf-8"))["labels"] == ["cat", "кошка", "salt, pepper", "猫"]
 
@@ -138,13 +138,13 @@ def test_results_never_replace_pictures(run: Run, photos: Path, tmp_path: Path) 
     ("words", "labels", "reason"),
     [
         ([], "cat", "name at least one picture"),
-        (["a.jpg"], None, "say what to find"),
+        (["a.jpg"], None, "--labels"),
         (["a.jpg"], "", "there are no labels"),
         (["a.jpg"], "cat,,dog", "label 2 of 3 is empty"),
         (["a.jpg"], "cat, Cat", "'Cat' is named twice"),
-        (["a.jpg", "--threshold", "1.2"], "cat", "--threshold is a probability between 0 and 1, not 1.2"),
-        (["a.jpg", "--threshold", "nan"], "cat", "--threshold is a probability"),
-        (["a.jpg", "--labels-file", "none.txt"], "cat", "cannot read labels from none.txt"),
+        (["a.jpg", "--threshold", "1.2"], "cat", "the threshold must be a probability between 0 and 1, not 1.2"),
+        (["a.jpg", "--threshold", "nan"], "cat", "the threshold must be a probability"),
+        (["a.jpg", "--labels", "none.txt"], "cat", "cannot read labels from none.txt"),
         (["a.jpg", "--templates", "none.txt"], "cat", "cannot read the templates in none.txt"),
         (["a.jpg", "--device", "cuda:7"], "cat", "device 'cuda:7' is not available"),
         (["a.jpg", "--device", "abacus"], "cat", "there is no device 'abacus'"),
@@ -200,7 +200,7 @@ def test_the_default_folder(run: Run, photos: Path) -> None:
 def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
     Image.fromarray(data.coffee()[::4, ::4]).save("cup.png")
     masks = []
-    for out, options in (("one", ()), ("two", ("--scales", "1,2")), ("again", ("--scales", "1"))):
+    for out, options in (("one", ()), ("two", ("--tta-scales", "1,2")), ("again", ("--tta-scales", "1"))):
         code, _, err = run("cup.png", *options, "--format", "npz", out=out)
         assert code == 0, err
         masks.append(np.load(Path(out) / "cup.npz")["probabilities"])
@@ -211,10 +211,10 @@ def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--scales", "1,big"), "write numbers with commas between them"),
-        (("--scales", "0"), "above 0 and at most 16"),
-        (("--scales", "1,2", "--resolution", "native"), "are for --resolution fast"),
-        (("--refine", "--resolution", "native"), "are for --resolution fast"),
+        (("--tta-scales", "1,big"), "write comma-separated numbers"),
+        (("--tta-scales", "0"), "above 0 and at most 16"),
+        (("--tta-scales", "1,2", "--mode", "slide"), "need --mode whole"),
+        (("--guided-filter", "--mode", "slide"), "need --mode whole"),
     ],
 )
 def test_scales_that_cannot_be_are_one_sentence(run: Run, options: tuple[str, ...], says: str) -> None:

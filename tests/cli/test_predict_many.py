@@ -130,7 +130,7 @@ def test_what_is_there_is_left_alone(tiny_predict: Predict, tree: Path) -> None:
         "cat.overlay.png",
     }
     os.utime(tree / "cat.jpg", (later - 100, later - 100))
-    for looks in (("--scales", "1,1.5"), ("--scales", "1,1.5", "--refine"), ("--resolution", "native")):
+    for looks in (("--tta-scales", "1,1.5"), ("--tta-scales", "1,1.5", "--guided-filter"), ("--mode", "slide")):
         assert len(again(*words, *looks)[0]) == 9
         assert again(*words, *looks)[0] == set()
     assert again("--format", "geojson")[0] == {"cat.geojson", "cat-2.geojson", "more/cat.geojson"}
@@ -183,9 +183,9 @@ def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.M
         (["--contact-sheet", "sheet.pdf"], "a contact sheet's name must end in .png or .jpg, not 'sheet.pdf'"),
         (["--contact-sheet", "out/cat.overlay.png"], "would replace a picture or a result"),
         (["--contact-sheet", "tree/../tree/cat.jpg"], "would replace a picture or a result"),
-        (["--csv", "cat.json"], "a summary's name ends in .csv, not as 'cat.json'"),
-        (["--every", "0"], "--every is 1 or more, not 0"),
-        (["--workers", "-1"], "--workers is 0 or more, not -1"),
+        (["--csv", "cat.json"], "the name of a table must end in .csv, not 'cat.json'"),
+        (["--frame-step", "0"], 'Invalid value "0" for --frame-step. Must be >= 1.'),
+        (["--workers", "-1"], 'Invalid value "-1" for --workers. Must be >= 0.'),
         (["--out", "-"], "--out - writes one result: name one picture, one --format and no other file to write"),
     ],
 )
@@ -268,7 +268,7 @@ def test_progress_is_seen_within_a_large_picture(
     tiny_predict: Predict, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusioner.cli.progress.SECONDS", 0.0)
-    code, _, err = tiny_predict(photos / "chelsea.jpg", photos / "coffee.png", "--resolution", "native")
+    code, _, err = tiny_predict(photos / "chelsea.jpg", photos / "coffee.png", "--mode", "slide")
     assert code == 0
     windows = re.findall(r"^segmenting (\d)/2  .*window (\d+)/(\d+)", err, re.MULTILINE)
     assert [int(done) for picture, done, _ in windows if picture == "0"] == list(range(1, int(windows[0][2])))

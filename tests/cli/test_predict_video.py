@@ -52,9 +52,9 @@ def test_frames_and_a_video_of_them(tiny_predict: Predict, clip: Path) -> None:
 
 
 def test_a_video_alone_or_frames_alone(tiny_predict: Predict, clip: Path) -> None:
-    assert tiny_predict(clip, "--format", "overlay", "--every", "15")[0] == 0
+    assert tiny_predict(clip, "--format", "overlay", "--frame-step", "15")[0] == 0
     assert os.listdir("out") == ["clip.overlay.mp4"]
-    assert tiny_predict(clip, "--format", "mask", "--every", "15", "--out", "masks")[0] == 0
+    assert tiny_predict(clip, "--format", "mask", "--frame-step", "15", "--out", "masks")[0] == 0
     assert sorted(os.listdir("masks")) == ["clip-000000.png", "clip-000015.png", "clip-000030.png"]
 
 
@@ -74,7 +74,7 @@ def test_what_is_left_of_a_damaged_video_is_done(tiny_predict: Predict, clip: Pa
     raw = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) * 9 // 10])
     (tmp_path / "none.mp4").write_bytes(raw[:200])
-    code, out, err = tiny_predict("cut.mp4", "none.mp4", SAMPLES / "coffee.jpg", "--every", "5")
+    code, out, err = tiny_predict("cut.mp4", "none.mp4", SAMPLES / "coffee.jpg", "--frame-step", "5")
     assert code == 2
     assert err.splitlines()[0].startswith("error: cut.mp4 is damaged: ")
     assert err.splitlines()[1:] == ["error: none.mp4 is damaged or not a video"]

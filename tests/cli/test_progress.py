@@ -28,9 +28,9 @@ def test_within_an_item_and_without_a_known_end(
 ) -> None:
     monkeypatch.setattr(progress_module, "SECONDS", 0.0)
     with progress() as work:
-        meter = work.meter("segmenting", None)
-        meter(0.5, note="window 1/2")
-        meter(1, 3)
+        task = work.task("segmenting", None)
+        task(0.5, note="window 1/2")
+        task(1, 3)
     first, second = capsys.readouterr().err.splitlines()
     assert first == "segmenting 0  window 1/2"
     assert second.startswith("segmenting 1/3")

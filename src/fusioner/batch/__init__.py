@@ -1,1 +1,1 @@
-"""Many images: an input cut into shards, each done exactly once, by processes here or by Ray on a cluster."""
+"""Batch runs: an input cut into shards, each segmented exactly once, by processes of this machine or by Ray."""

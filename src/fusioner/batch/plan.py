@@ -1,12 +1,13 @@
-"""The plan of a run: which images each shard holds, written once and never changed.
+"""The plan of a batch run: the images of each shard, written once and never changed.
 
-    OUT/plan/names.jsonl   names of the image files, or of the containers, a JSON string a line
-    OUT/plan/shards.bin    a record a shard, see `_RECORD`
-    OUT/plan/plan.json     what was asked, how many shards and images, the sha256 of the input
-    OUT/shards/0000/part-000000012.parquet    results, there whole or not at all
-    OUT/masks/0000/000000012345.png           masks, where asked for
+    OUT/plan/names.jsonl   names of the image files or containers, a JSON string per line
+    OUT/plan/shards.bin    a record per shard, see `_RECORD`
+    OUT/plan/plan.json     settings, number of shards and images, sha256 of the input
+    OUT/shards/0000/part-000000012.parquet    results, complete or absent
+    OUT/masks/0000/000000012345.png           masks, with --masks
 
-The folder `plan` is written beside and renamed. Opening it maps the shards' records: memory does not grow with them.
+The folder `plan` is written under another name and renamed. `shards.bin` is memory-mapped, so that memory does not grow
+with the number of shards.
 """
 
 import hashlib
@@ -28,18 +29,17 @@ from fusioner.batch.sources import Picture, Piece, Source
 from fusioner.errors import FusionerError
 from fusioner.io import FileLocks, cannot_write, writable_folder
 
-FORMAT = "fusioner-batch-1"
+FORMAT = "fusioner-batch-2"
+DEFAULT_SHARD_SIZE = 256
 _RECORD = np.dtype([("container", "<u4"), ("count", "<u4"), ("start", "<u8"), ("first", "<u8")])
-_FILES = 2**32 - 1
-"""Stands for no container: then `start` is a byte of names.jsonl."""
-_A_FOLDER = 1000
-PLANNING = 2**60
-"""What is claimed of OUT by who writes its plan; shards are claimed by their numbers."""
+_NO_CONTAINER = 2**32 - 1  # `start` is then a byte offset in names.jsonl
+_SHARDS_PER_FOLDER = 1000
+_PLANNING = 2**60  # lock held while the plan is written; shards are locked by their numbers
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of the plan: `count` images, the first of them number `first` of the whole input."""
+    """`count` images of the input, starting with number `first`; `start` is their place in the container."""
 
     number: int
     first: int
@@ -52,30 +52,31 @@ class Plan:
     """A plan on disk.
 
     Attributes:
-        out: the run's folder; images, shards: how many there are.
-        asked: plain values that decide the results: labels, model and so on.
+        out: folder of the run; images, shards: their numbers.
+        settings: JSON values that determine the results (labels, model, ...).
+        sha256: of the input's names.
     """
 
     def __init__(self, out: Path) -> None:
-        """Raises FusionerError when there is none, or it is of another version."""
+        """Raises FusionerError if there is no plan or it has another format version."""
         self.out, self._folder = out, out / "plan"
         try:
             about = json.loads((self._folder / "plan.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise FusionerError(f"{out} holds no plan of a run that can be read: choose another --out") from error
+            raise FusionerError(f"{out} has no readable plan of a batch run: choose another --out") from error
         if about.get("format") != FORMAT:
-            raise FusionerError(f"{out} is of another version of fusioner: choose another --out")
-        self.asked, self.sha256 = about["asked"], about["sha256"]
+            raise FusionerError(f"{out} was written by another version of fusioner: choose another --out")
+        self.settings, self.sha256 = about["settings"], about["sha256"]
         self.images, self.shards = int(about["images"]), int(about["shards"])
         self._records = np.memmap(self._folder / "shards.bin", _RECORD, "r") if self.shards else np.empty(0, _RECORD)
 
     def __getitem__(self, number: int) -> Shard:
         record = self._records[number]
-        container = "" if record["container"] == _FILES else self._containers[record["container"]]
+        container = "" if record["container"] == _NO_CONTAINER else self._containers[record["container"]]
         return Shard(number, int(record["first"]), int(record["count"]), container, int(record["start"]))
 
     def pictures(self, shard: Shard, source: Source) -> Iterator[Picture]:
-        """What a shard holds, one after another."""
+        """Yield the pictures of a shard."""
         if shard.container:
             yield from source.read(shard.container, Piece(shard.start, shard.count))
             return
@@ -86,19 +87,28 @@ class Plan:
                 yield Picture(name, source.base / name)
 
     def result(self, number: int) -> Path:
-        """The file of a shard's results."""
-        return self.out / "shards" / f"{number // _A_FOLDER:04}" / f"part-{number:09}.parquet"
+        """Return the path of a shard's results."""
+        return self.out / "shards" / f"{number // _SHARDS_PER_FOLDER:04}" / f"part-{number:09}.parquet"
 
     def done(self) -> Bool[np.ndarray, " shards"]:
-        """Which shards have results; found by listing folders, not by asking for every file."""
-        there = np.zeros(self.shards, bool)
+        """Return which shards have results, by listing folders (one call per thousand shards)."""
+        done = np.zeros(self.shards, bool)
         for path in (self.out / "shards").glob("*/part-*.parquet"):
             if (number := path.stem.removeprefix("part-")).isdecimal() and int(number) < self.shards:
-                there[int(number)] = True
-        return there
+                done[int(number)] = True
+        return done
+
+    def unlocked(self, shards: np.ndarray) -> np.ndarray:
+        """Return those of the shards that no process is working on."""
+        with self.locks() as locks:
+            return shards[np.array([locks.acquire(int(number)) for number in shards], bool)]
+
+    def locks(self) -> FileLocks:
+        """Return the locks of the shards, by number."""
+        return FileLocks(self.out / ".locks")
 
     def count(self, which: Bool[np.ndarray, " shards"]) -> int:
-        """Images of those shards."""
+        """Return the number of images of those shards."""
         return int(self._records["count"][which].sum())
 
     @cached_property
@@ -107,54 +117,54 @@ class Plan:
             return [json.loads(line) for line in file]
 
 
-def make_plan(source: Source, out: Path, size: int | None, asked: Mapping[str, Any]) -> Plan:
-    """The plan in `out`, written now where there is none.
+def make_plan(source: Source, out: Path, size: int | None, settings: Mapping[str, Any]) -> Plan:
+    """Return the plan in `out`, writing it first if there is none.
 
     Args:
-        size: most images of a shard; None: 256, or the size that the plan has.
-        asked: see `Plan`.
+        size: maximum number of images per shard; None: that of the existing plan, else 256.
+        settings: see `Plan`.
 
     Raises:
-        FusionerError: `out` belongs to another input or other settings (named), the input is empty, or the system
-            refuses to write.
+        FusionerError: `out` belongs to another input or to other settings (which are named), the input has no
+            pictures, or the plan cannot be written.
     """
     writable_folder(out)
     with FileLocks(out / ".locks") as locks:
-        while not locks.acquire(PLANNING):
+        while not locks.acquire(_PLANNING):
             time.sleep(0.1)
         if (out / "plan").is_dir():
             plan = Plan(out)
-            _check_same(plan, source, size, asked)
+            _check_same(plan, source, size, settings)
             return plan
-        if any(one.name[0] != "." for one in out.iterdir()):
-            raise FusionerError(f"{out} holds other files and no plan of a run: choose another --out")
+        if any(path.name[0] != "." for path in out.iterdir()):
+            raise FusionerError(f"{out} holds other files and no plan of a batch run: choose another --out")
         shutil.rmtree(out / ".plan", ignore_errors=True)  # of a run that was killed here
         try:
-            _write(source, out, size or 256, asked)
+            _write(source, out, size or DEFAULT_SHARD_SIZE, settings)
         except OSError as error:
             raise cannot_write(out / "plan", error) from error
         return Plan(out)
 
 
-def _check_same(plan: Plan, source: Source, size: int | None, asked: Mapping[str, Any]) -> None:
-    now = {**asked, "shard size": size or plan.asked["shard size"]}
-    for name in {**now, **plan.asked}:
-        value = now.get(name)
-        if plan.asked.get(name) != value:
-            shown = f" ({plan.asked.get(name)} then, {value} now)" if len(f"{plan.asked.get(name)}{value}") < 60 else ""
-            raise FusionerError(f"{plan.out} was begun with another {name}{shown}: choose another --out")
+def _check_same(plan: Plan, source: Source, size: int | None, settings: Mapping[str, Any]) -> None:
+    new = {**settings, "shard size": size or plan.settings["shard size"]}
+    for name in {**new, **plan.settings}:
+        old_value, new_value = plan.settings.get(name), new.get(name)
+        if old_value != new_value:
+            values = f" ({old_value} then, {new_value} now)" if len(f"{old_value}{new_value}") < 60 else ""
+            raise FusionerError(f"{plan.out} was begun with another {name}{values}: choose another --out")
     digest = hashlib.sha256()
     for name in source.names(plan.out):
-        digest.update(json.dumps(source.mark(name)).encode() + b"\n")
+        digest.update(json.dumps(source.identity(name)).encode() + b"\n")
     if digest.hexdigest() != plan.sha256:
         raise FusionerError(f"{plan.out} was begun with another input than {source.text} is now: choose another --out")
 
 
-def _write(source: Source, out: Path, size: int, asked: Mapping[str, Any]) -> None:
-    beside = out / ".plan"
-    beside.mkdir()
-    digest, shards, images, start, held = hashlib.sha256(), 0, 0, 0, 0
-    with (beside / "names.jsonl").open("wb") as names, (beside / "shards.bin").open("wb") as records:
+def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any]) -> None:
+    folder = out / ".plan"
+    folder.mkdir()
+    digest, shards, images, start, pending = hashlib.sha256(), 0, 0, 0, 0
+    with (folder / "names.jsonl").open("wb") as names, (folder / "shards.bin").open("wb") as records:
 
         def add(container: int, count: int, start: int) -> None:
             nonlocal shards, images
@@ -162,23 +172,23 @@ def _write(source: Source, out: Path, size: int, asked: Mapping[str, Any]) -> No
             shards, images = shards + 1, images + count
 
         for number, name in enumerate(source.names(out)):
-            digest.update(json.dumps(source.mark(name)).encode() + b"\n")
+            digest.update(json.dumps(source.identity(name)).encode() + b"\n")
             names.write(json.dumps(name).encode() + b"\n")
             if source.kind != "files":
                 for piece in source.cut(name, size):
                     add(number, piece.count, piece.start)
                 continue
-            held += 1
-            if held == size:
-                add(_FILES, held, start)
-                start, held = names.tell(), 0
-        if held:
-            add(_FILES, held, start)
+            pending += 1
+            if pending == size:
+                add(_NO_CONTAINER, pending, start)
+                start, pending = names.tell(), 0
+        if pending:
+            add(_NO_CONTAINER, pending, start)
     if not images:
         raise FusionerError(f"{source.text} holds no pictures")
-    about = {"format": FORMAT, "asked": {**asked, "shard size": size}, "sha256": digest.hexdigest()}
-    (beside / "plan.json").write_text(json.dumps({**about, "images": images, "shards": shards}), "utf-8")
-    for path in beside.iterdir():
+    about = {"format": FORMAT, "settings": {**settings, "shard size": size}, "sha256": digest.hexdigest()}
+    (folder / "plan.json").write_text(json.dumps({**about, "images": images, "shards": shards}), "utf-8")
+    for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    beside.rename(out / "plan")
+    folder.rename(out / "plan")

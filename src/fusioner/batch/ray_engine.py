@@ -1,8 +1,8 @@
-"""Shards by Ray Data: one actor a GPU, or one every so many cores, on this machine or on a cluster.
+"""Run shards with Ray Data: one actor per GPU, or per `threads` cores, on this machine or a cluster.
 
-Ray moves nothing but the numbers of shards there and a line about each back: pictures are read, and results written,
-where the actor is, so OUT and the input are folders that all machines see under the same path. Ray starts a lost actor
-and its shards anew; that no shard is done twice, whatever Ray retries, is seen to by the shards' files.
+Only shard numbers and one result row each pass through Ray: actors read pictures and write results themselves, so the
+input and OUT must be folders that all machines see under the same path. Ray restarts lost actors and their shards;
+the result files keep retried shards from being done twice.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fusioner.batch.worker import Done, Job, Worker
+from fusioner.batch.worker import Job, ShardResult, Worker
 from fusioner.errors import FusionerError
 
 
@@ -19,25 +19,23 @@ def start_ray(address: str | None) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine.
 
     Raises:
-        FusionerError: Ray is not installed, or there is no such cluster.
+        FusionerError: the cluster cannot be joined.
     """
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
         os.environ.setdefault(name, value)
-    try:
-        import ray.data
-    except ImportError as error:
-        raise FusionerError("--engine ray needs Ray: pip install 'fusioner[ray]'") from error
+    import ray.data
+
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    local: dict[str, Any] = {} if address or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
     try:
-        here: dict[str, Any] = {} if address or "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False, **here)
-    except Exception as error:  # it raises bare ones
-        where = f"cannot join the Ray cluster at {address}" if address else "Ray does not start on this machine"
-        raise FusionerError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        ray.init(address=address, ignore_reinit_error=True, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except Exception as error:  # Ray raises plain exceptions
+        problem = f"cannot join the Ray cluster at {address}" if address else "Ray does not start on this machine"
+        raise FusionerError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
 
 
 def cluster_workers(threads: int) -> tuple[int, bool]:
-    """How many workers the cluster has room for, and whether each has a GPU."""
+    """Return how many workers fit on the cluster, and whether each has a GPU."""
     import ray
 
     resources = ray.cluster_resources()
@@ -45,8 +43,8 @@ def cluster_workers(threads: int) -> tuple[int, bool]:
     return (gpus, True) if gpus else (max(1, int(resources.get("CPU", 1)) // threads), False)
 
 
-def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[Done]:
-    """Do the shards -> `Done` of every one, as it ends.
+def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[ShardResult]:
+    """Segment the shards and yield the result of each as it ends.
 
     Raises:
         FusionerError: the model cannot be loaded or results cannot be written.
@@ -58,9 +56,9 @@ def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterat
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": job.threads}
-    # A block is what Ray hands out and does again: one shard each.
+    # A block is Ray's unit of scheduling and retrying: one shard each.
     numbers = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
-    done = numbers.map_batches(
+    results = numbers.map_batches(
         _Actor,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=2),
@@ -68,8 +66,8 @@ def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterat
         **resources,
     )
     try:
-        for row in done.iter_rows():
-            yield Done(**{name: row[name] for name in Done.__dataclass_fields__})
+        for row in results.iter_rows():
+            yield ShardResult(**{name: row[name] for name in ShardResult.__dataclass_fields__})
     except RayError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, FusionerError):
@@ -78,11 +76,11 @@ def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterat
 
 
 class _Actor:
-    """A worker as Ray Data calls it: a batch of shard numbers in, a row about each out."""
+    """A worker in Ray Data's interface: maps a batch of shard numbers to a row per shard."""
 
     def __init__(self, job: Job) -> None:
         self._worker = Worker(job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        rows = [asdict(self._worker.do(int(number))) for number in batch["shard"]]
+        rows = [asdict(self._worker.run(int(number))) for number in batch["shard"]]
         return {name: [row[name] for row in rows] for name in rows[0]}

@@ -1,35 +1,30 @@
-"""A run from its start to its last shard, whichever engine does them."""
+"""Run all shards of a plan with one of the engines."""
 
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
 from fusioner.batch.plan import Plan
-from fusioner.batch.worker import Done, Under
-from fusioner.io import FileLocks
+from fusioner.batch.worker import Progress, ShardResult
 
-_POLL = 1.0  # seconds between looks at what another run is doing
-
-
-class Engine(Protocol):
-    """Does shards: yields `Done` as each ends, and perhaps `Under` before."""
-
-    def __call__(self, shards: Sequence[int], /) -> Iterator[Done | Under]: ...
+POLL_SECONDS = 1.0  # while other runs work on the remaining shards
+Engine: TypeAlias = Callable[[Sequence[int]], Iterator[ShardResult | Progress]]
+"""Segments shards and yields their results as they end, and possibly progress in between."""
 
 
 @dataclass
-class Tally:
-    """How far a run is.
+class RunStats:
+    """Counts of a run.
 
     Attributes:
-        total: images in all; before: done by earlier runs; elsewhere: by others meanwhile.
-        images, errors: done by this run, in whole shards.
-        memory: most that a worker has held, bytes.
-        under: images and errors of shards that are not done yet.
+        total: images of the input; before: done by earlier runs; elsewhere: done by other runs meanwhile.
+        images, errors: done by this run, in finished shards.
+        memory: peak memory of a worker, bytes.
+        unfinished: progress by shard, of the shards in work.
     """
 
     total: int
@@ -38,61 +33,58 @@ class Tally:
     images: int = 0
     errors: int = 0
     memory: int = 0
-    under: dict[int, Under] = field(default_factory=dict)
+    unfinished: dict[int, Progress] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Time since the run began."""
         return time.monotonic() - self.begun
 
     @property
     def done(self) -> int:
-        """Images done, whoever did them."""
-        return self.before + self.elsewhere + self.images + sum(one.images for one in self.under.values())
+        """Images done, by this and other runs."""
+        return self.before + self.elsewhere + self.images + sum(part.images for part in self.unfinished.values())
 
-    def add(self, event: Done | Under) -> None:
-        """Take in what an engine tells."""
-        if isinstance(event, Under):
-            self.under[event.shard] = event
+    def add(self, event: ShardResult | Progress) -> None:
+        """Count an event of an engine."""
+        if isinstance(event, Progress):
+            self.unfinished[event.shard] = event
             return
-        self.under.pop(event.shard, None)
+        self.unfinished.pop(event.shard, None)
         self.images, self.errors = self.images + event.images, self.errors + event.errors
         self.memory = max(self.memory, event.memory)
 
 
-def run_shards(plan: Plan, engine: Engine, report: Callable[[Tally], object], most: int = 1_000_000) -> Tally:
-    """Do every shard that has no results yet; `report` hears of all that happens.
+def run_shards(
+    plan: Plan, engine: Engine, on_progress: Callable[[RunStats], object], max_shards: int = 1_000_000
+) -> RunStats:
+    """Segment all shards without results; other runs may work on the same plan at the same time.
 
-    Any number of runs may do this to one plan at once. `most`: shards given to the engine at a time.
+    Args:
+        on_progress: called after every event.
+        max_shards: number of shards passed to the engine at a time.
 
     Raises:
-        FusionerError: what the engine raises.
+        FusionerError: raised by the engine.
     """
     done = plan.done()
-    tally = Tally(plan.images, plan.count(done))
-    missing = np.flatnonzero(~done)
-    while len(missing):
-        for event in engine(missing[:most].tolist()):
-            tally.add(event)
-            report(tally)
+    stats = RunStats(plan.images, plan.count(done))
+    shards = np.flatnonzero(~done)
+    while len(shards):
+        for event in engine(shards[:max_shards].tolist()):
+            stats.add(event)
+            on_progress(stats)
         while True:
             done = plan.done()
-            tally.elsewhere = plan.count(done) - tally.before - tally.images
-            report(tally)
-            lacking = np.flatnonzero(~done)
-            missing = _free(plan, lacking)
-            if len(missing) or not len(lacking):
+            stats.elsewhere = plan.count(done) - stats.before - stats.images
+            on_progress(stats)
+            missing = np.flatnonzero(~done)
+            shards = plan.unlocked(missing)
+            if len(shards) or not len(missing):
                 break
-            time.sleep(_POLL)
-    for left in (*plan.out.glob("shards/*/.part-*"), *plan.out.glob("masks/*/.part-*")):
-        left.unlink(missing_ok=True)  # of processes that were killed
+            time.sleep(POLL_SECONDS)
+    for file in (*plan.out.glob("shards/*/.part-*"), *plan.out.glob("masks/*/.part-*")):
+        file.unlink(missing_ok=True)  # of processes that were killed
     shutil.rmtree(plan.out / ".attempts", ignore_errors=True)
-    return tally
-
-
-def _free(plan: Plan, shards: np.ndarray) -> np.ndarray:
-    """Those that nobody is at."""
-    with FileLocks(plan.out / ".locks") as locks:
-        free = [locks.acquire(int(number)) for number in shards]
-        return shards[np.array(free, bool)]
+    return stats

@@ -1,11 +1,10 @@
-"""One shard from pictures to a file of results: what every worker does, whichever engine runs it.
+"""Segment one shard into one Parquet file, in any engine.
 
 read and decode (threads, a few ahead) ──▶ segment (here) ──▶ rows ──▶ one Parquet file, renamed into place
 """
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,68 +14,64 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fusioner.batch.crash_log import Attempt
-from fusioner.batch.parquet import error_row, good_row, write_rows
+from fusioner.batch.crash_log import CrashLog
+from fusioner.batch.parquet import error_row, result_row, write_rows
 from fusioner.batch.plan import Plan, Shard
 from fusioner.batch.sources import Picture, Source
 from fusioner.errors import FusionerError
 from fusioner.image import read_image
-from fusioner.io import FileLocks, atomic_write
+from fusioner.io import atomic_write
 from fusioner.loading import load
+from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
-from fusioner.segmenter import Resolution
 
-Tick = Callable[[int, int], object]
-"""Called with (images of the shard done, errors among them) now and then; what it raises ends the work."""
+OnProgress = Callable[[int, int], object]
+"""Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker has to know, in plain values that travel to another process or machine.
+    """Everything a worker needs, as plain values that can be sent to another process or machine.
 
     Attributes:
-        out, source, run: the run's folder, its input, and a name of its own for every start of the command.
-        labels, model, threshold, background, resolution, scales, refine, templates: as for `fusioner predict`.
-        masks: write a PNG an image.
-        threads: that a worker computes with; device: of a worker, "auto" takes what it is shown.
-        batch: images encoded in one forward.
+        out, source, run: folder of the run, its input, and an identifier of this start of the command.
+        labels, options, model, templates: as for `fusioner predict`.
+        masks: write a PNG per image.
+        threads: CPU threads per worker.
+        device: of the workers.
+        batch_size: images encoded at once.
     """
 
     out: Path
     source: Source
     run: str
     labels: tuple[str, ...]
+    options: InferenceOptions = DEFAULT_OPTIONS
     model: Path | None = None
-    threshold: float | None = None
-    background: bool = True
-    resolution: Resolution = "fast"
-    scales: tuple[float, ...] = (1.0,)
-    refine: bool | None = None
     templates: tuple[str, ...] | None = None
     masks: bool = False
     threads: int = 1
     device: str = "cpu"
-    batch: int = 1
+    batch_size: int = 1
 
 
 @dataclass(frozen=True)
-class Done:
-    """How the work on a shard ended: its images and the errors among them; 0 images: somebody else has it.
+class ShardResult:
+    """Result of one shard; `images` is 0 if it was done already or another process works on it.
 
     Attributes:
-        memory: most that this process has held so far, bytes.
+        memory: peak memory of the process so far, bytes.
     """
 
     shard: int
     images: int
     errors: int
-    seconds: float
     memory: int
 
 
-class Under(NamedTuple):
-    """How far the work on a shard is."""
+class Progress(NamedTuple):
+    """Progress within a shard."""
 
     shard: int
     images: int
@@ -84,114 +79,124 @@ class Under(NamedTuple):
 
 
 class Worker:
-    """A loaded model that does shards, one after another."""
+    """A loaded model that segments shards, one after another."""
 
     def __init__(self, job: Job) -> None:
         """Raises FusionerError when the model cannot be loaded."""
         torch.set_num_threads(job.threads)
-        self.job, self.plan, self.locks = job, Plan(job.out), FileLocks(job.out / ".locks")
-        self.segmenter = load(job.model, job.device, job.templates).looking(job.scales, job.refine)
+        self.job, self.plan = job, Plan(job.out)
+        self.locks = self.plan.locks()
+        segmenter = load(job.model, job.device, job.templates)
+        self.segmenter = segmenter.looking(job.options.tta_scales, job.options.guided_filter)
         self.segmenter.embed(job.labels)
 
-    def do(self, number: int, tick: Tick = lambda images, errors: None) -> Done:
-        """Do a shard, unless it is done or somebody else is at it.
+    def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:
+        """Segment a shard, unless it is done or another process works on it.
 
         Raises:
             FusionerError: the results cannot be written.
         """
-        begun = time.monotonic()
-        if not self.locks.acquire(number):
-            return Done(number, 0, 0, 0.0, _memory())
-        try:
-            rows: list[dict[str, Any]] = []
-            if not self.plan.result(number).exists():
-                rows = self._do(self.plan[number], tick)
-        finally:
-            self.locks.release(number)
-        return Done(number, len(rows), _errors(rows), time.monotonic() - begun, _memory())
+        rows: list[dict[str, Any]] = []
+        if self.locks.acquire(number):
+            try:
+                if not self.plan.result(number).exists():
+                    rows = self._segment_shard(self.plan[number], on_progress)
+            finally:
+                self.locks.release(number)
+        return ShardResult(number, len(rows), _count_errors(rows), _peak_memory())
 
-    def _do(self, shard: Shard, tick: Tick) -> list[dict[str, Any]]:
-        with Attempt(self.job.out, shard.number, self.job.run) as attempt:
-            ahead = 0 if attempt.careful else 2 * self.job.batch
+    def _segment_shard(self, shard: Shard, on_progress: OnProgress) -> list[dict[str, Any]]:
+        with CrashLog(self.job.out, shard.number, self.job.run) as crash_log:
+            batch_size = 1 if crash_log.one_by_one else self.job.batch_size
+            ahead = 0 if crash_log.one_by_one else 2 * batch_size
             pictures = enumerate(self.plan.pictures(shard, self.job.source), shard.first)
             rows: list[dict[str, Any]] = []
-            with map_ahead(lambda one: self._open(*one, attempt), pictures, ahead) as opened:
-                for some in _batches(opened, 1 if attempt.careful else self.job.batch):
-                    rows += self._rows(some, shard)
-                    tick(len(rows), _errors(rows))
-            write_rows(self.plan.result(shard.number), rows, {"labels": self.job.labels, **self.plan.asked})
+            with map_ahead(lambda item: _decode(*item, crash_log), pictures, ahead) as images:
+                for batch in _batches(images, batch_size):
+                    rows += self._rows(batch, shard)
+                    on_progress(len(rows), _count_errors(rows))
+            write_rows(self.plan.result(shard.number), rows, {"labels": self.job.labels, **self.plan.settings})
             return rows
 
-    def _open(self, index: int, picture: Picture, attempt: Attempt) -> tuple[int, str, "np.ndarray | Exception"]:
-        if index in attempt.fatal:
-            reason = "twice the process died at work on this image: it crashes a decoder or fills the memory"
-            return index, picture.name, FusionerError(reason)
-        attempt.at(index)
-        try:
-            return index, picture.name, _decoded(picture)
-        except Exception as error:
-            return index, picture.name, error
-
-    def _rows(self, some: list[tuple[int, str, "np.ndarray | Exception"]], shard: Shard) -> Iterator[dict[str, Any]]:
-        good = [one for _, _, one in some if isinstance(one, np.ndarray)]
-        results = iter(self._segment(good))
-        for index, name, one in some:
-            result = one if isinstance(one, Exception) else next(results)
+    def _rows(self, batch: "list[DecodedImage]", shard: Shard) -> Iterator[dict[str, Any]]:
+        results = iter(self._segment([image.content for image in batch if isinstance(image.content, np.ndarray)]))
+        for index, name, content in batch:
+            result = content if isinstance(content, Exception) else next(results)
             if isinstance(result, Exception):
-                told = str(result) if isinstance(result, FusionerError) else f"{type(result).__name__}: {result}"
-                yield error_row(index, name, shard.container, told)
+                yield error_row(index, name, shard.container, result)
             else:
-                yield good_row(index, name, shard.container, result, self._mask(index, result))
+                yield result_row(index, name, shard.container, result, self._write_mask(index, result))
 
     def _segment(self, images: list[np.ndarray]) -> list[Segmentation | Exception]:
-        """One answer or error an image; where a batch fails, its images are tried one by one."""
+        """Return a result or error per image; if a batch fails, its images are segmented one by one."""
         job, segmenter = self.job, self.segmenter
         try:
-            kept: dict[str, Any] = {"threshold": job.threshold, "background": job.background}
-            if len(images) == 1 or job.resolution == "native":
-                return [segmenter(one, job.labels, resolution=job.resolution, **kept) for one in images]
+            decision: dict[str, Any] = {"threshold": job.options.threshold, "background": job.options.background}
+            if job.options.mode == "slide":
+                return [segmenter(image, job.labels, resolution="native", **decision) for image in images]
+            if len(images) == 1:
+                return [segmenter(images[0], job.labels, **decision)]
             encoded = segmenter.encode_many(images) if images else []
-            answers = ((one, segmenter.own_logits(one, job.labels)) for one in encoded)
-            return [segmenter.decide(one, job.labels, logits, **kept) for one, logits in answers]
-        except Exception as error:  # whatever it is, the other images of the input are to be done
-            return [error] if len(images) == 1 else [self._segment([one])[0] for one in images]
+            logits = ((image, segmenter.own_logits(image, job.labels)) for image in encoded)
+            return [segmenter.decide(image, job.labels, plane, **decision) for image, plane in logits]
+        except Exception as error:  # any error of one image; the others of the input must still be segmented
+            return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]
 
-    def _mask(self, index: int, result: Segmentation) -> str | None:
+    def _write_mask(self, index: int, result: Segmentation) -> str | None:
         if not self.job.masks:
             return None
         name = f"masks/{index // 10_000:06}/{index:012}.png"
-        with atomic_write(self.job.out / name) as beside:
-            beside.write_bytes(result.to_bytes("mask"))
+        with atomic_write(self.job.out / name) as temporary:
+            temporary.write_bytes(result.to_bytes("mask"))
         return name
 
 
-def _decoded(picture: Picture) -> np.ndarray:
+class DecodedImage(NamedTuple):
+    """An image by its number in the input: upright RGB, or the error of reading it."""
+
+    index: int
+    name: str
+    content: np.ndarray | Exception
+
+
+def _decode(index: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
+    if index in crash_log.poison_images:
+        reason = "the process died twice while working on this image: it crashes a decoder or fills the memory"
+        return DecodedImage(index, picture.name, FusionerError(reason))
+    crash_log.begin(index)
+    try:
+        return DecodedImage(index, picture.name, read_picture(picture))
+    except Exception as error:  # a decoder may raise anything
+        return DecodedImage(index, picture.name, error)
+
+
+def read_picture(picture: Picture) -> np.ndarray:
+    """Return the upright RGB pixels of a picture; FusionerError when it cannot be read."""
     if isinstance(picture.content, FusionerError):
         raise picture.content
-    if isinstance(picture.content, bytes):
-        return read_image(picture.content, picture.name)
-    return read_image(picture.content)
+    return read_image(picture.content, picture.name if isinstance(picture.content, bytes) else None)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    whole = iter(items)
-    while some := list(islice(whole, size)):
-        yield some
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
-def _errors(rows: list[dict[str, Any]]) -> int:
+def _count_errors(rows: list[dict[str, Any]]) -> int:
     return sum("error" in row for row in rows)
 
 
-def _memory() -> int:
+def _peak_memory() -> int:
+    """Return the peak memory of this process in bytes; 0 where the system does not report it (Windows)."""
     try:
         import resource
-    except ImportError:  # Windows
+    except ImportError:
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def cores() -> int:
-    """That this process may use."""
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""How far the work is, on stderr: a bar on a terminal, elsewhere a line now and then."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line every half minute."""
 
 import sys
 import time
@@ -16,80 +16,84 @@ SECONDS = 30.0
 """Time between two lines where there is no terminal."""
 
 
-class Meter:
-    """One stretch of work: done of all (None: nobody knows), speed, time left."""
+class Task:
+    """A task with its own bar; call it as `task(done, total, note)`, where a fraction of `done` lies within an item."""
 
-    def __init__(self, bar: "Progress", task: "TaskID", unit: str) -> None:
-        self._bar, self._task, self._unit, self._spoken = bar, task, unit, time.monotonic()
+    def __init__(self, display: "Progress", task: "TaskID", unit: str) -> None:
+        self._display, self._task, self._unit, self._last_line = display, task, unit, time.monotonic()
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
-        """`done` is reached, a broken number inside one item; `total` replaces the one known so far."""
-        speed = self._bar.tasks[self._task].speed
+        speed = self._display.tasks[self._task].speed
         text = f"{speed:{'.1f' if speed > 1 else '.2g'}} {self._unit}/s" if speed else ""
-        self._bar.update(self._task, completed=done, total=total, speed=f"{text}  {note}" if note else text)
-        if self._bar.console.is_terminal or self._bar.tasks[self._task].finished:
+        self._display.update(self._task, completed=done, total=total, speed=f"{text}  {note}" if note else text)
+        if self._display.console.is_terminal or self._display.tasks[self._task].finished:
             return
-        if time.monotonic() - self._spoken >= SECONDS:
-            self._spoken = time.monotonic()
-            self._bar.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
+        if time.monotonic() - self._last_line >= SECONDS:
+            self._last_line = time.monotonic()
+            self._display.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, speed: str, note: str) -> str:
-        from fusioner.training.progress import clock
-
-        task = self._bar.tasks[self._task]
+        task = self._display.tasks[self._task]
         done = f"{task.description} {int(task.completed)}" + (f"/{int(task.total)}" if task.total else "")
-        left = "" if task.time_remaining is None else f"left {clock(task.time_remaining)}"
+        left = "" if task.time_remaining is None else f"left {format_duration(task.time_remaining)}"
         return "  ".join(part for part in (done, speed, note, left) if part)
 
 
-class Work:
-    """Makes meters; called as `work(items, what)` it passes the items through and moves one."""
+class ProgressBar:
+    """The bars of a command; call it as `bar(items, what)` to iterate over items with a bar of their own."""
 
-    def __init__(self, bar: "Progress", unit: str) -> None:
-        self._bar, self._unit = bar, unit
+    def __init__(self, display: "Progress", unit: str) -> None:
+        self._display, self._unit = display, unit
 
     def __call__(self, items: Sequence[T], what: str) -> Iterator[T]:
-        meter = self.meter(what, len(items))
+        task = self.task(what, len(items))
         for done, item in enumerate(items, start=1):
             yield item
-            meter(done)
+            task(done)
 
-    def meter(self, what: str, total: float | None) -> Meter:
-        """A meter labelled `what`."""
-        return Meter(self._bar, self._bar.add_task(what, total=total, speed=""), self._unit)
+    def task(self, what: str, total: float | None) -> Task:
+        """Add a task described by `what`; the total may be unknown (None)."""
+        return Task(self._display, self._display.add_task(what, total=total, speed=""), self._unit)
 
 
 @contextmanager
-def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> Iterator[Work]:
-    """Shows the work done meanwhile; on a terminal no bar is drawn during the first `after` seconds.
+def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> Iterator[ProgressBar]:
+    """Show progress while the context is open.
 
-    `window`: seconds over which the speed is taken; more than the slowest item takes.
+    Args:
+        unit: of the items, for their speed.
+        after: seconds before the bar is drawn on a terminal.
+        window: seconds over which the speed is averaged; longer than the slowest item.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
+    console = Console(stderr=True)
+    # Printed lines appear above the bar, unless stdout is redirected.
+    display = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TextColumn("left"),
         TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # Lines printed meanwhile go above the bar, but not off a stdout that leads elsewhere.
-    bar = Progress(
-        *columns,
         console=console,
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),
         speed_estimate_period=window,
     )
-    timer = Timer(after, bar.start)
+    timer = Timer(after, display.start)
     timer.start()
     try:
-        yield Work(bar, unit)
+        yield ProgressBar(display, unit)
     finally:
         timer.cancel()
-        timer.join()  # a start under way comes before the stop
-        bar.stop()
+        timer.join()  # a start in progress must come before the stop
+        display.stop()
+
+
+def format_duration(seconds: float) -> str:
+    """Format as `1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -54,8 +54,8 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
         write(build(plan, out), out)
 
     with claimed(plan, out), _sigterm_ends(), progress("cells") as work:
-        meter = work.meter("sweep", len(plan.cells))
-        failed = run(plan, out, jobs, say, lambda done, note: meter(done, note=note), render)
+        task = work.task("sweep", len(plan.cells))
+        failed = run(plan, out, jobs, say, lambda done, note: task(done, note=note), render)
         table = build(plan, out, failed)
         paths = write(table, out)
     print(to_markdown(table))

@@ -1,0 +1,115 @@
+"""Run shards in processes of this machine: each loads the model once and receives one shard at a time through a pipe.
+
+A process that dies is replaced and its shard sent again. Each process has its own pipe, so that none can die holding
+what another needs; when the main process dies, the pipes break at the next image and the workers exit.
+"""
+
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from fusioner.batch.worker import Job, Progress, ShardResult, Worker
+from fusioner.errors import FusionerError
+
+MAX_FAILED_STARTS = 6  # consecutive deaths of a process before its first image
+
+
+def run_multiprocessing(
+    job: Job, shards: Iterable[int], workers: int, gpus: int = 0
+) -> Iterator[ShardResult | Progress]:
+    """Segment the shards and yield a `ShardResult` for each as it ends, and `Progress` in between.
+
+    Args:
+        gpus: number of GPUs to distribute the workers over; 0: all use `job.device`.
+
+    Raises:
+        FusionerError: the model cannot be loaded, results cannot be written, or every new process dies at once.
+    """
+    queue = iter(shards)
+    processes = [_Process(replace(job, device=f"cuda:{n % gpus}") if gpus else job) for n in range(workers)]
+    try:
+        for process in processes:
+            process.send(next(queue, None))
+        while busy := {process.pipe: process for process in processes if process.shard is not None}:
+            for pipe in wait(list(busy)):
+                process = busy[pipe]  # pyright: ignore[reportArgumentType]
+                message = process.receive()
+                if message is None:
+                    processes[processes.index(process)] = process.respawn()
+                    continue
+                if isinstance(message, Exception):
+                    raise message
+                yield message
+                if isinstance(message, ShardResult):
+                    process.send(next(queue, None))
+    finally:
+        for process in processes:
+            process.close()
+
+
+class _Process:
+    """A worker process and its current shard."""
+
+    def __init__(self, job: Job, failed_starts: int = 0) -> None:
+        context = get_context("spawn")
+        self.job, self.failed_starts = job, failed_starts
+        self.shard: int | None = None
+        self.pipe, worker_end = context.Pipe()
+        self._process = context.Process(target=_run_worker, args=(job, worker_end), daemon=True)
+        self._process.start()
+        worker_end.close()
+
+    def send(self, shard: int | None) -> None:
+        self.shard = shard
+        with suppress(OSError):  # it died, as `receive` reports
+            self.pipe.send(shard)
+
+    def receive(self) -> Any:
+        """Return the next message, or None if the process died."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        self.failed_starts = 0
+        return message
+
+    def respawn(self) -> "_Process":
+        """Return a new process with the shard of this one; FusionerError after `MAX_FAILED_STARTS` attempts."""
+        self.close()
+        if self.failed_starts >= MAX_FAILED_STARTS:
+            raise FusionerError(
+                f"the worker processes die at once (exit code {self._process.exitcode}): is there enough memory for "
+                "--workers of them?"
+            )
+        process = _Process(self.job, self.failed_starts + 1)
+        process.send(self.shard)
+        return process
+
+    def close(self) -> None:
+        self.pipe.close()
+        self._process.join()
+
+
+def _run_worker(job: Job, pipe: Connection) -> None:
+    """Run a worker process until its pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which closes the pipe
+    worker: Worker | None = None
+    with suppress(EOFError, OSError):  # the main process has ended
+        while (shard := pipe.recv()) is not None:
+            try:
+                worker = worker or Worker(job)
+                message = worker.run(shard, partial(_send_progress, pipe, shard))
+            except OSError:
+                raise
+            except Exception as error:  # raised in the main process, not retried
+                message = error
+            pipe.send(message)
+
+
+def _send_progress(pipe: Connection, shard: int, images: int, errors: int) -> None:
+    pipe.send(Progress(shard, images, errors))

@@ -1,0 +1,67 @@
+"""How an image is segmented: the options that prediction, batches, the server and evaluation share."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from fusioner.errors import FusionerError
+
+Mode = Literal["whole", "slide"]
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How an image is segmented.
+
+    Raises FusionerError for an unknown mode, a scale outside (0, 16] or a threshold outside [0, 1].
+
+    Attributes:
+        mode: whole: encode the whole image at once, resized to the training size; slide: slide windows of that size
+            over the full-resolution image (slower, finer).
+        tta_scales: Sizes of the resized image, as multiples of the training size; their logits are averaged (mode
+            whole only). 1,1.33 takes about three times as long.
+        guided_filter: Align mask edges with image edges by a guided filter (mode whole only). Default: as the model's
+            card says.
+        threshold: Minimum probability of a labelled pixel, 0 to 1. Default: the model's own.
+        background: Leave pixels without a label where no label reaches the threshold; off: label every pixel.
+    """
+
+    mode: Mode = "whole"
+    tta_scales: tuple[float, ...] = (1.0,)
+    guided_filter: bool | None = None
+    threshold: float | None = None
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise FusionerError(f"the mode must be 'whole' or 'slide', not {self.mode!r}")
+        object.__setattr__(self, "tta_scales", check_scales(self.tta_scales))
+        if self.threshold is not None:
+            check_threshold(self.threshold)
+
+    def check_slide(self) -> None:
+        """Raise FusionerError if mode slide is combined with an option that applies to mode whole only."""
+        if self.mode == "slide" and (self.guided_filter or self.tta_scales != (1.0,)):
+            raise FusionerError("--tta-scales and --guided-filter need --mode whole: omit them with --mode slide")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-compatible values."""
+        return asdict(self) | {"tta_scales": list(self.tta_scales)}
+
+
+def check_threshold(threshold: float) -> float:
+    """Return the threshold; raise FusionerError unless it lies in [0, 1]."""
+    if not 0 <= threshold <= 1:  # also false for NaN
+        raise FusionerError(f"the threshold must be a probability between 0 and 1, not {threshold}")
+    return float(threshold)
+
+
+def check_scales(scales: "tuple[float, ...] | list[float]") -> tuple[float, ...]:
+    """Return the scales as a tuple; raise FusionerError unless there is one and each lies in (0, 16]."""
+    if not scales or not all(0 < scale <= 16 for scale in scales):  # also false for NaN
+        raise FusionerError(
+            f"scales must be above 0 and at most 16, not {', '.join(map(str, scales)) or 'an empty list'}"
+        )
+    return tuple(scales)
+
+
+DEFAULT_OPTIONS = InferenceOptions()
