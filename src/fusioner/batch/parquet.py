@@ -29,8 +29,8 @@ SCHEMA = pa.schema(
     ]
 )
 """index: place in the input; image: name; container: its Parquet file or archive; segments: the labels found, largest
-first, with pixels, mean probability, box (x y width height) and COCO's compressed run lengths of the mask; mask: path of
-the PNG, relative to OUT; error: why there is no result."""
+first, with pixels, mean probability, box (x y width height) and compressed run lengths (COCO) of the mask; mask: path
+of the PNG, relative to OUT; error: why there is no result."""
 
 
 def result_row(index: int, name: str, container: str, result: Segmentation, mask: str | None) -> dict[str, Any]:
