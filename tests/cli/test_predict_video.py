@@ -76,8 +76,8 @@ def test_what_is_left_of_a_damaged_video_is_done(tiny_predict: Predict, clip: Pa
     (tmp_path / "none.mp4").write_bytes(raw[:200])
     code, out, err = tiny_predict("cut.mp4", "none.mp4", SAMPLES / "coffee.jpg", "--frame-step", "5")
     assert code == 2
-    assert err.splitlines()[0].startswith("error: cut.mp4 is damaged: ")
-    assert err.splitlines()[1:] == ["error: none.mp4 is damaged or not a video"]
+    assert err.splitlines()[0].startswith("error: cut.mp4 is corrupt: ")
+    assert err.splitlines()[1:] == ["error: none.mp4 is corrupt or not a video"]
     assert "1 picture and " in out
     assert out.endswith(" segmented into out, 2 failed\n")
     with open_video(Path("out/cut.overlay.mp4")) as video:

@@ -67,7 +67,7 @@ def test_a_video_cut_short_gives_what_is_left(clip: Path, tmp_path: Path) -> Non
         frames = list(video.frames())
         assert 5 < len(frames) < 36
         assert video.damage is not None
-        assert f"{tmp_path}/cut.mp4 is damaged: " in video.damage
+        assert f"{tmp_path}/cut.mp4 is corrupt: " in video.damage
         assert "of 3.0 s" in video.damage
     assert difference(frames[3].rgb, picture(3)) < 5
 
@@ -87,9 +87,9 @@ def test_broken_bytes_inside_are_told(clip: Path, tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (None, "there is no video"),
-        (b"", "is damaged or not a video"),
-        (b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/x.ts\n", "is damaged or not a video"),  # a list of addresses
-        (bytes(5000), "is damaged or not a video"),
+        (b"", "is corrupt or not a video"),
+        (b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/x.ts\n", "is corrupt or not a video"),  # a list of addresses
+        (bytes(5000), "is corrupt or not a video"),
     ],
 )
 def test_what_is_no_video(tmp_path: Path, content: bytes | None, reason: str) -> None:
@@ -118,13 +118,13 @@ def test_pictures_of_odd_and_other_sizes(tmp_path: Path) -> None:
 
 
 def test_a_build_without_h264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_module, "_WRITERS", {"nothing": "H.264", "mpeg4": "MPEG-4"})
+    monkeypatch.setattr(video_module, "_ENCODERS", {"nothing": "H.264", "mpeg4": "MPEG-4"})
     with write_video(tmp_path / "old.mp4", Fraction(3)) as writer:
         writer.add(PHOTO, 0)
         assert writer.remark == " (MPEG-4, which browsers do not play: this PyAV has no H.264 encoder)"
     with open_video(tmp_path / "old.mp4") as video:
         assert len(list(video.frames())) == 1
-    monkeypatch.setattr(video_module, "_WRITERS", {"nothing": "H.264"})
+    monkeypatch.setattr(video_module, "_ENCODERS", {"nothing": "H.264"})
     with pytest.raises(FusionerError, match="no encoder"), write_video(tmp_path / "none.mp4", Fraction(3)) as writer:
         writer.add(PHOTO, 0)
     assert not (tmp_path / "none.mp4").exists()

@@ -149,7 +149,7 @@ def test_every_download_opens_and_is_as_decided_on_the_page(astronaut: "Page", d
     for button in page.locator("#downloads button").all():
         with page.expect_download() as download:
             button.click()
-        files[button.get_attribute("data-kind")] = Path(download.value.path()).read_bytes()
+        files[button.get_attribute("data-format")] = Path(download.value.path()).read_bytes()
         assert download.value.suggested_filename.startswith("astronaut.")
     theirs = default_model(SAMPLES / "astronaut.jpg", ["person", "space shuttle"], threshold=0.4)
     assert set(files) >= {"seen", "overlay", "mask", "json", "coco", "labelme", "yolo", "cvat", "geojson", "npz"}

@@ -76,7 +76,7 @@ def test_a_busy_server_is_asked_again(visit: Callable[..., "Page"], server: Any,
     with monkeypatch.context() as full:
         full.setattr(server.service.concurrency, "limits", replace(server.service.limits, max_requests=0))
         page.get_by_role("button", name="Chelsea").click()
-        expect(page.locator("#working")).to_contain_text(re.compile(r"The server is busy; asking again in \d+ s"))
+        expect(page.locator("#working")).to_contain_text(re.compile(r"The server is busy; trying again in \d+ s"))
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
     expect(page.locator("#working")).to_be_hidden()
 
@@ -130,10 +130,10 @@ def test_a_server_with_a_key_asks_for_it_in_place(visit: Callable[..., "Page"], 
 
     page = visit(start_server(key="open sesame").address)
     for key in ("wrong", "open sesame"):
-        page.get_by_label("This server asks for its key").fill(key)
+        page.get_by_label("This server requires an API key").fill(key)
         page.get_by_role("button", name="Continue").click()
         if key == "wrong":
-            expect(page.locator("#key-error")).to_have_text("The server does not know this key.")
+            expect(page.locator("#key-error")).to_have_text("The server does not accept this key.")
     expect(page.locator("#key-form")).to_be_hidden()
     page.get_by_role("button", name="Chelsea").click()
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)

@@ -1,7 +1,7 @@
-// Requests to the server that served this page. Everything that goes wrong comes out as an ApiError with one sentence.
+// Requests to the server of this page. Every failure becomes an ApiError with one sentence.
 
-const PATIENCE = 6; // times a busy server is asked again
-const GONE = "the server does not answer: see whether it is still running.";
+const MAX_RETRIES = 6; // while the server is busy
+const NO_ANSWER = "the server does not answer: check whether it is still running.";
 
 export class ApiError extends Error {
   constructor(message, status) {
@@ -10,25 +10,25 @@ export class ApiError extends Error {
   }
 }
 
-/** What the page does when the server wants a key (-> promise of the key) or time (seconds). */
-export const asks = { key: null, patience: () => {} };
+/** Callbacks of the page: `key(refused)` -> promise of the API key, `busy(seconds)` before a retry. */
+export const callbacks = { key: null, busy: () => {} };
 
 let key = "";
 
 /**
- * -> { blob, name } of the answer; `name` is the file name the server gives it, if any.
+ * Send a request -> { blob, name }; `name` is the file name given by the server, if any.
  *
- * A plain object as `body` goes as JSON, FormData as it is; `sent` hears the share of the body that is on its way.
+ * A plain object as `body` is sent as JSON; `progress` is called with the fraction of the body that was sent.
  */
-export async function ask(method, path, body, sent) {
+export async function request(method, path, body, progress) {
   for (let turn = 0; ; turn++) {
-    const reply = await send(method, path, body, sent);
+    const reply = await send(method, path, body, progress);
     if (reply.status < 300) return { blob: reply.response, name: fileName(reply) };
     const wait = Number(reply.getResponseHeader("Retry-After"));
-    if (reply.status === 401 && asks.key) {
-      key = await asks.key(key !== "");
-    } else if ([429, 503].includes(reply.status) && wait > 0 && turn < PATIENCE) {
-      asks.patience(wait);
+    if (reply.status === 401 && callbacks.key) {
+      key = await callbacks.key(key !== "");
+    } else if ([429, 503].includes(reply.status) && wait > 0 && turn < MAX_RETRIES) {
+      callbacks.busy(wait);
       await new Promise((resume) => setTimeout(resume, 1000 * wait));
     } else {
       throw new ApiError(await sentence(reply), reply.status);
@@ -36,25 +36,25 @@ export async function ask(method, path, body, sent) {
   }
 }
 
-/** `ask` for an answer in JSON. */
-export async function askJson(...request) {
-  const { blob } = await ask(...request);
+/** Send a request and parse the response as JSON. */
+export async function requestJson(...parameters) {
+  const { blob } = await request(...parameters);
   return JSON.parse(await blob.text());
 }
 
-/** XMLHttpRequest, since fetch tells nothing of an upload's progress. */
-function send(method, path, body, sent) {
+/** XMLHttpRequest, because fetch does not report upload progress. */
+function send(method, path, body, progress) {
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open(method, path);
-    request.responseType = "blob";
-    if (key) request.setRequestHeader("Authorization", `Bearer ${key}`);
+    const xhr = new XMLHttpRequest();
+    xhr.open(method, path);
+    xhr.responseType = "blob";
+    if (key) xhr.setRequestHeader("Authorization", `Bearer ${key}`);
     const json = body && !(body instanceof FormData);
-    if (json) request.setRequestHeader("Content-Type", "application/json");
-    if (sent) request.upload.onprogress = (event) => sent(event.loaded / event.total);
-    request.onload = () => resolve(request);
-    request.onerror = () => reject(new ApiError(GONE, 0));
-    request.send(json ? JSON.stringify(body) : body);
+    if (json) xhr.setRequestHeader("Content-Type", "application/json");
+    if (progress) xhr.upload.onprogress = (event) => progress(event.loaded / event.total);
+    xhr.onload = () => resolve(xhr);
+    xhr.onerror = () => reject(new ApiError(NO_ANSWER, 0));
+    xhr.send(json ? JSON.stringify(body) : body);
   });
 }
 
@@ -63,7 +63,7 @@ async function sentence(reply) {
     const { message } = JSON.parse(await reply.response.text()).error;
     return /[.!?]$/.test(message) ? message : `${message}.`;
   } catch {
-    return `the server answered with status ${reply.status} and no word why.`;
+    return `the server answered with status ${reply.status} without an explanation.`;
   }
 }
 

@@ -1,6 +1,6 @@
-// Puts the page together: opening pictures, typing labels, settings, downloads and the session's history.
+// The page: opening pictures, typing labels, settings, downloads and the history of the session.
 
-import { asks, ask, askJson } from "./api.js";
+import { callbacks, request, requestJson } from "./api.js";
 import { createDownloads, fallbackName } from "./downloads.js";
 import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
@@ -8,22 +8,22 @@ import { Picture } from "./picture.js";
 import { asSeen, createStage } from "./stage.js";
 import { capital, parse, percent, stem, summary } from "./words.js";
 
-const KEPT = 24; // pictures of the session
-const SETTLED = 400; // ms without a change, before it is told
+const MAX_PICTURES = 24; // of the session
+const SETTLE_MS = 400; // without a change before the result is announced
 
 const $ = (id) => document.getElementById(id);
 const settings = { threshold: 0.5, background: true, opacity: 0.45, outlines: true };
 
-/** What the page holds. */
+/** The state of the page. */
 export const session = { model: null, current: null, pictures: [], settings };
 
-const stage = createStage(settings, { alone: isolate, decided, say });
+const stage = createStage(settings, { isolate, decided, say });
 const history = createHistory($("pictures"), show);
 const showLabels = createLabelList($("labels"), $("label-row"), {
   decide: stage.draw,
   paint: stage.repaint,
   remove,
-  alone: (label) => isolate(session.current.alone === label ? null : label),
+  isolate: (label) => isolate(session.current.isolated === label ? null : label),
 });
 
 // --- pictures
@@ -46,13 +46,13 @@ async function open(file, words = session.current?.labels.map((label) => label.w
     return complain("picture-error", `${name}: ${error.message}`, error, () => open(file, words));
   }
   session.pictures.unshift(picture);
-  session.pictures.splice(KEPT).forEach((old) => old.close());
+  session.pictures.splice(MAX_PICTURES).forEach((old) => old.close());
   show(picture);
-  if (!picture.visible) complain("picture-error", `This browser cannot show ${name}; its masks are right all the same.`);
+  if (!picture.visible) complain("picture-error", `This browser cannot show ${name}, but its masks are correct.`);
   await complete(picture);
 }
 
-/** Most files the browser itself can show: they are seen at once, before the server has read them. */
+/** Show the file immediately if the browser can, before the server has read it. */
 async function preview(picture) {
   const image = new Image();
   image.src = picture.url;
@@ -117,13 +117,13 @@ function remove(label) {
 }
 
 function isolate(label) {
-  session.current.alone = label;
+  session.current.isolated = label;
   stage.repaint();
   showLabels(session.current);
   say(label ? `${label.word} alone` : "all labels");
 }
 
-// --- what is told
+// --- messages
 
 let settling = 0;
 
@@ -134,14 +134,14 @@ function decided(picture) {
   settling = setTimeout(() => {
     if (picture.shown.length) say(summary(picture));
     history.draw(picture, stage.layers());
-  }, SETTLED);
+  }, SETTLE_MS);
 }
 
 function say(text) {
   $("live").textContent = text;
 }
 
-/** One sentence at its place, or none; where waiting may help, with a button to try again. */
+/** Show a sentence at its place, or remove it; with a button to try again if waiting may help. */
 function complain(place, text = "", error = null, again = null) {
   $(place).replaceChildren(text);
   if (text) $(place).scrollIntoView({ block: "nearest" });
@@ -155,12 +155,12 @@ function complain(place, text = "", error = null, again = null) {
   $(place).append(" ", button);
 }
 
-asks.patience = (seconds) => {
-  $("working").textContent = `The server is busy; asking again in ${seconds} s`;
+callbacks.busy = (seconds) => {
+  $("working").textContent = `The server is busy; trying again in ${seconds} s`;
 };
-asks.key = (refused) => {
+callbacks.key = (refused) => {
   $("key-form").hidden = false;
-  $("key-error").textContent = refused ? "The server does not know this key." : "";
+  $("key-error").textContent = refused ? "The server does not accept this key." : "";
   $("key").focus();
   return new Promise((resolve) => {
     $("key-form").onsubmit = (event) => {
@@ -171,7 +171,7 @@ asks.key = (refused) => {
   });
 };
 
-// --- what the user does
+// --- user actions
 
 for (const button of document.querySelectorAll("[data-open]")) button.addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", async () => {
@@ -188,7 +188,7 @@ document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) openAll([...event.clipboardData.files]);
 });
 
-let dragging = 0; // elements deep
+let dragging = 0; // depth of nested elements
 document.addEventListener("dragenter", (event) => {
   dragging++;
   $("drop").hidden = !event.dataTransfer.types.includes("Files");
@@ -223,7 +223,7 @@ function takeWords() {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && session.current?.alone) isolate(null);
+  if (event.key === "Escape" && session.current?.isolated) isolate(null);
 });
 
 function connect(id, act) {
@@ -250,11 +250,11 @@ function showSettings() {
 
 // --- start
 
-async function make(kind) {
+async function make(format) {
   const picture = session.current;
-  if (kind !== "seen") {
-    const { blob, name } = await picture.download(kind, settings);
-    return { blob, name: name || fallbackName(picture, kind) };
+  if (format !== "seen") {
+    const { blob, name } = await picture.download(format, settings);
+    return { blob, name: name || fallbackName(picture, format) };
   }
   const page = asSeen(picture, settings, stage.photo);
   const blob = await new Promise((resolve) => page.toBlob(resolve, "image/png"));
@@ -262,7 +262,7 @@ async function make(kind) {
 }
 
 async function showSamples() {
-  for (const sample of await askJson("GET", "v1/samples")) {
+  for (const sample of await requestJson("GET", "v1/samples")) {
     const button = document.createElement("button");
     button.type = "button";
     const image = Object.assign(new Image(), { src: sample.url, alt: "" });
@@ -272,7 +272,7 @@ async function showSamples() {
     button.setAttribute("aria-label", `${sample.name}: find ${words.textContent}`);
     button.append(image, words);
     button.addEventListener("click", async () => {
-      const { blob } = await ask("GET", sample.url);
+      const { blob } = await request("GET", sample.url);
       await open(new File([blob], sample.url.split("/").at(-1), { type: blob.type }), sample.labels);
     });
     $("samples").append(Object.assign(document.createElement("li"), {}));
@@ -280,15 +280,15 @@ async function showSamples() {
   }
 }
 
-async function meetModel() {
+async function loadModel() {
   $("where").textContent = "The model is being loaded …";
-  const { models } = await askJson("GET", "v1/models");
+  const { models } = await requestJson("GET", "v1/models");
   session.model = models[0];
   settings.threshold = session.model.threshold;
   showSettings();
   createDownloads($("downloads"), session.model.formats, make, (text) => complain("download-error", text));
-  $("where").textContent = `Your pictures go to ${location.host} and nowhere else.`;
+  $("where").textContent = `Your pictures are sent to ${location.host} only.`;
 }
 
-const modelKnown = showSamples().then(meetModel);
+const modelKnown = showSamples().then(loadModel);
 modelKnown.catch((error) => complain("picture-error", capital(error.message), error, () => location.reload()));

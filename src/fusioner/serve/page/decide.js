@@ -1,7 +1,7 @@
 // The server's decision rule (fusioner/postprocess.py), in the browser.
 // A plane holds one label's logits, row-major on a grid of { height, width } cells.
 
-/** A plane of the server's answer: base64 of little-endian uint16, logit = low + step * value. */
+/** Decode one plane of the `logits` format: base64 of little-endian uint16, logit = low + step * value. */
 export function decodePlane(base64, low, step) {
   const text = atob(base64);
   const plane = new Float32Array(text.length / 2);
@@ -11,16 +11,16 @@ export function decodePlane(base64, low, step) {
   return plane;
 }
 
-/** The logit above which a label beats background. */
+/** The logit that a label must exceed to replace background. */
 export function floorOf(threshold, background) {
   return background ? Math.log(threshold / (1 - threshold)) : -Infinity;
 }
 
 /**
- * The label of every pixel: 0 for background, i for the i-th plane; ties go to the first, background before all.
+ * Return the label of every pixel: 0 for background, i for the i-th plane; ties go to the first, background before all.
  *
- * Logits are interpolated bilinearly with pixel centres at half coordinates (torch: align_corners=False), a row at a
- * time, which costs less than keeping whole planes at full size.
+ * Logits are interpolated bilinearly with pixel centres at half coordinates (torch: align_corners=False), one row at a
+ * time to save memory.
  */
 export function decide(planes, grid, { width, height }, floor) {
   const map = new Uint16Array(width * height);
@@ -39,14 +39,14 @@ export function decide(planes, grid, { width, height }, floor) {
   return map;
 }
 
-/** Pixels of each number 0..count. */
+/** Count the pixels of each number 0..count. */
 export function countPixels(map, count) {
   const pixels = new Array(count + 1).fill(0);
   for (let i = 0; i < map.length; i++) pixels[map[i]]++;
   return pixels;
 }
 
-/** A label's probability at the point (u, v) of the picture, both 0..1. */
+/** Return a label's probability at the point (u, v) of the picture, both 0..1. */
 export function probability(plane, grid, u, v) {
   const [left, right, fx] = between(u * grid.width - 0.5, grid.width);
   const [above, below, fy] = between(v * grid.height - 0.5, grid.height);
@@ -54,12 +54,12 @@ export function probability(plane, grid, u, v) {
   return 1 / (1 + Math.exp(-(at(above) * (1 - fy) + at(below) * fy)));
 }
 
-/** Write `number` where the row's values, interpolated, are above the best so far. */
+/** Write `number` where the interpolated values of a row exceed the best so far. */
 function takeBetter(row, { starts, weights }, floor, best, line, number) {
   for (let cell = 0; cell < row.length; cell++) {
     const left = row[cell];
     const right = row[Math.min(cell + 1, row.length - 1)];
-    if (left <= floor && right <= floor) continue; // nor is anything between them above it
+    if (left <= floor && right <= floor) continue; // interpolated values cannot exceed it either
     for (let x = starts[cell]; x < starts[cell + 1]; x++) {
       const value = left + (right - left) * weights[x];
       if (value > best[x]) {
@@ -76,7 +76,7 @@ function blend(plane, above, below, weight, row) {
   }
 }
 
-/** Which of `count` pixels lie between a cell and the next (from its start to the next start), and how far on. */
+/** For each cell the first of the `count` pixels between it and the next, and for each pixel its weight between them. */
 function spansOf(cells, count) {
   const starts = new Uint32Array(cells + 1).fill(count);
   const weights = new Float32Array(count);

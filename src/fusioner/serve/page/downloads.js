@@ -1,12 +1,12 @@
-// One button a kind of file: most are made by the server, "as seen" here.
+// One download button per output format: the server writes the files, except for the picture as seen.
 
 import { ApiError } from "./api.js";
 import { capital, stem } from "./words.js";
 
 const NAMES = {
-  overlay: ["Overlay", "The picture with masks and a legend, PNG"],
+  overlay: ["Overlay", "The picture with coloured masks and a legend, PNG"],
   mask: ["Mask", "Label numbers as an indexed PNG, 0 is background"],
-  json: ["JSON", "Everything as plain values, masks as run lengths"],
+  json: ["JSON", "All values, masks as run lengths"],
   coco: ["COCO", "COCO annotations, run lengths and polygons"],
   labelme: ["LabelMe", "Polygons for LabelMe"],
   yolo: ["YOLO", "Polygons as YOLO segmentation text"],
@@ -16,16 +16,16 @@ const NAMES = {
 };
 
 /**
- * Add a button for every kind in `formats` after the one for the picture as seen.
+ * Add a button for every one of the `formats` after the one for the picture as seen.
  *
- * @param make(kind) -> promise of { blob, name }; its errors are handed to `complain`
+ * @param make(format) -> promise of { blob, name }; its errors are passed to `complain`
  */
 export function createDownloads(home, formats, make, complain) {
-  for (const kind of Object.keys(formats).filter((kind) => kind !== "logits")) {
-    const [name, title] = NAMES[kind] ?? [kind, formats[kind]];
+  for (const format of Object.keys(formats).filter((format) => format !== "logits")) {
+    const [name, title] = NAMES[format] ?? [format, formats[format]];
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name, title });
     button.className = "button";
-    button.dataset.kind = kind;
+    button.dataset.format = format;
     home.append(button);
   }
   home.addEventListener("click", async (event) => {
@@ -34,7 +34,7 @@ export function createDownloads(home, formats, make, complain) {
     button.ariaBusy = "true";
     complain("");
     try {
-      const { blob, name } = await make(button.dataset.kind);
+      const { blob, name } = await make(button.dataset.format);
       save(blob, name);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
@@ -45,9 +45,9 @@ export function createDownloads(home, formats, make, complain) {
   });
 }
 
-/** What a file is called when the server does not say. */
-export function fallbackName(picture, kind) {
-  return `${stem(picture.name)}.${kind}`;
+/** Name of a file if the server gives none. */
+export function fallbackName(picture, format) {
+  return `${stem(picture.name)}.${format}`;
 }
 
 function save(blob, name) {

@@ -2,7 +2,7 @@
 
 const SIDE = 144; // px, shown at half of that
 
-/** `open(picture)` is called for the one that is clicked. */
+/** `open(picture)` is called when a thumbnail is clicked. */
 export function createHistory(list, open) {
   const items = new Map(); // picture -> <li>
 
@@ -33,7 +33,7 @@ export function createHistory(list, open) {
         item.firstChild.setAttribute("aria-current", String(picture === current));
       }
     },
-    /** Draw the picture's thumbnail from layers that lie on each other, cut to a square. */
+    /** Draw the picture's thumbnail from its layers, cropped to a square. */
     draw(picture, layers) {
       const canvas = items.get(picture)?.querySelector("canvas");
       if (!canvas) return;

@@ -1,10 +1,11 @@
-// The list of labels: a row each, with colour, name, share, hide and remove.
+// The list of labels: one row each, with colour, name, share, hide and remove.
 
 import { percent } from "./words.js";
 
 /**
- * @param list the <ul>; `template` holds a row
- * @param on.decide() something that changes the decision, on.paint() only its looks, on.remove(label), on.alone(label)
+ * @param list the <ul>
+ * @param template contains a row
+ * @param on.decide() the label map must be recomputed, on.paint() only repainted; on.remove(label), on.isolate(label)
  */
 export function createLabelList(list, template, on) {
   const rows = new Map(); // label -> <li>
@@ -25,7 +26,7 @@ export function createLabelList(list, template, on) {
       label.hidden = !label.hidden;
       on.decide();
     });
-    name.addEventListener("click", () => on.alone(label));
+    name.addEventListener("click", () => on.isolate(label));
     remove.addEventListener("click", () => {
       const next = row.nextElementSibling ?? row.previousElementSibling;
       on.remove(label);
@@ -43,12 +44,12 @@ export function createLabelList(list, template, on) {
     row.classList.toggle("hidden", label.hidden);
     row.classList.toggle("waiting", !label.plane && picture.working !== "");
     row.querySelector(".share").textContent = label.hidden ? "hidden" : share === undefined ? "" : share ? percent(share) : "not found";
-    name.setAttribute("aria-pressed", String(picture.alone === label));
+    name.setAttribute("aria-pressed", String(picture.isolated === label));
     name.title = `Show ${label.word} alone`;
     eye.setAttribute("aria-pressed", String(label.hidden));
   }
 
-  /** Bring the rows up to date with the picture's labels; rows that stay keep their focus. */
+  /** Update the rows to the picture's labels; rows that stay keep their focus. */
   return function show(picture) {
     for (const [label, row] of rows) {
       if (picture.labels.includes(label)) continue;

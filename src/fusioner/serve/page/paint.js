@@ -1,28 +1,28 @@
-// Label map -> translucent colours with outlines, to lie over the photograph.
+// Paint a label map as translucent colours with outlines, to be laid over the photo.
 
 import { channels } from "./palette.js";
 
 const INK = [12, 14, 18];
-const REST = 0.18; // how far what is not asked for steps back
-const DIMMED = 0.72; // the same while one label is shown alone
+const BACKGROUND_OPACITY = 0.18; // of the dark layer over the background
+const DIMMED_OPACITY = 0.72; // the same while one label is isolated
 
 /**
- * Paint the map on a canvas, which takes the map's size.
+ * Paint the map on a canvas, which is resized to the map's size.
  *
- * `shades[i]` is the colour ("#rrggbb") of number i + 1; `alone` is the number shown by itself, or 0.
+ * `shades[i]` is the colour ("#rrggbb") of number i + 1; `isolated` is the only number shown, or 0 for all.
  */
-export function paint(canvas, map, { width, height }, shades, { opacity, outlines, alone }) {
+export function paint(canvas, map, { width, height }, shades, { opacity, outlines, isolated }) {
   canvas.width = width;
   canvas.height = height;
-  const context = canvas.getContext("2d", { willReadFrequently: true }); // in ordinary memory: pixels are put there
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // keeps the canvas in main memory
   const picture = context.createImageData(width, height);
   const pixels = new Uint32Array(picture.data.buffer);
   const fills = new Uint32Array(shades.length + 1);
   const lines = new Uint32Array(shades.length + 1);
-  fills[0] = lines[0] = shades.length ? packed(INK, alone ? DIMMED : REST) : 0;
+  fills[0] = lines[0] = shades.length ? packed(INK, isolated ? DIMMED_OPACITY : BACKGROUND_OPACITY) : 0;
   shades.forEach((shade, index) => {
-    const shown = !alone || alone === index + 1;
-    fills[index + 1] = shown ? packed(channels(shade), alone ? opacity / 3 : opacity) : fills[0];
+    const shown = !isolated || isolated === index + 1;
+    fills[index + 1] = shown ? packed(channels(shade), isolated ? opacity / 3 : opacity) : fills[0];
     lines[index + 1] = shown && outlines ? packed(channels(shade), 1) : fills[index + 1];
   });
   const thickness = Math.max(1, Math.round(Math.max(width, height) / 400));
@@ -41,7 +41,7 @@ export function paint(canvas, map, { width, height }, shades, { opacity, outline
   context.putImageData(picture, 0, 0);
 }
 
-/** RGBA as one little-endian number, the order of canvas bytes on every machine browsers run on. */
+/** Pack RGBA into one little-endian number, the byte order of canvases. */
 function packed([red, green, blue], alpha) {
   return ((Math.round(255 * alpha) << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 }

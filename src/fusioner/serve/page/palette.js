@@ -1,4 +1,4 @@
-// One colour a label: the first ten are those of fusioner/visualization.py, told apart by the colour-blind too.
+// Colours of labels: the first ten are those of fusioner/visualization.py, chosen for colour-blind people too.
 
 const FIRST = [
   "#0f4fee", "#e78a00", "#0cf6f3", "#ff2f66", "#acd708", "#a35bb7", "#ac3512", "#00a89d", "#e498ed", "#e4f472",
@@ -6,7 +6,7 @@ const FIRST = [
 const GOLDEN_ANGLE = 360 * (1 - 2 / (1 + Math.sqrt(5)));
 const LIGHTNESS = [0.72, 0.56, 0.84];
 
-/** The index-th colour (0, 1, ...) as "#rrggbb". */
+/** Return the colour of an index (0, 1, ...) as "#rrggbb". */
 export function colour(index) {
   if (index < FIRST.length) return FIRST[index];
   const turn = index - FIRST.length;
@@ -14,14 +14,14 @@ export function colour(index) {
   return asHex(`oklch(${LIGHTNESS[turn % LIGHTNESS.length]} 0.16 ${hue})`);
 }
 
-/** The first colour that none of `taken` has. */
+/** Return the first colour that is not in `taken`. */
 export function freeColour(taken) {
   let index = 0;
   while (taken.includes(colour(index))) index++;
   return colour(index);
 }
 
-/** "#rrggbb" -> [red, green, blue], 0..255. */
+/** Convert "#rrggbb" to [red, green, blue], 0..255. */
 export function channels(hex) {
   return [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
 }

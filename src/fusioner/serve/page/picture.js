@@ -1,34 +1,34 @@
-// One picture of the session: its labels, and what the server said of them.
+// One picture of the session, its labels and their logits from the server.
 
-import { ApiError, ask, askJson } from "./api.js";
+import { ApiError, request, requestJson } from "./api.js";
 import { decodePlane } from "./decide.js";
 import { freeColour } from "./palette.js";
 
 export class Picture {
-  #answer = null; // promise of what the server said to the upload
-  #filling = null;
-  #askedTogether = ""; // the words of the planes at hand, for models whose labels depend on each other
+  #uploaded = null; // promise of the server's response to the upload
+  #completing = null;
+  #requestedWords = ""; // of the present planes, for models whose labels depend on each other
 
   /**
    * @param file a File, or a Blob with a name
-   * @param independent whether the model's planes do not depend on what else is asked for
-   * @param on.working(picture) what is waited for has changed; on.planes(picture) there is more to decide about
+   * @param independent whether the plane of a label is independent of the other labels
+   * @param on.working(picture) the progress text has changed; on.planes(picture) new planes have arrived
    */
   constructor(file, name, independent, on) {
     Object.assign(this, { file, name, independent, on });
     this.url = URL.createObjectURL(file);
     this.labels = []; // { word, colour, hidden, plane }
-    this.alone = null; // the label shown by itself
+    this.isolated = null; // the only label shown, if any
     this.visible = false; // whether the browser can show the file
     this.size = null; // { width, height }, px
-    this.map = null; // { data, width, height }: what was decided last, numbers into `shown`
-    this.shares = new Map(); // label -> its share of the picture, of those in `shown`
+    this.map = null; // { data, width, height }: label numbers, indices into `shown`
+    this.shares = new Map(); // label in `shown` -> fraction of the picture
     this.grid = null; // { height, width } of the planes
-    this.working = ""; // what is being waited for, in words
-    this.reading = false; // whether that is the picture itself
+    this.working = ""; // progress text
+    this.reading = false; // whether the picture itself is being sent or read
   }
 
-  /** What is decided about: the labels at hand that are not hidden. */
+  /** The labels that have a plane and are not hidden. */
   get shown() {
     return this.labels.filter((label) => label.plane && !label.hidden);
   }
@@ -40,43 +40,43 @@ export class Picture {
 
   remove(label) {
     this.labels = this.labels.filter((other) => other !== label);
-    if (this.alone === label) this.alone = null;
+    if (this.isolated === label) this.isolated = null;
   }
 
-  /** Send the picture, unless the server has it already. */
+  /** Upload the picture, unless the server has it already. */
   upload() {
-    this.#answer ??= this.#send().catch((error) => {
-      this.#answer = null;
+    this.#uploaded ??= this.#send().catch((error) => {
+      this.#uploaded = null;
       throw error;
     });
-    return this.#answer;
+    return this.#uploaded;
   }
 
-  /** Ask for the planes that are missing; words added meanwhile go together in the next round. */
+  /** Request the missing planes; words added meanwhile are requested together in the next round. */
   complete() {
-    this.#filling ??= this.#fill().finally(() => {
-      this.#filling = null;
-      this.#tell("");
+    this.#completing ??= this.#fill().finally(() => {
+      this.#completing = null;
+      this.#report("");
     });
-    return this.#filling;
+    return this.#completing;
   }
 
-  /** The file of one kind that the server makes -> { blob, name }. */
-  download(kind, { threshold, background }) {
-    return this.#segment(ask, { labels: this.shown.map((label) => label.word), threshold, background, format: kind });
+  /** Request a file in one of the output formats -> { blob, name }. */
+  download(format, { threshold, background }) {
+    return this.#segment(request, { labels: this.shown.map((label) => label.word), threshold, background, format });
   }
 
   close() {
     URL.revokeObjectURL(this.url);
-    this.#answer?.then(({ id }) => ask("DELETE", `v1/images/${id}`)).catch(() => {});
+    this.#uploaded?.then(({ id }) => request("DELETE", `v1/images/${id}`)).catch(() => {});
   }
 
   async #fill() {
     for (let words = this.#missing(); words.length; words = this.#missing()) {
-      if (this.#answer) this.#tell(`Looking for ${words.join(", ")}`);
-      const reply = await this.#segment(askJson, { labels: words, format: "logits" });
+      if (this.#uploaded) this.#report(`Looking for ${words.join(", ")}`);
+      const reply = await this.#segment(requestJson, { labels: words, format: "logits" });
       this.grid = reply.grid;
-      this.#askedTogether = words.join();
+      this.#requestedWords = words.join();
       for (const label of this.labels) {
         const place = words.indexOf(label.word);
         if (place >= 0) label.plane = decodePlane(reply.planes[place], reply.low, reply.step);
@@ -88,18 +88,18 @@ export class Picture {
   #missing() {
     const words = this.labels.map((label) => label.word);
     if (this.independent) return words.filter((_, index) => !this.labels[index].plane);
-    return words.join() === this.#askedTogether ? [] : words;
+    return words.join() === this.#requestedWords ? [] : words;
   }
 
-  /** A request about this picture; sends it again when the server had to let go of it. */
-  async #segment(how, body) {
+  /** Send a request about this picture, which is uploaded again if the server has dropped it. */
+  async #segment(send, body) {
     for (let again = false; ; again = true) {
       const { id } = await this.upload();
       try {
-        return await how("POST", `v1/images/${id}/segment`, body);
+        return await send("POST", `v1/images/${id}/segment`, body);
       } catch (error) {
         if (again || !(error instanceof ApiError) || error.status !== 404) throw error;
-        this.#answer = null;
+        this.#uploaded = null;
       }
     }
   }
@@ -107,18 +107,18 @@ export class Picture {
   async #send() {
     const form = new FormData();
     form.append("image", this.file, this.name);
-    const sent = (share) => this.#tell(share < 1 ? `Sending ${Math.floor(100 * share)} %` : "Reading the picture", true);
-    sent(0);
+    const progress = (share) => this.#report(share < 1 ? `Sending ${Math.floor(100 * share)} %` : "Reading the picture", true);
+    progress(0);
     try {
-      const reply = await askJson("POST", "v1/images", form, sent);
+      const reply = await requestJson("POST", "v1/images", form, progress);
       this.size = { width: reply.width, height: reply.height };
       return reply;
     } finally {
-      this.#tell("");
+      this.#report("");
     }
   }
 
-  #tell(working, reading = false) {
+  #report(working, reading = false) {
     Object.assign(this, { working, reading });
     this.on.working(this);
   }

@@ -1,25 +1,25 @@
-// The picture itself: decided, painted, and read out where the pointer or the keyboard points.
+// The picture with its masks, and the labels at the point under the pointer or chosen by keyboard.
 
 import { countPixels, decide, floorOf, probability } from "./decide.js";
 import { paint } from "./paint.js";
 import { createView } from "./view.js";
 import { percent } from "./words.js";
 
-const SIDE = 1200; // longest side of the map that is decided for the screen, px
-const MOST = 4096; // the same for the picture that is downloaded
+const SCREEN_SIDE = 1200; // longest side of the label map on screen, px
+const DOWNLOAD_SIDE = 4096; // the same for the downloaded picture
 const BARS = 4;
-const STRIDE = 0.02; // of the picture, that a key moves the point which is read
+const STRIDE = 0.02; // fraction of the picture by which a key moves the point
 
 const $ = (id) => document.getElementById(id);
 
 /**
- * @param settings { threshold, background, opacity, outlines }, read whenever something is drawn
- * @param on.alone(label | null), on.decided(picture), on.say(text)
+ * @param settings { threshold, background, opacity, outlines }, read on every draw
+ * @param on.isolate(label | null), on.decided(picture), on.say(text)
  */
 export function createStage(settings, on) {
   const [frame, photo, overlay, probe, split] = ["frame", "photo", "overlay", "probe", "split"].map($);
   let picture = null;
-  let spot = null; // the point of the picture that is read
+  let spot = null; // the point whose labels are shown
   const view = createView(frame, [photo, overlay], {
     tap: (point) => isolateAt(point),
     hover: (point) => read(point),
@@ -38,10 +38,10 @@ export function createStage(settings, on) {
     draw();
   }
 
-  /** Decide every pixel anew, then paint. */
+  /** Recompute the label map, then paint. */
   function draw() {
     if (!picture?.size) return;
-    const { map, pixels } = decided(picture, settings, within(picture.size, SIDE, true));
+    const { map, pixels } = decided(picture, settings, within(picture.size, SCREEN_SIDE, true));
     picture.map = map;
     picture.shares = new Map(picture.shown.map((label, index) => [label, pixels[index + 1] / map.data.length]));
     repaint();
@@ -56,7 +56,7 @@ export function createStage(settings, on) {
 
   function isolateAt(point) {
     const label = labelAt(point);
-    on.alone(label === picture.alone ? null : label);
+    on.isolate(label === picture.isolated ? null : label);
   }
 
   function labelAt({ u, v }) {
@@ -71,7 +71,7 @@ export function createStage(settings, on) {
       .slice(0, BARS);
   }
 
-  /** Name the label at the point, and the likeliest few with bars. */
+  /** Show the label at the point, and the most probable labels with bars. */
   function read(point) {
     spot = point;
     probe.hidden = !point || !picture?.shown.length;
@@ -117,14 +117,14 @@ export function createStage(settings, on) {
   split.addEventListener("input", compare);
   $("compare").addEventListener("change", compare);
 
-  /** What lies on each other: the photograph, where the browser can show it, and the masks. */
+  /** The photo, if the browser can show it, and the masks. */
   const layers = () => (picture.visible ? [photo, overlay] : [overlay]);
   return { show, draw, repaint, layers, photo };
 }
 
-/** The picture with its masks as they look now, at its own size -> canvas. */
+/** Draw the picture with its masks as displayed, at its own size -> canvas. */
 export function asSeen(picture, settings, photo) {
-  const size = within(picture.size, MOST);
+  const size = within(picture.size, DOWNLOAD_SIDE);
   const masks = document.createElement("canvas");
   paintMap(masks, picture, settings, decided(picture, settings, size).map);
   const page = Object.assign(document.createElement("canvas"), size);
@@ -142,11 +142,11 @@ function decided(picture, { threshold, background }, size) {
 
 function paintMap(canvas, picture, { opacity, outlines }, map) {
   const shades = picture.shown.map((label) => label.colour);
-  const alone = picture.shown.indexOf(picture.alone) + 1;
-  paint(canvas, map.data, map, shades, { opacity, outlines, alone });
+  const isolated = picture.shown.indexOf(picture.isolated) + 1;
+  paint(canvas, map.data, map, shades, { opacity, outlines, isolated });
 }
 
-/** The size scaled to a longest side of `side`; smaller ones stay, unless they are to be enlarged. */
+/** Scale a size to a longest side of `side`; smaller sizes are kept unless `enlarge`. */
 function within({ width, height }, side, enlarge = false) {
   const factor = side / Math.max(width, height);
   if (factor >= 1 && !enlarge) return { width, height };

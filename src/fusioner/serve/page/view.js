@@ -1,13 +1,13 @@
-// Zoom and pan: layers of one picture that lie on each other move together inside a frame.
+// Zoom and pan: the layers of a picture move together inside a frame.
 
-const MOST = 24; // times the size at which the whole picture fits
-const STEP = 1.25; // a button, a key
-const NUDGE = 60; // px an arrow key pans
-const ENLARGED = 3; // how far a small picture is enlarged to fit
+const MAX_SCALE = 24; // relative to the size at which the whole picture fits
+const ZOOM_STEP = 1.25; // per button or key press
+const PAN_STEP = 60; // px per arrow key
+const MAX_ENLARGEMENT = 3; // of a small picture to fit the frame
 
 /**
- * @param frame the element that clips; keys and pointers are heard on it
- * @param layers elements laid over each other at the frame's top left corner
+ * @param frame the element that clips the layers and receives pointer and key events
+ * @param layers elements stacked at the frame's top left corner
  * @param on.tap(point), on.hover(point | null), on.change(scale); a point has u, v (0..1 in the picture) and x, y (px
  *   in the frame)
  */
@@ -22,7 +22,7 @@ export function createView(frame, layers, on) {
 
   function fit() {
     const room = frame.getBoundingClientRect();
-    const factor = Math.min(room.width / size.width, room.height / size.height, ENLARGED);
+    const factor = Math.min(room.width / size.width, room.height / size.height, MAX_ENLARGEMENT);
     base = { width: size.width * factor, height: size.height * factor };
     for (const layer of layers) {
       layer.style.width = `${base.width}px`;
@@ -32,15 +32,15 @@ export function createView(frame, layers, on) {
   }
 
   function place() {
-    left = kept(left, base.width * scale, frame.clientWidth);
-    top = kept(top, base.height * scale, frame.clientHeight);
+    left = clampEdge(left, base.width * scale, frame.clientWidth);
+    top = clampEdge(top, base.height * scale, frame.clientHeight);
     for (const layer of layers) layer.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
     frame.classList.toggle("zoomed", scale > 1);
     on.change(scale);
   }
 
   function zoom(factor, x = frame.clientWidth / 2, y = frame.clientHeight / 2) {
-    const next = Math.min(MOST, Math.max(1, scale * factor));
+    const next = Math.min(MAX_SCALE, Math.max(1, scale * factor));
     left = x - ((x - left) * next) / scale;
     top = y - ((y - top) * next) / scale;
     scale = next;
@@ -105,14 +105,14 @@ export function createView(frame, layers, on) {
   frame.addEventListener("pointerleave", () => on.hover(null));
 
   const keys = {
-    "+": () => zoom(STEP),
-    "=": () => zoom(STEP),
-    "-": () => zoom(1 / STEP),
+    "+": () => zoom(ZOOM_STEP),
+    "=": () => zoom(ZOOM_STEP),
+    "-": () => zoom(1 / ZOOM_STEP),
     0: reset,
-    ArrowLeft: () => pan(NUDGE, 0),
-    ArrowRight: () => pan(-NUDGE, 0),
-    ArrowUp: () => pan(0, NUDGE),
-    ArrowDown: () => pan(0, -NUDGE),
+    ArrowLeft: () => pan(PAN_STEP, 0),
+    ArrowRight: () => pan(-PAN_STEP, 0),
+    ArrowUp: () => pan(0, PAN_STEP),
+    ArrowDown: () => pan(0, -PAN_STEP),
   };
   frame.addEventListener("keydown", (event) => {
     if (event.target !== frame || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey && event.key.startsWith("Arrow")) return;
@@ -124,21 +124,21 @@ export function createView(frame, layers, on) {
   new ResizeObserver(fit).observe(frame);
 
   return {
-    zoomIn: () => zoom(STEP),
-    zoomOut: () => zoom(1 / STEP),
+    zoomIn: () => zoom(ZOOM_STEP),
+    zoomOut: () => zoom(1 / ZOOM_STEP),
     reset,
-    /** Show a picture of another size, whole. */
+    /** Show the whole of a picture of another size. */
     show(next) {
       size = next;
       scale = 1;
       fit();
     },
-    /** The frame's px where (u, v) of the picture is. */
+    /** Convert (u, v) of the picture to px in the frame. */
     locate: (u, v) => ({ u, v, x: left + u * base.width * scale, y: top + v * base.height * scale }),
   };
 }
 
-/** An edge such that the picture is centred where it is smaller than the room, and leaves no gap where it is larger. */
-function kept(edge, length, room) {
+/** Clamp an edge: the picture is centred if it is smaller than the room, and leaves no gap if it is larger. */
+function clampEdge(edge, length, room) {
   return length <= room ? (room - length) / 2 : Math.min(0, Math.max(room - length, edge));
 }

@@ -1,6 +1,6 @@
-// What the page says.
+// Texts of the page.
 
-/** 0.614 -> "61 %"; small shares keep a digit, so that something never reads as nothing. */
+/** 0.614 -> "61 %"; small fractions keep a digit so that they do not read as 0 %. */
 export function percent(share) {
   const value = 100 * share;
   if (value === 0 || value >= 9.95) return `${Math.round(value)} %`;
@@ -16,17 +16,17 @@ export function summary(picture) {
     .join(", ");
 }
 
-/** Typed text -> words: commas and line breaks part them, spaces around them and twice within do not count. */
+/** Split typed text at commas and line breaks, and collapse spaces. */
 export function parse(text) {
   return text.split(/[,\n]/).map((word) => word.trim().replace(/\s+/g, " ")).filter(Boolean);
 }
 
-/** A sentence's first letter large. */
+/** Capitalize the first letter of a sentence. */
 export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** File name without its ending. */
+/** File name without its suffix. */
 export function stem(name) {
   return name.replace(/\.[^.]*$/, "") || "picture";
 }
