@@ -26,6 +26,7 @@ from fusioner.evaluation.metrics import ConfusionIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.guided_filter import SIDE, EdgeFilter
 from fusioner.loading import load_torch
+from fusioner.options import InferenceOptions
 from fusioner.postprocess import decide, upsample
 from fusioner.training.dataset import open_part
 
@@ -86,7 +87,7 @@ MOVES: dict[str, Move] = {
 def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list[Shown], float]:
     """What the model is asked and says, and its threshold."""
     segmenter = load_torch(model)
-    segmenter.refine = False
+    segmenter.options = InferenceOptions(guided_filter=False)
     fold = segmenter.card.training["fold"]
     asked = SegmenterPredictor(segmenter, cache=cache)
     parts = [open_part(name, Path(folder)) for name, folder in named]

@@ -59,7 +59,7 @@ def measure(megapixels: float, labels: int) -> None:
         nonlocal seen
         seen = total
 
-    result = segmenter(image, [f"thing {i}" for i in range(labels)], resolution="native", on_progress=count)
+    result = segmenter(image, [f"thing {i}" for i in range(labels)], mode="slide", on_progress=count)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     size = f"{result.width} x {result.height}"
     print(f"| {size} | {labels} | {seen} | {peak:.2f} GiB | {time.monotonic() - start:.0f} s |", flush=True)

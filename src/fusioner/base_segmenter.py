@@ -7,8 +7,9 @@ grid, K labels, h w the network's own resolution, H W pixels.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, get_args
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,11 +21,11 @@ from fusioner.guided_filter import SIDE, EdgeFilter
 from fusioner.image import ImageSource, read_image
 from fusioner.label_predictor import Asking
 from fusioner.labels import check_labels
-from fusioner.postprocess import check_scales, check_threshold, chunks, upsample
-from fusioner.segmentation import Looks, Segmentation
+from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
+from fusioner.postprocess import chunks, upsample
+from fusioner.segmentation import Segmentation
 from fusioner.sliding_window import Origin, WindowGrid
 
-Resolution = Literal["fast", "native"]
 OnProgress: TypeAlias = Callable[[int, int], object]
 """Called with (windows done, windows in all) after every window; what it raises stops the work and comes out."""
 
@@ -33,7 +34,7 @@ class BaseSegmenter(Asking):
     """Names in, masks out.
 
     `seg(image, labels)` does it all; `seg.set_image(image)` followed by any number of `seg.segment(labels)` encodes
-    the image once. Resolution "fast" looks once at the whole image, squashed to the training size; "native" slides
+    the image once. Mode "whole" looks once at the whole image, squashed to the training size; "slide" slides
     windows of that size over the image's own pixels.
 
     Attributes:
@@ -41,17 +42,13 @@ class BaseSegmenter(Asking):
         stride: pixels per token.
         some: windows encoded at once.
         smooth: lay native windows so that no seam shows; False is the official way, see `inference.windows`.
-        refine: move the edges of "fast" masks to edges of the photograph, see `inference.refine`; at first as the card
-            says.
-        scales: sizes of the squashed picture that "fast" looks at, as multiples of the training size; their logits are
-            averaged.
+        options: defaults of every call.
     """
 
     stride: int
     some = 1
     smooth = True
-    refine = False
-    scales: Sequence[float] = (1.0,)
+    options = DEFAULT_OPTIONS
 
     def __init__(self) -> None:
         self._current: EncodedImage | None = None
@@ -77,17 +74,18 @@ class BaseSegmenter(Asking):
             lack = ("allocate memory", "out of memory")
             if not isinstance(error, MemoryError) and not any(words in str(error) for words in lack):
                 raise
-            raise FusionerError(f"not enough memory for {name}: use fewer labels, a smaller image or 'fast'") from error
+            raise FusionerError(
+                f"not enough memory for {name}: use fewer labels, a smaller image or 'whole'"
+            ) from error
 
     def __call__(
         self,
         image: ImageSource,
         labels: Sequence[str] | str,
+        options: InferenceOptions | None = None,
         *,
-        threshold: float | None = None,
-        background: bool = True,
-        resolution: Resolution = "fast",
         on_progress: OnProgress | None = None,
+        **changes: Any,
     ) -> Segmentation:
         """Find `labels` in `image`; leaves the image of `set_image` alone.
 
@@ -96,59 +94,63 @@ class BaseSegmenter(Asking):
         Args:
             image: anything `read_image` takes: a path, bytes, an open file, a Pillow image, an array.
             labels: names of things, or one string of them separated by commas.
-            threshold: probability a pixel needs to take a label, 0..1; None is the model's own.
-            background: False gives every pixel a label.
-            resolution: "fast" or "native".
-            on_progress: see `OnProgress`; "fast" counts as one window.
+            options: by default those of the segmenter.
+            changes: single options, as in `mode="slide"`; see `InferenceOptions`.
+            on_progress: see `OnProgress`; "whole" counts as one window.
 
         Raises:
             FusionerError: bad image, labels, threshold or resolution, or not enough memory.
         """
         clean = check_labels(labels)
-        check_threshold(0.5 if threshold is None else threshold)  # before the work, not after it
-        if resolution == "fast":
-            encoded = self.encode(image, on_progress=on_progress)
-            return self.decide(encoded, clean, self.own_logits(encoded, clean), threshold, background)
-        rgb, name, grid = self._open(image, resolution)
+        options = self.resolve(options, **changes)  # before the work, not after it
+        if options.mode == "whole":
+            encoded = self.encode(image, options, on_progress=on_progress)
+            return self.decide(encoded, clean, self.own_logits(encoded, clean), options)
+        rgb, name, grid = self._open(image)
         with self._computing(name):
             logits = self._lay(self._look(rgb, grid, on_progress), clean, grid)
-        return self._decide(rgb, name, clean, logits, threshold, background, resolution)
+        return self._decide(rgb, name, clean, logits, options)
 
     def set_image(
-        self, image: ImageSource, resolution: Resolution = "fast", on_progress: OnProgress | None = None
+        self,
+        image: ImageSource,
+        options: InferenceOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        **changes: Any,
     ) -> Self:
         """Encode `image` once and keep it for `segment`."""
-        self._current = self.encode(image, resolution, on_progress)
+        self._current = self.encode(image, options, on_progress=on_progress, **changes)
         return self
 
-    def segment(
-        self, labels: Sequence[str] | str, *, threshold: float | None = None, background: bool = True
-    ) -> Segmentation:
+    def segment(self, labels: Sequence[str] | str, **changes: Any) -> Segmentation:
         """Find `labels` in the image of `set_image`; arguments and errors as in calling the segmenter."""
         if self._current is None:
             raise FusionerError("there is no image yet: call set_image first")
         clean = check_labels(labels)
-        return self.decide(self._current, clean, self.own_logits(self._current, clean), threshold, background)
+        options = replace(self._current.options, **changes)
+        return self.decide(self._current, clean, self.own_logits(self._current, clean), options)
 
-    def looking(self, scales: Sequence[float] = (1.0,), refine: bool | None = None) -> Self:
-        """Set `scales` and `refine`, which None leaves as it is.
+    def resolve(self, options: InferenceOptions | None = None, **changes: Any) -> InferenceOptions:
+        """Return the options (default: the segmenter's) with `changes`, completed by the card's values.
 
-        Raises:
-            FusionerError: there is no scale, or one is not above 0 and at most 16.
+        Mode slide has neither scales nor a guided filter.
         """
-        self.scales, self.refine = check_scales(scales), self.refine if refine is None else refine
-        return self
-
-    def looks(self, resolution: Resolution) -> Looks:
-        """How an image is looked at there."""
-        return Looks("fast", tuple(self.scales), self.refine) if resolution == "fast" else Looks(resolution)
+        options = replace(options or self.options, **changes)
+        filtered = self.card.refine if options.guided_filter is None else options.guided_filter
+        threshold = self.card.threshold if options.threshold is None else options.threshold
+        if options.mode == "slide":
+            return replace(options, tta_scales=(1.0,), guided_filter=False, threshold=threshold)
+        return replace(options, guided_filter=filtered, threshold=threshold)
 
     def encode(
         self,
         image: ImageSource,
-        resolution: Resolution = "fast",
+        options: InferenceOptions | None = None,
+        *,
         on_progress: OnProgress | None = None,
         scale: float = 1.0,
+        **changes: Any,
     ) -> EncodedImage:
         """Read and encode an image; arguments and errors as in calling the segmenter.
 
@@ -156,33 +158,38 @@ class BaseSegmenter(Asking):
         are refused for it, which calling the segmenter takes. `scale` enlarges (or shrinks) what the encoder is shown:
         the side of the squashed picture, or the picture that the windows slide over.
         """
-        rgb, name, grid = self._open(image, resolution, scale)
+        options = self.resolve(options, **changes)
+        rgb, name, grid = self._open(image, scale)
         with self._computing(name):
-            if resolution == "fast":
-                first, *more = (self._tokens(self._squash(rgb, self.side(scale * own))[None]) for own in self.scales)
+            if options.mode == "whole":
+                sides = [self.side(scale * own) for own in options.tta_scales]
+                first, *more = (self._tokens(self._squash(rgb, side)[None]) for side in sides)
                 if on_progress:
                     on_progress(1, 1)
-                return self.keep(rgb, first, name, more)
+                return self.keep(rgb, first, name, more, options)
             kept, done = None, 0
             for tokens, origins in self._look(rgb, grid, on_progress):
                 kept = room_for(tokens, len(grid.origins), name) if kept is None else kept
                 kept[done : done + len(origins)] = tokens
                 done += len(origins)
-            return EncodedImage(rgb, kept, grid, name)
+            return EncodedImage(rgb, kept, grid, name, options)
 
     def side(self, scale: float = 1.0) -> int:
         """Side in pixels of the squashed picture: the training size, scaled to the nearest multiple of the stride."""
         cells = max(1, round(self.card.resolution * scale / self.stride))
         return self.card.resolution if scale == 1.0 else cells * self.stride
 
-    def encode_many(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[EncodedImage]:
-        """Encode upright RGB images of any sizes in one forward, each squashed as a whole ("fast")."""
+    def encode_many(
+        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], options: InferenceOptions | None = None
+    ) -> list[EncodedImage]:
+        """Encode upright RGB images of any sizes in one forward, each squashed as a whole ("whole")."""
+        options = self.resolve(options)
         with self._computing(f"{len(images)} images"):
-            squashed = [[self._squash(rgb, self.side(own)) for rgb in images] for own in self.scales]
+            squashed = [[self._squash(rgb, self.side(own)) for rgb in images] for own in options.tta_scales]
             tokens = [self._tokens(ways(pictures[0]).stack(pictures)) for pictures in squashed]
         copy = ways(tokens[0]).copy
         each = ([copy(own[i : i + 1]) for own in tokens] for i in range(len(images)))
-        return [self.keep(rgb, first, "image", more) for rgb, (first, *more) in zip(images, each, strict=True)]
+        return [self.keep(rgb, first, "image", more, options) for rgb, (first, *more) in zip(images, each, strict=True)]
 
     def keep(
         self,
@@ -190,10 +197,12 @@ class BaseSegmenter(Asking):
         tokens: Float[Array, "1 d gh gw"],
         name: str,
         more: Sequence[Float[Array, "1 d gh2 gw2"]] = (),
+        options: InferenceOptions | None = None,
     ) -> EncodedImage:
         """An image with the tokens of its squashed picture, and of other sizes of it, ready to be asked."""
-        edges = EdgeFilter(self._squash(rgb, SIDE)) if self.refine else None
-        return EncodedImage(rgb, tokens, None, name, edges, tuple(more))
+        options = self.resolve(options)
+        edges = EdgeFilter(self._squash(rgb, SIDE)) if options.guided_filter else None
+        return EncodedImage(rgb, tokens, None, name, options, edges, tuple(more))
 
     def logits(
         self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
@@ -227,12 +236,12 @@ class BaseSegmenter(Asking):
         encoded: EncodedImage,
         labels: Sequence[str],
         logits: Float[Array, "k h w"],
-        threshold: float | None = None,
-        background: bool = True,
+        options: InferenceOptions | None = None,
     ) -> Segmentation:
-        """The answer, from `own_logits` of those labels; threshold and background as in calling the segmenter."""
-        resolution = "fast" if encoded.grid is None else "native"
-        return self._decide(encoded.image, encoded.name, labels, logits, threshold, background, resolution)
+        """The answer, from `own_logits` of those labels; threshold and background are those of `options`."""
+        options = self.resolve(options)
+        how = replace(encoded.options, threshold=options.threshold, background=options.background)
+        return self._decide(encoded.image, encoded.name, labels, logits, how)
 
     def _decide(
         self,
@@ -240,26 +249,12 @@ class BaseSegmenter(Asking):
         name: str,
         labels: Sequence[str],
         logits: Float[Array, "k h w"],
-        threshold: float | None,
-        background: bool,
-        resolution: Resolution,
+        options: InferenceOptions,
     ) -> Segmentation:
         with self._computing(name):
-            return Segmentation.from_logits(
-                rgb,
-                labels,
-                logits,
-                threshold=self.card.threshold if threshold is None else threshold,
-                background=background,
-                name=name,
-                looks=self.looks(resolution),
-            )
+            return Segmentation.from_logits(rgb, labels, logits, options, name=name)
 
-    def _open(
-        self, image: ImageSource, resolution: Resolution, scale: float = 1.0
-    ) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid]:
-        if resolution not in get_args(Resolution):
-            raise FusionerError(f"the resolution is 'fast' or 'native', not {resolution!r}")
+    def _open(self, image: ImageSource, scale: float = 1.0) -> tuple[UInt8[np.ndarray, "h w 3"], str, WindowGrid]:
         rgb, name = read_image(image), Path(image).name if isinstance(image, str | Path) else "image"
         height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
         return rgb, name, WindowGrid(height, width, self.card.resolution, smooth=self.smooth)

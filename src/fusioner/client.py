@@ -7,6 +7,7 @@ client.segment("photo.jpg", ["cat", "sofa"]).label_map
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.image import read_image
-from fusioner.segmentation import Looks, Segmentation
+from fusioner.options import InferenceOptions
+from fusioner.segmentation import Segmentation
 
 ClientImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 Labels: TypeAlias = Sequence[str] | str
@@ -54,7 +56,7 @@ class Client:
         Args:
             image: a path, a file's bytes, a Pillow image, or an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8.
             labels: names, or one string of them separated by commas.
-            options: threshold (0..1, default the model's), background (default True), resolution ("fast" or "native").
+            options: threshold (0..1, default the model's), background (default True), mode ("whole" or "slide").
 
         Raises:
             FusionerError: the server refuses the request or does not answer.
@@ -68,7 +70,7 @@ class Client:
         return self._segment(*_read_file(image), labels, format, options).content
 
     def upload(self, image: ClientImage, **options: Any) -> "RemoteImage":
-        """Encode an image once on the server, for any number of requests; the option is `resolution`."""
+        """Encode an image once on the server, for any number of requests; the option is `mode`."""
         return RemoteImage(self, *_read_file(image), options)
 
     def models(self) -> list[dict[str, Any]]:
@@ -191,9 +193,7 @@ def _to_segmentation(image: UInt8[np.ndarray, "h w 3"], description: dict[str, A
         labels=tuple(description["labels"]),
         label_map=label_map,
         scores={segment["label"]: segment["score"] for segment in description["segments"]},
-        threshold=description["threshold"],
-        background=description["background"],
         name=description["image"],
         logits=None,
-        looks=Looks(description["resolution"], tuple(description["scales"]), description["refine"]),
+        options=InferenceOptions(**{field.name: description[field.name] for field in fields(InferenceOptions)}),
     )

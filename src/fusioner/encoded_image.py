@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 
 from fusioner.backend import Array, ways
 from fusioner.errors import FusionerError
+from fusioner.options import InferenceOptions
 from fusioner.sliding_window import WindowGrid
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class EncodedImage:
         more: of the whole image, squashed to other sizes.
         grid: where the windows lie; None when the tokens are of the whole image.
         name: the image's file name, where it came from a file.
+        options: how it was encoded.
         edges: the photograph's, where logits are moved to them.
         answers: label -> its logits; the labels asked last, at most `ANSWERS` bytes.
     """
@@ -36,6 +38,7 @@ class EncodedImage:
     tokens: Float[Array, "n d gh gw"]
     grid: WindowGrid | None
     name: str
+    options: InferenceOptions
     edges: "EdgeFilter | None" = None
     more: tuple[Float[Array, "1 d gh2 gw2"], ...] = ()
     answers: dict[str, Float[Array, "h w"]] = field(default_factory=dict, repr=False)
@@ -75,5 +78,5 @@ def room_for(tokens: Float[Array, "n d gh gw"], windows: int, name: str) -> Floa
     """
     needed = windows * tokens[0].nbytes
     if needed > 2 * TOKENS:
-        raise FusionerError(f"{name} is too large to be kept encoded at its native resolution: use 'fast'")
+        raise FusionerError(f"{name} is too large to be kept encoded at its full resolution: use mode 'whole'")
     return ways(tokens).room((windows, *tokens.shape[1:]), tokens, half=needed > TOKENS)

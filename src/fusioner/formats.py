@@ -96,9 +96,7 @@ def describe(result: "Segmentation") -> dict[str, Any]:
         "width": result.width,
         "height": result.height,
         "labels": list(result.labels),
-        "threshold": result.threshold,
-        "background": result.background,
-        **result.looks.told(),
+        **result.options.to_dict(),
         "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
         "segments": [
             {

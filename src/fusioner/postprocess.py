@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fusioner.backend import Array, ways
-from fusioner.errors import FusionerError
+from fusioner.options import check_threshold
 
 CHUNK = 2**25  # float32 numbers: 128 MiB
 BAND = 2**21  # float32 numbers decided at once: 8 MiB
@@ -111,20 +111,6 @@ def chunks(logits: Float[Array, "k h w"], size: tuple[int, int]) -> Iterator[Flo
     do, portion = ways(logits), max(1, CHUNK // (size[0] * size[1]))
     for start in range(0, len(logits), portion):
         yield do.sigmoid(do.upsample(logits[start : start + portion], size))
-
-
-def check_threshold(threshold: float) -> float:
-    """The threshold itself; FusionerError unless it is a number in [0, 1]."""
-    if not 0 <= threshold <= 1:  # false for NaN too
-        raise FusionerError(f"the threshold is a probability between 0 and 1, not {threshold}")
-    return float(threshold)
-
-
-def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """The scales themselves; FusionerError unless there is one, and each is above 0 and no more than 16."""
-    if not scales or not all(0 < scale <= 16 for scale in scales):  # false for NaN too
-        raise FusionerError(f"scales are numbers above 0 and at most 16, not {', '.join(map(str, scales)) or 'none'}")
-    return tuple(scales)
 
 
 def _logit(probability: float) -> float:

@@ -1,10 +1,9 @@
 """The result of segmenting one image."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
@@ -12,23 +11,9 @@ from PIL import Image
 
 from fusioner.backend import Array, to_numpy, ways
 from fusioner.errors import FusionerError
+from fusioner.options import InferenceOptions
 from fusioner.polygons import Polygon, trace_polygons
 from fusioner.postprocess import chunks, decide_bands, decide_logits
-
-
-class Looks(NamedTuple):
-    """How an image was looked at, in the words of `BaseSegmenter`; native resolution has no scales and no refining."""
-
-    resolution: str = "fast"
-    scales: tuple[float, ...] = (1.0,)
-    refine: bool = False
-
-    def told(self) -> dict[str, Any]:
-        """As JSON tells of it."""
-        return self._asdict() | {"scales": list(self.scales)}
-
-
-ONCE = Looks()
 
 
 @dataclass(eq=False)
@@ -40,23 +25,19 @@ class Segmentation:
         labels: the labels; the i-th (from 1) is `i` in `label_map`.
         label_map: for every pixel the number of its label; 0 is background.
         scores: label -> mean probability over its pixels; 0.0 if it has none.
-        threshold: probability a pixel needs to take a label.
-        background: False if every pixel was given a label.
         name: the image's file name, if it came from a file.
         logits: at the network's resolution. Full-resolution probabilities are computed from them on access, a few
             labels at a time, because all of them may not fit into memory. None in results of `fusioner.Client`.
-        looks: how the image was looked at.
+        options: how the image was segmented, with the threshold that was used.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     labels: tuple[str, ...]
     label_map: UInt16[np.ndarray, "h w"]
     scores: dict[str, float]
-    threshold: float
-    background: bool
     name: str
     logits: Float[Array, "k gh gw"] | None = field(repr=False)
-    looks: Looks = ONCE
+    options: InferenceOptions
 
     @classmethod
     def from_logits(
@@ -64,23 +45,20 @@ class Segmentation:
         image: UInt8[np.ndarray, "h w 3"],
         labels: Sequence[str],
         logits: Float[Array, "k gh gw"],
+        options: InferenceOptions | None = None,
         *,
-        threshold: float = 0.5,
-        background: bool = True,
         name: str = "image",
-        looks: Looks = ONCE,
     ) -> "Segmentation":
-        """Assign a label to every pixel of `image` from logits of any resolution.
-
-        Raises:
-            FusionerError: the threshold is not in [0, 1].
-        """
+        """Assign a label to every pixel of `image` from logits of any resolution; the default threshold is 0.5."""
+        options = options or InferenceOptions()
+        threshold = 0.5 if options.threshold is None else options.threshold
+        options = replace(options, threshold=threshold, guided_filter=bool(options.guided_filter))
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
         size = image.shape[:2]
         label_map = np.empty(size, np.uint16)
         sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
-        for rows, numbers, best in decide_bands(logits, size, threshold, background):
+        for rows, numbers, best in decide_bands(logits, size, threshold, options.background):
             label_map[rows] = numbers = to_numpy(numbers)
             sums += np.bincount(numbers.ravel(), to_numpy(best).ravel(), len(sums))
             pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
@@ -90,11 +68,9 @@ class Segmentation:
             labels=tuple(labels),
             label_map=label_map,
             scores=dict(zip(labels, means, strict=True)),
-            threshold=float(threshold),
-            background=background,
             name=name,
             logits=ways(logits).home(logits),
-            looks=looks,
+            options=options,
         )
 
     def __repr__(self) -> str:

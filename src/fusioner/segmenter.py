@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, from_numpy, nn
 
-from fusioner.base_segmenter import BaseSegmenter, OnProgress, Resolution
+from fusioner.base_segmenter import BaseSegmenter, OnProgress
 from fusioner.device import pick_device
 from fusioner.encoded_image import EncodedImage
 from fusioner.encoders.base import ImageEncoder, TextEncoder
@@ -25,7 +25,7 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.model.metadata import ModelCard
 from fusioner.model.similarity import Seen
 
-__all__ = ["EncodedImage", "OnProgress", "Resolution", "Segmenter"]
+__all__ = ["EncodedImage", "OnProgress", "Segmenter"]
 
 
 class Segmenter(BaseSegmenter):
@@ -56,7 +56,6 @@ class Segmenter(BaseSegmenter):
         _check_width("text", text_encoder, config.text_dim)
         self.model = model.to(self.device).eval()
         self.image_encoder, self.text_encoder, self.card = image_encoder, text_encoder, card
-        self.refine = card.refine
         for encoder in (image_encoder, text_encoder):
             if isinstance(encoder, nn.Module):
                 encoder.to(self.device)
@@ -145,7 +144,7 @@ class Segmenter(BaseSegmenter):
             if known is tokens:
                 return self.model(tokens, text, size, seen=seen)
         seen = self.model.look(tokens)
-        self._looked = [*self._looked, (tokens, seen)][-len(self.scales) :]
+        self._looked = [*self._looked, (tokens, seen)][-4:]
         return self.model(tokens, text, size, seen=seen)
 
 

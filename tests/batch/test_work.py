@@ -72,13 +72,10 @@ def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> No
 )
 def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str, Any]) -> None:
     job = make_job(photos, **changes)
-    options = job.options
-    kept: dict[str, Any] = {"threshold": options.threshold, "background": options.background}
     found = do_all(job)
-    segmenter = load(job.model, "cpu").looking(options.tta_scales, options.guided_filter)
-    kept["resolution"] = "native" if options.mode == "slide" else "fast"
+    segmenter = load(job.model, "cpu")
     for row in found[:4]:
-        result = segmenter(photos / row["image"], job.labels, **kept)
+        result = segmenter(photos / row["image"], job.labels, job.options)
         areas = {one["label"]: one["area"] for one in row["segments"]}
         assert areas.keys() == result.found.keys()
         for label, area in areas.items():  # a forward of four rounds otherwise than one of one

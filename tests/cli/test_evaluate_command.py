@@ -77,13 +77,13 @@ def test_edges_are_moved_where_the_model_does_so_unless_it_is_said_otherwise(mod
     network, card = load_model(model)
     card.refine = True
     save_model(tmp_path / "refining.safetensors", network, card)
-    cases = {"own": {}, "plain": {"refine": False}, "native": {"resolution": "native"}}
+    cases = {"own": {}, "plain": {"guided_filter": False}, "slide": {"mode": "slide"}}
     told = {}
     for name, options in cases.items():
         file, out = tmp_path / "refining.safetensors", tmp_path / name
         evaluate("folder", root=own, model=file, out=out, bootstrap=2, device="cpu", **options)
-        told[name] = json.loads((out / "metrics.json").read_text())["refine"]
-    assert told == {"own": True, "plain": False, "native": False}
+        told[name] = json.loads((out / "metrics.json").read_text())["guided_filter"]
+    assert told == {"own": True, "plain": False, "slide": False}
 
 
 def test_what_cannot_be_evaluated_is_refused_before_the_model_is_loaded(own: Path, tmp_path: Path):

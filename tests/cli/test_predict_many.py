@@ -245,9 +245,6 @@ def test_ctrl_c_keeps_what_was_finished(
 
         card, calls = tiny_segmenter.card, 0
 
-        def looking(self, *_: Any) -> Any:
-            return self
-
         def __call__(self, *arguments: Any, **options: Any) -> Any:
             self.calls += 1
             if self.calls == 3:

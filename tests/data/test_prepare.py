@@ -19,6 +19,7 @@ from fusioner.data.prepare import prepare_coco, prepare_folder
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.formats import save
+from fusioner.options import InferenceOptions
 from fusioner.segmentation import Segmentation
 
 # pycocotools 2.0.11 decodes through an __array__ of numpy 1
@@ -213,7 +214,7 @@ def test_what_we_export_comes_back_the_same(tmp_path: Path, kind: str):
     rgb = rng.integers(0, 255, (*label_map.shape, 3)).astype(np.uint8)
     labels = ("cat", "red sofa", "wall")
     scores: dict[str, float] = dict.fromkeys(labels, 1.0)
-    result = Segmentation(rgb, labels, label_map, scores, 0.5, True, "room.png", torch.zeros(3, 1, 1))
+    result = Segmentation(rgb, labels, label_map, scores, "room.png", torch.zeros(3, 1, 1), InferenceOptions())
     save(result, tmp_path / "set", "room", [kind])
     Image.fromarray(rgb).save(tmp_path / "set" / "room.png")
     masks = converted(kind, tmp_path / "set", tmp_path / "out")

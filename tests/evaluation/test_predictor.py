@@ -13,8 +13,9 @@ from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluate import Settings, evaluate, metrics
 from fusioner.evaluation.predictor import Plain, SegmenterPredictor
+from fusioner.options import Mode
 from fusioner.postprocess import upsample
-from fusioner.segmenter import Resolution, Segmenter
+from fusioner.segmenter import Segmenter
 
 FAST = Settings(folds=(0,), draws=10)
 
@@ -40,7 +41,7 @@ def test_native_resolution_slides_windows_and_uses_no_store(
 ):
     item = voc_data.items[0]
     rgb, _ = voc_data.read(item)
-    predictor = SegmenterPredictor(tiny_segmenter, "native", tmp_path / "cache")
+    predictor = SegmenterPredictor(tiny_segmenter, "slide", tmp_path / "cache")
     encoded = predictor.encode(rgb, item.image)
     assert encoded[0].encoded.grid is not None
     assert tiny_segmenter.smooth, "only the evaluation lays windows the official way"
@@ -90,13 +91,13 @@ def test_the_truth_may_be_smaller_than_it_looks(voc_data: SegmentationData, tmp_
     assert set(evidence.absent.class_id) == {2, 3, 4, 5}
 
 
-@pytest.mark.parametrize("resolution", ["fast", "native"])
-def test_looks_are_averaged_as_logits(tiny_segmenter: Segmenter, voc_data: SegmentationData, resolution: Resolution):
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_looks_are_averaged_as_logits(tiny_segmenter: Segmenter, voc_data: SegmentationData, mode: Mode):
     rgb, _ = voc_data.read(voc_data.items[0])
     names, size = ["cat", "dog"], (60, 80)
 
     def ask(**options: Any) -> torch.Tensor:
-        predictor = SegmenterPredictor(tiny_segmenter, resolution, **options)
+        predictor = SegmenterPredictor(tiny_segmenter, mode, **options)
         return upsample(predictor.logits(predictor.encode(rgb, None), names), size)
 
     apart = [ask(scales=[scale]) for scale in (1.0, 1.5)]
@@ -117,5 +118,5 @@ def test_with_a_flip_a_mirrored_image_gets_the_mirrored_answer(tiny_segmenter: S
 
 @pytest.mark.parametrize("scales", [[], [0.0], [-1.0], [float("nan")], [99.0]])
 def test_impossible_scales_are_refused(tiny_segmenter: Segmenter, scales: list[float]):
-    with pytest.raises(FusionerError, match="scales are numbers above 0"):
+    with pytest.raises(FusionerError, match="scales must be above 0"):
         SegmenterPredictor(tiny_segmenter, scales=scales)

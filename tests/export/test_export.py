@@ -47,12 +47,11 @@ def test_says_how_far_it_agrees_and_keeps_it(exported: Path, trained: Path) -> N
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
-@pytest.mark.parametrize("resolution", ["fast", "native"])
-def test_finds_what_torch_finds(exported: Path, trained: Path, runtime: str, resolution: str) -> None:
-    looks = ((1.0,), True) if resolution == "fast" else ((1.0,), False)
-    ours, theirs = load(trained, "cpu").looking(*looks), load(exported, runtime=runtime).looking(*looks)
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_finds_what_torch_finds(exported: Path, trained: Path, runtime: str, mode: str) -> None:
+    ours, theirs = load(trained, "cpu"), load(exported, runtime=runtime)
     photo = np.asarray(Image.open(SAMPLES / "chelsea.jpg").resize((97, 70)))
-    one, two = (each(photo, LABELS, resolution=resolution) for each in (ours, theirs))  # pyright: ignore
+    one, two = (each(photo, LABELS, mode=mode, guided_filter=mode == "whole") for each in (ours, theirs))  # pyright: ignore
     assert len(np.unique(one.label_map)) > 1
     # Pillow and torch shrink the picture, and round, in ways of their own.
     assert (one.label_map != two.label_map).mean() < 0.01

@@ -69,7 +69,7 @@ def test_the_segmenters_native_resolution_without_smoothness_is_the_official_one
     images = [(tensors[name][0].sigmoid() * 255).round().to(torch.uint8).permute(1, 2, 0) for name in names]
     golden_clip.mean, golden_clip.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     try:
-        ours = [segmenter.logits(segmenter.encode(image.numpy(), "native"), ["it"]) for image in images]
+        ours = [segmenter.logits(segmenter.encode(image.numpy(), mode="slide"), ["it"]) for image in images]
     finally:
         golden_clip.mean, golden_clip.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     for image, logits in zip(images, ours, strict=True):

@@ -43,11 +43,11 @@ def test_only_what_was_taught_is_a_member_and_only_where_there_is_a_memory(tiny_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resolution", ["fast", "native"])
-def test_the_default_knows_a_cat_for_an_animal(resolution: str) -> None:
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_the_default_knows_a_cat_for_an_animal(mode: str) -> None:
     segmenter = fusioner.load()
     cat, animal, both = (
-        segmenter(SAMPLES / "chelsea.jpg", labels, resolution=resolution)  # pyright: ignore[reportArgumentType]
+        segmenter(SAMPLES / "chelsea.jpg", labels, mode=mode)  # pyright: ignore[reportArgumentType]
         for labels in (["cat"], ["animal"], ["animal", "cat"])
     )
     here, there = cat.mask("cat"), animal.mask("animal")

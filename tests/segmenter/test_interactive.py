@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from skimage import data
 
 from fusioner.encoded_image import ANSWERS
+from fusioner.options import InferenceOptions
 from fusioner.postprocess import upsample
 from fusioner.segmenter import Segmenter
 from fusioner.sliding_window import Canvas, WindowGrid
@@ -29,7 +30,7 @@ def photo() -> np.ndarray:
 
 def test_progress_is_told_after_every_window(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     told: list[tuple[int, int]] = []
-    tiny_segmenter(photo, LABELS, resolution="native", on_progress=lambda *numbers: told.append(numbers))
+    tiny_segmenter(photo, LABELS, mode="slide", on_progress=lambda *numbers: told.append(numbers))
     windows = len(WindowGrid(90, 130, 32, smooth=True).origins)
     assert told == [(done, windows) for done in range(1, windows + 1)]
 
@@ -41,8 +42,8 @@ def test_what_on_progress_raises_stops_the_work(tiny_segmenter: Segmenter, photo
             raise EnoughError
 
     before = tiny_segmenter.image_encoder.calls  # type: ignore[attr-defined]
-    call = partial(tiny_segmenter, photo, LABELS, resolution="native", on_progress=stop)
-    encode = partial(tiny_segmenter.encode, photo, "native", stop)
+    call = partial(tiny_segmenter, photo, LABELS, mode="slide", on_progress=stop)
+    encode = partial(tiny_segmenter.encode, photo, mode="slide", on_progress=stop)
     with pytest.raises(EnoughError):
         (call if work == "call" else encode)()
     assert tiny_segmenter.image_encoder.calls == before + 2  # type: ignore[attr-defined]
@@ -50,8 +51,8 @@ def test_what_on_progress_raises_stops_the_work(tiny_segmenter: Segmenter, photo
 
 
 def test_native_is_the_same_at_once_and_after_encoding(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
-    at_once = tiny_segmenter(photo, LABELS, resolution="native")
-    kept = tiny_segmenter.set_image(photo, "native").segment(LABELS)
+    at_once = tiny_segmenter(photo, LABELS, mode="slide")
+    kept = tiny_segmenter.set_image(photo, mode="slide").segment(LABELS)
     torch.testing.assert_close(at_once.logits, kept.logits, atol=1e-3, rtol=1e-3)  # other batches
 
 
@@ -70,7 +71,7 @@ def test_an_image_looked_at_in_several_sizes_is_the_mean_of_them(
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6)
     apart = [segmenter.own_logits(segmenter.encode(photo, scale=scale), LABELS) for scale in (1.0, 2.0)]
-    segmenter.scales = (1.0, 2.0)
+    segmenter.options = InferenceOptions(tta_scales=(1.0, 2.0))
     encoded = segmenter.encode(photo)
     fine = tuple(apart[1].shape[1:])
     expected = (upsample(apart[0], fine) + apart[1]) / 2

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fusioner.guided_filter import EdgeFilter
+from fusioner.options import InferenceOptions
 from fusioner.postprocess import upsample
-from fusioner.segmentation import Looks
 from fusioner.segmenter import Segmenter
 
 
@@ -71,35 +71,28 @@ def test_it_is_the_filter_of_the_paper_written_out_for_one_pixel():
 def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Segmenter):
     rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     plain = tiny_segmenter.own_logits(tiny_segmenter.encode(rgb), ["cat", "dog"])
-    try:
-        tiny_segmenter.looking(refine=True)
-        encoded = tiny_segmenter.encode(rgb)
-        found = tiny_segmenter.own_logits(encoded, ["cat", "dog"])
-        assert encoded.edges is not None
-        torch.testing.assert_close(found, encoded.edges(plain))
-        assert tiny_segmenter.encode(rgb, "native").edges is None
-        found = tiny_segmenter(rgb, ["cat"])
-        assert found.label_map.shape == (40, 60)
-        assert found.looks == Looks("fast", (1.0,), True)
-        assert tiny_segmenter(rgb, ["cat"], resolution="native").looks == Looks("native")
-    finally:
-        tiny_segmenter.looking(refine=False)
+    encoded = tiny_segmenter.encode(rgb, guided_filter=True)
+    found = tiny_segmenter.own_logits(encoded, ["cat", "dog"])
+    assert encoded.edges is not None
+    torch.testing.assert_close(found, encoded.edges(plain))
+    assert tiny_segmenter.encode(rgb, mode="slide", guided_filter=True).edges is None
+    found = tiny_segmenter(rgb, ["cat"], guided_filter=True)
+    assert found.label_map.shape == (40, 60)
+    assert found.options == InferenceOptions("whole", (1.0,), True, threshold=0.5)
+    assert tiny_segmenter(rgb, ["cat"], mode="slide").options == InferenceOptions("slide", (1.0,), False, 0.5)
 
 
 @pytest.mark.parametrize("refine", [True, False])
 def test_a_model_refines_as_its_card_says_unless_it_is_told_otherwise(tiny_segmenter: Segmenter, refine: bool):
     parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
     made = Segmenter(*parts, replace(tiny_segmenter.card, refine=refine))
-    assert made.looking().refine is refine
-    assert made.looking(refine=not refine).refine is not refine
-    assert made.looking((1.0, 1.5)).refine is not refine
+    assert made.resolve().guided_filter is refine
+    assert made.resolve(guided_filter=not refine).guided_filter is not refine
+    made.options = InferenceOptions(guided_filter=not refine)
+    assert made.resolve(tta_scales=(1.0, 1.5)).guided_filter is not refine
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3)])
 def test_the_smallest_pictures_are_refined(tiny_segmenter: Segmenter, size: tuple[int, int]):
     rgb = np.zeros((*size, 3), np.uint8)
-    try:
-        tiny_segmenter.refine = True
-        assert tiny_segmenter(rgb, ["cat"]).label_map.shape == size
-    finally:
-        tiny_segmenter.refine = False
+    assert tiny_segmenter(rgb, ["cat"], guided_filter=True).label_map.shape == size

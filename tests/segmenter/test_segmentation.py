@@ -12,6 +12,7 @@ from pycocotools import mask as coco
 from skimage import data
 
 from fusioner.errors import FusionerError
+from fusioner.options import InferenceOptions
 from fusioner.postprocess import decide
 from fusioner.segmentation import Segmentation
 from fusioner.visualization import colour
@@ -66,13 +67,13 @@ def test_probabilities(result: Segmentation) -> None:
 
 
 def test_deciding_anew_from_the_same_logits(result: Segmentation) -> None:
-    strict = Segmentation.from_logits(result.image, result.labels, result.logits, threshold=0.9)
+    strict = Segmentation.from_logits(result.image, result.labels, result.logits, InferenceOptions(threshold=0.9))
     assert list(strict.found) == ["cat"]
-    full = Segmentation.from_logits(result.image, result.labels, result.logits, background=False)
+    full = Segmentation.from_logits(result.image, result.labels, result.logits, InferenceOptions(background=False))
     assert full.label_map.min() == 1
     assert sum(full.coverage.values()) == pytest.approx(1.0)
     with pytest.raises(FusionerError, match="between 0 and 1"):
-        Segmentation.from_logits(result.image, result.labels, result.logits, threshold=2)
+        Segmentation.from_logits(result.image, result.labels, result.logits, InferenceOptions(threshold=2))
     with pytest.raises(ValueError, match="2 labels for 3 planes"):
         Segmentation.from_logits(result.image, ["a", "b"], result.logits)
 

@@ -25,11 +25,11 @@ def photo() -> np.ndarray:
     return data.chelsea()[:90, :130]
 
 
-@pytest.mark.parametrize("resolution", ["fast", "native"])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("shape", [(90, 130), (1, 1), (7, 100), (32, 32), (33, 31)])
-def test_any_size_of_image(tiny_segmenter: Segmenter, shape: tuple[int, int], resolution: str) -> None:
+def test_any_size_of_image(tiny_segmenter: Segmenter, shape: tuple[int, int], mode: str) -> None:
     image = data.chelsea()[: shape[0], : shape[1]]
-    result = tiny_segmenter(image, LABELS, resolution=resolution)  # type: ignore[arg-type]
+    result = tiny_segmenter(image, LABELS, mode=mode)  # type: ignore[arg-type]
     assert result.label_map.shape == shape
     assert set(result.scores) == set(LABELS)
     assert np.array_equal(result.image, image)
@@ -58,9 +58,9 @@ def test_calling_leaves_the_kept_image_alone(tiny_segmenter: Segmenter, photo: n
     assert np.array_equal(tiny_segmenter.segment(LABELS).label_map, kept.label_map)
 
 
-@pytest.mark.parametrize("resolution", ["fast", "native"])
-def test_the_order_of_labels_does_not_matter(tiny_segmenter: Segmenter, photo: np.ndarray, resolution: str) -> None:
-    encoded = tiny_segmenter.encode(photo, resolution)  # type: ignore[arg-type]
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_the_order_of_labels_does_not_matter(tiny_segmenter: Segmenter, photo: np.ndarray, mode: str) -> None:
+    encoded = tiny_segmenter.encode(photo, mode=mode)  # type: ignore[arg-type]
     there = tiny_segmenter.logits(encoded, LABELS)
     back = tiny_segmenter.logits(encoded, LABELS[::-1])
     assert there.shape == (3, 90, 130)
@@ -88,7 +88,7 @@ def test_threshold_and_background(make_tiny_segmenter: Make, photo: np.ndarray) 
     full = segmenter(photo, LABELS, background=False)
     assert full.label_map.min() >= 1
     segmenter.card.threshold = 0.999
-    assert segmenter(photo, LABELS).threshold == 0.999
+    assert segmenter(photo, LABELS).options.threshold == 0.999
     assert segmenter(photo, LABELS, threshold=0.2).threshold == 0.2
 
 
@@ -100,7 +100,7 @@ def test_threshold_and_background(make_tiny_segmenter: Make, photo: np.ndarray) 
         ({"labels": "cat,,dog"}, "label 2 of 3 is empty"),
         ({"threshold": 1.5}, "between 0 and 1"),
         ({"threshold": -0.1}, "between 0 and 1"),
-        ({"resolution": "huge"}, "'fast' or 'native', not 'huge'"),
+        ({"mode": "huge"}, "'whole' or 'slide', not 'huge'"),
         ({"image": "none.jpg"}, "there is no image none.jpg"),
     ],
 )
@@ -120,13 +120,15 @@ def test_native_without_smoothness_is_the_sliding_window_average(tiny_segmenter:
     with torch.no_grad():
         expected = sliding_windows(pixels, 32, predict)[0]
     tiny_segmenter.smooth = False
-    assert torch.allclose(tiny_segmenter.logits(tiny_segmenter.encode(photo, "native"), LABELS), expected, atol=1e-4)
+    assert torch.allclose(
+        tiny_segmenter.logits(tiny_segmenter.encode(photo, mode="slide"), LABELS), expected, atol=1e-4
+    )
 
 
 def test_native_within_a_memory_budget_says_nearly_the_same(
     tiny_segmenter: Segmenter, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded = tiny_segmenter.encode(photo, "native")
+    encoded = tiny_segmenter.encode(photo, mode="slide")
     full = tiny_segmenter.logits(encoded, LABELS)
     monkeypatch.setattr(asking_module, "CANVAS", len(LABELS) * photo.shape[0] * photo.shape[1] // 4)
     own = tiny_segmenter.own_logits(encoded, LABELS)
@@ -143,8 +145,8 @@ def test_labels_in_portions_where_they_are_independent(
     segmenter = make_tiny_segmenter(similarity="cosine", aligned_dim=6, decoder_norm="layer")
     assert segmenter.model.labels_independent
     labels = [f"thing {number}" for number in range(5)]
-    for resolution in ("fast", "native"):
-        encoded = segmenter.encode(photo, resolution)
+    for mode in ("whole", "slide"):
+        encoded = segmenter.encode(photo, mode=mode)
         whole = segmenter.own_logits(encoded, labels)
         monkeypatch.setattr(asking_module, "FEATURES", 1)
         portions = segmenter.own_logits(encoded, labels)
@@ -196,12 +198,14 @@ def test_five_hundred_labels_on_three_megapixels_stay_below_three_gigabytes(tmp_
     script = tmp_path / "many.py"
     script.write_text(
         "import resource, sys, numpy as np, torch\n"
+        "from fusioner.options import InferenceOptions\n"
+        "from fusioner.options import InferenceOptions\n"
         "from fusioner.segmentation import Segmentation\n"
         "torch.manual_seed(0)\n"
         "logits = torch.randn(500, 296, 296)\n"
         "image = np.zeros((1500, 2000, 3), np.uint8)\n"
         "names = [f'thing {i}' for i in range(500)]\n"
-        "result = Segmentation.from_logits(image, names, logits, background=False)\n"
+        "result = Segmentation.from_logits(image, names, logits, InferenceOptions(background=False))\n"
         "assert result.probability('thing 7').shape == (1500, 2000)\n"
         "result.save(sys.argv[1])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"

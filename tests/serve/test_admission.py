@@ -232,7 +232,7 @@ def test_a_native_look_stops_at_the_next_window(start_server: Callable[..., Runn
     windows = len(WindowGrid(300, 451, server.service.inference.segmenter.card.resolution).origins)
     server.gate.clear()
     with connect(server) as leaver:
-        leaver.sendall(raw(photo, resolution="native"))
+        leaver.sendall(raw(photo, mode="slide"))
         until(lambda: server.at_gate)
     until(lambda: server.busy == 0)
     server.gate.set()

@@ -29,16 +29,16 @@ def kept(server: Any, photo: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def small(photo: bytes) -> bytes:
-    """64 x 48 pixels, for looks at native resolution."""
+    """64 x 48 pixels, for looks in mode slide."""
     stream = io.BytesIO()
     Image.open(io.BytesIO(photo)).resize((64, 48)).save(stream, "PNG")
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("resolution", ["fast", "native"])
+@pytest.mark.parametrize("mode", ["whole", "slide"])
 @pytest.mark.parametrize("way", ["form", "json"])
-def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, resolution: Any) -> None:
-    fields = {"labels": ", ".join(LABELS), "threshold": 0.3, "background": False, "resolution": resolution}
+def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, mode: Any) -> None:
+    fields = {"labels": ", ".join(LABELS), "threshold": 0.3, "background": False, "mode": mode}
     if way == "form":
         answer = server.http.post("/v1/segment", files={"image": ("cat.jpg", small)}, data=fields)
     else:
@@ -46,7 +46,7 @@ def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, reso
         answer = server.http.post("/v1/segment", json=fields)
     assert answer.status_code == 200, answer.text
     told = answer.json()
-    result = segmenter(small, LABELS, threshold=0.3, background=False, resolution=resolution)
+    result = segmenter(small, LABELS, threshold=0.3, background=False, mode=mode)
     assert told["image"] == "cat.jpg"
     assert told["threshold"] == 0.3
     assert not told["background"]

@@ -55,7 +55,7 @@ def ready(address: str) -> bool:
 
 @pytest.mark.slow
 def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
-    process, address = start("--max-labels", "2", "--scales", "1,1.2", "--refine")
+    process, address = start("--max-labels", "2", "--tta-scales", "1,1.2", "--guided-filter")
     assert not ready(address)  # the model is still being loaded; the page is there
     assert httpx.get(address).status_code == 200
     with fusioner.Client(address) as client:
@@ -63,7 +63,7 @@ def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
         assert found.coverage["cat"] > 0.5
         assert found.scores["cat"] > 0.6
         told = httpx.post(f"{address}/v1/segment", files={"image": PHOTO.read_bytes()}, data={"labels": "cat"}).json()
-        assert (told["resolution"], told["scales"], told["refine"]) == ("fast", [1.0, 1.2], True)
+        assert (told["mode"], told["tta_scales"], told["guided_filter"]) == ("whole", [1.0, 1.2], True)
         with pytest.raises(fusioner.FusionerError, match="limit of 2"):
             client.segment(PHOTO, "a, b, c")
         assert ready(address)
@@ -118,7 +118,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         (["--api-key-file", "none.txt"], "cannot read the API key from none.txt: No such file"),
         (["--api-key-file", os.devnull], "is empty"),
         (["--timeout", "0"], "--timeout"),
-        (["--scales", "1,big"], "--scales 1,big"),
+        (["--tta-scales", "1,big"], "--tta-scales 1,big"),
         (["--max-requests", "-1"], "--max-requests"),
         (["--cors-origin", "example.org"], "--cors-origin"),
     ],

@@ -86,8 +86,7 @@ class Worker:
         torch.set_num_threads(job.threads)
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
-        segmenter = load(job.model, job.device, job.templates)
-        self.segmenter = segmenter.looking(job.options.tta_scales, job.options.guided_filter)
+        self.segmenter = load(job.model, job.device, job.templates)
         self.segmenter.embed(job.labels)
 
     def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:
@@ -131,14 +130,11 @@ class Worker:
         """Return a result or error per image; if a batch fails, its images are segmented one by one."""
         job, segmenter = self.job, self.segmenter
         try:
-            decision: dict[str, Any] = {"threshold": job.options.threshold, "background": job.options.background}
-            if job.options.mode == "slide":
-                return [segmenter(image, job.labels, resolution="native", **decision) for image in images]
-            if len(images) == 1:
-                return [segmenter(images[0], job.labels, **decision)]
-            encoded = segmenter.encode_many(images) if images else []
+            if len(images) == 1 or job.options.mode == "slide":
+                return [segmenter(image, job.labels, job.options) for image in images]
+            encoded = segmenter.encode_many(images, job.options) if images else []
             logits = ((image, segmenter.own_logits(image, job.labels)) for image in encoded)
-            return [segmenter.decide(image, job.labels, plane, **decision) for image, plane in logits]
+            return [segmenter.decide(image, job.labels, plane, job.options) for image, plane in logits]
         except Exception as error:  # any error of one image; the others of the input must still be segmented
             return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fusioner.cli.options import TtaScales
 from fusioner.data.registry import DatasetName
 from fusioner.errors import FusionerError
+from fusioner.options import InferenceOptions, Mode
 
 if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
@@ -28,10 +30,10 @@ def evaluate(
     lists: Literal["official", "hsnet"] = "official",
     images: Literal["fold", "all"] = "fold",
     split: str | None = None,
-    resolution: Literal["fast", "native"] = "fast",
-    flip: bool = False,
-    scales: str = "1",
-    refine: bool | None = None,
+    mode: Mode = "whole",
+    tta_flip: bool = False,
+    tta_scales: TtaScales = (1.0,),
+    guided_filter: bool | None = None,
     squash: int | None = None,
     threshold: float = 0.5,
     own_threshold: bool = False,
@@ -86,14 +88,14 @@ def evaluate(
         Where the measures beside the protocol are taken: images of the fold's pairs, or all val images (slower).
     split
         val, test ... as the set names them, or all; default: the set's evaluation split.
-    resolution
-        fast: the whole image once; native: sliding windows over its own pixels.
-    flip
+    mode
+        whole: the whole image once; slide: windows over its own pixels.
+    tta_flip
         Also look at the mirrored image, and average.
-    scales
-        Sizes to look at and average, as in 0.75,1,1.25: multiples of the training size (fast) or of the image (native).
-    refine
-        Move the edges of masks to edges of the photograph (resolution fast); default: as the model does.
+    tta_scales
+        Sizes to average, as in 0.75,1,1.25: multiples of the training size (whole) or of the image (slide).
+    guided_filter
+        Move the edges of masks to edges of the photograph (mode whole); default: as the model does.
     squash
         Score at this side in pixels, as the papers' 224, instead of at each mask's own size.
     threshold
@@ -107,7 +109,7 @@ def evaluate(
     bootstrap
         Samples of the 95 % intervals.
     cache
-        Folder that keeps image tokens between runs (resolution fast).
+        Folder that keeps image tokens between runs (mode whole).
     allow_leak
         Evaluate even on images that the model was trained on; without it that is refused.
     device
@@ -118,7 +120,6 @@ def evaluate(
     import time
     from dataclasses import replace
 
-    from fusioner.cli.inputs import read_scales
     from fusioner.cli.progress import progress
     from fusioner.data.registry import open_dataset
     from fusioner.evaluation.evaluate import Settings, plans
@@ -131,21 +132,21 @@ def evaluate(
     data = open_dataset(dataset, root, evaluation_split(dataset, root, split), **options)
     folds = (0, 1, 2, 3) if fold == "all" else (int(fold),)
     settings = Settings(folds, protocol, lists, images, threshold, squash, limit, seed, bootstrap)
-    looks = read_scales(scales)
     todo = plans(data, settings)  # what cannot be evaluated is refused before anything is loaded
     writable_folder(out)
     segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
     notes = _leaks(segmenter.card.training, data, [plan for plan, _ in todo.values()], allow_leak)
-    edges = segmenter.looking(refine=refine).looks(resolution).refine
+    segmenter.options = InferenceOptions(mode, tta_scales, guided_filter)
+    filtered = segmenter.resolve().guided_filter
     if own_threshold:
         settings = replace(settings, threshold=segmenter.card.threshold)
     start = time.monotonic()
     with progress() as track:
-        predictor = SegmenterPredictor(segmenter, resolution, cache, flip, looks)
+        predictor = SegmenterPredictor(segmenter, mode, cache, tta_flip, tta_scales)
         outcome = run(predictor, data, settings, lambda items, f: track(items, dataset if f is None else f"fold {f}"))
     outcome.notes += notes
     command = shlex.join(["fusioner", *sys.argv[1:]])
-    shown = {"resolution": resolution, "flip": flip, "scales": looks, "refine": edges}
+    shown = {"mode": mode, "tta_flip": tta_flip, "tta_scales": tta_scales, "guided_filter": filtered}
     origin = provenance(command, file, segmenter, shown, time.monotonic() - start)
     origin["method"] = method or segmenter.card.config.method
     names = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"

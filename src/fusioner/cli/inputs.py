@@ -128,13 +128,3 @@ def _identity(path: Path) -> tuple[int, int] | str:
     except OSError:
         return str(path)
     return status.st_dev, status.st_ino
-
-
-def read_scales(text: str) -> tuple[float, ...]:
-    """Parse `0.75,1,1.25`; raise FusionerError unless all are numbers in (0, 16]."""
-    from fusioner.options import check_scales
-
-    try:
-        return check_scales([float(part) for part in text.split(",")])
-    except ValueError as error:
-        raise FusionerError(f"--scales {text}: write numbers with commas between them, as in 0.75,1,1.25") from error

@@ -138,7 +138,7 @@ def run_test(words: Sequence[str]) -> None:
         model=Path(given.load_ckpt_path),
         out=given.out,
         fold=str(given.fold),  # pyright: ignore[reportArgumentType]
-        resolution="native" if native else "fast",
+        mode="slide" if native else "whole",
         squash=None if native else given.target_size[0],
         device=given.device,
     )

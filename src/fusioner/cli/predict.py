@@ -105,8 +105,7 @@ def predict(
 
     def load() -> "BaseSegmenter":
         prompts = read_templates(templates) if templates else None
-        segmenter = fusioner.load(model, device, prompts, runtime=runtime)
-        return segmenter.looking(options.tta_scales, options.guided_filter)
+        return fusioner.load(model, device, prompts, runtime=runtime)
 
     found, errors = find_inputs(images, recursive, out)
     if to_stdout:

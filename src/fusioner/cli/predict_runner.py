@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -57,28 +57,15 @@ class Settings:
         """Formats to write per video frame; the overlay of a video is a video itself."""
         return tuple(name for name in self.formats if name != "overlay")
 
-    @property
-    def resolution(self) -> Literal["fast", "native"]:
-        return "fast" if self.options.mode == "whole" else "native"
-
     def segment(
         self, segmenter: BaseSegmenter, image: ImageSource, on_progress: OnProgress | None = None
     ) -> Segmentation:
         """Return the result of an image."""
-        return segmenter(
-            image,
-            self.labels,
-            threshold=self.options.threshold,
-            background=self.options.background,
-            resolution=self.resolution,
-            on_progress=on_progress,
-        )
+        return segmenter(image, self.labels, self.options, on_progress=on_progress)
 
     def expected_values(self, segmenter: BaseSegmenter) -> dict[str, Any]:
         """Return the values that the JSON of a result must have."""
-        threshold = segmenter.card.threshold if self.options.threshold is None else self.options.threshold
-        values = {"labels": list(self.labels), "threshold": threshold, "background": self.options.background}
-        return values | segmenter.looks(self.resolution).told()
+        return {"labels": list(self.labels), **segmenter.resolve(self.options).to_dict()}
 
 
 @dataclass(eq=False)

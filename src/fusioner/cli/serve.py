@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
+from fusioner.cli.options import TtaScales
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
+from fusioner.options import InferenceOptions
 from fusioner.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ def serve(
     model: Path | None = None,
     device: str = "auto",
     runtime: Runtime = "auto",
-    scales: str = "1",
-    refine: bool | None = None,
+    tta_scales: TtaScales = (1.0,),
+    guided_filter: bool | None = None,
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
@@ -50,11 +52,11 @@ def serve(
     runtime
         torch, or for an exported model onnx or openvino; auto: torch for a model file, the fastest installed runtime
         for an exported model.
-    scales
-        Sizes at which "fast" looks at an image, as multiples of the training size, their answers averaged; 1,1.33 takes
-        about three times as long.
-    refine
-        Move the edges of "fast" masks to edges of the photograph; default: as the model was made for.
+    tta_scales
+        Sizes of the resized image, as multiples of the training size; their logits are averaged (mode whole only).
+        1,1.33 takes about three times as long.
+    guided_filter
+        Align mask edges with image edges by a guided filter (mode whole only). Default: as the model's card says.
     open
         Open the page in the browser.
     api_key_file
@@ -62,12 +64,10 @@ def serve(
     cors_origin
         Another web page that may call the API, such as https://example.org; may be repeated.
     """
-    from fusioner.cli.inputs import read_scales
-
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
             raise FusionerError(f"--cors-origin must be like https://example.org, without a path, not {origin}")
-    key, looks = read_key(api_key_file), read_scales(scales)
+    key = read_key(api_key_file)
     try:
         from fusioner.serve.server import serve as run
     except ModuleNotFoundError as error:
@@ -76,7 +76,9 @@ def serve(
     def load() -> "BaseSegmenter":
         from fusioner.loading import load
 
-        return load(model, device, runtime=runtime).looking(looks, refine)
+        segmenter = load(model, device, runtime=runtime)
+        segmenter.options = InferenceOptions(tta_scales=tta_scales, guided_filter=guided_filter)
+        return segmenter
 
     run(load, host=host, port=port, limits=limits, key=key, origins=cors_origin, open_browser=open)
     print("stopped")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,8 +12,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fusioner.features.cache import FeatureCache
-from fusioner.postprocess import check_scales, mean_logits
-from fusioner.segmenter import EncodedImage, Resolution, Segmenter
+from fusioner.options import Mode, check_scales
+from fusioner.postprocess import mean_logits
+from fusioner.segmenter import EncodedImage, Segmenter
 
 
 @runtime_checkable
@@ -65,11 +66,11 @@ class SegmenterPredictor:
 
     Args:
         segmenter: the model with its encoders.
-        resolution: "fast" (the whole image once, squashed) or "native" (sliding windows, laid the official way as the
+        mode: "whole" (the whole image once, resized) or "slide" (sliding windows, laid the official way as the
             published protocols have it; never cached).
         cache: feature cache folder for the tokens of whole images; None: encode at every call.
         flip: look at the mirrored image, too.
-        scales: sizes to look at, as multiples of the training size ("fast") or of the image's own ("native").
+        scales: sizes to look at, as multiples of the training size ("whole") or of the image's own ("slide").
 
     Raises:
         FusionerError: no scale, or one that is not above 0.
@@ -78,7 +79,7 @@ class SegmenterPredictor:
     def __init__(
         self,
         segmenter: Segmenter,
-        resolution: Resolution = "fast",
+        mode: Mode = "whole",
         cache: Path | None = None,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
@@ -86,14 +87,15 @@ class SegmenterPredictor:
         self.segmenter = copy.copy(segmenter)  # the caller's keeps its windows
         self.segmenter.smooth = False
         scales = check_scales(scales)
-        self.segmenter.scales = scales if resolution == "fast" else (1.0,)
-        self.resolution: Resolution = resolution
+        inner = scales if mode == "whole" else (1.0,)
+        self.segmenter.options = replace(segmenter.options, mode=mode, tta_scales=inner)
+        self.mode = mode
         self.independent = segmenter.model.labels_independent
         self.caches: list[FeatureCache] = []
-        if cache is not None and resolution == "fast":
-            sides = [self.segmenter.side(scale) for scale in self.segmenter.scales]
+        if cache is not None and mode == "whole":
+            sides = [self.segmenter.side(scale) for scale in inner]
             self.caches = [FeatureCache(cache, segmenter.image_encoder, side) for side in sides]
-        shown = (1.0,) if resolution == "fast" else scales
+        shown = (1.0,) if mode == "whole" else scales
         self.ways = [(scale, mirrored) for scale in shown for mirrored in ((False, True) if flip else (False,))]
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[Look]:
@@ -110,7 +112,7 @@ class SegmenterPredictor:
     def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, mirrored: bool) -> EncodedImage:
         if mirrored or not self.caches or file is None:
             shown = np.ascontiguousarray(rgb[:, ::-1]) if mirrored else rgb
-            return self.segmenter.encode(shown, resolution=self.resolution, scale=scale)
+            return self.segmenter.encode(shown, scale=scale)
         device = self.segmenter.device
         first, *more = (cache.tokens(file)[None].to(device).float() for cache in self.caches)
         return self.segmenter.keep(rgb, first, file.name, more)

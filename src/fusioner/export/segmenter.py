@@ -39,7 +39,6 @@ class ExportedSegmenter(BaseSegmenter):
         super().__init__()
         self.bundle = read_bundle(folder)
         self.card, self.stride = self.bundle.card, self.bundle.stride
-        self.refine = self.card.refine
         self.runtime = pick_runtime(runtime, self.bundle.format)
         self._image, text, self._labels = (
             open_graph(self.bundle.graph(part), self.runtime, threads) for part in ("image", "text", "labels")

@@ -103,7 +103,7 @@ def _api_routes(service: Service) -> APIRouter:
         body = await read_body(request, SegmentRequest)
 
         async def work() -> Response:
-            return await service.segment(await service.encode(body.image, body.name, body.resolution), body)
+            return await service.segment(await service.encode(body.image, body.name, body.mode), body)
 
         return await run_until_disconnect(request, work())
 
@@ -117,7 +117,7 @@ def _api_routes(service: Service) -> APIRouter:
     async def add_image(request: Request) -> dict[str, Any]:
         """Encode an image once, for any number of requests; it is kept until its memory is needed for others."""
         body = await read_body(request, ImageRequest)
-        encoded = await run_until_disconnect(request, service.encode(body.image, body.name, body.resolution))
+        encoded = await run_until_disconnect(request, service.encode(body.image, body.name, body.mode))
         height, width = encoded.size
         return {"id": service.images.add(encoded), "width": width, "height": height, "name": body.name}
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -18,9 +19,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fusioner.backend import Array
-from fusioner.base_segmenter import BaseSegmenter, Resolution
+from fusioner.base_segmenter import BaseSegmenter
 from fusioner.encoded_image import EncodedImage
 from fusioner.errors import FusionerError
+from fusioner.options import Mode
 from fusioner.serve.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ class EncodeJob(Job):
     """Encode an image."""
 
     image: UInt8[np.ndarray, "h w 3"]
-    resolution: Resolution
+    mode: Mode
 
 
 @dataclass(eq=False)
@@ -111,9 +113,9 @@ class InferenceQueue:
             raise ApiError(503, f"the model cannot be loaded: {self.failure}")
         return self.segmenter
 
-    async def encode(self, image: UInt8[np.ndarray, "h w 3"], resolution: Resolution) -> EncodedImage:
+    async def encode(self, image: UInt8[np.ndarray, "h w 3"], mode: Mode) -> EncodedImage:
         """Encode an image as `Segmenter.encode` does; if cancelled, the job is dropped or stops at the next window."""
-        return await self._submit(EncodeJob(image, resolution), self._encodes)
+        return await self._submit(EncodeJob(image, mode), self._encodes)
 
     async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
         """Compute logits as `Segmenter.own_logits` does."""
@@ -156,14 +158,15 @@ class InferenceQueue:
         if len(batch) > 1 and self._finish(batch, lambda: segmenter.encode_many([job.image for job in batch])):
             return True
         for job in batch:
-            self._finish([job], lambda job=job: [segmenter.encode(job.image, job.resolution, job.on_progress)])
+            encode = partial(segmenter.encode, job.image, mode=job.mode, on_progress=job.on_progress)
+            self._finish([job], lambda encode=encode: [encode()])
         return True
 
     def _next_batch(self) -> list[EncodeJob]:
-        """Take the images that have waited longest; one at native resolution is a batch of its own."""
+        """Take the images that have waited longest; one in mode slide is a batch of its own."""
         batch: list[EncodeJob] = []
         while self._encodes and len(batch) < self._batch_size:
-            if batch and "native" in (batch[0].resolution, self._encodes[0].resolution):
+            if batch and "slide" in (batch[0].mode, self._encodes[0].mode):
                 break
             job = self._encodes.popleft()
             if job.future.set_running_or_notify_cancel():

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fusioner.base_segmenter import Resolution
 from fusioner.formats import FORMATS
+from fusioner.options import Mode
 
 LOGITS = "logits"
 FORMAT_NAMES = (*FORMATS, LOGITS)
@@ -40,7 +40,7 @@ class ImageRequest(BaseModel):
         description="The image file: JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000 or AVIF; in JSON as base64."
     )
     name: str = Field("image", max_length=255, description="File name, repeated in results.")
-    resolution: Resolution = Field("fast", description="fast: one look at the whole image; native: at its own pixels.")
+    mode: Mode = Field("whole", description="whole: the resized image at once; slide: windows at full resolution.")
 
 
 class LabelsRequest(BaseModel):
@@ -139,9 +139,9 @@ class Result(BaseModel):
     labels: list[str]
     threshold: float
     background: bool
-    resolution: str
-    scales: list[float] = Field(description="Sizes of the squashed image that were looked at.")
-    refine: bool = Field(description="Whether edges were moved to the photograph's.")
+    mode: str
+    tta_scales: list[float] = Field(description="Sizes of the resized image, as multiples of the training size.")
+    guided_filter: bool = Field(description="Whether a guided filter aligned the edges.")
     mask: dict[str, Any]
     segments: list[SegmentModel]
 
@@ -170,7 +170,7 @@ _STATUSES = {
     429: "Too many requests are in progress; see Retry-After.",
     503: "The model is not loaded, the time limit is exceeded, or the server is shutting down.",
 }
-_IMAGE_EXAMPLE = {"image": TINY_PNG, "name": "tiny.png", "resolution": "fast"}
+_IMAGE_EXAMPLE = {"image": TINY_PNG, "name": "tiny.png", "mode": "whole"}
 _LABELS_EXAMPLE = {"labels": ["cat", "sofa"], "threshold": 0.5, "background": True, "format": "json"}
 
 

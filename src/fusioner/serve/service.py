@@ -20,10 +20,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from fusioner.backend import Array, to_numpy
 from fusioner.backend_numpy import shrink
-from fusioner.base_segmenter import BaseSegmenter, Resolution
+from fusioner.base_segmenter import BaseSegmenter
 from fusioner.encoded_image import EncodedImage
 from fusioner.formats import FORMATS
 from fusioner.image import read_image
+from fusioner.options import InferenceOptions, Mode
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
 from fusioner.serve.errors import ApiError
 from fusioner.serve.inference_queue import InferenceQueue
@@ -86,12 +87,12 @@ class Service:
             return f"the model cannot be loaded: {self.inference.failure}"
         return None if self.inference.segmenter else "the model is being loaded"
 
-    async def encode(self, content: bytes, name: str, resolution: Resolution) -> EncodedImage:
+    async def encode(self, content: bytes, name: str, mode: Mode) -> EncodedImage:
         """Decode and encode an uploaded image file."""
         pixels = await self._in_thread(check_image_header, content, self.limits.max_pixels)
         async with self._pixels.acquire(pixels):
             rgb = await self._in_thread(read_image, content)
-            return replace(await self.inference.encode(rgb, resolution), name=name)
+            return replace(await self.inference.encode(rgb, mode), name=name)
 
     def image(self, id: str) -> EncodedImage:
         """Return an uploaded image; ApiError 404 if there is none of that id."""
@@ -110,7 +111,8 @@ class Service:
             return Response(content, media_type="application/json")
 
         def write() -> bytes:
-            result = segmenter.decide(encoded, labels, logits, request.threshold, request.background)
+            options = InferenceOptions(threshold=request.threshold, background=request.background)
+            result = segmenter.decide(encoded, labels, logits, options)
             return result.to_bytes(request.format)
 
         async with self._pixels.acquire(math.prod(size)):
@@ -150,7 +152,7 @@ class ImageCache:
             message = (
                 f"the encoded image takes {needed:.0f} MB and this server keeps {limit:.0f} MB: send a smaller one"
             )
-            raise ApiError(413, f"{message}, or with resolution fast")
+            raise ApiError(413, f"{message}, or in mode whole")
         id = secrets.token_urlsafe(16)
         self._images[id] = encoded
         self.bytes += encoded.nbytes

@@ -101,8 +101,7 @@ class Sweep:
             train += ["--cache", str(cache)]
         test = ["evaluate", self.test_set, "--root", self.test_root, *fold, "--model", str(run / "best.safetensors")]
         test += ["--out", str(folder / "report")]
-        native = "native" in self.evaluate_flags
-        if "--cache" not in self.evaluate_flags and not native:
+        if "--cache" not in self.evaluate_flags and "slide" not in self.evaluate_flags:
             test += ["--cache", str(cache)]
         return {"train": [*train, *self.train_flags], "evaluate": [*test, *self.evaluate_flags]}
 
