@@ -1,281 +1,561 @@
-"""Annotations of other tools in one form: classes, images, and the regions of each as masks, last on top.
+"""Annotations of other tools in one form: class names, and images with labelled shapes, the last on top.
 
-Supported are COCO instances (JSON), LabelMe (a JSON an image), CVAT (for images 1.1: XML; Segmentation mask 1.1: colour
-PNGs with labelmap.txt) and Supervisely (meta.json, DATASET/img, DATASET/ann). Polygons are filled as pycocotools does,
-Supervisely's as its own program does: with their outline. Lines and points mark no area and are left out with a note.
+Supported are COCO instances (JSON), LabelMe (one JSON per image), CVAT (CVAT for images 1.1: XML), Label Studio (JSON),
+Supervisely (meta.json, DATASET/img, DATASET/ann), YOLO segmentation (labels/NAME.txt, data.yaml) and PASCAL VOC (masks
+in SegmentationClass, also CVAT's Segmentation mask 1.1; or polygons in Annotations). Shapes without an area, such as
+lines and detection boxes, are left out and counted.
 """
 
 import base64
-import io
+import json
+import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from fusioner.data.coco_json import paint_instances, read_instances, read_json, region_mask
+from fusioner.data import shapes as draw
+from fusioner.data.classes import read_names_file
+from fusioner.data.masks import VOC_PALETTE, read_mask
+from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.paths import find_file, read_lines
+from fusioner.data.shapes import Mask, Size
 from fusioner.errors import FusionerError
-from fusioner.image import image_suffixes, read_image
+from fusioner.image import image_suffixes
 
-Region = tuple[str | None, Bool[np.ndarray, "h w"]]
-"""A class name (None: ignored; "background") and its pixels."""
-BACKGROUND = frozenset({"background", "_background_", "__background__", "bg"})
-IGNORE = frozenset({"__ignore__", "ignore"})
-_AREALESS = frozenset({"line", "linestrip", "point", "points", "polyline", "cuboid", "skeleton", "graph"})
+_BACKGROUND = frozenset({"background", "_background_", "__background__", "bg"})
+_IGNORE = frozenset({"__ignore__", "ignore"})
+_MALFORMED = (
+    AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, OSError, MemoryError, zlib.error,
+    ElementTree.ParseError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """One image: the name it goes by, its file, the size its annotation was made at, and its regions when asked for."""
+class Shape:
+    """A labelled region; `draw` returns its mask for the size (height, width) of the image.
 
-    name: str
-    image: Path
-    height: int
-    width: int
-    regions: Callable[[], Iterator[Region]]
+    `sparse` shapes are regular in having no pixel in some images.
+    """
+
+    label: str
+    draw: Callable[[Size], Mask]
+    sparse: bool = False
 
 
 @dataclass
-class Project:
-    """An annotation project; `classes` without background, in the order of their ids."""
+class AnnotatedImage:
+    """One image with its shapes.
+
+    Attributes:
+        name: names the output.
+        shapes: in the order of painting.
+        size: (height, width) that the annotation was made on; None: that of the image file.
+        files: names of the image file to try; folders: where to look for them.
+        content: the image file's bytes, if embedded in the annotation.
+        path: the image file, once found.
+    """
+
+    name: str
+    shapes: list[Shape]
+    size: Size | None
+    files: Sequence[str]
+    folders: Sequence[Path]
+    content: bytes | None = None
+    path: Path | None = None
+
+
+@dataclass
+class AnnotationProject:
+    """The annotations of a source.
+
+    Attributes:
+        classes: names in the order of their ids, without background.
+        small_on_top: paint small shapes over large ones and ignored ones below all others, instead of in their order.
+        left_out: description of shapes or images that are not painted -> their number.
+        painted: number of shapes painted so far.
+    """
 
     source: Path
-    classes: Sequence[str]
-    images: list[Annotated]
-    notes: list[str] = field(default_factory=list)
+    classes: list[str]
+    images: list[AnnotatedImage]
+    small_on_top: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
+    painted: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out or changed, one sentence each."""
+        return [f"{count} {kind}" for kind, count in sorted(self.left_out.items())]
+
+    def paint(self, image: AnnotatedImage, size: Size, ignore: int) -> np.ndarray:
+        """Paint the mask of an image, (H, W) uint8 or uint16: 0 background, 1 ... classes, `ignore`.
+
+        Raises:
+            FusionerError: a shape that cannot be drawn.
+        """
+        values = {label_key(name): i for i, name in enumerate(self.classes, start=1)}
+        values |= dict.fromkeys(_BACKGROUND, 0) | dict.fromkeys(_IGNORE, ignore)
+        mask = np.zeros(size, np.uint8 if ignore == 255 else np.uint16)
+        try:
+            regions = ((shape, values[label_key(shape.label)], shape.draw(size)) for shape in image.shapes)
+            if self.small_on_top:
+                regions = sorted(regions, key=lambda region: (region[1] != ignore, -int(region[2].sum())))
+            for shape, value, region in regions:
+                mask[region] = value
+                self.painted += bool(region.any())
+                if not (shape.sparse or region.any()):
+                    self.left_out["shapes cover no pixel of their image"] += 1
+        except _MALFORMED as error:
+            raise FusionerError(f"the annotation of {image.name} cannot be understood: {error}") from error
+        return mask
 
 
-def coco(source: Path, images: Path | None = None) -> Project:
-    """An instances file; its images lie beside it or in `images`."""
-    content = read_instances(_only(source, "*.json"))
-    folders = [images] if images else [content.path.parent, content.path.parent / "images"]
-    classes = [name for name in content.categories.values() if name.casefold() not in BACKGROUND]
-    numbers = {i: classes.index(name) + 1 if name in classes else 0 for i, name in content.categories.items()}
+def read_annotations(
+    source_format: str, source: Path, images: Path | None = None, skip_missing: bool = False
+) -> AnnotationProject:
+    """Read the annotations of a source and find their images.
 
-    def regions(entry: dict[str, Any]) -> Iterator[Region]:
-        mask = paint_instances(entry, content.annotations.get(entry["id"], []), numbers, ignore=65535)
-        for value in np.unique(mask[mask > 0]).tolist():
-            yield (None if value == 65535 else classes[value - 1]), mask == value
+    Args:
+        source_format: one of `READERS`.
+        images: folder of the images, instead of where the format has them.
+        skip_missing: leave out images that are not found.
 
-    found = [
-        Annotated(e["file_name"], _find(e["file_name"], folders), e["height"], e["width"], partial(regions, e))
-        for e in content.images
-    ]
-    return Project(content.path, classes, found)
+    Raises:
+        FusionerError: files that are not of this format, missing images, class names that no class file can hold.
+    """
+    project = READERS[source_format](source)
+    for image in project.images:
+        image.path = find_file(image.files, [images] if images else image.folders)
+    missing = [image for image in project.images if image.path is None and image.content is None]
+    if missing and not skip_missing:
+        folders = " or ".join(map(str, [images] if images else missing[0].folders))
+        raise FusionerError(
+            f"image {missing[0].files[0]} ({len(missing)} of {len(project.images)} images) is not in {folders}; "
+            "--images names the folder of the images, --skip-missing leaves missing ones out"
+        )
+    if missing:
+        project.left_out["images are missing and were left out"] = len(missing)
+        project.images = [image for image in project.images if image.path or image.content]
+    project.classes = _merge_names(project)
+    return project
 
 
-def labelme(source: Path, images: Path | None = None) -> Project:
-    """A folder with a LabelMe JSON an image; the image is at the file's imagePath, or in `images`."""
-    files = [path for path in sorted(source.rglob("*.json")) if not path.name.startswith(".")]
-    found, seen, notes = list[Annotated](), Counter[str](), Counter[str]()
-    for path in files:
+def label_key(label: str) -> str:
+    """Return what equal labels have in common: case, Unicode form and spaces do not count."""
+    return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; FusionerError if it cannot be read."""
+    try:
+        return json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FusionerError(f"{path} cannot be read: {error}") from error
+
+
+def coco(source: Path) -> AnnotationProject:
+    """Read an instances file; its images are beside it or in `images`."""
+    path = _only(source, "*.json")
+    content, left_out = read_json(path), Counter[str]()
+    try:
+        categories = {_id(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+        categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        images: dict[int | str, AnnotatedImage] = {}
+        for entry in content["images"]:
+            name, folders = str(entry["file_name"]), [path.parent, path.parent / "images"]
+            images[_id(entry["id"])] = AnnotatedImage(name, [], _size(entry), [name], folders)
+        for entry in content["annotations"]:
+            image, category, segmentation = _id(entry["image_id"]), _id(entry["category_id"]), entry.get("segmentation")
+            if isinstance(segmentation, list):  # four numbers would be a box
+                segmentation = [ring for ring in segmentation if not isinstance(ring, list) or len(ring) > 4 or _nested(ring)]
+            if image not in images:
+                left_out["regions belong to images that are not listed and were left out"] += 1
+            elif category not in categories:
+                raise ValueError(f"a region has the category {category}, which is not listed")
+            elif not segmentation:
+                left_out["regions have a box but no mask and were left out"] += 1
+            else:
+                crowd = bool(entry.get("iscrowd"))
+                left_out["crowd regions are ignored"] += crowd
+                label = "ignore" if crowd else categories[category]
+                images[image].shapes.append(Shape(label, partial(_draw_coco, segmentation)))
+    except _MALFORMED as error:
+        message = f"{path} is no COCO instances file, which has images, annotations and categories: {error!r}"
+        raise FusionerError(message) from error
+    return AnnotationProject(path, list(categories.values()), list(images.values()), True, +left_out)
+
+
+def labelme(source: Path) -> AnnotationProject:
+    """Read a folder with one LabelMe JSON per image; images are at the file's imagePath or embedded."""
+    found, labels, left_out = list[AnnotatedImage](), set[str](), Counter[str]()
+    for path in sorted(path for path in source.rglob("*.json") if not path.name.startswith(".")):
         content = read_json(path)
         try:
-            name, shapes = Path(content["imagePath"].replace("\\", "/")), content["shapes"]
-            size = int(content["imageHeight"]), int(content["imageWidth"])
-            seen.update(str(shape["label"]) for shape in shapes)
-            notes.update(shape["shape_type"] for shape in shapes if shape["shape_type"] in _AREALESS)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            file_name = str(content.get("imagePath") or f"{path.stem}.png").replace("\\", "/")
+            shapes = [(str(shape["label"]), shape.get("shape_type") or "polygon", shape) for shape in content["shapes"]]
+            labels.update(label for label, *_ in shapes)
+            embedded = base64.b64decode(content["imageData"]) if content.get("imageData") else None
+        except _MALFORMED as error:
             raise FusionerError(f"{path} is no LabelMe file: {error!r}") from error
-        image = _find(str(name), [images] if images else [path.parent], name.name)
-        label = str((path.parent / name.name).relative_to(source))
-        found.append(Annotated(label, image, *size, partial(_labelme_regions, path, shapes, size)))
-    classes = sorted(name for name in seen if name.casefold() not in BACKGROUND | IGNORE)
-    return Project(source, classes, found, _left_out(notes))
+        name = str((path.parent / Path(file_name).name).relative_to(source))
+        size = _size(content, "imageHeight", "imageWidth")
+        drawn = _drawable(shapes, _LABELME, left_out)
+        found.append(AnnotatedImage(name, drawn, size, [file_name], [path.parent], embedded))
+    return AnnotationProject(source, sorted(labels), found, left_out=left_out)
 
 
-def cvat(source: Path, images: Path | None = None) -> Project:
-    """`annotations.xml` of CVAT for images 1.1, or the folder of a Segmentation mask 1.1 export."""
+def cvat(source: Path) -> AnnotationProject:
+    """Read `annotations.xml` of CVAT for images 1.1, or the folder of a Segmentation mask 1.1 export."""
     if (source / "labelmap.txt").is_file():
-        return _cvat_masks(source, images)
+        return voc(source)
     path = _only(source, "*.xml")
+    found, left_out = list[AnnotatedImage](), Counter[str]()
     try:
         root = ElementTree.parse(path).getroot()
-        classes = [str(label.findtext("name")) for label in root.iterfind("meta//label")]
-        entries = [(e.attrib["name"], int(e.attrib["height"]), int(e.attrib["width"]), e) for e in root.iter("image")]
-    except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
+        classes = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
+        for entry in root.iter("image"):
+            elements = sorted(entry.iterfind("*[@label]"), key=lambda element: int(element.get("z_order", "0")))
+            shapes = [(e.attrib["label"], e.tag, dict(e.attrib)) for e in elements if e.tag != "tag"]
+            name, folders = entry.attrib["name"], [path.parent, path.parent / "images"]
+            drawn = _drawable(shapes, _CVAT, left_out)
+            found.append(AnnotatedImage(name, drawn, _size(entry.attrib), [name], folders))
+    except _MALFORMED as error:
         raise FusionerError(f"{path} is no CVAT for images 1.1 file: {error!r}") from error
-    folders = [images] if images else [path.parent, path.parent / "images"]
-    notes = Counter(shape.tag for *_, entry in entries for shape in entry if shape.tag in _AREALESS)
-    found = [
-        Annotated(name, _find(name, folders), height, width, partial(_cvat_regions, entry, (height, width)))
-        for name, height, width, entry in entries
-    ]
-    named = dict.fromkeys([*classes, *(shape.get("label", "") for *_, entry in entries for shape in entry)])
-    kept = [name for name in named if name and name.casefold() not in BACKGROUND | IGNORE]
-    return Project(path, kept, found, _left_out(notes))
+    return AnnotationProject(path, classes, found, left_out=left_out)
 
 
-def supervisely(source: Path, images: Path | None = None) -> Project:
-    """A project folder: `meta.json`, and in each data set `img/NAME` with `ann/NAME.json`."""
+def supervisely(source: Path) -> AnnotationProject:
+    """Read a project folder: `meta.json`, and in each data set `img/NAME` with `ann/NAME.json`."""
     meta = read_json(source / "meta.json")
-    found, notes = list[Annotated](), Counter[str]()
+    found, left_out = list[AnnotatedImage](), Counter[str]()
     try:
-        titles = [entry["title"] for entry in meta["classes"]]
+        classes = [str(entry["title"]) for entry in meta["classes"]]
         for path in sorted(source.glob("*/ann/*.json")):
             content, folder = read_json(path), path.parent.parent
-            size = int(content["size"]["height"]), int(content["size"]["width"])
-            objects = content["objects"]
-            notes.update(entry["geometryType"] for entry in objects if entry["geometryType"] in _AREALESS)
-            image = _find(path.stem, [images] if images else [folder / "img"])
-            regions = partial(_supervisely_regions, path, objects, size)
-            found.append(Annotated(f"{folder.name}/{path.stem}", image, *size, regions))
-    except (KeyError, TypeError, ValueError) as error:
+            shapes = [(str(entry["classTitle"]), entry["geometryType"], entry) for entry in content["objects"]]
+            name, size = f"{folder.name}/{path.stem}", _size(content.get("size", {}))
+            drawn = _drawable(shapes, _SUPERVISELY, left_out)
+            found.append(AnnotatedImage(name, drawn, size, [path.stem], [folder / "img"]))
+    except _MALFORMED as error:
         raise FusionerError(f"{source} is no Supervisely project: {error!r}") from error
-    classes = [title for title in titles if title.casefold() not in BACKGROUND | IGNORE]
-    return Project(source, classes, found, _left_out(notes))
+    return AnnotationProject(source, classes, found, left_out=left_out)
 
 
-READERS: dict[str, Callable[[Path, Path | None], Project]] = {
+def label_studio(source: Path) -> AnnotationProject:
+    """Read a JSON export; images are beside it, in `images`, or at the path that the task names."""
+    path = _only(source, "*.json")
+    found, left_out = list[AnnotatedImage](), Counter[str]()
+    try:
+        for task in read_json(path):
+            urls = [value for value in task["data"].values() if isinstance(value, str)]
+            is_image = [Path(url).suffix.lower() in image_suffixes() for url in urls]
+            url = unquote(urls[is_image.index(True)] if any(is_image) else urls[0]).split("?d=")[-1]
+            results = [r for a in task["annotations"] if not a.get("was_cancelled") for r in a["result"]]
+            labelled = [(label, r["type"], r["value"]) for r in results for label in r["value"].get(r["type"], ())]
+            shapes = [shape for shape in labelled if shape[1] not in ("choices", "textarea")]  # of the whole image
+            name = url.rsplit("/", 1)[-1]
+            files = [url, name.partition("-")[2] or name]  # uploads are called XXXXXXXX-NAME
+            size = _size(results[0] if results else {}, "original_height", "original_width")
+            drawn = _drawable(shapes, _LABEL_STUDIO, left_out)
+            found.append(AnnotatedImage(name, drawn, size, files, [path.parent, path.parent / "images"]))
+    except _MALFORMED as error:
+        raise FusionerError(f"{path} is no JSON export of Label Studio: {error!r}") from error
+    return AnnotationProject(path, [], found, left_out=left_out)
+
+
+def yolo(source: Path) -> AnnotationProject:
+    """Read a YOLO segmentation folder: `data.yaml` (or classes.txt), `labels/NAME.txt` and `images/NAME`."""
+    root = source.parent if source.is_file() else source
+    configs = [source, *sorted(root.glob("*.y*ml")), root / "classes.txt", root / "labels" / "classes.txt"]
+    config = next((path for path in configs if path.is_file()), None)
+    if config is None:
+        raise FusionerError(f"{root} has no data.yaml or classes.txt with the names of the classes")
+    names, left_out, found = read_names_file(config), Counter[str](), list[AnnotatedImage]()
+    for path in sorted(root.rglob("*.txt")):
+        parts = list(path.relative_to(root).parts)
+        if "labels" not in parts[:-1] or path == config:
+            continue
+        shapes = []
+        for line in read_lines(path):
+            try:
+                class_id, *numbers = line.split()
+                shapes.append((names[int(class_id)], "polygon" if len(numbers) > 4 else "box", np.array(numbers, float)))
+            except _MALFORMED as error:
+                raise FusionerError(f"{path} has a line that is no known class and polygon: {line[:40]!r}") from error
+        name = str(Path(*parts))
+        parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
+        folders = [root.joinpath(*parts).parent, path.parent]
+        found.append(AnnotatedImage(name, _drawable(shapes, _YOLO, left_out), None, _with_suffixes(path.stem), folders))
+    return AnnotationProject(source, list(names.values()), found, left_out=left_out)
+
+
+def voc(source: Path) -> AnnotationProject:
+    """Read a PASCAL VOC folder: JPEGImages with masks in SegmentationClass or polygons in Annotations.
+
+    The colours of the masks are those of `labelmap.txt` (`name:r,g,b::`), or else PASCAL VOC's.
+    """
+    names, colours = _voc_classes(source)
+    left_out, found = Counter[str](), list[AnnotatedImage]()
+    masks, entries = source / "SegmentationClass", source / "Annotations"
+    files = {path.relative_to(entries).with_suffix(""): path for path in entries.rglob("*.xml")}
+    files |= {path.relative_to(masks).with_suffix(""): path for path in masks.rglob("*.png")}
+    for name, path in sorted(files.items()):
+        if path.suffix == ".png":
+            drawn = [Shape(label, partial(_draw_value, path, colours, i), True) for i, label in names.items()]
+        else:
+            drawn = _drawable(_voc_objects(path), _VOC, left_out)
+        folders = [source / "JPEGImages", source / "images", source]
+        found.append(AnnotatedImage(str(name), drawn, None, _with_suffixes(str(name)), folders))
+    classes = list(names.values()) if any(masks.rglob("*.png")) else []
+    return AnnotationProject(source, classes, found, left_out=left_out)
+
+
+READERS: dict[str, Callable[[Path], AnnotationProject]] = {
     "coco": coco,
     "labelme": labelme,
     "cvat": cvat,
     "supervisely": supervisely,
+    "label-studio": label_studio,
+    "yolo": yolo,
+    "voc": voc,
 }
 
 
-def class_of(label: str) -> str | None:
-    """A label as a region's class."""
-    lower = label.casefold()
-    return None if lower in IGNORE else "background" if lower in BACKGROUND else label
-
-
-def _labelme_regions(path: Path, shapes: list[dict[str, Any]], size: tuple[int, int]) -> Iterator[Region]:
-    for shape in shapes:
-        kind, points = shape["shape_type"], np.array(shape["points"], float)
-        if kind in _AREALESS:
-            continue
-        if kind == "polygon":
-            region = region_mask([points.ravel().tolist()], *size, where=str(path))
-        elif kind == "rectangle":
-            region = _box([*points.min(axis=0), *points.max(axis=0)], size)
-        elif kind == "circle":
-            radius = float(np.hypot(*(points[1] - points[0])))
-            region = _ellipse([*points[0], radius, radius], size)
-        elif kind == "mask":
-            left, top = points.min(axis=0).round().astype(int)
-            with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
-                region = _paste(np.asarray(picture.convert("L")) > 0, left, top, size)
+def _drawable(
+    shapes: Iterable[tuple[str, str, Any]], drawers: Mapping[str, Callable[[Any, Size], Mask]], left_out: Counter[str]
+) -> list[Shape]:
+    """Shapes of the (label, kind, content) triples with an area; the others are counted."""
+    drawn = []
+    for label, kind, content in shapes:
+        if kind in drawers:
+            drawn.append(Shape(label, partial(drawers[kind], content)))
         else:
-            raise FusionerError(f"{path} has a shape of a kind that LabelMe does not know: {kind!r}")
-        yield class_of(str(shape["label"])), region
+            left_out[f"shapes of kind {kind} mark no area and were left out"] += 1
+    return drawn
 
 
-def _cvat_regions(entry: ElementTree.Element, size: tuple[int, int]) -> Iterator[Region]:
-    for shape in sorted(entry, key=lambda one: int(one.get("z_order", "0"))):
-        numbers = {k: float(v) for k, v in shape.attrib.items() if k not in ("label", "points", "rle", "source")}
-        if shape.tag == "polygon":
-            flat = [float(v) for v in shape.attrib["points"].replace(";", ",").split(",")]
-            region = region_mask([flat], *size, where=entry.attrib["name"])
-        elif shape.tag == "mask":
-            left, top, width, height = (int(shape.attrib[k]) for k in ("left", "top", "width", "height"))
-            runs = [int(v) for v in shape.attrib["rle"].split(",")]
-            bits = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-            region = _paste(bits.reshape(height, width), left, top, size)
-        elif shape.tag == "box":
-            region = _box([numbers[k] for k in ("xtl", "ytl", "xbr", "ybr")], size)
-        elif shape.tag == "ellipse":
-            region = _ellipse([numbers[k] for k in ("cx", "cy", "rx", "ry")], size)
-        else:
+def _merge_names(project: AnnotationProject) -> list[str]:
+    """Names of all classes without background, in the form and order of a class file."""
+    names: dict[str, str] = {}
+    labels = (shape.label for image in project.images for shape in image.shapes)
+    for label in [*project.classes, *dict.fromkeys(labels)]:
+        name = unicodedata.normalize("NFC", label).strip()
+        if not name or len(name.splitlines()) > 1:
+            raise FusionerError(f"{project.source} has a class called {label!r}: rename it to a name of one line")
+        if label_key(name) in _BACKGROUND | _IGNORE:
             continue
-        yield class_of(shape.attrib["label"]), region
+        if names.setdefault(label_key(name), name) != name:
+            project.left_out[f"class names were merged into {names[label_key(name)]!r}: {name!r}"] = 1
+    return list(names.values())
 
 
-def _cvat_masks(source: Path, images: Path | None) -> Project:
-    """Colour PNGs under SegmentationClass, whose colours labelmap.txt names (`name:r,g,b::`)."""
-    lines = [line.split(":") for line in (source / "labelmap.txt").read_text("utf-8").splitlines()]
+def _draw_coco(segmentation: Any, size: Size) -> Mask:
     try:
-        colours = {parts[0]: np.array(parts[1].split(","), int) for parts in lines if not parts[0].startswith("#")}
-    except (IndexError, ValueError) as error:
-        raise FusionerError(f"{source / 'labelmap.txt'} is no label map of CVAT: {error}") from error
-
-    def regions(path: Path) -> Iterator[Region]:
-        rgb = read_image(path)
-        for name, colour in colours.items():
-            yield class_of(name), (rgb == colour).all(axis=-1)
-
-    found = []
-    for path in sorted((source / "SegmentationClass").rglob("*.png")):
-        name = path.relative_to(source / "SegmentationClass").with_suffix("")
-        folder = images or source / "JPEGImages"
-        image = next((folder / f"{name}{s}" for s in image_suffixes() if (folder / f"{name}{s}").is_file()), None)
-        if image is None:
-            raise FusionerError(f"mask {path} has no image in {folder}; --images names the folder of the images")
-        height, width = read_image(path).shape[:2]
-        found.append(Annotated(str(name) + image.suffix, image, height, width, partial(regions, path)))
-    return Project(source, [name for name in colours if name.casefold() not in BACKGROUND | IGNORE], found)
+        if isinstance(segmentation, list):
+            return draw.fill_polygons(segmentation, size)
+        if tuple(segmentation.get("size", size)) != size:
+            raise ValueError(f"it is {segmentation['size']} pixels large")
+        return draw.fill_runs(segmentation["counts"], size, column_major=True)
+    except _MALFORMED as error:
+        raise ValueError(f"a segmentation that is no polygon and no run lengths of the image: {error}") from error
 
 
-def _supervisely_regions(path: Path, objects: list[dict[str, Any]], size: tuple[int, int]) -> Iterator[Region]:
-    for entry in objects:
-        kind = entry["geometryType"]
-        if kind in _AREALESS:
-            continue
-        if kind == "bitmap":
-            left, top = entry["bitmap"]["origin"]
-            with Image.open(io.BytesIO(zlib.decompress(base64.b64decode(entry["bitmap"]["data"])))) as picture:
-                bits = np.asarray(picture.convert("RGBA"))
-            solid = bits[..., 3] if bits[..., 3].min() < 255 else bits[..., 0]  # transparent or black around the object
-            region = _paste(solid > 0, left, top, size)
-        elif kind in ("polygon", "rectangle"):
-            outline = [tuple(point) for point in entry["points"]["exterior"]]
-            canvas = Image.new("1", (size[1], size[0]))
-            draw = ImageDraw.Draw(canvas)
-            draw.rectangle(outline, fill=1) if kind == "rectangle" else draw.polygon(outline, fill=1, outline=1)
-            for hole in entry["points"].get("interior", []):
-                draw.polygon([tuple(point) for point in hole], fill=0, outline=0)
-            region = np.asarray(canvas)
-        else:
-            raise FusionerError(f"{path} has an object of a kind that is not supported: {kind!r}")
-        yield class_of(entry["classTitle"]), region
+def _labelme_rectangle(shape: dict[str, Any], size: Size) -> Mask:
+    points = np.array(shape["points"], float)
+    return draw.fill_box([*points.min(axis=0), *points.max(axis=0)], size)
 
 
-def _paste(bits: Bool[np.ndarray, "h w"], left: int, top: int, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    whole = np.zeros(size, bool)
-    room = whole[max(top, 0) : top + bits.shape[0], max(left, 0) : left + bits.shape[1]]
-    room[:] = bits[max(-top, 0) :, max(-left, 0) :][: room.shape[0], : room.shape[1]]
-    return whole
+def _labelme_circle(shape: dict[str, Any], size: Size) -> Mask:
+    centre, edge = np.array(shape["points"], float)
+    radius = float(np.hypot(*(edge - centre)))
+    return draw.fill_ellipse(centre, [radius, radius], size)
 
 
-def _box(sides: Sequence[float], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    left, top, right, bottom = sides
-    y, x = np.mgrid[: size[0], : size[1]] + 0.5
-    return (x > left) & (x < right) & (y > top) & (y < bottom)
+def _labelme_mask(shape: dict[str, Any], size: Size) -> Mask:
+    left, top = (int(min(values)) for values in np.round(shape["points"]).T.tolist())
+    return draw.paste(draw.read_bitmap(base64.b64decode(shape["mask"])), left, top, size)
 
 
-def _ellipse(centre_and_radii: Sequence[float], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    x0, y0, rx, ry = centre_and_radii
-    y, x = np.mgrid[: size[0], : size[1]] + 0.5
-    return ((x - x0) / rx) ** 2 + ((y - y0) / ry) ** 2 <= 1
+def _labelme_polygon(shape: dict[str, Any], size: Size) -> Mask:
+    return draw.fill_polygons([shape["points"]], size)
+
+
+_LABELME = {
+    "polygon": _labelme_polygon,
+    "rotation": _labelme_polygon,
+    "rectangle": _labelme_rectangle,
+    "circle": _labelme_circle,
+    "mask": _labelme_mask,
+}
+
+
+def _cvat_polygon(shape: dict[str, str], size: Size) -> Mask:
+    return draw.fill_polygons([[float(value) for value in shape["points"].replace(";", ",").split(",")]], size)
+
+
+def _cvat_mask(shape: dict[str, str], size: Size) -> Mask:
+    left, top, width, height = (int(shape[key]) for key in ("left", "top", "width", "height"))
+    bits = draw.fill_runs(shape["rle"].split(","), (height, width), column_major=False)
+    return draw.paste(bits, left, top, size)
+
+
+def _cvat_box(shape: dict[str, str], size: Size) -> Mask:
+    corners = [float(shape[key]) for key in ("xtl", "ytl", "xbr", "ybr")]
+    return draw.fill_box(corners, size, float(shape.get("rotation", 0)))
+
+
+def _cvat_ellipse(shape: dict[str, str], size: Size) -> Mask:
+    x, y, rx, ry = (float(shape[key]) for key in ("cx", "cy", "rx", "ry"))
+    return draw.fill_ellipse([x, y], [rx, ry], size, float(shape.get("rotation", 0)))
+
+
+_CVAT = {"polygon": _cvat_polygon, "mask": _cvat_mask, "box": _cvat_box, "ellipse": _cvat_ellipse}
+
+
+def _supervisely_bitmap(shape: dict[str, Any], size: Size) -> Mask:
+    left, top = shape["bitmap"]["origin"]
+    bits = draw.read_bitmap(zlib.decompress(base64.b64decode(shape["bitmap"]["data"])))
+    return draw.paste(bits, int(left), int(top), size)
+
+
+def _supervisely_polygon(shape: dict[str, Any], size: Size) -> Mask:
+    return draw.fill_outline(shape["points"]["exterior"], shape["points"].get("interior", []), size)
+
+
+def _supervisely_rectangle(shape: dict[str, Any], size: Size) -> Mask:
+    (left, top), (right, bottom) = shape["points"]["exterior"]
+    corners = [left, top, right, top, right, bottom, left, bottom]
+    return draw.fill_outline(corners, shape["points"].get("interior", []), size)
+
+
+_SUPERVISELY = {"bitmap": _supervisely_bitmap, "polygon": _supervisely_polygon, "rectangle": _supervisely_rectangle}
+
+
+def _percent(shape: dict[str, Any], size: Size, *keys: str) -> list[float]:
+    """Values of alternating x and y in per cent of the image -> pixels."""
+    return [float(shape[key]) / 100 * size[1 - i % 2] for i, key in enumerate(keys)]
+
+
+def _studio_polygon(shape: dict[str, Any], size: Size) -> Mask:
+    return draw.fill_polygons([np.array(shape["points"], float) / 100 * [size[1], size[0]]], size)
+
+
+def _studio_box(shape: dict[str, Any], size: Size) -> Mask:
+    left, top, width, height = _percent(shape, size, "x", "y", "width", "height")
+    return draw.fill_box([left, top, left + width, top + height], size, shape.get("rotation") or 0, (left, top))
+
+
+def _studio_ellipse(shape: dict[str, Any], size: Size) -> Mask:
+    x, y, rx, ry = _percent(shape, size, "x", "y", "radiusX", "radiusY")
+    return draw.fill_ellipse([x, y], [rx, ry], size, shape.get("rotation") or 0)
+
+
+def _studio_brush(shape: dict[str, Any], size: Size) -> Mask:
+    return draw.fill_brush(bytes(shape["rle"]), size)
+
+
+_LABEL_STUDIO = {
+    "polygonlabels": _studio_polygon,
+    "rectanglelabels": _studio_box,
+    "ellipselabels": _studio_ellipse,
+    "brushlabels": _studio_brush,
+}
+
+
+def _yolo_polygon(numbers: np.ndarray, size: Size) -> Mask:
+    return draw.fill_polygons([numbers.reshape(-1, 2) * [size[1], size[0]]], size)
+
+
+_YOLO = {"polygon": _yolo_polygon}
+
+
+def _voc_classes(source: Path) -> tuple[dict[int, str], dict[tuple[int, ...], int]]:
+    """Names by value and values by colour, from labelmap.txt or PASCAL VOC."""
+    path = source / "labelmap.txt"
+    if not path.is_file():
+        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, VOC_PALETTE
+    try:
+        entries = [line.split(":") for line in read_lines(path) if not line.startswith("#")]
+        colours = {tuple(map(int, entry[1].split(","))): i for i, entry in enumerate(entries)}
+        return {i: entry[0] for i, entry in enumerate(entries)}, {(0, 0, 0): 65535} | colours
+    except _MALFORMED as error:
+        raise FusionerError(f"{path} is no label map of CVAT: {error}") from error
+
+
+def _voc_objects(path: Path) -> list[tuple[str, str, list[str]]]:
+    """(name, kind, coordinates) of the objects of an annotation file."""
+    try:
+        objects = [(entry.findtext("name") or "", entry.find("polygon")) for entry in ElementTree.parse(path).iter("object")]
+    except _MALFORMED as error:
+        raise FusionerError(f"{path} is no annotation file of PASCAL VOC: {error}") from error
+    return [
+        (name, "box" if polygon is None else "polygon", [e.text or "" for e in polygon.iter() if e.tag[:1] in "xy"])
+        for name, polygon in objects
+    ]
+
+
+def _voc_polygon(numbers: list[str], size: Size) -> Mask:
+    return draw.fill_polygons([numbers], size)
+
+
+_VOC = {"polygon": _voc_polygon}
+
+
+@lru_cache(maxsize=1)
+def _read_values(path: Path, colours: tuple[tuple[tuple[int, ...], int], ...]) -> np.ndarray:
+    return read_mask(path, dict(colours))
+
+
+def _draw_value(path: Path, colours: Mapping[tuple[int, ...], int], value: int, size: Size) -> Mask:
+    values = _read_values(path, tuple(colours.items()))
+    if values.shape != size:
+        raise ValueError(f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels")
+    return values == value
+
+
+def _with_suffixes(stem: str) -> list[str]:
+    return [stem + suffix for suffix in sorted(image_suffixes(), key=lambda suffix: (suffix != ".jpg", suffix))]
+
+
+def _nested(ring: list[Any]) -> bool:
+    """A polygon of [x, y] points."""
+    return bool(ring) and isinstance(ring[0], list)
+
+
+def _id(value: object) -> int | str:
+    """Ids as one type: whole numbers, or text."""
+    whole = _whole(value)
+    return str(value) if whole is None else whole
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) else None
+
+
+def _size(entry: Mapping[str, Any], height: str = "height", width: str = "width") -> Size | None:
+    """(height, width) of an entry, None unless they are whole and positive."""
+    sides = _whole(entry.get(height)), _whole(entry.get(width))
+    return (sides[0], sides[1]) if sides[0] and sides[1] and min(sides[0], sides[1]) > 0 else None
 
 
 def _only(source: Path, pattern: str) -> Path:
-    """The file itself, or the only one of its kind in a folder."""
+    """The file itself, or the only match in a folder."""
     if source.is_file():
         return source
     files = sorted(source.glob(pattern))
     if len(files) != 1:
         raise FusionerError(f"{source} holds {len(files)} files {pattern}: name the one to read")
     return files[0]
-
-
-def _find(name: str, folders: Sequence[Path], *others: str) -> Path:
-    """The image of that name (with or without its folders) in the first folder that has it."""
-    names = (name, *others, Path(name).name)
-    for folder in folders:
-        for candidate in names:
-            if (folder / candidate).is_file():
-                return folder / candidate
-    tried = " or ".join(str(folder) for folder in folders)
-    raise FusionerError(f"image {name} is not in {tried}; --images names the folder of the images")
-
-
-def _left_out(kinds: Counter[str]) -> list[str]:
-    return [f"{count} shapes of kind {kind} mark no area and were left out" for kind, count in sorted(kinds.items())]

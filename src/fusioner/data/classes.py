@@ -34,9 +34,14 @@ def read_class_names(root: Path) -> dict[int, str]:
     path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
     if path is None:
         raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
+    return read_names_file(path)
+
+
+def read_names_file(path: Path) -> dict[int, str]:
+    """Read the class names of a text, JSON or YAML file; see `read_class_names`."""
     try:
         content = _parse(path.read_text("utf-8-sig"), path.suffix)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise FusionerError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     names = _by_value(content, path)
     _check(names, path)

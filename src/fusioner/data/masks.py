@@ -1,5 +1,6 @@
 """Reading mask files: stored class ids, not palette colours or converted grey values."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,34 @@ _INDEXED = {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read the class ids of an indexed or grey mask file.
+Colour = tuple[int, ...]
+VOC_PALETTE: dict[Colour, int] = {
+    tuple(sum((value >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)): value
+    for value in range(256)
+}
+"""PASCAL VOC's colours (r, g, b) -> mask value."""
+
+
+def read_mask(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
+    """Read the class ids of a mask file.
 
     Args:
-        path: a PNG (or any lossless indexed or grey format that Pillow reads).
+        path: a PNG (or any lossless format that Pillow reads).
+        colours: (r, g, b) -> class id. Default: the stored values of indexed and grey files, also of those saved as RGB
+            with equal channels; PASCAL VOC's colours for other RGB files.
 
     Returns:
-        (H, W) uint8, or uint16 if the file holds 16-bit values.
+        (H, W) uint8, or uint16 if there are ids above 255.
 
     Raises:
-        FusionerError: missing, empty, truncated or unreadable file, colour picture, JPEG, value above 65535.
+        FusionerError: missing, empty, truncated or unreadable file, JPEG, unknown colour, value above 65535.
     """
     try:
         with Image.open(path) as picture:
             if picture.format == "JPEG":
                 raise FusionerError(f"mask {path} is a JPEG, whose lossy values are no class ids; save masks as PNG")
-            if picture.mode not in _INDEXED:
-                raise FusionerError(
-                    f"mask {path} is a colour picture (mode {picture.mode}); save it as an indexed or grey PNG "
-                    "whose pixel values are class ids"
-                )
+            if colours or picture.mode not in _INDEXED:
+                return _by_colour(np.asarray(picture.convert("RGB")), colours, path)
             values = np.asarray(picture)
     except FileNotFoundError:
         raise FusionerError(f"mask {path} does not exist") from None
@@ -42,6 +50,23 @@ def read_mask(path: Path) -> np.ndarray:
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise FusionerError(f"mask {path} holds values outside 0..65535")
     return values.astype(np.uint16)
+
+
+def _by_colour(rgb: np.ndarray, colours: Mapping[Colour, int] | None, path: Path) -> np.ndarray:
+    if colours is None and (rgb == rgb[..., :1]).all():
+        return rgb[..., 0]
+    table = {65536 * r + 256 * g + b: value for (r, g, b), value in sorted((colours or VOC_PALETTE).items())}
+    codes = rgb.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    known = np.array(list(table), np.int32)
+    index = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    if (unknown := known[index] != codes).any():
+        colour = ",".join(map(str, rgb[unknown][0]))
+        raise FusionerError(
+            f"mask {path} is a colour picture with the colour {colour}, which is none of the {len(table)} known ones; "
+            "list the colours under `colors` in classes.yaml, or save an indexed or grey PNG of class ids"
+        )
+    values = np.array(list(table.values()))[index]
+    return values.astype(np.uint8 if values.max(initial=0) < 256 else np.uint16)
 
 
 def _grey_scale(path: Path) -> int:

@@ -1,94 +1,99 @@
-"""Making masks from annotation files: COCO's tree from its instances, and folders of one's own from other tools."""
+"""Making masks from annotation files: the masks of COCO-20i, and folders of images and masks."""
 
-import shutil
-import zlib
+import os
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Integer, UInt8
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from fusioner.data.annotation_formats import Annotated, Project
-from fusioner.data.classes import read_class_names
+from fusioner.data.annotation_formats import AnnotatedImage, AnnotationProject, coco, label_key
+from fusioner.data.classes import CLASS_FILES, MAX_ID, read_class_names
 from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.coco_json import paint_instances, read_instances
+from fusioner.data.masks import read_mask
 from fusioner.data.paths import IMAGE_SUFFIXES
 from fusioner.errors import FusionerError
-from fusioner.image import read_image
+from fusioner.image import image_size, read_image
 from fusioner.io import atomic_write, cannot_write
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]
+_SOFTWARE = "fusioner data prepare"
+"""Marks the PNG files written here: no other file is ever replaced."""
 
 
 def prepare_coco(instances: Path, root: Path, track: Track = iter) -> tuple[int, int]:
-    """Paint `annotation/PART/IMAGE.png` under `root` for every image of an instances file, PART being as train2014.
+    """Paint `annotation/PART/IMAGE.png` under `root` for every image of an instances file (PART: train2014, val2014).
 
-    Masks that are there already stay, so that a run that was stopped goes on; each file is whole or absent.
+    Existing masks are kept, so an interrupted run can be continued; a mask is written completely or not at all.
 
     Returns:
-        Number of masks written, and of those that were there.
+        Number of masks written, and of those that existed.
 
     Raises:
         FusionerError: no COCO file, a category that is none of the 80, no PART in the names, a full disk.
     """
-    content = read_instances(instances)
-    if unknown := set(content.categories.values()) - set(COCO_CLASSES[1:]):
+    project, written = coco(instances), 0
+    if unknown := set(project.classes) - set(COCO_CLASSES[1:]):
         raise FusionerError(
             f"{instances} has categories that are none of COCO's 80: {', '.join(sorted(unknown)[:5])}; for classes of "
             "your own use `fusioner data prepare folder --from coco`"
         )
-    values = {i: COCO_CLASSES.index(name) for i, name in content.categories.items()}
-    written = 0
-    for image in track(content.images):
-        path = root / "annotation" / _part(image["file_name"], instances) / f"{Path(image['file_name']).stem}.png"
-        if path.exists():
-            continue
-        write_mask(path, paint_instances(image, content.annotations.get(image["id"], []), values, ignore=255))
-        written += 1
-    return written, len(content.images) - written
+    project.classes = list(COCO_CLASSES[1:])
+    for image in track(project.images):
+        part = _coco_part(image.name, instances)
+        path = root / "annotation" / part / f"{PurePosixPath(image.name).stem}.png"
+        if not path.exists():
+            size = image.size or image_size(root / part / image.name)
+            _write_png(path, project.paint(image, size, ignore=255))
+            written += 1
+    return written, len(project.images) - written
 
 
-def prepare_folder(project: Project, out: Path, copy: bool = False, track: Track = iter) -> None:
-    """Write a project as a folder of one's own: `images` (links, or copies), `masks`, `classes.txt`.
+def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, track: Track = iter) -> None:
+    """Write a project as a folder of `images` (links, or copies), `masks` and `classes.txt`.
 
-    Images whose format the folder does not take are rewritten as PNG.
+    Images in formats that the folder cannot hold are converted to PNG. Only masks and images that were written by this
+    function are replaced; all other files stay as they are.
 
     Raises:
-        FusionerError: nothing to write, `out` holds a set of other classes, an annotation that cannot be understood, an
-            image that is unreadable or of another size than its annotation says.
+        FusionerError: nothing to write, `out` holds other classes or other files of the same names, an annotation that
+            cannot be understood, an image that is unreadable or of another size than its annotation.
     """
     if not project.images:
         raise FusionerError(f"there is no annotated image in {project.source}")
     names = ("background", *project.classes)
-    _same_classes(out, names)
+    if len(names) > MAX_ID + 1:
+        raise FusionerError(f"{project.source} has {len(names) - 1} classes; a mask holds at most {MAX_ID}")
+    has_classes = any((out / name).is_file() for name in CLASS_FILES)
+    if has_classes and read_class_names(out) != dict(enumerate(names)):
+        raise FusionerError(f"{out} holds a set of other classes: choose an empty folder")
     ignore = 255 if len(names) <= 255 else 65535
-    values = {name: i for i, name in enumerate(names)} | {None: ignore}
-    stems = _stems(project.images)
-    for item, stem in track(list(zip(project.images, stems, strict=True))):
-        mask = np.zeros((item.height, item.width), np.uint8 if ignore == 255 else np.uint16)
-        try:
-            for name, region in item.regions():
-                mask[region] = values[name]
-        except (KeyError, IndexError, TypeError, ValueError, OSError, zlib.error) as error:
-            raise FusionerError(f"the annotation of {item.name} cannot be understood: {error!r}") from error
-        _place(item, out / "images" / stem, copy)
-        write_mask(out / "masks" / f"{stem}.png", mask)
-    with atomic_write(out / "classes.txt") as beside:
-        beside.write_text("".join(f"{name}\n" for name in names), "utf-8")
+    existing = {path.stem.casefold(): path for path in (out / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
+        rgb = read_image(image.path or image.content or b"")
+        size = rgb.shape[:2]
+        if image.size not in (None, size):
+            height, width = image.size
+            file = image.path or image.name
+            raise FusionerError(f"{file} is {size[1]}x{size[0]} pixels, its annotation was made on {width}x{height}")
+        mask = project.paint(image, size, ignore)
+        target = out / "images" / f"{stem}{_suffix(image)}"
+        if (other := existing.get(stem.casefold(), target)).name != target.name:
+            raise FusionerError(f"{other} exists beside {target.name}: choose an empty folder for --root")
+        _place_image(image, rgb, target, copy)
+        _write_png(out / "masks" / f"{stem}.png", mask)
+    if not has_classes:
+        with atomic_write(out / "classes.txt") as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in names), "utf-8")
 
 
-def write_mask(path: Path, mask: Integer[np.ndarray, "h w"]) -> None:
-    """An indexed (8-bit) or grey (16-bit) PNG."""
-    with atomic_write(path) as beside:
-        Image.fromarray(mask).save(beside)
-
-
-def _part(file_name: str, instances: Path) -> str:
-    """train2014 or val2014: as the image is called, else as the instances file is."""
+def _coco_part(file_name: str, instances: Path) -> str:
+    """train2014 or val2014, from the name of the image or of the instances file."""
     for name in (file_name, instances.stem):
         for part in ("train2014", "val2014"):
             if part in name:
@@ -96,43 +101,70 @@ def _part(file_name: str, instances: Path) -> str:
     raise FusionerError(f"neither {file_name} nor {instances.name} says whether it belongs to train2014 or val2014")
 
 
-def _stems(images: Sequence[Annotated]) -> list[str]:
-    """Names in the folder: an image's own stem, or its whole path where two share the stem."""
-    paths = [Path(item.name).with_suffix("") for item in images]
-    count = Counter(path.name for path in paths)
-    stems = [path.name if count[path.name] == 1 else "_".join(path.relative_to(path.anchor).parts) for path in paths]
-    if twice := [stem for stem, times in Counter(stems).items() if times > 1]:
-        raise FusionerError(f"two images are called {twice[0]!r}; give them different names")
+def _stems(images: Sequence[AnnotatedImage]) -> list[str]:
+    """Names in the folder: the stem of an image, or its whole path if others have the same stem in any case."""
+    paths = [PurePosixPath(image.name.replace("\\", "/")).with_suffix("") for image in images]
+    count = Counter(label_key(path.name) for path in paths)
+    stems = [
+        path.name if count[label_key(path.name)] == 1 else "_".join(path.relative_to(path.anchor).parts) for path in paths
+    ]
+    if duplicates := [stem for stem, times in Counter(map(label_key, stems)).items() if times > 1]:
+        raise FusionerError(f"two images are called {duplicates[0]!r}; give them different names")
     return stems
 
 
-def _same_classes(out: Path, names: Sequence[str]) -> None:
-    if (out / "classes.txt").is_file() and tuple(read_class_names(out).values()) != tuple(names):
-        raise FusionerError(f"{out} holds a set of other classes: choose an empty folder")
+def _suffix(image: AnnotatedImage) -> str:
+    suffix = PurePosixPath(image.name if image.path is None else image.path.name).suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else ".png"
 
 
-def _place(item: Annotated, target: Path, copy: bool) -> None:
-    """The image under its new name, whose ending is the file's own where the folder takes it."""
-    rgb = read_image(item.image)
-    if rgb.shape[:2] != (item.height, item.width):
-        raise FusionerError(
-            f"{item.image} is {rgb.shape[1]}x{rgb.shape[0]} pixels, "
-            f"its annotation was made on {item.width}x{item.height}"
-        )
-    suffix = item.image.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        with atomic_write(target.with_name(f"{target.name}.png")) as beside:
-            Image.fromarray(rgb).save(beside)
-        return
-    path = target.with_name(target.name + suffix)
-    if copy:
-        with atomic_write(path) as beside:
-            shutil.copyfile(item.image, beside)
-        return
+def _place_image(image: AnnotatedImage, rgb: UInt8[np.ndarray, "h w 3"], target: Path, copy: bool) -> None:
+    """Link, copy or convert an image to `target`, unless it is there."""
+    original = image.path.suffix.lower() == target.suffix if image.path else False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
-            path.unlink()
-        path.symlink_to(item.image.resolve())
+        if image.path and original and target.exists() and target.samefile(image.path):
+            if not (copy and target.is_symlink()):
+                return
+        elif target.exists() and not target.is_symlink():
+            if not np.array_equal(read_image(target), rgb):
+                raise FusionerError(f"{target} exists and is another image: choose an empty folder for --root")
+            return
+        elif target.exists():
+            raise FusionerError(f"{target} exists and links to another image: choose an empty folder for --root")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if image.path and original and not copy:
+            temporary = target.with_name(f".part-{secrets.token_hex(4)}")
+            temporary.symlink_to(image.path.resolve())
+            os.replace(temporary, target)
+            return
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(target, error) from error
+    if image.path and not original:
+        _write_png(target, rgb)
+        return
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(image.path.read_bytes() if image.path else image.content or b"")
+
+
+def _write_png(path: Path, pixels: Integer[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> None:
+    """Write an indexed (8-bit), grey (16-bit) or RGB file with the mark of this program.
+
+    Raises:
+        FusionerError: a different file without the mark exists.
+    """
+    if path.exists() and not _is_ours(path):
+        if pixels.ndim == 2 and np.array_equal(read_mask(path), pixels):
+            return
+        raise FusionerError(f"{path} exists and was not written by this command: choose an empty folder for --root")
+    mark = PngInfo()
+    mark.add_text("Software", _SOFTWARE)
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, pnginfo=mark)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == _SOFTWARE and not path.is_symlink()
+    except OSError:
+        return False

@@ -1,0 +1,140 @@
+"""Shapes of annotation files as boolean masks of the image's size (height, width).
+
+Coordinates are in pixels, (0, 0) is the outer corner of the first pixel. Polygons are filled as by pycocotools; of the
+other shapes, the pixels whose centre lies inside. Every function raises a ValueError for numbers that make no shape.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageDraw
+
+Size = tuple[int, int]
+Mask = Bool[np.ndarray, "h w"]
+
+
+def fill_polygons(polygons: Sequence[object], size: Size) -> Mask:
+    """Fill the union of polygons, each [x1, y1, x2, y2, ...] or [[x1, y1], [x2, y2], ...]."""
+    from pycocotools import mask
+
+    flat = [_points(polygon, size).ravel().tolist() for polygon in polygons]
+    return mask.decode(mask.merge(mask.frPyObjects(flat, *size))).astype(bool)
+
+
+def fill_outline(exterior: object, holes: Sequence[object], size: Size) -> Mask:
+    """Fill a polygon including its outline, without its holes and theirs (as Supervisely does)."""
+    canvas = Image.new("1", (size[1], size[0]))
+    draw = ImageDraw.Draw(canvas)
+    for points, value in ((exterior, 1), *((hole, 0) for hole in holes)):
+        draw.polygon([tuple(point) for point in _points(points, size).tolist()], fill=value, outline=value)
+    return np.array(canvas)
+
+
+def fill_box(corners: Sequence[float], size: Size, rotation: float = 0, pivot: tuple[float, float] | None = None) -> Mask:
+    """Fill the box (left, top, right, bottom), rotated clockwise by degrees around `pivot` (default: its centre)."""
+    left, top, right, bottom = _finite(corners)
+    x, y = _pixel_centres(size, rotation, pivot or ((left + right) / 2, (top + bottom) / 2))
+    return (x > left) & (x < right) & (y > top) & (y < bottom)
+
+
+def fill_ellipse(centre: Sequence[float], radii: Sequence[float], size: Size, rotation: float = 0) -> Mask:
+    """Fill an ellipse, rotated clockwise by degrees around its centre."""
+    x0, y0, rx, ry = _finite([*centre, *radii])
+    x, y = _pixel_centres(size, rotation, (x0, y0))
+    return (((x - x0) / rx) ** 2 + ((y - y0) / ry) ** 2 <= 1) if rx > 0 and ry > 0 else np.zeros(size, bool)
+
+
+def fill_runs(counts: str | bytes | Sequence[object], size: Size, column_major: bool) -> Mask:
+    """Expand run lengths, which start with background; a string is in COCO's compressed form."""
+    if isinstance(counts, (str, bytes)):
+        runs = _decompress(counts.encode() if isinstance(counts, str) else counts)
+    else:
+        runs = [int(count) for count in counts]  # pyright: ignore[reportArgumentType]
+    if any(count < 0 for count in runs) or sum(runs) != size[0] * size[1]:
+        raise ValueError(f"run lengths that do not add up to {size[1]} x {size[0]} pixels")
+    bits = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return bits.reshape(size, order="F" if column_major else "C")
+
+
+def fill_brush(packed: bytes, size: Size) -> Mask:
+    """Expand Label Studio's run lengths of RGBA values (the rle-pack format); painted pixels are opaque."""
+    bits, at = np.unpackbits(np.frombuffer(packed, np.uint8)), 0
+
+    def read(count: int) -> int:
+        nonlocal at
+        at += count
+        if at > len(bits):
+            raise ValueError("brush strokes that are cut short")
+        return int("".join(map(str, bits[at - count : at])), 2)
+
+    total, word_size, run_sizes = read(32), read(5) + 1, [read(4) + 1 for _ in range(4)]
+    if total != 4 * size[0] * size[1]:
+        raise ValueError(f"brush strokes on another size than {size[1]} x {size[0]} pixels")
+    values, done = np.empty(total, np.uint8), 0
+    while done < total:
+        is_run, count = read(1), read(run_sizes[read(2)]) + 1
+        end = min(done + count, total)
+        values[done:end] = read(word_size) if is_run else [read(word_size) for _ in range(end - done)]
+        done = end
+    return values.reshape(*size, 4)[..., 3] > 0
+
+
+def paste(bits: Mask, left: int, top: int, size: Size) -> Mask:
+    """Place a small mask in an empty one; parts outside the image are cut off."""
+    whole = np.zeros(size, bool)
+    target = whole[max(top, 0) : max(top + bits.shape[0], 0), max(left, 0) : max(left + bits.shape[1], 0)]
+    target[:] = bits[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
+    return whole
+
+
+def read_bitmap(raw: bytes) -> Mask:
+    """Decode an image file whose object is opaque (if it has transparency) or bright."""
+    with Image.open(io.BytesIO(raw)) as picture:
+        rgba = np.asarray(picture.convert("RGBA"))
+    return (rgba[..., 3] if rgba[..., 3].min() < 255 else rgba[..., 0]) > 0
+
+
+def _points(values: object, size: Size) -> np.ndarray:
+    """Coordinates as (n, 2), checked to lie within ten times the image's size."""
+    numbers = np.asarray(values, float).ravel()
+    if len(numbers) % 2 or len(numbers) < 6:
+        raise ValueError(f"a polygon of {len(numbers)} numbers instead of x and y of at least three points")
+    points, limits = numbers.reshape(-1, 2), np.array([size[1], size[0]])
+    if not (np.abs(points) <= 10 * limits).all():
+        raise ValueError("a polygon with coordinates that are no numbers or far outside the image")
+    return points
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("coordinates that are no finite numbers")
+    return numbers
+
+
+def _pixel_centres(size: Size, rotation: float, pivot: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates x, y of the pixel centres in the frame of a shape rotated around `pivot`."""
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    (degrees,) = _finite([rotation])
+    if not degrees:
+        return x, y
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    dx, dy = x - pivot[0], y - pivot[1]
+    return pivot[0] + dx * cos + dy * sin, pivot[1] - dx * sin + dy * cos
+
+
+def _decompress(text: bytes) -> list[int]:
+    """COCO's compressed run lengths: signed base-32 digits; from the fourth on, differences to the last but one."""
+    runs, value, shift = list[int](), 0, 0
+    for byte in text:
+        digit = byte - 48
+        value |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            value -= (1 << shift) if digit & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
