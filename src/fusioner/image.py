@@ -63,6 +63,14 @@ def read_image(source: ImageSource, name: str | None = None) -> UInt8[np.ndarray
     raise FusionerError(f"an image must be a path, bytes, an open file, a Pillow image or an array, not {type(source)}")
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) of an image file as `read_image` decodes it, without decoding where possible."""
+    with _open_file(path) as file:
+        image = _identify(file, str(path))
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
 def image_suffixes() -> frozenset[str]:
     """Return the lower-case file suffixes of the supported formats, such as ".jpg"."""
     extensions = Image.registered_extensions()
@@ -144,6 +152,10 @@ def _read_all(stream: BinaryIO) -> BytesIO:
 
 
 def _read_stream(stream: BytesIO | BufferedReader, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    return _decode(_identify(stream, name), name)
+
+
+def _identify(stream: BytesIO | BufferedReader, name: str) -> Image.Image:
     Image.init()
     formats = [format for format in IMAGE_FORMATS if format in Image.OPEN]
     try:
@@ -151,7 +163,7 @@ def _read_stream(stream: BytesIO | BufferedReader, name: str) -> UInt8[np.ndarra
             raise FusionerError(f"{name} is empty (0 bytes)")
         stream.seek(0)
         with _no_warnings():
-            image = Image.open(stream, formats=formats)
+            return Image.open(stream, formats=formats)
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     except FusionerError:
@@ -159,7 +171,6 @@ def _read_stream(stream: BytesIO | BufferedReader, name: str) -> UInt8[np.ndarra
     except Exception as error:  # a malicious header can make a reader fail in any way
         supported = ", ".join(formats)
         raise FusionerError(f"{name} is corrupt or not an image (supported: {supported})") from error
-    return _decode(image, name)
 
 
 def _decode(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.data.annotation_formats import READERS
+from fusioner.data.annotation_formats import read_annotations
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folder import folder
 from fusioner.data.prepare import prepare_coco, prepare_folder
@@ -48,7 +48,7 @@ def coco_file(path: Path, names: list[str], annotations: list[dict[str, Any]], f
 
 def converted(kind: str, source: Path, out: Path, images: Path | None = None) -> dict[str, np.ndarray]:
     """Masks by image, as the rest of the program reads what was prepared."""
-    prepare_folder(READERS[kind](source, images), out)
+    prepare_folder(read_annotations(kind, source, images), out)
     data = open_dataset("folder", out)
     assert not data.problems
     return {item.id: data.read(item)[1] for item in data.items}
@@ -139,7 +139,9 @@ def test_shapes_of_labelme_lie_in_their_order(tmp_path: Path):
     expected[2:5, 2:5] = expected[8, 10] = expected[9, 10] = expected[9, 11] = 1
     expected[4, 9], expected[0, 0] = 255, 0
     np.testing.assert_array_equal(masks["a"], expected)
-    assert READERS["labelme"](tmp_path / "set", None).notes == ["1 shapes of kind line mark no area and were left out"]
+    assert read_annotations("labelme", tmp_path / "set", None).notes == [
+        "1 shapes of kind line mark no area and were left out"
+    ]
 
 
 def test_shapes_of_cvat_lie_in_their_z_order(tmp_path: Path):
@@ -225,12 +227,14 @@ def test_what_we_export_comes_back_the_same(tmp_path: Path, kind: str):
 def test_images_are_linked_copied_or_rewritten(tmp_path: Path):
     source = coco_file(tmp_path / "a.json", ["cow"], [], "a.jpg")
     picture(tmp_path / "a.jpg")
-    for copy in (False, True, False):
-        prepare_folder(READERS["coco"](source, None), tmp_path / "out", copy)
+    for copy in (False, True):
+        prepare_folder(read_annotations("coco", source, None), tmp_path / "out", copy)
         assert (tmp_path / "out" / "images" / "a.jpg").is_symlink() != copy
+    prepare_folder(read_annotations("coco", source, None), tmp_path / "out", copy=False)
+    assert not (tmp_path / "out" / "images" / "a.jpg").is_symlink(), "a file is never replaced by a link"
     source = coco_file(tmp_path / "a.json", ["cow"], [], "b.bmp")
     picture(tmp_path / "b.bmp")
-    prepare_folder(READERS["coco"](source, None), tmp_path / "out")
+    prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
     with Image.open(tmp_path / "out" / "images" / "b.png") as rewritten:
         assert rewritten.size == (WIDTH, HEIGHT)
 
@@ -238,22 +242,22 @@ def test_images_are_linked_copied_or_rewritten(tmp_path: Path):
 def test_what_cannot_be_converted_is_one_sentence(tmp_path: Path):
     source = coco_file(tmp_path / "a.json", ["cow"], [{"category_id": 10, "segmentation": [[1, "x", 2, 3, 4, 5]]}])
     with pytest.raises(FusionerError, match="--images names the folder"):
-        READERS["coco"](source, None)
+        read_annotations("coco", source, None)
     picture(tmp_path / "a.jpg", width=11)
     with pytest.raises(FusionerError, match=r"a\.jpg"):
-        prepare_folder(READERS["coco"](source, None), tmp_path / "out")
+        prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
     source = coco_file(tmp_path / "a.json", ["cow"], [])
     with pytest.raises(FusionerError, match="is 11x10 pixels, its annotation was made on 12x10"):
-        prepare_folder(READERS["coco"](source, None), tmp_path / "out")
+        prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
     picture(tmp_path / "a.jpg")
-    prepare_folder(READERS["coco"](source, None), tmp_path / "out")
+    prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
     source = coco_file(tmp_path / "a.json", ["goat"], [])
     with pytest.raises(FusionerError, match="set of other classes"):
-        prepare_folder(READERS["coco"](source, None), tmp_path / "out")
+        prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
     for kind, said in (("labelme", "no annotated image"), ("cvat", r"holds 0 files \*\.xml"), ("supervisely", "meta")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(FusionerError, match=said):
-            prepare_folder(READERS[kind](tmp_path / "empty", None), tmp_path / "other")
+            prepare_folder(read_annotations(kind, tmp_path / "empty", None), tmp_path / "other")
     (tmp_path / "empty" / "a.json").write_text('{"shapes": 3}')
     with pytest.raises(FusionerError, match="no LabelMe file"):
-        READERS["labelme"](tmp_path / "empty", None)
+        read_annotations("labelme", tmp_path / "empty", None)

@@ -109,18 +109,20 @@ def prepare_folder(
         Path,
         Parameter(
             help="coco: the JSON file; labelme: the folder of JSON files; cvat: the XML file (CVAT for images 1.1) or "
-            "the folder of a Segmentation mask 1.1 export; supervisely: the project's folder."
+            "the folder of a Segmentation mask 1.1 export; supervisely: the project's folder; label-studio: the JSON "
+            "export; yolo: the folder of data.yaml and labels; voc: the folder of JPEGImages and SegmentationClass."
         ),
     ],
     /,
     *,
     source_format: Annotated[
-        Literal["coco", "labelme", "cvat", "supervisely"],
+        Literal["coco", "labelme", "cvat", "supervisely", "label-studio", "yolo", "voc"],
         Parameter(name="--from", help="Format of the annotations."),
     ],
     root: Annotated[Path, Parameter(help="Folder to write.")],
     images: Annotated[Path | None, Parameter(help="Folder of the images, if not beside the annotations.")] = None,
     copy: Annotated[bool, Parameter(help="Copy the images instead of linking to them.")] = False,
+    skip_missing: Annotated[bool, Parameter(help="Leave out images that are not found.")] = False,
 ) -> None:
     """Convert the annotations of another tool to a folder that data, train and evaluate read as `folder`.
 
@@ -133,16 +135,18 @@ def prepare_folder(
         fusioner data prepare folder my_project --from supervisely --root my_data
     """
     from fusioner.cli.progress import progress
-    from fusioner.data.annotation_formats import READERS
+    from fusioner.data.annotation_formats import read_annotations
     from fusioner.data.prepare import prepare_folder
 
     if not source.exists():
         raise FusionerError(f"there is no {source}")
-    project = READERS[source_format](source, images)
+    project = read_annotations(source_format, source, images, skip_missing)
     with progress() as track:
         prepare_folder(project, root, copy, lambda items: track(items, "converting"))
     for note in project.notes:
         print(f"note: {note}")
+    if not project.painted:
+        raise FusionerError(f"no shape of {source} could be painted: the masks in {root / 'masks'} are all background")
     print(f"wrote {len(project.images)} images with masks of {len(project.classes)} classes to {root}")
 
 

@@ -135,6 +135,8 @@ def read_annotations(
     project = READERS[source_format](source)
     for image in project.images:
         image.path = find_file(image.files, [images] if images else image.folders)
+        if image.path is not None:
+            image.name = str(Path(image.name.replace("\\", "/")).with_name(image.path.name))
     missing = [image for image in project.images if image.path is None and image.content is None]
     if missing and not skip_missing:
         folders = " or ".join(map(str, [images] if images else missing[0].folders))
@@ -176,7 +178,9 @@ def coco(source: Path) -> AnnotationProject:
         for entry in content["annotations"]:
             image, category, segmentation = _id(entry["image_id"]), _id(entry["category_id"]), entry.get("segmentation")
             if isinstance(segmentation, list):  # four numbers would be a box
-                segmentation = [ring for ring in segmentation if not isinstance(ring, list) or len(ring) > 4 or _nested(ring)]
+                segmentation = [
+                    ring for ring in segmentation if not isinstance(ring, list) or len(ring) > 4 or _nested(ring)
+                ]
             if image not in images:
                 left_out["regions belong to images that are not listed and were left out"] += 1
             elif category not in categories:
@@ -288,7 +292,9 @@ def yolo(source: Path) -> AnnotationProject:
         for line in read_lines(path):
             try:
                 class_id, *numbers = line.split()
-                shapes.append((names[int(class_id)], "polygon" if len(numbers) > 4 else "box", np.array(numbers, float)))
+                shapes.append(
+                    (names[int(class_id)], "polygon" if len(numbers) > 4 else "box", np.array(numbers, float))
+                )
             except _MALFORMED as error:
                 raise FusionerError(f"{path} has a line that is no known class and polygon: {line[:40]!r}") from error
         name = str(Path(*parts))
@@ -493,14 +499,14 @@ def _voc_classes(source: Path) -> tuple[dict[int, str], dict[tuple[int, ...], in
 
 def _voc_objects(path: Path) -> list[tuple[str, str, list[str]]]:
     """(name, kind, coordinates) of the objects of an annotation file."""
+    objects = []
     try:
-        objects = [(entry.findtext("name") or "", entry.find("polygon")) for entry in ElementTree.parse(path).iter("object")]
+        for entry in ElementTree.parse(path).iter("object"):
+            numbers = [number.text or "" for number in entry.iterfind("polygon//*") if number.tag[0] in "xy"]
+            objects.append((entry.findtext("name") or "", "polygon" if numbers else "box", numbers))
     except _MALFORMED as error:
         raise FusionerError(f"{path} is no annotation file of PASCAL VOC: {error}") from error
-    return [
-        (name, "box" if polygon is None else "polygon", [e.text or "" for e in polygon.iter() if e.tag[:1] in "xy"])
-        for name, polygon in objects
-    ]
+    return objects
 
 
 def _voc_polygon(numbers: list[str], size: Size) -> Mask:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusioner.data.masks import read_mask
+from fusioner.data.masks import Colour, read_mask
 from fusioner.errors import FusionerError
 
 Pair = tuple[str, int]
@@ -50,6 +50,7 @@ class SegmentationData:
         mask_values: value in the mask files -> class id, None for ignored; empty: the value is the id.
         background_prompts: further prompts whose pixels count as background.
         include_background: the mean IoU of the data set includes the background.
+        colours: (r, g, b) in the mask files -> mask value; empty: see `masks.read_mask`.
         problems: missing or unusable files found while opening the data set, one sentence each.
     """
 
@@ -61,7 +62,9 @@ class SegmentationData:
     mask_values: Mapping[int, int | None] = field(default_factory=dict)
     background_prompts: tuple[str, ...] = ()
     include_background: bool = False
+    colours: Mapping[Colour, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    _checked: set[Item] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -93,17 +96,19 @@ class SegmentationData:
         """
         from fusioner.image import read_image
 
-        rgb, mask = read_image(item.image), self.read_mask(item)
+        rgb, mask = read_image(item.image), self._read_mask(item)
         check_mask_size(item, rgb.shape[:2], mask.shape)
         return rgb, mask
 
     def read_mask(self, item: Item) -> np.ndarray:
-        """Read the mask alone, (H, W), checked against the classes; see `read`."""
-        if item.class_id is not None:
-            return self._read_binary(item, item.class_id)
-        stored = read_mask(item.mask)
-        self._check_values(np.flatnonzero(np.bincount(stored.ravel())), item.mask)
-        return self._lookup[stored]
+        """Read the mask alone, (H, W); raises as `read` (sizes are compared at the first reading)."""
+        from fusioner.image import image_size
+
+        mask = self._read_mask(item)
+        if item not in self._checked and item.image.is_file():
+            check_mask_size(item, image_size(item.image), mask.shape)
+            self._checked.add(item)
+        return mask
 
     def pixel_counts(self, item: Item) -> dict[int, int]:
         """Number of pixels of each class in an item's mask (without 0 and ignored pixels)."""
@@ -136,6 +141,13 @@ class SegmentationData:
             if class_id or (class_id == 0 and not self.ignore_unlabeled):
                 table[value] = class_id
         return table
+
+    def _read_mask(self, item: Item) -> np.ndarray:
+        if item.class_id is not None:
+            return self._read_binary(item, item.class_id)
+        stored = read_mask(item.mask, self.colours or None)
+        self._check_values(np.flatnonzero(np.bincount(stored.ravel())), item.mask)
+        return self._lookup[stored]
 
     def _check_values(self, values: Sequence[int] | np.ndarray, path: Path) -> None:
         for value in values:

@@ -7,6 +7,7 @@ from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_names
 from fusioner.data.paths import (
     IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
     files_by_stem,
     find_folder,
     no_images,
@@ -39,7 +40,7 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
     """
     root, problems = Path(root), list[str]()
     images = files_by_stem(find_folder(root, ("images",), TREE), IMAGE_SUFFIXES)
-    masks = files_by_stem(find_folder(root, ("masks",), TREE), (".png",))
+    masks = files_by_stem(find_folder(root, ("masks",), TREE), MASK_SUFFIXES)
     names = read_class_names(root)
     items = _select(root, split, pair_files(images, masks, str(root), problems), problems)
     if not items:

@@ -1,12 +1,17 @@
 """Finding the files of a data set's directory tree and matching images with masks."""
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PureWindowsPath
 
 from fusioner.data.base import Item
 from fusioner.errors import FusionerError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_MASK_ENDING = re.compile(r"[_-](mask|seg|labels?)$", re.IGNORECASE)
 
 
 def find_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
@@ -49,12 +54,65 @@ def files_by_stem(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dic
     return found
 
 
+class NameIndex:
+    """Finds names despite the differences that other systems and tools make.
+
+    Tried are the name itself, then the name without folders in any case and Unicode form, if only one fits.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names, self._by_key = set[str](), dict[str, list[str]]()
+        for name in names:
+            self._names.add(name)
+            self._by_key.setdefault(_name_key(name), []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """Return the name that is meant, None if there is none or more than one."""
+        candidates = self._by_key.get(_name_key(name), [])
+        return name if name in self._names else candidates[0] if len(candidates) == 1 else None
+
+
+def _name_key(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/").rsplit("/", 1)[-1]).casefold()
+
+
+def find_file(names: Iterable[str], folders: Sequence[Path]) -> Path | None:
+    """Return the file of the first name (with or without its folders) that is in the first folder that has one."""
+    candidates = [form for name in names for form in (name, name.replace("\\", "/"), PureWindowsPath(name).name)]
+    for folder in folders:
+        for name in candidates:
+            if name and (folder / name).is_file():
+                return folder / name
+    for folder in filter(Path.is_dir, folders):
+        index = _folder_index(folder)
+        for name in candidates:
+            if found := index.find(name):
+                return folder / found
+    return None
+
+
+@lru_cache(maxsize=64)
+def _folder_index(folder: Path) -> NameIndex:
+    return NameIndex(path.name for path in folder.iterdir() if path.is_file())
+
+
 def pair_files(images: Mapping[str, Path], masks: Mapping[str, Path], where: str, problems: list[str]) -> list[Item]:
-    """Match images with masks by id, in the order of `images`; report files without partner in `problems`."""
-    for files, others, kind, other in ((images, masks, "images", "mask"), (masks, images, "masks", "image")):
-        if single := files.keys() - others.keys():
+    """Match images with masks by id, in the order of `images`; report files without partner in `problems`.
+
+    The name of a mask may end in _mask, -mask, _seg, _label or _labels.
+    """
+    index, mask_of = NameIndex(images), dict[str, str]()
+    for mask in masks:
+        image = index.find(mask) or index.find(_MASK_ENDING.sub("", mask))
+        if image is not None and mask_of.setdefault(image, mask) != mask:
+            raise FusionerError(f"{masks[mask_of[image]]} and {masks[mask].name} are masks of one image: remove one")
+    for single, kind, other in (
+        (images.keys() - mask_of.keys(), "images", "mask"),
+        (masks.keys() - set(mask_of.values()), "masks", "image"),
+    ):
+        if single:
             problems.append(f"{len(single)} {kind} of {where} have no {other}: {summarize(single)}")
-    return [Item(i, path, masks[i]) for i, path in images.items() if i in masks]
+    return [Item(i, path, masks[mask_of[i]]) for i, path in images.items() if i in mask_of]
 
 
 def pair_listed(

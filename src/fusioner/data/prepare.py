@@ -73,19 +73,18 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
     if has_classes and read_class_names(out) != dict(enumerate(names)):
         raise FusionerError(f"{out} holds a set of other classes: choose an empty folder")
     ignore = 255 if len(names) <= 255 else 65535
-    existing = {path.stem.casefold(): path for path in (out / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    existing = {
+        path.stem.casefold(): path for path in (out / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+    }
     for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
-        rgb = read_image(image.path or image.content or b"")
+        rgb = read_image(image.path or image.content or b"", image.name)
         size = rgb.shape[:2]
-        if image.size not in (None, size):
+        if image.size is not None and image.size != size:
             height, width = image.size
             file = image.path or image.name
             raise FusionerError(f"{file} is {size[1]}x{size[0]} pixels, its annotation was made on {width}x{height}")
         mask = project.paint(image, size, ignore)
-        target = out / "images" / f"{stem}{_suffix(image)}"
-        if (other := existing.get(stem.casefold(), target)).name != target.name:
-            raise FusionerError(f"{other} exists beside {target.name}: choose an empty folder for --root")
-        _place_image(image, rgb, target, copy)
+        _place_image(image, rgb, out / "images" / stem, existing.get(stem.casefold()), copy)
         _write_png(out / "masks" / f"{stem}.png", mask)
     if not has_classes:
         with atomic_write(out / "classes.txt") as temporary:
@@ -106,44 +105,43 @@ def _stems(images: Sequence[AnnotatedImage]) -> list[str]:
     paths = [PurePosixPath(image.name.replace("\\", "/")).with_suffix("") for image in images]
     count = Counter(label_key(path.name) for path in paths)
     stems = [
-        path.name if count[label_key(path.name)] == 1 else "_".join(path.relative_to(path.anchor).parts) for path in paths
+        path.name if count[label_key(path.name)] == 1 else "_".join(path.relative_to(path.anchor).parts)
+        for path in paths
     ]
     if duplicates := [stem for stem, times in Counter(map(label_key, stems)).items() if times > 1]:
         raise FusionerError(f"two images are called {duplicates[0]!r}; give them different names")
     return stems
 
 
-def _suffix(image: AnnotatedImage) -> str:
-    suffix = PurePosixPath(image.name if image.path is None else image.path.name).suffix.lower()
-    return suffix if suffix in IMAGE_SUFFIXES else ".png"
-
-
-def _place_image(image: AnnotatedImage, rgb: UInt8[np.ndarray, "h w 3"], target: Path, copy: bool) -> None:
-    """Link, copy or convert an image to `target`, unless it is there."""
-    original = image.path.suffix.lower() == target.suffix if image.path else False
-    try:
-        if image.path and original and target.exists() and target.samefile(image.path):
-            if not (copy and target.is_symlink()):
-                return
-        elif target.exists() and not target.is_symlink():
-            if not np.array_equal(read_image(target), rgb):
-                raise FusionerError(f"{target} exists and is another image: choose an empty folder for --root")
+def _place_image(
+    image: AnnotatedImage, rgb: UInt8[np.ndarray, "h w 3"], stem: Path, existing: Path | None, copy: bool
+) -> None:
+    """Link, copy or convert an image to `stem` with its suffix, unless it is there; replace only links to it."""
+    source, suffix = image.path, PurePosixPath(image.path.name if image.path else image.name).suffix.lower()
+    takes_format = suffix in IMAGE_SUFFIXES
+    target = stem.with_name(stem.name + (suffix if takes_format else ".png"))
+    if existing is not None and existing.exists():
+        linked = source is not None and existing.samefile(source)
+        if linked and not (copy and existing.is_symlink()):
             return
-        elif target.exists():
-            raise FusionerError(f"{target} exists and links to another image: choose an empty folder for --root")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if image.path and original and not copy:
-            temporary = target.with_name(f".part-{secrets.token_hex(4)}")
-            temporary.symlink_to(image.path.resolve())
-            os.replace(temporary, target)
+        if not linked and not (existing.name == target.name and np.array_equal(read_image(existing), rgb)):
+            raise FusionerError(f"{existing} exists and is another image: choose an empty folder for --root")
+        if not linked:
             return
-    except OSError as error:
-        raise cannot_write(target, error) from error
-    if image.path and not original:
+        target = existing
+    if source is None or (copy and takes_format):
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(image.content or b"" if source is None else source.read_bytes())
+    elif not takes_format:
         _write_png(target, rgb)
-        return
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(image.path.read_bytes() if image.path else image.content or b"")
+    else:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".part-{secrets.token_hex(4)}")
+            temporary.symlink_to(source.resolve())
+            os.replace(temporary, target)
+        except OSError as error:
+            raise cannot_write(target, error) from error
 
 
 def _write_png(path: Path, pixels: Integer[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> None:
