@@ -1,10 +1,10 @@
-"""How much a server stands: ours against the naive one, same model, same run; or ours for minutes on end.
+"""Load test of the server: compared with a naive one on the same model, or alone for some minutes.
 
     python benchmarks/serve_load.py                      # throughput and latency at 1, 4 and 16 clients
-    python benchmarks/serve_load.py --soak 10            # ten minutes of mixed requests; watches the memory
+    python benchmarks/serve_load.py --soak 10            # ten minutes of mixed requests; reports the memory
 
-The naive server answers every request with one forward of everything, in FastAPI's thread pool, and keeps nothing.
-Both get the same photographs; "labels" is one photograph whose labels change with every request, as on the page.
+The naive server runs the whole model on every request, in FastAPI's thread pool, and caches nothing. Both get the same
+photos; "labels" is one photo whose labels change with every request, as on the page.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def naive_app():
 
 @contextmanager
 def running(ours: bool, port: int) -> Iterator[tuple[str, int]]:
-    """A server of either kind -> its address and process id."""
+    """Run a server and yield its address and process id."""
     if ours:
         command = [
             sys.executable,
@@ -110,7 +110,7 @@ def is_ready(address: str) -> bool:
 
 
 def photographs() -> list[bytes]:
-    """The samples at 640 pixels, plain and mirrored."""
+    """Return the samples at 640 pixels, plain and mirrored."""
     files = []
     for path in sorted(SAMPLES.glob("*.jpg")):
         with Image.open(path) as image:
@@ -147,12 +147,12 @@ def changing_labels(address: str, ours: bool) -> Ask:
 
 
 def labels(number: int) -> list[str]:
-    """Three words, one of them never used before, as when a user adds a label."""
+    """Return three words, one of them new, as when a user adds a label."""
     return [WORDS[number % 8], WORDS[8 + number % 7], f"{WORDS[number % 16]} {number}"]
 
 
 def load(ask: Ask, clients: int, requests: int, numbers: Iterator[int]) -> tuple[float, list[float]]:
-    """Requests a second, and the seconds each took."""
+    """Return the requests per second and the seconds of each."""
     times: list[float] = []
     todo = iter(range(requests))
     lock = threading.Lock()
@@ -192,7 +192,7 @@ def compare(repetitions: int, requests: int, counts: list[int]) -> None:
             for clients in counts:
                 rates: list[list[float]] = [[], []]
                 times: list[list[float]] = [[], []]
-                for repetition in range(repetitions):  # side by side, and in turn, so that both meet the same weather
+                for repetition in range(repetitions):  # alternate, so that both run under the same conditions
                     for which in (0, 1) if repetition % 2 else (1, 0):
                         rate, took = load(asks[which], clients, max(requests, clients), numbers)
                         rates[which].append(rate)
@@ -211,13 +211,13 @@ def spread(times: list[float]) -> str:
 
 
 def resident(pid: int) -> float:
-    """Megabytes in memory."""
+    """Return the resident memory in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1e3
 
 
 def soak(minutes: float) -> int:
-    """Mixed requests of two clients; the memory's median in the last fifth against the second fifth."""
+    """Send mixed requests of two clients; compare the median memory of the last fifth with that of the second."""
     seen: list[float] = []
     with running(True, 8803) as (address, pid):
         asks = [new_image(address), changing_labels(address, True), uploads(address), hang_up(address)]
@@ -258,7 +258,7 @@ def uploads(address: str) -> Ask:
 
 
 def hang_up(address: str) -> Ask:
-    """A client that leaves before its answer, then a question of health."""
+    """Disconnect before the response, then check the server's health."""
     file = photographs()[0]
 
     def ask(client: httpx.Client, number: int) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Photograph the page at work as README's picture (needs chromium and playwright): docs/images/page.png."""
+"""Make docs/images/page.png, a screenshot of the web page (needs chromium and playwright)."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ SIZE: ViewportSize = {"width": 1280, "height": 800}
 
 
 def main() -> None:
-    """Serve on a free port, open the first sample, point at the space shuttle, and shoot."""
+    """Serve on a free port, open the first sample, point at the space shuttle, and take a screenshot."""
     command = [sys.executable, "-m", "fusioner", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         assert server.stdout

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import UInt16
 from PIL import Image
 
 from fusioner.backend import ways
@@ -30,27 +29,15 @@ if TYPE_CHECKING:
     from fusioner.segmentation import Segmentation
 
 
-@dataclass(frozen=True)
 class Segment:
     """One label of a segmentation: the values that the formats write."""
 
-    result: "Segmentation"
-    label: str
-    id: int
-    pixels: int
-    box: tuple[int, int, int, int]
-
-    @property
-    def color(self) -> str:
-        return hex_colour(self.id)
-
-    @property
-    def coverage(self) -> float:
-        return round(self.pixels / self.result.label_map.size, 6)
-
-    @property
-    def score(self) -> float:
-        return round(self.result.scores[self.label], 6)
+    def __init__(self, result: "Segmentation", label: str) -> None:
+        self.result, self.label, self.id = result, label, result.number(label)
+        self.color, self.box = hex_colour(self.id), list(result.boxes[label])
+        self.pixels = result.areas[label]
+        self.coverage = round(self.pixels / result.label_map.size, 6)
+        self.score = round(result.scores[label], 6)
 
     @property
     def polygons(self) -> list[Polygon]:
@@ -73,16 +60,12 @@ class Segment:
 
 def segments(result: "Segmentation") -> list[Segment]:
     """Return all labels, in their order."""
-    return [
-        Segment(result, label, number, result.areas[label], result.boxes[label])
-        for number, label in enumerate(result.labels, start=1)
-    ]
+    return [Segment(result, label) for label in result.labels]
 
 
 def found_segments(result: "Segmentation") -> list[Segment]:
     """Return the labels that have pixels, largest first."""
-    by_label = {segment.label: segment for segment in segments(result)}
-    return [by_label[label] for label in result.found]
+    return [Segment(result, label) for label in result.found]
 
 
 def describe(result: "Segmentation") -> dict[str, Any]:
@@ -106,7 +89,7 @@ def describe(result: "Segmentation") -> dict[str, Any]:
                 "pixels": segment.pixels,
                 "coverage": segment.coverage,
                 "score": segment.score,
-                "box": list(segment.box),
+                "box": segment.box,
                 "rle": segment.rle,
                 "polygons": [[ring.tolist() for ring in polygon] for polygon in segment.polygons],
             }
@@ -120,21 +103,13 @@ def mask_bits(labels: int) -> int:
     return 8 if labels <= 255 else 16
 
 
-def mask_image(label_map: UInt16[np.ndarray, "h w"], labels: int) -> Image.Image:
+def _mask_image(result: "Segmentation") -> Image.Image:
     """Return the label map as a Pillow image; 8-bit maps have the overlay's colours as palette."""
-    if mask_bits(labels) == 16:
-        return Image.fromarray(label_map.astype(np.uint16))
-    image = Image.fromarray(label_map.astype(np.uint8))
-    image.putpalette([value for colour in colours(labels + 1) for value in colour])
+    if mask_bits(len(result.labels)) == 16:
+        return Image.fromarray(result.label_map.astype(np.uint16))
+    image = Image.fromarray(result.label_map.astype(np.uint8))
+    image.putpalette([value for colour in colours(len(result.labels) + 1) for value in colour])
     return image
-
-
-def _write_overlay(result: "Segmentation", file: BinaryIO) -> None:
-    result.overlay().save(file, format="PNG")
-
-
-def _write_mask(result: "Segmentation", file: BinaryIO) -> None:
-    mask_image(result.label_map, len(result.labels)).save(file, format="PNG")
 
 
 def _coco(result: "Segmentation") -> dict[str, Any]:
@@ -154,7 +129,7 @@ def _coco(result: "Segmentation") -> dict[str, Any]:
                 "category_id": segment.id,
                 "segmentation": segment.rle,
                 "polygons": [join_holes(polygon).ravel().tolist() for polygon in segment.polygons],
-                "bbox": list(segment.box),
+                "bbox": segment.box,
                 "area": segment.pixels,
                 "iscrowd": 0,
                 "score": segment.score,
@@ -275,6 +250,10 @@ def _write_array(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple, 
             entry.write(np.ascontiguousarray(part).data)
 
 
+def _png(draw: Callable[["Segmentation"], Image.Image]) -> Callable[["Segmentation", BinaryIO], None]:
+    return lambda result, file: draw(result).save(file, format="PNG")
+
+
 def _text(convert: Callable[["Segmentation"], str]) -> Callable[["Segmentation", BinaryIO], None]:
     """Make a writer of UTF-8 text; characters of a file name that are not valid text become "?"."""
 
@@ -306,8 +285,10 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "overlay": Format(".overlay.png", "image/png", _write_overlay, "image with coloured masks and a legend"),
-    "mask": Format(".png", "image/png", _write_mask, "indexed mask: 0 background, i the i-th label"),
+    "overlay": Format(
+        ".overlay.png", "image/png", _png(lambda result: result.overlay()), "image with coloured masks and a legend"
+    ),
+    "mask": Format(".png", "image/png", _png(_mask_image), "indexed mask: 0 background, i the i-th label"),
     "json": Format(".json", "application/json", _json(describe), "all values of the result, as JSON"),
     "coco": Format(".coco.json", "application/json", _json(_coco), "COCO, run lengths and polygons"),
     "labelme": Format(".labelme.json", "application/json", _json(_labelme), "LabelMe polygons"),

@@ -25,7 +25,7 @@ class Server(uvicorn.Server):
     """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
 
     def __init__(self, load: Callable[[], BaseSegmenter], limits: Limits, access: Access) -> None:
-        app = create_app(load, limits, access, self.fail)
+        app = create_app(load, limits, access, on_failure=lambda error: None)  # `serve` raises it
         config = uvicorn.Config(
             app,
             log_level=logging.WARNING,
@@ -43,13 +43,10 @@ class Server(uvicorn.Server):
             logging.getLogger("uvicorn.error").disabled = True  # it would log a traceback for every cancelled request
         self.service.concurrency.draining = True
 
-    def fail(self, error: BaseException) -> None:
-        """Exit because the model cannot be loaded."""
-        self.should_exit = True
-
     async def on_tick(self, counter: int) -> bool:
-        """Exit once drained; uvicorn calls this ten times a second."""
-        if self.service.concurrency.draining and not self.service.concurrency.in_progress:
+        """Exit once drained or if the model cannot be loaded; uvicorn calls this ten times a second."""
+        drained = self.service.concurrency.draining and not self.service.concurrency.in_progress
+        if drained or self.service.inference.failure:
             self.should_exit = True
         return await super().on_tick(counter)
 
