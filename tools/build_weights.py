@@ -29,13 +29,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fusioner.encoders.bundled import build_minilm
-from fusioner.encoders.dense_classifier import (
-    NAME_VARIANTS,
-    embed_hypernyms,
-    embed_names,
-    parse_hypernyms,
-    parse_names,
-)
+from fusioner.encoders.dense_classifier import ClassName, Hypernym, parse_hypernyms, parse_names
 from fusioner.errors import FusionerError
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "weights"
@@ -80,6 +74,32 @@ WHEELS = {
         "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7",
     ),
 }
+
+
+PEOPLE = frozenset({"n09835506", "n10148035", "n10565667"})
+"""The ImageNet classes that are people: ballplayer, groom, scuba diver."""
+_WORN = re.compile(
+    r"\b(worn|garment|undergarment|dress|skirt|trousers|robe|gown|pullover|knitted jacket|swimsuit|bathing suit|"
+    r"nightclothes|uniform|raincoat|hat|helmet|mask|scarf|vest|body armor|tie|spectacles|hairpiece)\b"
+)
+
+
+def worn_prompt(name: ClassName) -> list[str]:
+    """Return a garment's prompt with its wearer, as ImageNet has no class for people; empty for other classes."""
+    if name.synset in PEOPLE:
+        return [f"a person, {name.synonyms[0]}"]
+    return [f"a person wearing a {name.synonyms[0]}"] if _WORN.search(name.definition) else []
+
+
+NAME_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
+    "first": lambda name: [name.synonyms[0]],
+    "synonyms": lambda name: list(name.synonyms),
+    "joined": lambda name: [", ".join(name.synonyms)],
+    "defined": lambda name: [f"{name.synonyms[0]}: {name.definition}"],
+    "photo": lambda name: [f"a photo of a {synonym}." for synonym in name.synonyms],
+    "worn": worn_prompt,
+}
+"""Ways to write a class name; the unit embeddings of several strings are averaged."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -283,6 +303,20 @@ def above(offset: str, nouns: dict[str, Noun]) -> set[str]:
     """Everything that a synset is a kind of, and a kind of that."""
     kinds = set(nouns[offset].hypernyms)
     return kinds.union(*(above(kind, nouns) for kind in kinds))
+
+
+def embed_names(embed: Callable[[Sequence[str]], Tensor], names: Sequence[ClassName], variant: str) -> Tensor:
+    """Return one unit vector per name, written in a way of `NAME_VARIANTS`; zero where that gives no string."""
+    strings = [NAME_VARIANTS[variant](name) for name in names]
+    flat = embed([string for group in strings for string in group])
+    sums = [part.sum(dim=0) for part in flat.split([len(group) for group in strings])]
+    return F.normalize(torch.stack(sums), dim=-1)
+
+
+def embed_hypernyms(embed: Callable[[Sequence[str]], Tensor], hypernyms: Sequence[Hypernym]) -> Tensor:
+    """Return one unit vector per hypernym: its synonyms and its definition in equal parts."""
+    names = [hypernym.name for hypernym in hypernyms]
+    return F.normalize(embed_names(embed, names, "synonyms") + embed_names(embed, names, "defined"), dim=-1)
 
 
 def sentence_encoder(text: bytes, tokenizer: bytes) -> Callable[[Sequence[str]], Tensor]:

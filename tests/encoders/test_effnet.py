@@ -1,6 +1,8 @@
 """EfficientNet-Lite2 against timm's numbers and on photographs; ConSE against its definition."""
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,19 +16,19 @@ from torch import Tensor
 from fusioner.encoders.base import ImageEncoder
 from fusioner.encoders.bundled import minilm_embedded, read_weights, weights_file
 from fusioner.encoders.dense_classifier import (
-    NAME_VARIANTS,
     ClassName,
     ConSE,
     Hypernym,
     Posteriors,
-    embed_hypernyms,
-    embed_names,
     hypernyms_of_classes,
     parse_hypernyms,
     parse_names,
 )
 from fusioner.encoders.efficientnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.errors import FusionerError
+
+TOOL = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "build_weights.py"))
+NAME_VARIANTS, embed_names, embed_hypernyms = (TOOL[key] for key in ("NAME_VARIANTS", "embed_names", "embed_hypernyms"))
 
 
 @pytest.fixture(scope="module")

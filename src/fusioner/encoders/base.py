@@ -6,7 +6,7 @@ Dimension letters: B images, H W pixels, Gh Gw token grid, D channels, N strings
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -103,7 +103,7 @@ class FrozenImageEncoder(Frozen):
     """Defaults of `ImageEncoder` for an encoder that is neither concatenated nor related to text."""
 
     text_aligned = False
-    class_embeddings: Tensor | None
+    class_embeddings: Any
 
     def __init__(self) -> None:
         super().__init__()

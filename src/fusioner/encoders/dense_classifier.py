@@ -4,8 +4,7 @@ ConSE (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Emb
 applied at every position instead of once per image.
 """
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +18,6 @@ from fusioner.encoders.bundled import read_weights, weights_file
 from fusioner.encoders.efficientnet import load_effnet
 from fusioner.encoders.image import HALF, DenseEncoder
 from fusioner.errors import FusionerError
-
-Embed = Callable[[Sequence[str]], Float[Tensor, "n d"]]
 
 
 @dataclass(frozen=True)
@@ -40,32 +37,6 @@ class Hypernym:
     classes: tuple[int, ...]
 
 
-PEOPLE = frozenset({"n09835506", "n10148035", "n10565667"})
-"""The ImageNet classes that are people: ballplayer, groom, scuba diver."""
-_WORN = re.compile(
-    r"\b(worn|garment|undergarment|dress|skirt|trousers|robe|gown|pullover|knitted jacket|swimsuit|bathing suit|"
-    r"nightclothes|uniform|raincoat|hat|helmet|mask|scarf|vest|body armor|tie|spectacles|hairpiece)\b"
-)
-
-
-def worn_prompt(name: ClassName) -> list[str]:
-    """Return a garment's prompt with its wearer, as ImageNet has no class for people; empty for other classes."""
-    if name.synset in PEOPLE:
-        return [f"a person, {name.synonyms[0]}"]
-    return [f"a person wearing a {name.synonyms[0]}"] if _WORN.search(name.definition) else []
-
-
-NAME_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
-    "first": lambda name: [name.synonyms[0]],
-    "synonyms": lambda name: list(name.synonyms),
-    "joined": lambda name: [", ".join(name.synonyms)],
-    "defined": lambda name: [f"{name.synonyms[0]}: {name.definition}"],
-    "photo": lambda name: [f"a photo of a {synonym}." for synonym in name.synonyms],
-    "worn": worn_prompt,
-}
-"""Ways to write a class name; the unit embeddings of several strings are averaged."""
-
-
 def parse_names(text: str) -> list[ClassName]:
     """Parse `imagenet_names.tsv`: one class per line, in the classifier's order."""
     rows = [line.split("\t") for line in text.splitlines()]
@@ -76,20 +47,6 @@ def parse_hypernyms(text: str) -> list[Hypernym]:
     """Parse `imagenet_kinds.tsv`: the columns of `imagenet_names.tsv`, then class indices separated by commas."""
     rows = [line.rpartition("\t") for line in text.splitlines()]
     return [Hypernym(parse_names(name)[0], tuple(map(int, classes.split(",")))) for name, _, classes in rows]
-
-
-def embed_names(embed: Embed, names: Sequence[ClassName], variant: str) -> Float[Tensor, "k d"]:
-    """Return one unit vector per name, written in a way of `NAME_VARIANTS`; zero where that gives no string."""
-    strings = [NAME_VARIANTS[variant](name) for name in names]
-    flat = embed([string for group in strings for string in group])
-    sums = [part.sum(dim=0) for part in flat.split([len(group) for group in strings])]
-    return F.normalize(torch.stack(sums), dim=-1)
-
-
-def embed_hypernyms(embed: Embed, hypernyms: Sequence[Hypernym]) -> Float[Tensor, "c d"]:
-    """Return one unit vector per hypernym: its synonyms and its definition in equal parts."""
-    names = [hypernym.name for hypernym in hypernyms]
-    return F.normalize(embed_names(embed, names, "synonyms") + embed_names(embed, names, "defined"), dim=-1)
 
 
 def hypernyms_of_classes(hypernyms: Sequence[Hypernym], classes: int) -> Int[Tensor, "k depth"]:
@@ -114,7 +71,7 @@ class Posteriors(DenseEncoder):
         output_stride: of the network; 16 dilates its last stages and doubles the grid.
         scale: factor by which images are enlarged first (the network was trained on objects that fill the frame); the
             stride is output_stride / scale, rounded. 16 / 14 gives the grid of a patch-14 transformer.
-        names: key of `NAME_VARIANTS`, or a weighted sum of several such as "synonyms+2*defined".
+        names: how class names are written: a key of `imagenet_anchors.safetensors`, or a weighted sum of several.
         centre: shift the image so that each position is centred on its cell rather than on the cell's far corner.
     """
 

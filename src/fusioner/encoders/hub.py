@@ -34,20 +34,10 @@ _SETTINGS = ["*.json", "*.txt", "*.model"]
 _SHARDS = {SAFETENSORS: "model-*.safetensors", PICKLE: "pytorch_model-*.bin"}
 _CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")  # author and title of its pull requests
 _OPTIONAL = ("mask_token", "position_ids")  # unused by the tokens, so checkpoints may lack them
-_FINGERPRINTED = (  # configuration entries that change a model's output
-    "model_type",
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "image_size",
-    "patch_size",
-    "rope_theta",
-    "num_register_tokens",
-    "max_position_embeddings",
-    "eos_token_id",
-    "pad_token_id",
-)
+# Configuration entries that change a model's output.
+_SIZES = {"num_attention_heads", "num_hidden_layers", "image_size", "patch_size", "max_position_embeddings"}
+_FINGERPRINTED = _SIZES | {"model_type", "hidden_act", "layer_norm_eps", "rope_theta", "num_register_tokens"}
+_FINGERPRINTED |= {"eos_token_id", "pad_token_id"}
 
 
 @dataclass(frozen=True)

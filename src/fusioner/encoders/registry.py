@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fusioner.errors import FusionerError
 
@@ -44,25 +44,18 @@ class EncoderSpec:
     gated: bool = False
 
 
-def _image(source: str, licence: str, parameters: float, download: int, *types: str, **options: Any) -> EncoderSpec:
-    return EncoderSpec(source, licence, parameters, download, options={"model_types": types, **options})
+def _image(source: str, licence: str, parameters: float, download: int, *types: str) -> EncoderSpec:
+    return EncoderSpec(source, licence, parameters, download, options={"model_types": types})
 
 
-def _text(source: str, licence: str, parameters: float, download: int, *types: str, **options: Any) -> EncoderSpec:
-    spec = _image(source, licence, parameters, download, *types, **options)
-    return replace(spec, loader="text.load_text_encoder")
+def _text(source: str, licence: str, parameters: float, download: int, *types: str) -> EncoderSpec:
+    return EncoderSpec(source, licence, parameters, download, "text.load_text_encoder", {"model_types": types})
 
 
-def _clip(size: str, timm: str, parameters: float, download: int) -> EncoderSpec:
-    fallback = f"timm/vit_{timm}.openai"
-    types = ("clip", "clip_vision_model")
-    return _image(f"openai/clip-vit-{size}", "MIT", parameters, download, *types, fallback=fallback)
-
-
-def _clip_text(size: str, timm: str, parameters: float, download: int) -> EncoderSpec:
-    fallback = f"timm/vit_{timm}.openai"
-    types = ("clip", "clip_text_model")
-    return _text(f"openai/clip-vit-{size}", "MIT", parameters, download, *types, fallback=fallback)
+def _clip(size: str, timm: str, parameters: float, download: int, kind: str = "image") -> EncoderSpec:
+    types = ("clip", "clip_vision_model" if kind == "image" else "clip_text_model")
+    options = {"model_types": types, "fallback": f"timm/vit_{timm}.openai"}
+    return EncoderSpec(f"openai/clip-vit-{size}", "MIT", parameters, download, f"{kind}.load_{kind}_encoder", options)
 
 
 def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
@@ -70,9 +63,13 @@ def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
     return replace(_image(source, "DINOv3", parameters, download, "dinov3_vit"), gated=True)
 
 
+def _mocov3(parameters: float, width: int) -> EncoderSpec:
+    source = "https://github.com/facebookresearch/moco-v3"
+    return EncoderSpec(source, "CC-BY-NC-4.0", parameters, 0, "mocov3.load_mocov3", {"width": width})
+
+
 _DINOV2 = ("dinov2", "dinov2_with_registers")
-_SIGLIP = ("siglip", "siglip_vision_model")
-_MOCOV3 = "https://github.com/facebookresearch/moco-v3"
+_SIGLIP, _SIGLIP_TEXT = ("siglip", "siglip_vision_model"), ("siglip", "siglip_text_model")
 _CLIPS = {
     "clip-vit-b32": _clip("base-patch32", "base_patch32_clip_224", 87.8, 605),
     "clip-vit-b16": _clip("base-patch16", "base_patch16_clip_224", 86.2, 599),
@@ -85,22 +82,8 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE"),
     **_CLIPS,
     **{f"mask{name}": replace(spec, options={**spec.options, "values": True}) for name, spec in _CLIPS.items()},
-    "clip-rn50": EncoderSpec(
-        "timm/resnet50_clip.openai",
-        "MIT",
-        38.3,
-        408,
-        "timm.load_clip_resnet",
-        {"architecture": "resnet50_clip.openai"},
-    ),
-    "clip-rn101": EncoderSpec(
-        "timm/resnet101_clip.openai",
-        "MIT",
-        56.3,
-        479,
-        "timm.load_clip_resnet",
-        {"architecture": "resnet101_clip.openai"},
-    ),
+    "clip-rn50": EncoderSpec("timm/resnet50_clip.openai", "MIT", 38.3, 408, "timm.load_clip_resnet"),
+    "clip-rn101": EncoderSpec("timm/resnet101_clip.openai", "MIT", 56.3, 479, "timm.load_clip_resnet"),
     "dino-vit-s16": _image("facebook/dino-vits16", "Apache-2.0", 21.7, 87, "vit"),
     "dino-vit-b16": _image("facebook/dino-vitb16", "Apache-2.0", 85.8, 343, "vit"),
     "dinov2-s": _image("facebook/dinov2-small", "Apache-2.0", 22.1, 88, *_DINOV2),
@@ -111,8 +94,8 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov3-b": _dinov3("b16", 85.7, 343),
     "dinov3-l": _dinov3("l16", 303.1, 1213),
     "dinov3-hplus": _dinov3("h16plus", 840.6, 3362),
-    "mocov3-vit-s": EncoderSpec(_MOCOV3, "CC-BY-NC-4.0", 21.7, loader="mocov3.load_mocov3", options={"width": 384}),
-    "mocov3-vit-b": EncoderSpec(_MOCOV3, "CC-BY-NC-4.0", 85.8, loader="mocov3.load_mocov3", options={"width": 768}),
+    "mocov3-vit-s": _mocov3(21.7, 384),
+    "mocov3-vit-b": _mocov3(85.8, 768),
     "mae-vit-b": _image("facebook/vit-mae-base", "Apache-2.0", 85.8, 448, "vit_mae", "vit"),
     "siglip2-b16": _image("google/siglip2-base-patch16-224", "Apache-2.0", 85.8, 1539, *_SIGLIP),
     "siglip2-so400m": _image("google/siglip2-so400m-patch14-384", "Apache-2.0", 413.0, 4580, *_SIGLIP),
@@ -121,21 +104,17 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
 }
 TEXT_ENCODERS: dict[str, EncoderSpec] = {
     "minilm-embedded": EncoderSpec("", "Apache-2.0", 22.6, loader="bundled.minilm_embedded"),
-    "clip-text-b32": _clip_text("base-patch32", "base_patch32_clip_224", 63.4, 605),
-    "clip-text-b16": _clip_text("base-patch16", "base_patch16_clip_224", 63.4, 599),
-    "clip-text-l14": _clip_text("large-patch14", "large_patch14_clip_224", 123.7, 1711),
-    "clip-text-l14-336": _clip_text("large-patch14-336", "large_patch14_clip_336", 123.7, 1712),
+    "clip-text-b32": _clip("base-patch32", "base_patch32_clip_224", 63.4, 605, "text"),
+    "clip-text-b16": _clip("base-patch16", "base_patch16_clip_224", 63.4, 599, "text"),
+    "clip-text-l14": _clip("large-patch14", "large_patch14_clip_224", 123.7, 1711, "text"),
+    "clip-text-l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 123.7, 1712, "text"),
     "bert-base": _text("google-bert/bert-base-uncased", "Apache-2.0", 108.9, 440, "bert"),
     "bert-large": _text("google-bert/bert-large-uncased", "Apache-2.0", 334.1, 1345, "bert"),
     "roberta-base": _text("FacebookAI/roberta-base", "MIT", 124.1, 499, "roberta"),
     "mpnet": _text("sentence-transformers/all-mpnet-base-v2", "Apache-2.0", 108.9, 438, "mpnet"),
     "minilm": _text("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0", 22.6, 91, "bert"),
-    "siglip2-text-b16": _text(
-        "google/siglip2-base-patch16-224", "Apache-2.0", 282.3, 1539, "siglip", "siglip_text_model"
-    ),
-    "siglip2-text-so400m": _text(
-        "google/siglip2-so400m-patch14-384", "Apache-2.0", 707.8, 4580, "siglip", "siglip_text_model"
-    ),
+    "siglip2-text-b16": _text("google/siglip2-base-patch16-224", "Apache-2.0", 282.3, 1539, *_SIGLIP_TEXT),
+    "siglip2-text-so400m": _text("google/siglip2-so400m-patch14-384", "Apache-2.0", 707.8, 4580, *_SIGLIP_TEXT),
     "metaclip2-text-b16": _text("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 499.8, 2344, "metaclip_2"),
     "metaclip2-text-l14": _text("facebook/metaclip-2-worldwide-l14", "CC-BY-NC-4.0", 778.2, 4328, "metaclip_2"),
 }
@@ -157,7 +136,7 @@ def build_image_encoder(name: str) -> "ImageEncoder":
         return builders[0]()
     from fusioner.encoders.image import ConcatEncoder
 
-    return ConcatEncoder([build() for build in builders])
+    return cast("ImageEncoder", ConcatEncoder([build() for build in builders]))
 
 
 def build_text_encoder(name: str) -> "TextEncoder":

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ from fusioner.encoders.open_clip import is_openai, remap_openai_text, text_confi
 from fusioner.errors import FusionerError
 
 BATCH = 64  # strings encoded at once; bounds the memory of many labels times templates
-_VOCABULARIES = (
+_VOCABULARIES = [
     "tokenizer.json",
     "vocab.json",
     "vocab.txt",
     "spiece.model",
     "tokenizer.model",
     "sentencepiece.bpe.model",
-)
+]
 
 
 class TextModel(Frozen, ABC):
@@ -158,7 +158,7 @@ class TextBackboneSpec:
     """
 
     model: str
-    encoder: type[TextModel] = PooledText
+    encoder: Callable[..., TextModel] = PooledText
     reserved: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -38,19 +38,19 @@ class ClipResNet(DenseEncoder):
         return pool.proj(values).transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
-def load_clip_resnet(source: str, name: str, architecture: str) -> ClipResNet:
+def load_clip_resnet(source: str, name: str) -> ClipResNet:
     """Load a CLIP ResNet under timm's keys (`model.safetensors`) or OpenAI's (`open_clip_model.safetensors`).
 
     Args:
         source: folder or Hugging Face repository.
-        name: registry name of the encoder.
-        architecture: timm's name of the network with its tag, such as `resnet50_clip.openai`.
+        name: `clip-rn50` or `clip-rn101`, with or without `@/folder`.
 
     Raises:
         FusionerError: timm is missing or does not import, or the weights are missing, broken or of another network.
     """
     timm = _import_timm(name)
     checkpoint = locate(source, name)
+    architecture = f"resnet{name.partition('@')[0].removeprefix('clip-rn')}_clip.openai"
     model = timm.create_model(architecture, pretrained=False)
     state = import_module("timm.models.byobnet").checkpoint_filter_fn(checkpoint.read(), model)
     try:
