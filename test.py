@@ -1,4 +1,4 @@
-"""The official test command, every flag as it was; `python test.py --help`."""
+"""The official test command with its original flags; see `python test.py --help`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The official training command, every flag as it was; `python train.py --help`."""
+"""The official training command with its original flags; see `python train.py --help`."""
 
 import sys
 

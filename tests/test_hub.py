@@ -135,13 +135,13 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub: tuple[str, type[Hub]], tmp_
     card = files["README.md"].decode()
     assert 'from_pretrained("someone/cats")' in card
     assert "fusioner train pascal --root" in card
-    assert "mIoU on the held-out images" in card
+    assert "mIoU on held-out training images" in card
     assert "Bearer hf_secret" in held.keys
 
 
 def test_a_folder_keeps_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> None:
-    tiny_segmenter.card.training = {"command": "fusioner train folder --root toys", "best_miou": 12.5, "steps": 3}
-    tiny_segmenter.card.training |= {"dataset": "folder", "also": [["coco", "coco|2014"]], "fold": 1}
+    tiny_segmenter.card.training = {"command": "fusioner train folder --root toys", "val_miou": 12.5, "steps": 3}
+    tiny_segmenter.card.training |= {"dataset": "folder", "extra_datasets": [["coco", "coco|2014"]], "fold": 1}
     folder = tiny_segmenter.save_pretrained(tmp_path / "cats")
     model, card = load_model(find_pretrained(folder))
     assert card == tiny_segmenter.card
@@ -151,7 +151,7 @@ def test_a_folder_keeps_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> 
     text = (folder / "README.md").read_text("utf-8")
     assert text.startswith("---\n")
     assert "| data | folder, coco (coco\\|2014), fold 1 |" in text
-    assert "| mIoU on the held-out images, best | 12.50 |" in text
+    assert "| mIoU on held-out training images | 12.50 |" in text
     assert json.loads((folder / "config.json").read_text())["config"] == card.config.to_dict()
 
 

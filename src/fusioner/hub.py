@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
-METRICS = {"best_miou": "mIoU on the held-out images, best", "miou": "mIoU on the held-out images, last"}
+METRICS = {"val_miou": "mIoU on held-out training images", "train_miou": "mIoU on training images, running"}
 """Keys of a card's `training` that are figures -> what they mean."""
 
 
@@ -138,7 +138,7 @@ def model_card(card: "ModelCard", name: str) -> str:
 
 
 def _data(training: dict[str, Any]) -> str:
-    also = [f"{kind} ({root})" for kind, root in training.get("also", [])]
+    also = [f"{kind} ({root})" for kind, root in training.get("extra_datasets", [])]
     sets = [str(training.get("dataset", "")), *also]
     fold = "" if training.get("fold") is None else f", fold {training['fold']}"
     return ", ".join(one for one in sets if one) + fold

@@ -12,7 +12,7 @@ from fusioner.errors import FusionerError
 from fusioner.model.closed_set_head import Memory, features, log_posterior
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.training.config import TrainConfig
+from fusioner.training.config import OptimOptions
 from fusioner.training.optim import build_optimizer
 
 SHAPE = FusionerConfig(
@@ -153,7 +153,7 @@ def test_what_only_training_needs_is_not_saved_and_training_changes_nothing() ->
         assert torch.equal(one_part, other_part)  # no dropout
     model(image, torch.eye(8)[None, :2].expand(2, -1, -1)).sum().backward()
     assert all(parameter.grad is None for parameter in memory.parameters())
-    groups = build_optimizer(model, TrainConfig()).param_groups
+    groups = build_optimizer(model, OptimOptions()).param_groups
     held = {id(parameter) for group in groups for parameter in group["params"]}
     assert not held & {id(parameter) for parameter in memory.parameters()}
 

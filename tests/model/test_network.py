@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
-from fusioner.model.fusion import Fusion
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.similarity import DEPTH, affinity
 
@@ -82,8 +81,7 @@ def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
 @torch.no_grad()
 def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
     ours = {"similarity": "posterior", "aligned_dim": 6, "affinity": True}
-    apart, none = {"labels_apart": True}, {"none_token": True}
-    for extra, independent in (({}, False), (ours, True), (apart, True), (none, False), (ours | none, True)):
+    for extra, independent in (({}, False), (ours, True)):
         model = build(**extra)
         image, labels = tokens(1, 4, 3, 6 * ("similarity" in extra)), text(1, 5)
         alone = model(image, labels[:, 1:2])
@@ -181,28 +179,6 @@ def test_what_is_said_of_one_patch_holds_for_those_like_it() -> None:
 
 
 @torch.no_grad()
-def test_a_label_apart_is_answered_as_if_it_were_the_only_one() -> None:
-    together, apart = build(), build(labels_apart=True)
-    apart.load_state_dict(together.state_dict())
-    image, label = tokens(2, 3, 4), text(2, 1)
-    torch.testing.assert_close(apart(image, label), together(image, label))
-
-
-@torch.no_grad()
-def test_a_label_has_to_beat_the_none_token() -> None:
-    """Where the label's vector is the token's own, nothing speaks for either."""
-    model = build(none_token=True)
-    assert isinstance(model.fusion, Fusion)
-    assert model.fusion.none_emb is not None
-    image, labels = tokens(1, 3, 3), text(1, 2)
-    assert model(image, labels).shape == (1, 2, 6, 6)
-    assert model.fusion(image.flatten(2).transpose(1, 2), labels)[1].shape == (1, 3, 8)
-    model.fusion.none_emb.copy_(model.fusion.text_proj(labels[0, :1]) + model.fusion.cls_emb)
-    torch.testing.assert_close(model(image, labels)[:, 0], torch.zeros(1, 6, 6), atol=1e-4, rtol=0)
-    assert model(image, labels)[:, 1].abs().max() > 1e-3
-
-
-@torch.no_grad()
 def test_the_short_way_starts_at_nothing_and_adds_what_it_says() -> None:
     model = build(similarity="posterior", aligned_dim=6, direct=True, logit_bias=True)
     image, labels = tokens(2, 4, 3, 6), text(2, 3)
@@ -211,20 +187,6 @@ def test_the_short_way_starts_at_nothing_and_adds_what_it_says() -> None:
     assert bias.item() == 0
     bias.fill_(1.5)
     torch.testing.assert_close(model(image, labels), before + 1.5)
-
-
-@torch.no_grad()
-def test_maps_are_measured_against_what_the_label_gathers_anywhere() -> None:
-    """On the reference patches themselves every label's maps have mean 0 and spread 1, however faint it is."""
-    for kind, dim in (("posterior", 6), ("cosine", 10)):
-        model = build(similarity=kind, aligned_dim=dim, reference=40)
-        assert model.similarity is not None
-        places = F.normalize(torch.rand(dim, 40), dim=0)
-        model.get_buffer("similarity.reference").copy_(places)
-        seen = model.similarity.look(tokens(1, 5, 8), places.view(1, dim, 5, 8))
-        maps = model.similarity.measured(seen, text(1, 4))
-        torch.testing.assert_close(maps.mean(dim=3), torch.zeros(maps.shape[:3]), atol=1e-4, rtol=0)
-        torch.testing.assert_close(maps.std(dim=3), torch.ones(maps.shape[:3]), atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
@@ -237,8 +199,8 @@ def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
 
 
 def test_gradients_reach_every_weight() -> None:
-    options = {"affinity": True, "reference": 5, "direct": True, "logit_bias": True, "decoder_norm": "layer"}
-    model = build(similarity="posterior", aligned_dim=6, kinds=3, none_token=True, **options).train()
+    options = {"affinity": True, "direct": True, "logit_bias": True, "decoder_norm": "layer"}
+    model = build(similarity="posterior", aligned_dim=6, kinds=3, **options).train()
     model(tokens(2, 3, 4, 6), text(2, 3)).square().mean().backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
@@ -250,7 +212,6 @@ def test_gradients_reach_every_weight() -> None:
         ({"kinds": 9}, "found among a classifier's names"),
         ({"affinity": True}, "affinity averages similarity maps"),
         ({"direct": True}, "direct reads similarity maps"),
-        ({"reference": 9}, "reference patches measure similarity"),
         ({"method": "middle"}, "one of fusioner, late"),
         ({"decoder_norm": "batch"}, "'instance' or 'layer'"),
         ({"similarity": "posterior"}, "aligned image encoder"),
@@ -262,3 +223,14 @@ def test_gradients_reach_every_weight() -> None:
 def test_a_shape_that_cannot_be_is_one_sentence(changes: dict, says: str) -> None:
     with pytest.raises(FusionerError, match=says):
         config(**changes)
+
+
+@torch.no_grad()
+def test_one_encoder_gives_both_visual_tokens_and_similarity() -> None:
+    model = build(image_dim=0, similarity="cosine", aligned_dim=10, affinity=True)
+    assert model.config.visual_dim == 10
+    image = tokens(1, 3, 4)[:, :10]
+    visual, aligned = model.split(image)
+    assert torch.equal(visual, image)
+    assert torch.equal(aligned, image)
+    assert model(image, text(1, 3)).shape[:2] == (1, 3)

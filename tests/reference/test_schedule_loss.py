@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fusioner.training.losses import masked_bce
-from fusioner.training.schedules import cosine, warmup_cosine
+from fusioner.training.optim import cosine, warmup_cosine
 
 Golden = tuple[dict[str, Tensor], dict[str, str]]
 

@@ -25,34 +25,35 @@ def test_rows_by_rows_folds_together(tmp_path: Path) -> None:
         DATA
         + '[grid]\nimage_encoders = ["a+b", "c@/x/y"]\nmethods = ["fusioner", "late"]\nfolds = [0, 2]\nseeds = [0, 1]'
     )
-    sweep = read_sweep(written(tmp_path, text + "\n[train]\nsteps = 5\nmemory = true"))
+    sweep = read_sweep(written(tmp_path, text + "\n[train]\nsteps = 5\nclosed_set_head = true"))
     assert len(sweep.cells) == len({cell.name for cell in sweep.cells}) == 16
     assert [cell.fold for cell in sweep.cells[:3]] == [0, 2, 0]
     assert sweep.cells[0] == Cell("a+b", "minilm-embedded", "fusioner", 0, 0)
     assert sweep.cells[-1] == Cell("c@/x/y", "minilm-embedded", "late", 2, 1)
     assert all("/" not in cell.name for cell in sweep.cells)
     config = sweep.config(sweep.cells[-1])
-    assert (config.steps, config.method, config.seed, config.memory) == (5, "late", 1, True)
-    assert not read_sweep(written(tmp_path, DATA)).config(sweep.cells[0]).memory  # a fold does without
+    assert (config.optim.steps, config.model.method, config.seed, config.model.closed_set_head) == (5, "late", 1, True)
+    assert not read_sweep(written(tmp_path, DATA)).config(sweep.cells[0]).model.closed_set_head  # a fold does without
 
 
 def test_every_option_of_both_commands(tmp_path: Path) -> None:
     text = (
         DATA + '[train]\npreset = "small"\nlr = 1\ndecoder_widths = [8, 4]\ncheckpoint_minutes = 0\ncompile = false\n'
     )
-    text += 'also = ["coco=x", "folder=y"]\n[evaluate]\nlimit = 8\nprotocol = "hsnet"\nallow_leak = true\nseed = 3\n'
+    text += 'extra_dataset = ["coco=x", "folder=y"]\n'
+    text += '[evaluate]\nlimit = 8\nprotocol = "hsnet"\nallow_leak = true\nseed = 3\n'
     sweep = read_sweep(written(tmp_path, text))
     cell = sweep.cells[0]
     commands = sweep.commands(cell, tmp_path / "cell", tmp_path / "cache")
     train, evaluate = (" ".join(commands[name]) for name in ("train", "evaluate"))
     assert train.startswith("train pascal --root data/pascal --fold 0 --config")
-    assert "--also coco=x --also folder=y" in train
+    assert "--extra-dataset coco=x --extra-dataset folder=y" in train
     assert "--checkpoint-minutes 0 --no-compile" in train
     assert f"--cache {tmp_path / 'cache'}" in train
     assert evaluate.endswith("--limit 8 --protocol hsnet --allow-leak --seed 3")
     assert f"--model {tmp_path / 'cell' / 'run' / 'best.safetensors'}" in evaluate
     settings = tomllib.loads(settings_toml(sweep.settings))
-    assert TrainConfig().changed(settings).decoder_widths == (8, 4)
+    assert TrainConfig().merge(settings).model.decoder_widths == (8, 4)
     live = read_sweep(written(tmp_path, DATA + '[train]\npreset = "paper"'))
     assert "--cache" not in live.commands(cell, tmp_path, tmp_path)["train"]  # it would turn the augmentation off
 

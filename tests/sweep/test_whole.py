@@ -30,7 +30,7 @@ layers = 1
 heads = 2
 steps = 80
 batch_size = 2
-holdout = 0
+val_images = 0
 checkpoint_minutes = 0
 [evaluate]
 bootstrap = 10
@@ -95,7 +95,7 @@ def test_killed_gone_on_with_and_finished(here: Path, start: Callable[[str], Any
     assert again.returncode == 1, told  # for maskclip has no CLIP
     assert "failed: maskclip effnet-lite2 minilm-embedded seed 0: MaskCLIP takes the value tokens" in told
     assert "1 of 3 cells failed" in told
-    assert "| effnet-lite2 | minilm-embedded | segmenter | " in said
+    assert "| effnet-lite2 | minilm-embedded | mask-transformer | " in said
     assert first.stat().st_mtime_ns == before
     assert "resuming" in (cell("out", "mask-transformer") / "log.txt").read_text()
     table = json.loads(Path("out", "table.json").read_text())

@@ -1,7 +1,6 @@
 """A tiny PASCAL tree of coloured rectangles, and settings that train in milliseconds."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def voc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(clip_folder: Path) -> Callable[..., TrainConfig]:
     """`tiny(**changes)`: settings of a network that takes milliseconds a step."""
-    base = TrainConfig(
+    base = TrainConfig().override(
         image_encoder=f"clip-vit-b16@{clip_folder}",
         text_encoder=f"clip-text-b16@{clip_folder}",
         templates=("a photo of a {}",),
@@ -74,7 +73,7 @@ def tiny(clip_folder: Path) -> Callable[..., TrainConfig]:
         decoder_widths=(16, 8),
         sampling="images",
         prompts=3,
-        augment=0.0,
+        augment_prob=0.0,
         views=3,
         steps=6,
         batch_size=4,
@@ -82,4 +81,4 @@ def tiny(clip_folder: Path) -> Callable[..., TrainConfig]:
         evaluations=2,
         loss_stride=2,
     )
-    return lambda **changes: replace(base, **changes)
+    return lambda **changes: base.override(**changes)

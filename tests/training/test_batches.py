@@ -1,8 +1,7 @@
-"""From examples to tensors: what counts, what is ignored, whose names are asked for."""
+"""From samples to tensors: what counts, what is ignored, whose names are asked for."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.prefetch import taken_ahead
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batch, Batches, held_out, shrink, steps
-from fusioner.training.dataset import Corpus, Order, build_corpus, open_part
-from fusioner.training.prompt_sampling import Names
+from fusioner.training.data_loader import Batch, DataLoader, resize_mask
+from fusioner.training.dataset import BatchSampler, Corpus, build_corpus, open_split
+from fusioner.training.prompt_sampling import Vocabulary
 from fusioner.training.running_iou import iou_counts, miou
 
 SIZE = 16
@@ -42,12 +41,12 @@ def unlabeled_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def batches(corpus: Corpus, encoder: Any, sources: list[TokenSource] | None = None, **options: Any) -> Batches:
-    names = Names(corpus.names())
-    table = torch.nn.functional.normalize(torch.eye(len(names.words)), dim=1)
-    live = sources or [LiveSource(part.data, encoder, 32) for part in corpus.parts]
+def batches(corpus: Corpus, encoder: Any, sources: list[TokenSource] | None = None, **options: Any) -> DataLoader:
+    vocabulary = Vocabulary(corpus.names())
+    table = torch.nn.functional.normalize(torch.eye(len(vocabulary.words)), dim=1)
+    live = sources or [LiveSource(split.data, encoder, 32) for split in corpus.splits]
     settings: dict[str, Any] = {"prompts": 3, "size": (SIZE, SIZE), "seed": 0} | options
-    return Batches(corpus, live, names, table, **settings)
+    return DataLoader(corpus, live, vocabulary, table, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +55,9 @@ def encoder(clip_folder: Path) -> Any:
 
 
 def test_other_classes_are_negatives_and_unlabeled_pixels_are_ignored(unlabeled_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("folder", unlabeled_tree)], "images")
+    corpus = build_corpus([open_split("folder", unlabeled_tree)], "images")
     made = batches(corpus, encoder)
-    batch = made.build(corpus.examples, [(0, i) for i in range(4)], training=False)
+    batch = made.build(corpus.samples, [(0, i) for i in range(4)], training=False)
     target, ignore = batch.target(), batch.ignore()
     assert batch.text.shape == (4, 3, 3)
     for row in range(4):
@@ -67,57 +66,59 @@ def test_other_classes_are_negatives_and_unlabeled_pixels_are_ignored(unlabeled_
             assert ignore[row, place, :, : SIZE // 2].all()
             assert not ignore[row, place, :, SIZE // 2 :].any()
             assert (target[row, place, :, SIZE // 2 :] == float(class_id == 2)).all()
-            name = corpus.parts[0].data.prompts[class_id]
-            assert batch.text[row, place].argmax() == made.names.words.index(name)
+            name = corpus.splits[0].data.prompts[class_id]
+            assert batch.text[row, place].argmax() == made.vocabulary.words.index(name)
 
 
 def test_each_image_is_asked_for_its_own_sets_names_only(voc_tree: Path, unlabeled_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree), open_part("folder", unlabeled_tree)], "images")
+    corpus = build_corpus([open_split("pascal", voc_tree), open_split("folder", unlabeled_tree)], "images")
     made = batches(corpus, encoder, prompts=6)
-    for batch in [next(steps(made, Order(corpus.examples, 28, 0), 0))]:
-        for row, example in enumerate(Order(corpus.examples, 28, 0)(0)):
+    for batch in [next(made.training_batches(BatchSampler(corpus.samples, 28, 0), 0))]:
+        for row, sample in enumerate(BatchSampler(corpus.samples, 28, 0)(0)):
             asked = batch.classes[row][~batch.padded[row]].tolist()
-            first, end = corpus.offsets[example.part : example.part + 2]
-            assert len(asked) == (6 if example.part == 0 else 3)  # the folder has three names; the rest is padding
+            first, end = corpus.class_offsets[sample.split : sample.split + 2]
+            assert len(asked) == (6 if sample.split == 0 else 3)  # the folder has three names; the rest is padding
             assert all(first < class_id < end for class_id in asked)
             assert batch.ignore()[row][batch.padded[row]].all()
 
 
 def test_the_unseen_classes_of_a_fold_are_background(voc_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree, 0)], "pairs")
+    corpus = build_corpus([open_split("pascal", voc_tree, 0)], "pairs")
     made = batches(corpus, encoder)
-    examples = [example for example in corpus.examples if example.class_id == 8][:6]
-    batch = made.build(examples, [(0, i) for i in range(6)], training=False)
-    for row, example in enumerate(examples):
-        mask = shrink(corpus.parts[0].data.read_mask(example.item), (SIZE, SIZE))
+    samples = [sample for sample in corpus.samples if sample.class_id == 8][:6]
+    batch = made.build(samples, [(0, i) for i in range(6)], training=False)
+    for row, sample in enumerate(samples):
+        mask = resize_mask(corpus.splits[0].data.read_mask(sample.item), (SIZE, SIZE))
         assert torch.equal(batch.target()[row, 0].bool(), torch.from_numpy(mask == 8))
         assert torch.equal(batch.ignore()[row, 0], torch.from_numpy(mask == 255))
         assert batch.labels[row].max() == 1
 
 
 def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fusioner.training.prompt_sampling.WIDER", 1.0)
-    corpus = build_corpus([open_part("pascal", voc_tree, 1)], "images")  # without 6 to 10: of these, cat, chair and cow
-    part = corpus.parts[0]
-    named = part.data.prompts
-    groups = {"thing": [named[i] for i in (8, 12, 13)], "all": [named[i] for i in part.data.class_ids]}
-    names = Names(corpus.names(), None, groups)
-    table = torch.nn.functional.normalize(torch.eye(len(names.words)), dim=1)
-    made = Batches(corpus, [LiveSource(part.data, encoder, 32)], names, table, 4, (SIZE, SIZE), 0)
+    monkeypatch.setattr("fusioner.training.prompt_sampling.HYPERNYM_PROBABILITY", 1.0)
+    corpus = build_corpus(
+        [open_split("pascal", voc_tree, 1)], "images"
+    )  # without 6 to 10: of these, cat, chair and cow
+    split = corpus.splits[0]
+    named = split.data.prompts
+    groups = {"thing": [named[i] for i in (8, 12, 13)], "all": [named[i] for i in split.data.class_ids]}
+    vocabulary = Vocabulary(corpus.names(), None, groups)
+    table = torch.nn.functional.normalize(torch.eye(len(vocabulary.words)), dim=1)
+    made = DataLoader(corpus, [LiveSource(split.data, encoder, 32)], vocabulary, table, 4, (SIZE, SIZE), 0)
     asked = 0
     for step in range(6):
-        examples = Order(corpus.examples, 7, 0)(step)
-        batch = made.build(examples, [(step, i) for i in range(7)], training=False)
-        for row, example in enumerate(examples):
-            mask, claimed = shrink(part.data.read_mask(example.item), (SIZE, SIZE)), set()
+        samples = BatchSampler(corpus.samples, 7, 0)(step)
+        batch = made.build(samples, [(step, i) for i in range(7)], training=False)
+        for row, sample in enumerate(samples):
+            mask, claimed = resize_mask(split.data.read_mask(sample.item), (SIZE, SIZE)), set()
             for place, class_id in enumerate(batch.classes[row][~batch.padded[row]].tolist()):
                 word = int(batch.text[row, place].argmax())
-                of = names.groups.get(word, {named[class_id]})
-                group = {i for i in part.data.class_ids if named[i].casefold() in of}
+                of = vocabulary.groups.get(word, {named[class_id]})
+                group = {i for i in split.data.class_ids if named[i].casefold() in of}
                 asked += len(group) > 1
                 assert not group & claimed  # nothing is asked for twice
                 claimed |= group
-                unseen = np.isin(mask, [i for i in group if i not in part.classes])
+                unseen = np.isin(mask, [i for i in group if i not in split.classes])
                 target = np.isin(mask, list(group)) & ~unseen & (mask != 255)
                 assert torch.equal(batch.target()[row, place].bool(), torch.from_numpy(target))
                 assert (batch.labels[row].numpy()[unseen] == -1).all()
@@ -125,17 +126,17 @@ def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, m
 
 
 def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
-    shown = Counter(class_id for _, class_id in corpus.parts[0].data.pairs())
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    shown = Counter(class_id for _, class_id in corpus.splits[0].data.pairs())
     asked = {fair: Counter[int]() for fair in (0.0, 1.0)}
     for fair, times in asked.items():
-        built = batches(corpus, encoder, prompts=4, fair=fair)
+        built = batches(corpus, encoder, prompts=4, negative_frequency_power=fair)
         for step in range(60):
-            example = corpus.examples[step % len(corpus.examples)]
-            mask = corpus.parts[0].data.read_mask(example.item)
-            ids = built._prompts(example, mask, np.random.default_rng(step)).classes
+            sample = corpus.samples[step % len(corpus.samples)]
+            mask = corpus.splits[0].data.read_mask(sample.item)
+            ids = built._prompt(sample, mask, np.random.default_rng(step)).classes
             times.update(set(ids) - set(mask.flatten().tolist()))
-    never = set(corpus.parts[0].classes) - shown.keys()
+    never = set(corpus.splits[0].classes) - shown.keys()
     common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in asked.items()}
     assert never
     assert common[1.0] > 1.5 * common[0.0]
@@ -143,14 +144,16 @@ def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tr
 
 
 def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
-    data = corpus.parts[0].data
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    data = corpus.splits[0].data
     cached = cache_features(tmp_path, data, encoder, 32, views=3)
     live = LiveSource(data, encoder, 32)
     live.views = 3
-    order = Order(corpus.examples, 8, 1)
+    order = BatchSampler(corpus.samples, 8, 1)
     for step in range(3):
-        one, other = (next(steps(batches(corpus, encoder, [source]), order, step)) for source in (cached, live))
+        one, other = (
+            next(batches(corpus, encoder, [source]).training_batches(order, step)) for source in (cached, live)
+        )
         assert (one.tokens - other.tokens).abs().max() < 1e-3  # fp16 of numbers below one
         for name in ("text", "labels", "classes", "padded"):
             assert torch.equal(getattr(one, name), getattr(other, name))
@@ -161,13 +164,13 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 ) -> None:
     import json
 
-    from fusioner.training.train import Run, train
+    from fusioner.training.train import RunConfig, train
 
     curves = []
     for features in ("live", "cached"):
-        config = replace(tiny(steps=12), features=features, decoder_norm="layer")  # no noise-only gradients
-        run = Run(tmp_path / features, device="cpu", cache=tmp_path / "cache")
-        train([open_part("pascal", voc_tree)], config, run)
+        config = tiny(steps=12, features=features, decoder_norm="layer")  # no noise-only gradients
+        run = RunConfig(tmp_path / features, device="cpu", cache=tmp_path / "cache")
+        train([open_split("pascal", voc_tree)], config, run)
         lines = (tmp_path / features / "metrics.jsonl").read_text().splitlines()
         curves.append([line["loss"] for line in map(json.loads, lines) if "loss" in line])
     assert curves[0] == pytest.approx(curves[1], rel=2e-2)
@@ -175,12 +178,12 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 
 
 def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "pairs")
-    source = LiveSource(corpus.parts[0].data, encoder, 32)
+    corpus = build_corpus([open_split("pascal", voc_tree)], "pairs")
+    source = LiveSource(corpus.splits[0].data, encoder, 32)
     source.views = 1
-    order, flipped = Order(corpus.examples, 12, 0), 0
-    plain = next(steps(batches(corpus, encoder, [source]), order, 0))
-    mirrored = next(steps(batches(corpus, encoder, [source], mirror=True), order, 0))
+    order, flipped = BatchSampler(corpus.samples, 12, 0), 0
+    plain = next(batches(corpus, encoder, [source]).training_batches(order, 0))
+    mirrored = next(batches(corpus, encoder, [source], horizontal_flip=True).training_batches(order, 0))
     for row in range(12):
         turn = not torch.equal(mirrored.tokens[row], plain.tokens[row])
         flipped += turn
@@ -190,33 +193,33 @@ def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
 
 
 def test_shares_of_processes_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "images", holdout=1)
-    made, order = batches(corpus, encoder), Order(corpus.examples, 7, 0)
-    whole = next(steps(made, order, 4))
-    parts = [next(steps(made, order, 4, rank, 2)) for rank in range(2)]
-    for rank, part in enumerate(parts):
-        assert torch.equal(part.labels, whole.labels[rank::2])
-        assert torch.allclose(part.tokens, whole.tokens[rank::2], atol=1e-6)
-    assert torch.equal(sum((part.counts() for part in parts), torch.zeros(2)), whole.counts())
-    assert [len(batch.labels) for batch in held_out(made, 4)] == [1]
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images", val_images=1)
+    made, order = batches(corpus, encoder), BatchSampler(corpus.samples, 7, 0)
+    whole = next(made.training_batches(order, 4))
+    splits = [next(made.training_batches(order, 4, rank, 2)) for rank in range(2)]
+    for rank, split in enumerate(splits):
+        assert torch.equal(split.labels, whole.labels[rank::2])
+        assert torch.allclose(split.tokens, whole.tokens[rank::2], atol=1e-6)
+    assert torch.equal(sum((split.counts() for split in splits), torch.zeros(2)), whole.counts())
+    assert [len(batch.labels) for batch in made.held_out_batches(4)] == [1]
 
 
 def test_pieces_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
-    whole = next(steps(batches(corpus, encoder), Order(corpus.examples, 5, 0), 0))
-    pieces = whole.pieces(3)
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    whole = next(batches(corpus, encoder).training_batches(BatchSampler(corpus.samples, 5, 0), 0))
+    pieces = whole.split(3)
     assert [len(piece.tokens) for piece in pieces] == [2, 2, 1]
     assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)
-    assert len(whole.pieces(99)) == 5
+    assert len(whole.split(99)) == 5
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
 def test_shrinking_takes_the_pixel_under_each_centre(height: int, width: int, h: int, w: int) -> None:
     mask = np.arange(height * width).reshape(height, width)
     exact = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].double(), (h, w), mode="nearest-exact")
-    ours = shrink(mask, (h, w))
+    ours = resize_mask(mask, (h, w))
     assert ours.shape == (h, w)
-    assert np.array_equal(shrink(mask, (height, width)), mask)
+    assert np.array_equal(resize_mask(mask, (height, width)), mask)
     rows, columns = ours // width, ours % width
     assert np.abs(rows - (np.arange(h)[:, None] + 0.5) * height / h + 0.5).max() <= 0.5 + 1e-9
     assert np.abs(columns - (np.arange(w)[None] + 0.5) * width / w + 0.5).max() <= 0.5 + 1e-9
@@ -244,7 +247,6 @@ def test_iou_counts_and_their_mean() -> None:
         labels,
         classes,
         padded,
-        padded[..., None, None],
         torch.tensor([-1]),
     )
     logits = torch.full((1, 3, 2, 4), -1.0)

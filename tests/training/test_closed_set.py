@@ -10,15 +10,15 @@ from torch import Tensor
 
 from fusioner.data.base import Item
 from fusioner.training import closed_set as memory
-from fusioner.training.closed_set import Effort, Kept, fit_closed_set
-from fusioner.training.closed_set_dataset import Lesson, Lessons, Look
-from fusioner.training.dataset import Example, portion_of
+from fusioner.training.closed_set import FitCache, FitConfig, fit_closed_set
+from fusioner.training.closed_set_dataset import ClosedSetDataset, PatchBatch, SampleView
+from fusioner.training.dataset import Sample, cross_fit_fold
 
 PATCHES = 6
 NONE = -torch.inf
 
 
-class Toy(Lessons):
+class Toy(ClosedSetDataset):
     """Images of six patches in a row, of any scale; all patches of an image show what its first patch says.
 
     Args:
@@ -28,34 +28,34 @@ class Toy(Lessons):
     def __init__(self, images: int, sets: Sequence[tuple[int, int]] = ((0, 2),), names: int = 2) -> None:
         generator = torch.Generator().manual_seed(images)
         self.width, self.sets = 3, sets
-        self.examples = [Example(i % len(sets), Item(f"{i}", Path(), Path()), None) for i in range(images)]
+        self.samples = [Sample(i % len(sets), Item(f"{i}", Path(), Path()), None) for i in range(images)]
         self.kinds = torch.randint(2, (images,), generator=generator)
         seen = torch.randn(images, PATCHES, 3, generator=generator)
         seen[:, 0, 0] = 6.0 * self.kinds - 3.0
         self.seen = 50.0 + seen * torch.tensor([20.0, 0.01, 1.0])
         self.allowed = torch.full((len(sets), names + 1), NONE)
-        for part, rows in enumerate(sets):
-            self.allowed[part, [*rows, names]] = 0.0
+        for split, rows in enumerate(sets):
+            self.allowed[split, [*rows, names]] = 0.0
         shown = [torch.bincount(self.rows(i), minlength=names + 1) for i in range(images)]
         self.counts = torch.stack([torch.zeros(names + 1, dtype=torch.long), *shown])[1:]
 
     def rows(self, image: int) -> Tensor:
-        return torch.full((PATCHES,), self.sets[self.examples[image].part][int(self.kinds[image])])
+        return torch.full((PATCHES,), self.sets[self.samples[image].split][int(self.kinds[image])])
 
-    def views(self, example: Example) -> int:
+    def views(self, sample: Sample) -> int:
         return 1
 
-    def read(self, wanted: Sequence[Look]) -> Lesson:
-        numbers = [int(look.example.item.id) for look in wanted]
+    def read(self, wanted: Sequence[SampleView]) -> PatchBatch:
+        numbers = [int(look.sample.item.id) for look in wanted]
         rows = torch.stack([self.rows(i) for i in numbers])
         rows[:, 1] = -1  # nobody looked
-        return Lesson(self.seen[numbers], rows, torch.tensor([look.example.part for look in wanted]))
+        return PatchBatch(self.seen[numbers], rows, torch.tensor([look.sample.split for look in wanted]))
 
 
-def right(lessons: Toy, network: torch.nn.Module, part: int = 0) -> float:
+def right(lessons: Toy, network: torch.nn.Module, split: int = 0) -> float:
     """Share of patches named right among the names of their own set."""
-    mine = [i for i, example in enumerate(lessons.examples) if example.part == part]
-    scores = network(lessons.seen[mine]) + lessons.allowed[part]
+    mine = [i for i, sample in enumerate(lessons.samples) if sample.split == split]
+    scores = network(lessons.seen[mine]) + lessons.allowed[split]
     return float((scores.argmax(dim=2) == torch.stack([lessons.rows(i) for i in mine])).float().mean())
 
 
@@ -70,7 +70,7 @@ def test_a_share_of_the_patches_at_a_time_teaches_all_of_them() -> None:
     """Two of the six in a step: the one that tells is among them now and then, and no patch is left out for good."""
     lessons = Toy(200)
     lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(200, PATCHES)  # every patch hints at the answer
-    one, other = (fit_closed_set(lessons, effort=Effort(share=share)) for share in (1.0, 0.34))
+    one, other = (fit_closed_set(lessons, fit=FitConfig(patch_ratio=share)) for share in (1.0, 0.34))
     assert min(right(lessons, one), right(lessons, other)) > 0.95
 
 
@@ -81,7 +81,7 @@ def test_what_is_common_is_no_likelier_for_that(monkeypatch: pytest.MonkeyPatch)
     lessons.counts = torch.stack([torch.bincount(lessons.rows(i), minlength=3) for i in range(100)])
     odds = []
     for adjustment in (0.0, 0.5):
-        monkeypatch.setattr(memory, "ADJUSTMENT", adjustment)
+        monkeypatch.setattr(memory, "LOGIT_ADJUSTMENT", adjustment)
         scores = fit_closed_set(lessons)(lessons.seen)
         odds.append(scores[..., 0] - scores[..., 2])
     torch.testing.assert_close(odds[0] - odds[1], torch.full_like(odds[0], 0.5 * math.log(9)), atol=1e-3, rtol=0)
@@ -91,13 +91,13 @@ def test_names_of_other_sets_do_not_compete() -> None:
     """Two sets show the same looks, each with words of its own: neither teaches that the other's are wrong."""
     sets = ((0, 1), (2, 3))
     network, new = fit_closed_set(Toy(200, sets, 4)), Toy(100, sets, 4)
-    assert min(right(new, network, part) for part in range(2)) > 0.95
+    assert min(right(new, network, split) for split in range(2)) > 0.95
 
 
 def test_a_portion_left_out_is_not_looked_at() -> None:
     lessons = Toy(60)
-    for i, example in enumerate(lessons.examples):  # what that portion shows is nonsense
-        if portion_of(example.item.id) == 0:
+    for i, sample in enumerate(lessons.samples):  # what that portion shows is nonsense
+        if cross_fit_fold(sample.item.id) == 0:
             lessons.kinds[i] = 1 - lessons.kinds[i]
     assert right(Toy(100), fit_closed_set(lessons, 0)) > 0.9
 
@@ -111,15 +111,15 @@ def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
 
 
 def test_what_is_kept_is_read_again_where_it_is_whole_and_fits(tmp_path: Path) -> None:
-    kept, state = Kept(tmp_path / "memory", "these images"), {"first": torch.rand(2, 3)}
+    kept, state = FitCache(tmp_path / "memory", "these images"), {"first": torch.rand(2, 3)}
     assert kept.get("but_0") is None
-    Kept(tmp_path / "memory", "these images", writes=False).put("but_0", state)
+    FitCache(tmp_path / "memory", "these images", writes=False).put("but_0", state)
     assert kept.get("but_0") is None
     kept.put("but_0", state)
     found = kept.get("but_0")
     assert found is not None
     assert torch.equal(found["first"], state["first"])
-    assert Kept(tmp_path / "memory", "others").get("but_0") is None
+    assert FitCache(tmp_path / "memory", "others").get("but_0") is None
     (tmp_path / "memory" / "but_0.safetensors").write_bytes(b"half")
     assert kept.get("but_0") is None
 

@@ -1,4 +1,4 @@
-"""Several processes on several (pretended) machines, one of which is lost; and a cache read file by file."""
+"""Several processes on several (pretended) machines, one of which is lost."""
 
 import json
 import os
@@ -17,8 +17,9 @@ import torch
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
+from fusioner.sweep.plan import settings_toml
 from fusioner.training.build import build_fabric
-from fusioner.training.config import TrainConfig
+from fusioner.training.config import TrainConfig, flatten
 
 Tiny = Callable[..., TrainConfig]
 Words = Callable[..., list[str]]
@@ -31,8 +32,7 @@ def words(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> Words:
 
     def make(out: Path, *more: str, **changes: Any) -> list[str]:
         settings = tmp_path / "tiny.toml"
-        lines = [f"{name} = {json.dumps(value)}\n" for name, value in tiny(**changes).to_dict().items()]
-        settings.write_text("".join(lines))
+        settings.write_text(settings_toml(flatten(tiny(**changes).to_dict())))
         given = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu"]
         return [*given, "--out", str(out), *more]
 
@@ -72,7 +72,7 @@ def free_port() -> int:
 @pytest.mark.slow
 def test_two_nodes_train_as_one_process(words: Words, torchrun: Launch, tmp_path: Path) -> None:
     """Two launchers, one process each, that find each other at an address, as machines do; gloo between them."""
-    given: dict[str, Any] = {"steps": 6, "choice_weight": 1.0}
+    given: dict[str, Any] = {"steps": 6, "ce_weight": 1.0}
     assert main(words(tmp_path / "one", "--cache", "off", **given)) == 0
     meeting = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
     nodes = [torchrun(*meeting, words=words(tmp_path / "two", "--cache", "off", **given)) for _ in range(2)]

@@ -19,18 +19,18 @@ from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
 from fusioner.training.config import TrainConfig
-from fusioner.training.dataset import open_part
+from fusioner.training.dataset import open_split
 from fusioner.training.resume import read_state
-from fusioner.training.train import Run, train
-from fusioner.training.trainer import Pace, Result
+from fusioner.training.train import RunConfig, train
+from fusioner.training.trainer import Result, RuntimeConfig
 
 Tiny = Callable[..., TrainConfig]
-ALWAYS, NEVER = Pace(checkpoint_minutes=0), Pace(checkpoint_minutes=1e9)
+ALWAYS, NEVER = RuntimeConfig(checkpoint_minutes=0), RuntimeConfig(checkpoint_minutes=1e9)
 
 
-def run(root: Path, out: Path, config: TrainConfig, pace: Pace = NEVER, **options: Any) -> Result:
-    part = open_part("pascal", root, options.pop("fold", None))
-    return train([part], config, Run(out, device="cpu", **options), pace)
+def run(root: Path, out: Path, config: TrainConfig, pace: RuntimeConfig = NEVER, **options: Any) -> Result:
+    split = open_split("pascal", root, options.pop("fold", None))
+    return train([split], config, RunConfig(out, device="cpu", **options), pace)
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -85,9 +85,9 @@ def test_it_learns(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dropout": 0.3, "drop_path": 0.2, "clip": 0.5, "choice_weight": 1.0},
-        {"ema": 0.9, "accumulate": 2, "holdout": 4},
-        {"sampling": "pairs", "prompts": 1, "augment": 0.5},
+        {"dropout": 0.3, "drop_path": 0.2, "grad_clip": 0.5, "ce_weight": 1.0},
+        {"ema": 0.9, "grad_accum": 2, "val_images": 4},
+        {"sampling": "pairs", "prompts": 1, "augment_prob": 0.5},
     ],
 )
 def test_a_crashed_run_goes_on_to_the_same_weights(
@@ -134,11 +134,11 @@ def test_bf16_follows_fp32(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    run(voc_tree, tmp_path / "a", tiny(), Pace(prefetch=0))
+    run(voc_tree, tmp_path / "a", tiny(), RuntimeConfig(prefetch=0))
     drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(drawn, torch.rand(3))  # nobody else's random numbers were touched
-    run(voc_tree, tmp_path / "b", tiny(), Pace(prefetch=3))
+    run(voc_tree, tmp_path / "b", tiny(), RuntimeConfig(prefetch=3))
     run(voc_tree, tmp_path / "c", tiny(seed=1))
     a, b, c = (weights(tmp_path / name / "last.safetensors") for name in "abc")
     assert same(a, b)
@@ -146,8 +146,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(voc_tree: Pat
 
 
 def test_accumulating_gives_the_gradient_of_the_whole_batch(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
-    run(voc_tree, tmp_path / "whole", tiny(choice_weight=1.0))
-    run(voc_tree, tmp_path / "pieces", tiny(choice_weight=1.0, accumulate=4))
+    run(voc_tree, tmp_path / "whole", tiny(ce_weight=1.0))
+    run(voc_tree, tmp_path / "pieces", tiny(ce_weight=1.0, grad_accum=4))
     one, other = lines(tmp_path / "whole"), lines(tmp_path / "pieces")
     assert losses(one) == pytest.approx(losses(other), rel=1e-3)
 
@@ -181,7 +181,7 @@ def test_a_damaged_state_is_named(voc_tree: Path, tiny: Tiny, tmp_path: Path) ->
     run(voc_tree, tmp_path, tiny(steps=1))
     state = tmp_path / "resume.pt"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(FusionerError, match=r"resume\.pt is damaged"):
+    with pytest.raises(FusionerError, match=r"resume\.pt is corrupt"):
         run(voc_tree, tmp_path, tiny(steps=1), resume=True)
 
 
@@ -201,7 +201,7 @@ def test_no_space_left(voc_tree: Path, tiny: Tiny, full_disk: Path) -> None:
 
 
 def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
-    config = tiny(steps=2, holdout=2)
+    config = tiny(steps=2, val_images=2)
     run(voc_tree, tmp_path, config, fold=0, preset="small", command="fusioner train pascal")
     model, card = load_model(tmp_path / "best.safetensors")
     training = card.training
@@ -210,13 +210,13 @@ def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     assert "aeroplane" not in training["classes"]
     assert "cat" in training["classes"]
     assert training["versions"].keys() == {"fusioner", "torch", "transformers"}
-    encoder = build_image_encoder(config.image_encoder)
+    encoder = build_image_encoder(config.model.image_encoder)
     encoder.mean, encoder.std = PUBLISHED_NORMALISATION["pascal"]
     assert training["encoders"]["image"] == encoder.fingerprint()
     assert (card.mean, card.std) == PUBLISHED_NORMALISATION["pascal"]
     assert training["held_out"] == 0  # a twentieth of so few images is none
     assert len(training["images"]) == 16  # those that show a cat or a dog; held-out images count as seen
-    assert card.image_encoder == config.image_encoder
+    assert card.image_encoder == config.model.image_encoder
     assert model.config.image_dim == 12
 
 
@@ -233,7 +233,7 @@ def test_frozen_means_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeyp
     monkeypatch.setattr(module, "build_encoders", keeping)
     config = tiny()
     run(voc_tree, tmp_path, config)
-    fresh = (build_image_encoder(config.image_encoder), build_text_encoder(config.text_encoder))
+    fresh = (build_image_encoder(config.model.image_encoder), build_text_encoder(config.model.text_encoder))
     for used, untouched in zip(kept, fresh, strict=True):
         assert isinstance(untouched, nn.Module)
         assert same(used.state_dict(), untouched.state_dict())
@@ -250,14 +250,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from fusioner.training.config import TrainConfig
-from fusioner.training.dataset import open_part
-from fusioner.training.trainer import Pace
-from fusioner.training.train import Run, train
+from fusioner.training.dataset import open_split
+from fusioner.training.trainer import RuntimeConfig
+from fusioner.training.train import RunConfig, train
 import json
 root, out, settings, resume = sys.argv[1:]
-config = TrainConfig(**json.loads(settings))
-result = train([open_part("pascal", Path(root))], config, Run(Path(out), device="cpu", resume=resume == "1"),
-               Pace(checkpoint_minutes=0))
+config = TrainConfig().merge(json.loads(settings))
+result = train([open_split("pascal", Path(root))], config, RunConfig(Path(out), device="cpu", resume=resume == "1"),
+               RuntimeConfig(checkpoint_minutes=0))
 print("signal", result.signal, "step", result.step)
 """
 

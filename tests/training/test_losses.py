@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusioner.training.losses import choice, masked_bce
+from fusioner.training.losses import masked_bce, multiclass_ce
 
 
 @given(st.integers(0, 1000))
@@ -12,15 +12,15 @@ def test_the_parts_of_a_batch_add_up_to_its_loss(seed: int) -> None:
     labels = torch.randint(-1, 4, (5, 4, 6), generator=g)
     target = (labels[:, None] == torch.arange(1, 4)[None, :, None, None]).float()
     ignore = (labels < 0)[:, None].expand_as(target)
-    closed = torch.rand(5, 3, 4, 6, generator=g) < 0.2
+    padded = torch.rand(5, 3, generator=g) < 0.2
     bce_count, count = (~ignore).sum(), (labels >= 0).sum()
     if not count:
         return
     parts = [slice(0, 2), slice(2, 5)]
-    split = sum(masked_bce(logits[p], target[p], ignore[p], bce_count) for p in parts)
-    assert torch.allclose(torch.as_tensor(split), masked_bce(logits, target, ignore), rtol=1e-5)
-    split = sum(choice(logits[p], labels[p], closed[p], count) for p in parts)
-    assert torch.allclose(torch.as_tensor(split), choice(logits, labels, closed), rtol=1e-5)
+    total = sum(masked_bce(logits[p], target[p], ignore[p], bce_count) for p in parts)
+    assert torch.allclose(torch.as_tensor(total), masked_bce(logits, target, ignore), rtol=1e-5)
+    total = sum(multiclass_ce(logits[p], labels[p], padded[p], count) for p in parts)
+    assert torch.allclose(torch.as_tensor(total), multiclass_ce(logits, labels, padded), rtol=1e-5)
 
 
 def test_ignored_pixels_have_neither_loss_nor_gradient() -> None:
@@ -37,19 +37,19 @@ def test_ignored_pixels_have_neither_loss_nor_gradient() -> None:
 def test_an_image_without_a_pixel_that_counts_costs_nothing() -> None:
     everything = torch.ones(1, 1, 2, 2)
     assert masked_bce(torch.randn(1, 1, 2, 2), everything, everything.bool()) == 0
-    assert choice(torch.randn(1, 2, 2, 2), torch.full((1, 2, 2), -1), torch.zeros(1, 2, 1, 1, dtype=torch.bool)) == 0
+    assert multiclass_ce(torch.randn(1, 2, 2, 2), torch.full((1, 2, 2), -1), torch.zeros(1, 2, dtype=torch.bool)) == 0
 
 
 def test_choice_is_softmax_over_background_and_prompts() -> None:
     logits = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)
     probabilities = torch.tensor([0.0, 2.0, -1.0]).softmax(0)
-    nobody = torch.zeros(1, 2, 1, 1, dtype=torch.bool)
+    nobody = torch.zeros(1, 2, dtype=torch.bool)
     for label in range(3):
-        loss = choice(logits, torch.full((1, 1, 1), label), nobody)
+        loss = multiclass_ce(logits, torch.full((1, 1, 1), label), nobody)
         assert torch.allclose(loss, -probabilities[label].log())
 
 
 def test_padding_takes_no_share_of_the_choice() -> None:
     logits = torch.tensor([2.0, 50.0]).view(1, 2, 1, 1)
-    loss = choice(logits, torch.ones(1, 1, 1, dtype=torch.long), torch.tensor([False, True]).view(1, 2, 1, 1))
+    loss = multiclass_ce(logits, torch.ones(1, 1, 1, dtype=torch.long), torch.tensor([[False, True]]))
     assert torch.allclose(loss, -torch.tensor([0.0, 2.0]).softmax(0)[1].log())

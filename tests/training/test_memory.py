@@ -17,27 +17,31 @@ from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import load_model
 from fusioner.training import closed_set as memory
 from fusioner.training.build import build_network
-from fusioner.training.closed_set import draws, fit_closed_set, fit_memory
-from fusioner.training.closed_set_dataset import Lessons, Look
+from fusioner.training.closed_set import draw_views, fit_closed_set, fit_closed_set_head
+from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batch, shrink
-from fusioner.training.dataset import PORTIONS, build_corpus, open_part, portion_of
+from fusioner.training.data_loader import Batch, resize_mask
+from fusioner.training.dataset import CROSS_FIT_FOLDS, build_corpus, cross_fit_fold, open_split
 from fusioner.training.running_iou import THRESHOLDS, iou_counts
-from fusioner.training.train import Run, train
-from fusioner.training.trainer import Pace
+from fusioner.training.train import RunConfig, train
+from fusioner.training.trainer import RuntimeConfig
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well it is remembered is of no matter."""
-    monkeypatch.setattr(memory, "LEAST", 5)
+    monkeypatch.setattr(memory, "MIN_STEPS", 5)
 
 
 @pytest.fixture
 def remembering(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainConfig:
     encoders = f"clip-vit-b16@{clip_folder}+effnet-lite2"
     return tiny(
-        image_encoder=encoders, text_encoder="minilm-embedded", similarity="posterior", memory=True, resolution=64
+        image_encoder=encoders,
+        text_encoder="minilm-embedded",
+        similarity="posterior",
+        closed_set_head=True,
+        resolution=64,
     )
 
 
@@ -46,21 +50,21 @@ def remembering(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainCon
 def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     voc_tree: Path, remembering: TrainConfig
 ) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
-    image, text = build_image_encoder(remembering.image_encoder), minilm_embedded()
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    image, text = build_image_encoder(remembering.model.image_encoder), minilm_embedded()
     embed = LabelEmbedder(text, ("{}",))
     model = build_network(remembering, image, text, len(corpus.names()))
-    source = LiveSource(corpus.parts[0].data, image, remembering.resolution)
-    fit_memory(model, corpus, [source], embed(corpus.names()))
+    source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
+    fit_closed_set_head(model, corpus, [source], embed(corpus.names()))
     assert model.similarity is not None
     filled = model.similarity.memory
     assert filled is not None
     shown = {1, 2, 3, 8, 12}
     assert {row + 1 for row in filled.known.nonzero().flatten().tolist()} == shown
-    assert len(filled.cross) == PORTIONS
+    assert len(filled.cross) == CROSS_FIT_FOLDS
     first = [one.first.weight for one in (filled.whole, *filled.cross)]
     assert not any(torch.equal(one, other) for one, other in combinations(first, 2))
-    for item in corpus.parts[0].data.items[:6]:
+    for item in corpus.splits[0].data.items[:6]:
         tokens, masks = source.batch([(item, 0)])
         ids = sorted(set(masks[0].flatten().tolist()) & shown)
         there, absent = embed([PASCAL_CLASSES[i] for i in ids]), embed([PASCAL_CLASSES[i] for i in shown - set(ids)])
@@ -69,33 +73,33 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
         assert seen.recalled is not None
         peaks = [filled(seen.recalled, words[None])[0][0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
-    lessons = Lessons(model, corpus, [source], None)
-    others = [row for row, example in enumerate(lessons.examples) if portion_of(example.item.id) != 0]
-    lessons.examples, lessons.counts = [lessons.examples[row] for row in others], lessons.counts[others]
-    for name, part in fit_closed_set(lessons).state_dict().items():
-        torch.testing.assert_close(filled.cross[0].state_dict()[name], part)
+    lessons = ClosedSetDataset(model, corpus, [source], None)
+    others = [row for row, sample in enumerate(lessons.samples) if cross_fit_fold(sample.item.id) != 0]
+    lessons.samples, lessons.counts = [lessons.samples[row] for row in others], lessons.counts[others]
+    for name, split in fit_closed_set(lessons).state_dict().items():
+        torch.testing.assert_close(filled.cross[0].state_dict()[name], split)
 
 
 def test_every_view_of_an_image_is_learnt_from_with_its_own_mask(voc_tree: Path, remembering: TrainConfig) -> None:
-    corpus = build_corpus([open_part("pascal", voc_tree)], "images")
-    image, text = build_image_encoder(remembering.image_encoder), minilm_embedded()
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    image, text = build_image_encoder(remembering.model.image_encoder), minilm_embedded()
     model = build_network(remembering, image, text, len(corpus.names()))
-    source = LiveSource(corpus.parts[0].data, image, remembering.resolution)
-    lessons = Lessons(model, corpus, [source], None)
-    assert {look.view for looks in draws(lessons, lessons.examples, 2, 20, 0) for look in looks} == {0}
+    source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
+    lessons = ClosedSetDataset(model, corpus, [source], None)
+    assert {look.view for looks in draw_views(lessons, lessons.samples, 2, 20, 0) for look in looks} == {0}
     source.views = 3  # as a cache has them
-    looks = [look for some in draws(lessons, lessons.examples, 2, 20, 0) for look in some]
+    looks = [look for some in draw_views(lessons, lessons.samples, 2, 20, 0) for look in some]
     assert {look.view for look in looks} == {0, 1, 2}
-    assert {look.mirrored for look in looks} == {False, True}
-    once = looks[: len(lessons.examples)]
-    assert len({look.example.item.id for look in once}) == len(once), "every image once before any comes again"
-    example = lessons.examples[0]
+    assert {look.flipped for look in looks} == {False, True}
+    once = looks[: len(lessons.samples)]
+    assert len({look.sample.item.id for look in once}) == len(once), "every image once before any comes again"
+    sample = lessons.samples[0]
     for view in (0, 2):
-        tokens, masks = source.batch([(example.item, view)])
-        lesson = lessons.read([Look(example, view), Look(example, view, mirrored=True)])
+        tokens, masks = source.batch([(sample.item, view)])
+        lesson = lessons.read([SampleView(sample, view), SampleView(sample, view, flipped=True)])
         grid = tokens.shape[2], tokens.shape[3]
-        rows = lesson.rows.unflatten(1, grid)
-        expected = torch.from_numpy(lessons.tables[0][shrink(masks[0], grid)])
+        rows = lesson.labels.unflatten(1, grid)
+        expected = torch.from_numpy(lessons.tables[0][resize_mask(masks[0], grid)])
         assert torch.equal(rows[0], expected)
         assert torch.equal(rows[1], rows[0].flip(-1))
         visual = lesson.features[..., : model.config.image_dim].mT.unflatten(2, grid)
@@ -109,7 +113,11 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
     voc_tree: Path, remembering: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str, fold: int | None, initial: Path | None = None) -> Path:
-        train([open_part("pascal", voc_tree, fold)], remembering, Run(tmp_path / name, device="cpu", initial=initial))
+        train(
+            [open_split("pascal", voc_tree, fold)],
+            remembering,
+            RunConfig(tmp_path / name, device="cpu", init_from=initial),
+        )
         return tmp_path / name / "last.safetensors"
 
     def never(*_: object) -> None:
@@ -118,8 +126,8 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
     first = run("first", None)
     with monkeypatch.context() as patched:
         patched.setattr(memory, "fit_closed_set", never)
-        whole = Run(tmp_path / "first", resume=True, device="cpu")
-        assert train([open_part("pascal", voc_tree)], remembering, whole).signal == 0
+        whole = RunConfig(tmp_path / "first", resume=True, device="cpu")
+        assert train([open_split("pascal", voc_tree)], remembering, whole).signal == 0
     state, card = load_model(first)[0].state_dict(), load_model(first)[1]
     assert card.config.memory == 20
     assert not any("cross" in name for name in state)
@@ -138,8 +146,13 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
 def test_the_best_threshold_on_held_out_images_is_the_models_own(
     voc_tree: Path, tiny: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
-    part = open_part("pascal", voc_tree)
-    train([part], tiny(holdout=1, logit_bias=True), Run(tmp_path, device="cpu"), Pace(checkpoint_minutes=60))
+    split = open_split("pascal", voc_tree)
+    train(
+        [split],
+        tiny(val_images=1, logit_bias=True),
+        RunConfig(tmp_path, device="cpu"),
+        RuntimeConfig(checkpoint_minutes=60),
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     best = max((line for line in lines if "threshold" in line), key=lambda line: line["held_out_miou"])
     assert load_model(tmp_path / "best.safetensors")[1].threshold == best["threshold"]
@@ -150,8 +163,7 @@ def test_a_threshold_is_a_probability() -> None:
     labels = torch.tensor([[[1, 1, 0, -1]]], dtype=torch.int16)
     padded = torch.zeros(1, 1, dtype=torch.bool)
     batch = Batch(
-        torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2), labels, torch.tensor([[2]]), padded, padded[..., None, None],
-        torch.tensor([-1]),
+        torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 2), labels, torch.tensor([[2]]), padded, torch.tensor([-1]),
     )  # fmt: skip
     logits = torch.logit(torch.tensor([[[[0.65, 0.3, 0.3, 0.9]]]]))
     right = {t: iou_counts(logits, batch, 3, t)[2].tolist() for t in (0.2, 0.5, 0.7)}
@@ -165,7 +177,7 @@ def test_a_fold_does_without_a_memory_and_the_rest_has_one(voc_tree: Path, clip_
     words += ["--resolution", "64", "--steps", "1", "--batch-size", "2", "--cache", str(tmp_path / "cache")]
     for name, fold, remembered in (
         ("fold", ["--fold", "0"], 0),
-        ("own", ["--fold", "0", "--memory"], 15),
+        ("own", ["--fold", "0", "--closed-set-head"], 15),
         ("all", [], 20),
     ):
         assert main([*words, *fold, "--out", str(tmp_path / name)]) == 0

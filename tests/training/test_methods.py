@@ -1,9 +1,7 @@
 """Every method goes the whole way: train, model file, evaluation, prediction."""
 
-import inspect
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,17 +20,18 @@ from fusioner.loading import load
 from fusioner.model.baselines import WORDS
 from fusioner.model.checkpoint import load_model
 from fusioner.model.config import TRAINING_FREE, Method
-from fusioner.training.calibration import LEVELS, reference_words
+from fusioner.sweep.plan import option_names
+from fusioner.training.calibration import CANDIDATES, reference_words
 from fusioner.training.config import TrainConfig
-from fusioner.training.dataset import open_part
-from fusioner.training.train import Run, train
-from fusioner.training.trainer import Pace
+from fusioner.training.dataset import open_split
+from fusioner.training.train import RunConfig, train
+from fusioner.training.trainer import RuntimeConfig
 
 Tiny = Callable[..., TrainConfig]
 
 
-def run(root: Path, out: Path, config: TrainConfig, pace: Pace | None = None, **options: Any) -> Any:
-    return train([open_part("pascal", root, 1)], config, Run(out, device="cpu", **options), pace)
+def run(root: Path, out: Path, config: TrainConfig, pace: RuntimeConfig | None = None, **options: Any) -> Any:
+    return train([open_split("pascal", root, 1)], config, RunConfig(out, device="cpu", **options), pace)
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -68,7 +67,7 @@ def test_a_stopped_baseline_goes_on_to_the_same_weights(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_update", crash)
         with pytest.raises(KeyError):
-            run(voc_tree, tmp_path / "cut", config, Pace(0))
+            run(voc_tree, tmp_path / "cut", config, RuntimeConfig(0))
     run(voc_tree, tmp_path / "cut", config, resume=True)
     one, other = (load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("whole", "cut"))
     assert one
@@ -80,21 +79,21 @@ def test_the_level_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tm
     result = run(voc_tree, tmp_path / "a", config)
     model, card = load_model(tmp_path / "a" / "best.safetensors")
     assert model.free is not None
-    assert round(float(model.free.level), 1) in LEVELS
-    assert card.training["best_miou"] == round(result.best, 2) > 0
-    words = LabelEmbedder(build_text_encoder(config.text_encoder), config.templates)(reference_words())
+    assert round(float(model.free.level), 1) in CANDIDATES
+    assert card.training["train_miou"] == round(result.best, 2) > 0
+    words = LabelEmbedder(build_text_encoder(config.model.text_encoder), config.model.templates)(reference_words())
     assert len(words) == WORDS
     torch.testing.assert_close(model.free.words, words)
-    again = run(voc_tree, tmp_path / "b", replace(config, batch_size=5))
+    again = run(voc_tree, tmp_path / "b", config.override(batch_size=5))
     assert again.best == pytest.approx(result.best)  # whatever images are looked at together
 
 
 def test_what_cannot_be_compared_with_words_is_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     unaligned = tiny(method="cosine", image_encoder="dinov2-s-embedded", text_encoder="minilm-embedded", resolution=28)
-    with pytest.raises(FusionerError, match="dinov2-s-embedded and minilm-embedded are not made"):
+    with pytest.raises(FusionerError, match="dinov2-s-embedded and minilm-embedded do not share a space"):
         run(voc_tree, tmp_path / "a", unaligned)
     with pytest.raises(FusionerError, match="which 'dinov2-s-embedded' is not"):
-        run(voc_tree, tmp_path / "b", replace(unaligned, method="maskclip"))
+        run(voc_tree, tmp_path / "b", unaligned.override(method="maskclip"))
 
 
 def test_evaluated_without_any_training(
@@ -133,13 +132,13 @@ def test_one_list_of_data_sets() -> None:
     assert set(get_args(DatasetName)) == set(DATASETS)
     assert set(get_args(DatasetName)) - set(get_args(TrainableDataset)) == {"coco-to-pascal", "mosaic4"}
     with pytest.raises(FusionerError, match="no training images"):
-        open_part("mosaic4", Path("nowhere"))
+        open_split("mosaic4", Path("nowhere"))
 
 
 def test_a_benchmark_is_trained_on_its_training_split(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
-    part = open_part("pas20", voc_tree)
-    assert len(part.data.items) == 24
-    assert train([part], tiny(steps=2), Run(tmp_path, device="cpu")).step == 2
+    split = open_split("pas20", voc_tree)
+    assert len(split.data.items) == 24
+    assert train([split], tiny(steps=2), RunConfig(tmp_path, device="cpu")).step == 2
 
 
 def test_the_page_describes_every_method_and_its_lines_are_right() -> None:
@@ -150,5 +149,5 @@ def test_the_page_describes_every_method_and_its_lines_are_right() -> None:
         verb, *words = line.removeprefix("fusioner ").split()
         command = {"train": train_command, "evaluate": evaluate_command}[verb]
         flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-        assert flags <= set(inspect.signature(command).parameters)
+        assert flags <= option_names(command)
     assert len(lines) > 2

@@ -6,7 +6,7 @@ import torch
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.training.config import TrainConfig
+from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.presets import PAPER, PRESETS, SMALL, preset
 
@@ -19,7 +19,7 @@ def model() -> Fusioner:
 
 
 def test_each_parameter_is_in_the_group_of_the_official_recipe(model: Fusioner) -> None:
-    optimizer = build_optimizer(model, PAPER)
+    optimizer = build_optimizer(model, PAPER.optim)
     group_of = {id(p): group["name"] for group in optimizer.param_groups for p in group["params"]}
     named = dict(model.named_parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named) == len(group_of)
@@ -29,19 +29,19 @@ def test_each_parameter_is_in_the_group_of_the_official_recipe(model: Fusioner) 
 
 
 def test_rates_move_as_the_official_ones(model: Fusioner) -> None:
-    optimizer = build_optimizer(model, PAPER)
+    optimizer = build_optimizer(model, PAPER.optim)
     steps = 5100
-    set_rates(optimizer, PAPER, 0, steps)
+    set_rates(optimizer, PAPER.optim, 0, steps)
     weights, others, decoder = optimizer.param_groups
     assert (weights["lr"], decoder["lr"]) == (0, 1e-3)
     assert (weights["weight_decay"], others["weight_decay"], decoder["weight_decay"]) == (pytest.approx(0.01), 0, 0)
-    set_rates(optimizer, PAPER, 100, steps)
+    set_rates(optimizer, PAPER.optim, 100, steps)
     assert (weights["lr"], others["lr"], decoder["lr"]) == (1e-3, 1e-3, 1e-3)
-    set_rates(optimizer, PAPER, steps, steps)
+    set_rates(optimizer, PAPER.optim, steps, steps)
     assert weights["lr"] == pytest.approx(2e-6)
     assert weights["weight_decay"] == pytest.approx(0.4)
     assert decoder["lr"] == 1e-3
-    set_rates(optimizer, SMALL, steps, steps)
+    set_rates(optimizer, SMALL.optim, steps, steps)
     assert decoder["lr"] == pytest.approx(2e-6)
 
 
@@ -52,10 +52,13 @@ def test_the_decoders_group_is_plain_adam() -> None:
     twin.load_state_dict(model.state_dict())
     assert model.decoder is not None
     assert twin.decoder is not None
-    ours, adam = build_optimizer(model, PAPER), torch.optim.Adam(twin.decoder.parameters(), lr=PAPER.decoder_lr)
+    ours, adam = (
+        build_optimizer(model, PAPER.optim),
+        torch.optim.Adam(twin.decoder.parameters(), lr=PAPER.optim.decoder_lr),
+    )
     for step in range(3):
         tokens, text = torch.randn(2, 8, 4, 4), torch.randn(2, 1, 6)
-        set_rates(ours, PAPER, 0, 5100)  # the fusion's rate is 0, so that both see the same features
+        set_rates(ours, PAPER.optim, 0, 5100)  # the fusion's rate is 0, so that both see the same features
         for network, optimizer in ((model, ours), (twin, adam)):
             optimizer.zero_grad()
             network(tokens, text).square().mean().backward()
@@ -70,12 +73,12 @@ def test_presets_are_plain_records_with_the_official_numbers() -> None:
         "image_encoder": "clip-vit-l14", "resolution": 224, "width": 512, "layers": 12, "heads": 8, "mlp_ratio": 4.0,
         "dropout": 0.0, "temperature": 0.07, "decoder_widths": [512] * 4, "lr": 1e-3, "min_lr": 2e-6, "beta1": 0.9,
         "weight_decay": 0.01, "weight_decay_end": 0.4, "decoder_lr": 1e-3, "batch_size": 32, "prompts": 1,
-        "sampling": "pairs", "augment": 0.5, "crop": 0.5, "loss_stride": 1, "choice_weight": 0.0, "ema": 0.0,
+        "sampling": "pairs", "augment_prob": 0.5, "min_crop_scale": 0.5, "loss_stride": 1, "ce_weight": 0.0, "ema": 0.0,
     }  # fmt: skip
-    assert {name: PAPER.to_dict()[name] for name in official} == official
-    assert PAPER.epochs == 10 + 500
-    assert round(PAPER.warmup * 510 * 396) == 10 * 396  # fold 0 has 396 batches
-    assert TrainConfig(**SMALL.to_dict()) == SMALL
+    assert {name: flatten(PAPER.to_dict())[name] for name in official} == official
+    assert PAPER.optim.epochs == 10 + 500
+    assert round(PAPER.optim.warmup * 510 * 396) == 10 * 396  # fold 0 has 396 batches
+    assert TrainConfig().merge(SMALL.to_dict()) == SMALL
     assert preset("small") is SMALL
     with pytest.raises(FusionerError, match="small or paper"):
         preset("large")
@@ -97,5 +100,5 @@ def test_presets_are_plain_records_with_the_official_numbers() -> None:
 )
 def test_bad_settings_are_named(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(FusionerError, match=sentence):
-        PAPER.changed(changes)
-    assert PAPER.changed({"lr": 1}).lr == 1.0
+        PAPER.override(**changes)
+    assert PAPER.override(lr=1).optim.lr == 1.0

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from fusioner.training.schedules import cosine, warmup_cosine
+from fusioner.training.optim import cosine, warmup_cosine
 
 
 def test_warmup_is_a_line_to_the_peak_and_then_falls_to_the_end() -> None:

@@ -18,7 +18,8 @@ from fusioner.cli.official import OFFICIAL, OURS, parser, settings
 from fusioner.cli.train import command_line
 from fusioner.loading import load_torch
 from fusioner.model.checkpoint import load_model
-from fusioner.training.config import TrainConfig
+from fusioner.sweep.plan import settings_toml
+from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.presets import PAPER, SMALL
 
 REPO = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def toml(tmp_path: Path, tiny: Callable[..., TrainConfig]) -> Toml:
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "tiny.toml"
-        path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in tiny(**changes).to_dict().items()))
+        path.write_text(settings_toml(flatten(tiny(**changes).to_dict())))
         return path
 
     return write
@@ -46,7 +47,7 @@ def test_train_as_a_user_types_it(voc_tree: Path, toml: Toml, tmp_path: Path, ca
     assert f"wrote {tmp_path / 'run' / 'best.safetensors'}" in said.out
     assert "step 5/5" in said.err  # lines where there is no terminal
     _, card = load_model(tmp_path / "run" / "last.safetensors")
-    assert card.training["settings"]["features"] == "cached"
+    assert card.training["settings"]["data"]["features"] == "cached"
     assert (card.training["steps"], card.training["seed"], card.training["fold"]) == (5, 3, 1)
     assert "bicycle" in card.training["classes"]
     assert "cat" not in card.training["classes"]
@@ -65,10 +66,10 @@ def test_several_sets_each_with_its_own_words(voc_tree: Path, toml: Toml, tmp_pa
         Image.new("RGB", (20, 20), (200, 0, 0)).save(own / "images" / f"{i}.png")
         Image.fromarray(np.full((20, 20), i, np.uint8)).save(own / "masks" / f"{i}.png")
     (own / "classes.txt").write_text("null\ntable\nplant\n")
-    words = ["train", "pascal", "--root", str(voc_tree), "--also", f"folder={own}", "--config", str(toml())]
+    words = ["train", "pascal", "--root", str(voc_tree), "--extra-dataset", f"folder={own}", "--config", str(toml())]
     assert main([*words, "--out", str(tmp_path / "run"), "--device", "cpu", "--cache", "off"]) == 0
     _, card = load_model(tmp_path / "run" / "best.safetensors")
-    assert card.training["also"] == [["folder", "own"]]
+    assert card.training["extra_datasets"] == [["folder", "own"]]
     assert {"plant", "cat"} <= set(card.training["classes"])
     assert len(card.training["images"]) == 24 + 1  # the three red pictures are one
 
@@ -76,15 +77,15 @@ def test_several_sets_each_with_its_own_words(voc_tree: Path, toml: Toml, tmp_pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--also", "coco"], "NAME=FOLDER"),
+        (["--extra-dataset", "coco"], "NAME=FOLDER"),
         (["--preset", "paper", "--prompts", "4"], "--prompts"),
         (["--steps", "0", "--epochs", "0"], "--steps or --epochs"),
         (["--lr", "nan"], "--lr must be within"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
         (["--image-encoder", "dinov9"], "dinov9"),
-        (["--also", "marsh=."], "'marsh'"),
-        (["--initial", "nowhere.safetensors", "--similarity", "none"], "nowhere.safetensors"),
-        (["--similarity", "cosine"], "--similarity cosine"),
+        (["--extra-dataset", "marsh=."], "'marsh'"),
+        (["--init-from", "nowhere.safetensors", "--similarity", "none"], "nowhere.safetensors"),
+        (["--similarity", "posterior"], "--similarity posterior"),
     ],
 )
 def test_what_does_not_work_is_said_in_one_line(
@@ -101,8 +102,18 @@ def test_what_does_not_work_is_said_in_one_line(
 def test_a_card_does_not_tell_where_files_lie(tmp_path: Path) -> None:
     root = tmp_path / "secret" / "pascal"
     root.mkdir(parents=True)
-    words = ["fusioner", "train", "pascal", "--root", str(root), "--also", f"folder={root}", "--out", "new/run"]
-    assert command_line(words) == "fusioner train pascal --root pascal --also folder=pascal --out new/run"
+    words = [
+        "fusioner",
+        "train",
+        "pascal",
+        "--root",
+        str(root),
+        "--extra-dataset",
+        f"folder={root}",
+        "--out",
+        "new/run",
+    ]
+    assert command_line(words) == "fusioner train pascal --root pascal --extra-dataset folder=pascal --out new/run"
 
 
 def test_the_official_flags_stay_as_they_are() -> None:
@@ -142,8 +153,8 @@ def test_the_official_defaults_are_the_paper_preset() -> None:
     assert settings(parser("train.py").parse_args([])) == PAPER
     words = ["--warmup_epochs", "1", "--training_epochs", "3", "--transformer_width", "64", "--scale_range", "0.7", "1"]
     changed = settings(parser("train.py").parse_args([*words, "--wd", "0.1", "--fusion_lr", "0.5"]))
-    assert (changed.epochs, changed.warmup, changed.decoder_widths) == (4, 0.25, (64,) * 4)
-    assert (changed.crop, changed.weight_decay, changed.lr) == (0.7, 0.1, 0.5)
+    assert (changed.optim.epochs, changed.optim.warmup, changed.model.decoder_widths) == (4, 0.25, (64,) * 4)
+    assert (changed.data.min_crop_scale, changed.optim.weight_decay, changed.optim.lr) == (0.7, 0.1, 0.5)
 
 
 def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
@@ -154,10 +165,9 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
     example = SMALL.with_file(REPO / "examples" / "default.toml")
-    younger = {"strangers": 0, "refine": True}  # settings that there were not when it was trained
     card = load_torch().card
-    assert younger | card.training["settings"] == example.to_dict()
-    assert card.refine is example.refine
+    assert card.training["settings"] == example.to_dict()
+    assert card.refine is example.model.guided_filter
 
 
 @pytest.mark.slow
@@ -203,7 +213,7 @@ def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path
 @pytest.mark.slow
 def test_two_processes_train_as_one(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
     """The same global batch on two gloo processes: the same losses within the noise of adding in another order."""
-    settings = toml(steps=8, choice_weight=1.0, holdout=1)
+    settings = toml(steps=8, ce_weight=1.0, val_images=1)
     words = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu", "--cache", "off"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "fusioner"]

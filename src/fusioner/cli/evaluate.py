@@ -171,12 +171,12 @@ def _load(
     from fusioner.loading import DEFAULT_MODEL, load_torch
 
     if method is not None and method != "prompt-ablated":
-        from fusioner.training.calibration import untrained
+        from fusioner.training.calibration import uncalibrated
         from fusioner.training.presets import SMALL
 
         if model is not None:
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
-        return untrained(method, *encoders, SMALL.resolution, device=device), None  # pyright: ignore
+        return uncalibrated(method, *encoders, SMALL.model.resolution, device=device), None  # pyright: ignore
     segmenter = load_torch(model, device, dataset=dataset.partition("-to-")[0])
     if method == "prompt-ablated":
         from fusioner.training.calibration import ablate_prompts

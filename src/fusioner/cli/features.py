@@ -72,7 +72,7 @@ def build(
 
     torch_device = pick_device(device)
     data = open_dataset(name, root, split)
-    encoder = build_image_encoder(image_encoder or SMALL.image_encoder)
+    encoder = build_image_encoder(image_encoder or SMALL.model.image_encoder)
     if isinstance(encoder, nn.Module):
         encoder.to(torch_device)
     with progress("views") as track:
@@ -80,8 +80,8 @@ def build(
             out or default_folder(),
             data,
             encoder,
-            SMALL.resolution if resolution is None else resolution,
-            views=SMALL.views if views is None else views,
+            SMALL.model.resolution if resolution is None else resolution,
+            views=SMALL.data.views if views is None else views,
             batch_size=batch_size,
             workers=workers,
             say=_print,

@@ -1,6 +1,6 @@
-"""The official command lines, flag for flag: `python train.py ...` and `python test.py ...` in the repository's root.
+"""The official command lines, `python train.py ...` and `python test.py ...`, with their original flags.
 
-Both are thin: the flags become the settings of the paper preset, and the same functions run as for `fusioner`.
+The flags override the paper preset; the same functions run as for `fusioner train` and `fusioner evaluate`.
 """
 
 import argparse
@@ -17,51 +17,51 @@ if TYPE_CHECKING:
 OFFICIAL: dict[str, dict[str, object]] = {
     "--dataset_name": {"default": "coco", "help": "pascal, coco, fss1000 or folder"},
     "--dataset_root": {"default": "./data", "help": "folder of the data set"},
-    "--fold": {"type": int, "default": 0, "help": "0 ... 3; its classes are held back"},
-    "--batch_size": {"type": int, "default": 32, "help": "images an update"},
+    "--fold": {"type": int, "default": 0, "help": "0 ... 3; its classes are held out"},
+    "--batch_size": {"type": int, "default": 32, "help": "images per update"},
     "--aug_prob": {"type": float, "default": 0.5, "help": "probability of each augmentation"},
-    "--test_with_org_resolution": {"action": "store_true", "help": "test on the images' own pixels, by windows"},
+    "--test_with_org_resolution": {"action": "store_true", "help": "test at native resolution with sliding windows"},
     "--target_size": {"type": int, "nargs": 2, "default": [224, 224], "help": "height and width of training images"},
-    "--scale_range": {"type": float, "nargs": 2, "default": [0.5, 1.0], "help": "shares of the area a crop keeps"},
-    "--warmup_epochs": {"type": int, "default": 10, "help": "epochs of rising learning rate, before the others"},
-    "--training_epochs": {"type": int, "default": 500, "help": "epochs of falling learning rate"},
+    "--scale_range": {"type": float, "nargs": 2, "default": [0.5, 1.0], "help": "area share of random crops"},
+    "--warmup_epochs": {"type": int, "default": 10, "help": "warm-up epochs"},
+    "--training_epochs": {"type": int, "default": 500, "help": "epochs after the warm-up"},
     "--beta1": {"type": float, "default": 0.9, "help": "AdamW's first coefficient for the fusion"},
     "--fusion_lr": {"type": float, "default": 0.001, "help": "peak learning rate of the fusion"},
-    "--fusion_min_lr": {"type": float, "default": 2e-6, "help": "its end"},
+    "--fusion_min_lr": {"type": float, "default": 2e-6, "help": "final learning rate of the fusion"},
     "--decoder_lr": {"type": float, "default": 0.001, "help": "learning rate of the decoder"},
-    "--wd": {"type": float, "default": 0.01, "help": "weight decay of the fusion at the start"},
-    "--wd_end": {"type": float, "default": 0.4, "help": "and at the end"},
+    "--wd": {"type": float, "default": 0.01, "help": "initial weight decay of the fusion"},
+    "--wd_end": {"type": float, "default": 0.4, "help": "final weight decay of the fusion"},
     "--drop_path_rate": {"type": float, "default": 0.0, "help": "stochastic depth of the fusion"},
     "--transformer_dropout": {"type": float, "default": 0.0, "help": "dropout of the fusion"},
     "--transformer_heads": {"type": int, "default": 8, "help": "heads of the fusion"},
     "--transformer_layers": {"type": int, "default": 12, "help": "layers of the fusion"},
     "--transformer_width": {"type": int, "default": 512, "help": "width of fusion and decoder"},
-    "--temperature": {"type": float, "default": 0.07, "help": "the cosine head divides by it"},
+    "--temperature": {"type": float, "default": 0.07, "help": "divisor of the head's cosines"},
     "--load_ckpt_path": {"default": None, "help": "train: weights to start from; test: the model (.safetensors, .pth)"},
     "--device": {"default": "cuda", "help": "cuda, cuda:N, cpu, mps or auto"},
 }
 """The official flags with the official defaults."""
 
 OURS: dict[str, dict[str, object]] = {
-    "--image_encoder": {"default": "clip-vit-l14", "help": "zoo name, or NAME@/folder to work offline"},
-    "--text_encoder": {"default": "clip-text-l14", "help": "likewise"},
+    "--image_encoder": {"default": "clip-vit-l14", "help": "encoder name, or NAME@/folder to work offline"},
+    "--text_encoder": {"default": "clip-text-l14", "help": "text encoder, named likewise"},
     "--out": {"type": Path, "default": Path("run"), "help": "folder of the run, or of the reports"},
-    "--steps": {"type": int, "default": 0, "help": "updates in all, in place of the epochs"},
-    "--seed": {"type": int, "default": 0, "help": "of everything random"},
-    "--resume": {"action": "store_true", "help": "go on with the run in --out"},
+    "--steps": {"type": int, "default": 0, "help": "updates, in place of the epochs"},
+    "--seed": {"type": int, "default": 0, "help": "random seed"},
+    "--resume": {"action": "store_true", "help": "continue the run in --out"},
 }
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The parser of either script."""
-    made = argparse.ArgumentParser(prog=program, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """Return the argument parser of either script."""
+    arguments = argparse.ArgumentParser(prog=program, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for flag, options in (OFFICIAL | OURS).items():
-        made.add_argument(flag, **options)  # pyright: ignore[reportArgumentType]
-    return made
+        arguments.add_argument(flag, **options)  # pyright: ignore[reportArgumentType]
+    return arguments
 
 
 def settings(given: argparse.Namespace) -> "TrainConfig":
-    """What the flags ask for, as settings.
+    """Return the settings given by the flags.
 
     Raises:
         FusionerError: images that are not square, a scale range that does not end at 1, or a value out of range.
@@ -70,62 +70,60 @@ def settings(given: argparse.Namespace) -> "TrainConfig":
 
     height, width = given.target_size
     if height != width:
-        raise FusionerError(f"--target_size {height} {width}: images are squashed to squares, give one number twice")
+        raise FusionerError(f"--target_size {height} {width}: images are resized to squares, give one number twice")
     if given.scale_range[1] != 1:
         raise FusionerError(f"--scale_range must end at 1, not {given.scale_range[1]:g}")
     epochs = given.warmup_epochs + given.training_epochs
-    return PAPER.changed(
-        {
-            "image_encoder": given.image_encoder,
-            "text_encoder": given.text_encoder,
-            "batch_size": given.batch_size,
-            "augment": given.aug_prob,
-            "crop": given.scale_range[0],
-            "resolution": height,
-            "epochs": epochs,
-            "steps": given.steps,
-            "warmup": given.warmup_epochs / max(1, epochs),
-            "beta1": given.beta1,
-            "lr": given.fusion_lr,
-            "min_lr": given.fusion_min_lr,
-            "decoder_lr": given.decoder_lr,
-            "weight_decay": given.wd,
-            "weight_decay_end": given.wd_end,
-            "drop_path": given.drop_path_rate,
-            "dropout": given.transformer_dropout,
-            "heads": given.transformer_heads,
-            "layers": given.transformer_layers,
-            "width": given.transformer_width,
-            "decoder_widths": (given.transformer_width,) * len(PAPER.decoder_widths),
-            "temperature": given.temperature,
-            "seed": given.seed,
-        },
+    return PAPER.override(
         "the flags",
+        image_encoder=given.image_encoder,
+        text_encoder=given.text_encoder,
+        batch_size=given.batch_size,
+        augment_prob=given.aug_prob,
+        min_crop_scale=given.scale_range[0],
+        resolution=height,
+        epochs=epochs,
+        steps=given.steps,
+        warmup=given.warmup_epochs / max(1, epochs),
+        beta1=given.beta1,
+        lr=given.fusion_lr,
+        min_lr=given.fusion_min_lr,
+        decoder_lr=given.decoder_lr,
+        weight_decay=given.wd,
+        weight_decay_end=given.wd_end,
+        drop_path=given.drop_path_rate,
+        dropout=given.transformer_dropout,
+        heads=given.transformer_heads,
+        layers=given.transformer_layers,
+        width=given.transformer_width,
+        decoder_widths=(given.transformer_width,) * len(PAPER.model.decoder_widths),
+        temperature=given.temperature,
+        seed=given.seed,
     )
 
 
 def run_train(words: Sequence[str]) -> None:
-    """`train.py`; raises as `fusioner.training.train.train`."""
-    from fusioner.cli.train import command_line, finish, track
-    from fusioner.training.dataset import open_part
-    from fusioner.training.train import Run, train
+    """Run `train.py`; raises as `fusioner.training.train.train`."""
+    from fusioner.cli.train import command_line, report, track
+    from fusioner.training.dataset import open_split
+    from fusioner.training.train import RunConfig, train
 
     given = parser("train.py").parse_args(words)
     config = settings(given)
-    part = open_part(given.dataset_name, Path(given.dataset_root), fold_of(given))
-    where = Run(
+    split = open_split(given.dataset_name, Path(given.dataset_root), fold_of(given))
+    run = RunConfig(
         given.out,
         given.resume,
         given.device,
-        initial=Path(given.load_ckpt_path) if given.load_ckpt_path else None,
+        init_from=Path(given.load_ckpt_path) if given.load_ckpt_path else None,
         preset="paper",
         command=command_line(["python", "train.py", *words]),
     )
-    finish(train([part], config, where, track=track), given.out)
+    report(train([split], config, run, track=track), given.out)
 
 
 def run_test(words: Sequence[str]) -> None:
-    """`test.py`; raises as `fusioner.evaluation.evaluate.evaluate`."""
+    """Run `test.py`; raises as `fusioner.evaluation.evaluate.evaluate`."""
     from fusioner.cli.evaluate import evaluate
 
     given = parser("test.py").parse_args(words)
@@ -145,12 +143,12 @@ def run_test(words: Sequence[str]) -> None:
 
 
 def fold_of(given: argparse.Namespace) -> int | None:
-    """The fold, for the sets that have any."""
+    """Return the fold, or None for data sets without folds."""
     return given.fold if given.dataset_name in ("pascal", "coco") else None
 
 
 def main(run: str) -> int:
-    """Run "train" or "test" with the process's arguments -> exit code, errors said in one line."""
+    """Run "train" or "test" with the process's arguments; print errors in one line and return the exit code."""
     try:
         (run_train if run == "train" else run_test)(sys.argv[1:])
     except FusionerError as error:

@@ -26,7 +26,7 @@ class Projection(nn.Module):
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(config.image_dim, config.text_dim)
+        self.proj = nn.Linear(config.visual_dim, config.text_dim)
 
     def forward(
         self, visual: Float[Tensor, "b n dv"], text: Float[Tensor, "b k d"], extra: None = None

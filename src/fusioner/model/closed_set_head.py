@@ -89,7 +89,7 @@ class Memory(nn.Module):
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
         self.own = config.memory
-        n, width = sum(config.earlier) + self.own, config.image_dim + config.aligned_dim
+        n, width = sum(config.earlier) + self.own, config.visual_dim + config.aligned_dim
         self.register_buffer("names", torch.zeros(n, config.text_dim))
         self.register_buffer("known", torch.zeros(n, dtype=torch.bool))
         self.earlier = nn.ModuleList(ClosedSet(width, count) for count in config.earlier).requires_grad_(False)

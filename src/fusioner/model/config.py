@@ -17,7 +17,8 @@ class FusionerConfig:
     """Defaults are the paper's network on CLIP ViT-L/14 (official recipe: 12 layers of width 512, 8 heads).
 
     Attributes:
-        image_dim, text_dim: widths of the frozen encoders' outputs (aligned channels not counted).
+        image_dim, text_dim: widths of the frozen encoders' outputs, similarity channels not counted; image_dim 0: the
+            similarity channels of a single encoder are also its visual tokens.
         width, layers, heads, mlp_ratio: the fusion transformer.
         dropout, drop_path: regularisation of the fusion, both off in the official recipe.
         temperature: the cosine head divides by it (paper section 3.3).
@@ -28,12 +29,6 @@ class FusionerConfig:
         similarity: beyond the paper. "cosine" or "posterior": further `aligned_dim` channels at the end of the tokens
             say what a patch looks like in words (see `model.similarity`), and each label is fused apart from the rest.
         aligned_dim: number of those channels.
-        labels_apart: beyond the paper. Fuse each label apart from the others, so that its mask does not depend on what
-            else is asked for; always so with a similarity.
-        none_token: beyond the paper. A learned token stands for "none of it": a label's logit is how much nearer a
-            pixel is to the label than to that token.
-        reference: beyond the paper, with a similarity: number of patches of training images that say how much each
-            label gathers anywhere; its maps are z-scores against them. 0 for none.
         direct: beyond the paper, with a similarity: what its maps say of a patch is also added to the logits as it is,
             so that the fusion has only the rest to learn.
         kinds: beyond the paper, with similarity "posterior": number of wider kinds (WordNet's hypernyms) by which class
@@ -62,9 +57,6 @@ class FusionerConfig:
     decoder_norm: Literal["instance", "layer"] = "instance"
     similarity: Literal["none", "cosine", "posterior"] = "none"
     aligned_dim: int = 0
-    labels_apart: bool = False
-    none_token: bool = False
-    reference: int = 0
     direct: bool = False
     kinds: int = 0
     affinity: bool = False
@@ -100,8 +92,6 @@ class FusionerConfig:
             raise FusionerError("affinity averages similarity maps: it needs similarity 'cosine' or 'posterior'")
         if self.direct and self.similarity == "none":
             raise FusionerError("direct reads similarity maps: it needs similarity 'cosine' or 'posterior'")
-        if self.reference and self.similarity == "none":
-            raise FusionerError("reference patches measure similarity: they need similarity 'cosine' or 'posterior'")
         if self.kinds and self.similarity != "posterior":
             raise FusionerError(
                 f"kinds are found among a classifier's names: they need similarity 'posterior', not {self.similarity!r}"
@@ -119,11 +109,14 @@ class FusionerConfig:
             )
 
     @property
+    def visual_dim(self) -> int:
+        """Width of the visual tokens."""
+        return self.image_dim or self.aligned_dim
+
+    @property
     def labels_independent(self) -> bool:
         """Whether a label's logits ignore the other labels, so that labels may be computed in any portions."""
-        return (
-            self.similarity != "none" or self.labels_apart or self.method in ("lseg", "prompt-ablated", *TRAINING_FREE)
-        )
+        return self.similarity != "none" or self.method in ("lseg", "prompt-ablated", *TRAINING_FREE)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

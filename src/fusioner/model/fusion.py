@@ -86,7 +86,7 @@ class Fusion(nn.Module):
         width = config.width
         self.late = config.method == "late"
         self.visual_proj = nn.Sequential(
-            nn.LayerNorm(config.image_dim), nn.Linear(config.image_dim, width), nn.LayerNorm(width)
+            nn.LayerNorm(config.visual_dim), nn.Linear(config.visual_dim, width), nn.LayerNorm(width)
         )
         self.text_proj = nn.Sequential(nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, width))
         self.cls_emb = nn.Parameter(torch.zeros(1, width))
@@ -95,11 +95,8 @@ class Fusion(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.proj_patch = nn.Parameter(width**-0.5 * torch.randn(width, width))
         self.proj_classes = nn.Parameter(width**-0.5 * torch.randn(width, config.decoder_widths[-1]))
-        self.none_emb = nn.Parameter(torch.zeros(1, width)) if config.none_token else None
         self.apply(_init_linear)
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
-        if self.none_emb is not None:
-            nn.init.trunc_normal_(self.none_emb, std=0.02)
 
     def forward(
         self,
@@ -114,8 +111,6 @@ class Fusion(nn.Module):
         if extra is not None:
             patches = (patches[:, None] + extra).flatten(0, 1)
         asked = self.text_proj(text) + self.cls_emb
-        if self.none_emb is not None:
-            asked = torch.cat([asked, self.none_emb.expand(len(text), -1, -1)], dim=1)
         x = torch.cat([patches, asked], dim=1)
         mask = self._blind(n, asked.shape[1], x.device) if self.late else None
         for block in self.blocks:

@@ -22,8 +22,8 @@ class Fusioner(nn.Module):
     """Fusion, decoder and cosine head over the outputs of frozen encoders.
 
     With `config.similarity == "none"` this is the paper's network: all labels of an image are fused together, and a
-    label's mask may depend on what else is asked for. With similarity, or `config.labels_apart`, every label runs apart
-    through shared weights; with similarity it is guided by its own similarity to the image: beyond the paper, see docs.
+    label's mask may depend on what else is asked for. With similarity every label runs apart
+    through shared weights; it is guided by its own similarity to the image: beyond the paper, see docs.
 
     `config.method` names a baseline in its place (docs/baselines.md); all of them take and give the same.
     """
@@ -87,16 +87,12 @@ class Fusioner(nn.Module):
         seen: Seen | None,
     ) -> Float[Tensor, "b k h w"]:
         b, k = text.shape[:2]
-        if self.similarity is None and not self.config.labels_apart:
-            return self._fuse(tokens, text, None, size)
-        direct = None
         if self.similarity is None:
-            guidance = tokens.new_zeros(b, k, 1, 1)
-        else:
-            hidden = self._hidden(b, k, text.device)
-            seen = self.look(tokens, portion) if seen is None else seen
-            guidance, direct = self.similarity(seen, text, hidden if self.training else None)
-            text = text * ~hidden[..., None]
+            return self._fuse(tokens, text, None, size)
+        hidden = self._hidden(b, k, text.device)
+        seen = self.look(tokens, portion) if seen is None else seen
+        guidance, direct = self.similarity(seen, text, hidden if self.training else None)
+        text = text * ~hidden[..., None]
         logits = self._fuse(self.split(tokens)[0], text.reshape(b * k, 1, -1), guidance, size)
         logits = logits.view(b, k, *logits.shape[-2:])
         if direct is None:
@@ -110,7 +106,7 @@ class Fusioner(nn.Module):
     def split(self, tokens: Float[Tensor, "b d gh gw"]) -> tuple[Tensor, Tensor]:
         """Visual tokens and aligned channels apart."""
         visual, aligned = tokens.split([tokens.shape[1] - self.config.aligned_dim, self.config.aligned_dim], dim=1)
-        return visual, aligned
+        return visual if self.config.image_dim else tokens, aligned
 
     def _hidden(self, b: int, k: int, device: torch.device) -> Bool[Tensor, "b k"]:
         """Prompt dropout: labels whose words the fusion must do without; all of them always where the rate is 1."""
@@ -131,8 +127,6 @@ class Fusioner(nn.Module):
         features, size_there = (grid, None) if self.decoder is None else (self.decoder(grid), size)
         temperature = 1.0 if self.config.logit_bias else self.config.temperature
         logits = cosine_logits(features, classes, temperature, size_there)
-        if self.config.none_token:
-            logits = logits[:, :-1] - logits[:, -1:]
         if self.config.logit_bias:
             logits = logits * self.logit_scale.exp() + self.logit_bias
         return _resized(logits, size) if self.decoder is None else logits

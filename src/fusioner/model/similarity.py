@@ -34,7 +34,6 @@ class Seen(NamedTuple):
         mean, spread: of the cosines of a token with all M names.
         alike: how much of patch j there is in an average over the patches that are like patch i; rows add up to 1.
         recalled: what the memory says, where there is one.
-        reference: the same of the patches that labels are measured against, as if they were one image.
     """
 
     tokens: Float[Tensor, "b d p"]
@@ -44,7 +43,6 @@ class Seen(NamedTuple):
     spread: Float[Tensor, "b p"] | None = None
     alike: Float[Tensor, "b p p"] | None = None
     recalled: Recalled | None = None
-    reference: "Seen | None" = None
 
 
 class Similarity(nn.Module):
@@ -56,8 +54,6 @@ class Similarity(nn.Module):
     posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
     With `config.kinds` half of a label's share goes to names that are a kind of it, however they are called: a tabby
     is a cat. There a name is as near as the nearest of its WordNet hypernyms, less a little the more that one covers.
-    With `config.reference` these channels are z-scores against what the label gathers on patches of training images:
-    what *person* gathers from a classifier that knows no person is little anywhere, and where it is most, people are.
     With `config.memory` three channels more say what trained classes of nearby names look like, and one, the same
     everywhere, how near those names are (`model.memory`).
     With `config.affinity` every map is read once more, averaged over the patches that the visual encoder finds alike:
@@ -78,8 +74,6 @@ class Similarity(nn.Module):
             self.direct = nn.Sequential(nn.Linear(channels, SIDEWAYS), nn.GELU(), nn.Linear(SIDEWAYS, 1))
             for of_last in self.direct[2].parameters():  # at first it says nothing
                 nn.init.zeros_(of_last)
-        places = torch.zeros(config.aligned_dim, config.reference) if config.reference else None
-        self.register_buffer("reference", places)
         if self.kind == "posterior":
             self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
         self.has_kinds = config.kinds > 0
@@ -92,7 +86,6 @@ class Similarity(nn.Module):
     kinds: Float[Tensor, "h d"]
     cost: Float[Tensor, " h"]
     above: Int[Tensor, "m depth"]
-    reference: Float[Tensor, "a r"] | None
 
     def learn_kinds(self, kinds: Float[Tensor, "h d"], above: Int[Tensor, "m most"]) -> None:
         """Take over the kinds' unit embeddings, and which, `DEPTH` at most, are above each name; H: no more."""
@@ -113,8 +106,7 @@ class Similarity(nn.Module):
         if self.memory is not None and seen.log is not None:
             recalled = self.memory.look(visual.flatten(2), seen.log, portion)
         alike = affinity(visual.flatten(2)) if self.affinity else None
-        reference = None if self.reference is None else self.read(self.reference[None])
-        return seen._replace(alike=alike, recalled=recalled, reference=reference)
+        return seen._replace(alike=alike, recalled=recalled)
 
     def read(self, aligned: Float[Tensor, "b a p"]) -> Seen:
         """What aligned tokens say, each by itself."""
@@ -133,7 +125,7 @@ class Similarity(nn.Module):
     ) -> tuple[Float[Tensor, "b k p w"], Float[Tensor, "b k p"] | None]:
         """Guidance for each label's visual tokens, in row-major grid order, and with `config.direct` what there is to
         add to its logits; `hidden` as in `Memory`."""
-        maps, near = self.measured(seen, text), None
+        maps, near = self.maps(seen, text), None
         if self.memory is not None and seen.recalled is not None:
             recalled, near = self.memory(seen.recalled, text, hidden)
             maps = torch.cat([maps, recalled], dim=2)
@@ -144,15 +136,6 @@ class Similarity(nn.Module):
         if near is not None:
             read = torch.cat([read, near[..., None, None].expand(*read.shape[:3], 1)], dim=3)
         return self.proj(read), None if self.direct is None else self.direct(read)[..., 0]
-
-    def measured(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
-        """`maps`, as z-scores among those of the reference patches where there are any."""
-        maps = self.maps(seen, text)
-        if seen.reference is None:
-            return maps
-        anywhere = self.maps(seen.reference, text)
-        spread = anywhere.std(dim=3, keepdim=True).clamp_min(1e-3)
-        return (maps - anywhere.mean(dim=3, keepdim=True)) / spread
 
     def near(self, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k m"]:
         """How a label spreads over the anchor names; adds up to 1."""

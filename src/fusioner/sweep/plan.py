@@ -1,34 +1,34 @@
-"""A sweep's TOML file: which cells there are, and the two command lines of each.
+"""A sweep's TOML file: its cells, and the two commands of each cell.
 
-Nothing is trained or loaded here; what can be checked before hours of work is checked.
+Everything that can be checked before hours of work is checked here; nothing is loaded or trained.
 """
 
 import hashlib
-import inspect
 import itertools
 import json
 import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+
+from cyclopts import App
 
 from fusioner.data.folds import FOLD_DATASETS, FOLDS
 from fusioner.data.registry import DatasetName, TrainableDataset
 from fusioner.errors import FusionerError
 from fusioner.model.config import Method
-from fusioner.training.config import TrainConfig
-from fusioner.training.presets import preset as ready
+from fusioner.training.config import SECTIONS, TrainConfig, read_toml
+from fusioner.training.presets import preset as get_preset
 
 GRID = ("image_encoders", "text_encoders", "methods", "folds", "seeds")
-_OWN = {"image_encoder", "text_encoder", "method", "fold", "root", "out", "model", "resume", "config"}
-"""What the sweep itself sets; it cannot stand under [train] or [evaluate]."""
+_RESERVED = {"image_encoder", "text_encoder", "method", "fold", "root", "out", "model", "resume", "config"}
+"""Options set by the sweep itself, not allowed in [train] and [evaluate]."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its evaluation; fold None: a set without folds, or all classes."""
+    """One training and its evaluation; fold None: a data set without folds, or all classes."""
 
     image_encoder: str
     text_encoder: str
@@ -38,33 +38,38 @@ class Cell:
 
     @property
     def row(self) -> tuple[str, str, str]:
-        """Its row in the table."""
+        """Key of its row in the table."""
         return self.image_encoder, self.text_encoder, self.method
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Description for messages."""
         fold = "" if self.fold is None else f" fold {self.fold}"
         return f"{self.method} {self.image_encoder} {self.text_encoder}{fold} seed {self.seed}"
 
     @property
     def name(self) -> str:
-        """Of its folder: readable, and different for different cells."""
-        whole = "|".join(self.row)
-        readable = re.sub(r"[^a-z0-9.]+", "-", "-".join((self.method, *(_base(one) for one in self.row[:2]))).lower())
+        """Folder name: readable and unique."""
+        encoders = ("-".join(part.split("@")[0].strip() for part in name.split("+")) for name in self.row[:2])
+        readable = re.sub(r"[^a-z0-9.]+", "-", "-".join((self.method, *encoders)).lower())[:80]
+        digest = hashlib.sha256("|".join(self.row).encode()).hexdigest()[:6]
         fold = "" if self.fold is None else f"-fold{self.fold}"
-        return f"{readable[:80]}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}{fold}-seed{self.seed}"
+        return f"{readable}-{digest}{fold}-seed{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the training settings of this cell."""
+        return {name: getattr(self, name) for name in ("image_encoder", "text_encoder", "method", "seed")}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A file read and checked.
+    """A sweep's file, read and checked.
 
     Attributes:
         train_set, train_root, test_set, test_root: data sets and their folders.
-        preset, settings: of the training, settings on top of the preset's.
+        preset, settings: of the training; settings override the preset's.
         train_flags, evaluate_flags: further options of the two commands, as words.
-        cells: rows of the table one after the other, the folds of a row together.
+        cells: row by row, the folds of a row together.
     """
 
     train_set: str
@@ -78,30 +83,28 @@ class Sweep:
     cells: tuple[Cell, ...]
 
     def config(self, cell: Cell) -> TrainConfig:
-        """What a cell is trained with; as `fusioner train` has it, a fold without a memory unless one is asked for."""
-        base = ready(self.preset) if cell.fold is None else ready(self.preset).changed({"memory": False})
-        own = {name: getattr(cell, name) for name in ("image_encoder", "text_encoder", "method", "seed")}
-        return base.changed(self.settings | own, "[train]")
+        """Return the training settings of a cell, as `fusioner train` resolves them."""
+        return get_preset(self.preset, cell.fold).override("[train]", **self.settings | cell.settings())
 
     def identity(self) -> dict[str, Any]:
-        """What must not change in a folder that holds finished cells; the grid may grow."""
+        """Return what must not change in a folder with finished cells; the grid may grow."""
         return {
-            "data": {one: getattr(self, one) for one in ("train_set", "train_root", "test_set", "test_root")},
+            "data": {name: getattr(self, name) for name in ("train_set", "train_root", "test_set", "test_root")},
             "train": {"preset": self.preset} | self.settings,
             "train_flags": list(self.train_flags),
             "evaluate": list(self.evaluate_flags),
         }
 
     def commands(self, cell: Cell, folder: Path, cache: Path) -> dict[str, list[str]]:
-        """The words after `fusioner` that train the cell in `folder`, and that evaluate it."""
+        """Return the arguments of `fusioner` that train a cell in `folder`, and those that evaluate it."""
         run, fold = folder / "run", [] if cell.fold is None else ["--fold", str(cell.fold)]
         settings = ["--config", str(folder / "settings.toml"), "--preset", self.preset]
         train = ["train", self.train_set, "--root", self.train_root, *fold, *settings, "--out", str(run), "--resume"]
-        if "--cache" not in self.train_flags and self.config(cell).features == "cached":
+        if "--cache" not in self.train_flags and self.config(cell).data.features == "cached":
             train += ["--cache", str(cache)]
         test = ["evaluate", self.test_set, "--root", self.test_root, *fold, "--model", str(run / "best.safetensors")]
         test += ["--out", str(folder / "report")]
-        if "--cache" not in self.evaluate_flags and "slide" not in self.evaluate_flags:
+        if not {"--cache", "slide"} & set(self.evaluate_flags):
             test += ["--cache", str(cache)]
         return {"train": [*train, *self.train_flags], "evaluate": [*test, *self.evaluate_flags]}
 
@@ -110,106 +113,105 @@ def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep's file; docs/sweep.md has an example.
 
     Raises:
-        FusionerError: it cannot be read, or says something that does not exist or go together (named).
+        FusionerError: the file cannot be read, or has something unknown or inconsistent (named).
     """
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FusionerError(f"cannot read the sweep in {path}: {reason}") from error
-    _known(content, ("data", "grid", "train", "evaluate"), f"{path}", "part")
-    parts = {name: content.get(name, {}) for name in ("data", "grid", "train", "evaluate")}
-    for name, part in parts.items():
-        if not isinstance(part, dict):
-            raise FusionerError(f"{path}: {name} must be a part of its own, written [{name}]")
-    data, train, evaluate = parts["data"], dict(parts["train"]), parts["evaluate"]
-    _known(data, ("name", "root", "test", "test_root"), f"{path} [data]")
-    name, root = _word(data, "name", path), _word(data, "root", path)
-    test, test_root = data.get("test", name), data.get("test_root", root)
-    if name not in get_args(TrainableDataset) or test not in get_args(DatasetName):
-        raise FusionerError(f"{path} [data]: there is no data set {name!r} to train on or no {test!r} to test on")
     from fusioner.cli.evaluate import evaluate as evaluate_command
     from fusioner.cli.train import train as train_command
 
-    preset = train.pop("preset", "small")
-    names = {field.name for field in fields(TrainConfig)}
-    settings = {key: value for key, value in train.items() if key in names - _OWN}
-    rest = {key: value for key, value in train.items() if key not in settings}
+    content = read_toml(path, "the sweep")
+    _check_names(content, ("data", "grid", "train", "evaluate"), f"{path}", "part")
+    for name, table in content.items():
+        if not isinstance(table, dict):
+            raise FusionerError(f"{path}: {name} must be a table, written [{name}]")
+    data, grid, train, evaluate = (content.get(name, {}) for name in ("data", "grid", "train", "evaluate"))
+    _check_names(data, ("name", "root", "test", "test_root"), f"{path} [data]")
+    for name in ("name", "root"):
+        if not isinstance(data.get(name), str):
+            raise FusionerError(f'{path} [data]: say {name} = "..."')
+    test, test_root = data.get("test", data["name"]), data.get("test_root", data["root"])
+    if data["name"] not in get_args(TrainableDataset) or test not in get_args(DatasetName):
+        name = data["name"]
+        raise FusionerError(f"{path} [data]: there is no data set {name!r} to train on or no {test!r} to test on")
     if "seed" in train:
         raise FusionerError(f"{path} [train]: write seeds = [...] under [grid]")
+    preset = train.get("preset", "small")
+    settings = {name: value for name, value in train.items() if name in set(SECTIONS) - _RESERVED}
+    flags = {name: value for name, value in train.items() if name not in settings and name != "preset"}
     sweep = Sweep(
-        name,
-        root,
+        data["name"],
+        data["root"],
         test,
         test_root,
         preset,
         settings,
-        _flags(rest, train_command, f"{path} [train]"),
-        _flags(evaluate, evaluate_command, f"{path} [evaluate]"),
-        _cells(parts["grid"], test if test in FOLD_DATASETS else None, preset, path),
+        _words(flags, train_command, f"{path} [train]"),
+        _words(evaluate, evaluate_command, f"{path} [evaluate]"),
+        _cells(grid, test in FOLD_DATASETS, preset, path),
     )
     for cell in sweep.cells:
         sweep.config(cell)
     return sweep
 
 
+def option_names(command: Callable[..., None]) -> set[str]:
+    """Return the names of a command's options, with underscores."""
+    app = App()
+    app.default(command)
+    flags = {name for argument in app.assemble_argument_collection() for name in argument.names}
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+
+
 def settings_toml(settings: Mapping[str, Any]) -> str:
-    """Settings of a training, a `name = value` a line."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items())
+    """Return settings, given by field name, as the TOML tables that `fusioner train --config` reads."""
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if not SECTIONS[name]]
+    for section in ("model", "data", "optim"):
+        entries = [f"{name} = {_toml(value)}" for name, value in settings.items() if SECTIONS[name] == section]
+        lines += [f"[{section}]", *entries] if entries else []
+    return "\n".join(lines) + "\n"
 
 
-def _cells(grid: dict[str, Any], folded: str | None, preset: str, path: Path) -> tuple[Cell, ...]:
-    _known(grid, GRID, f"{path} [grid]")
-    default = ready(preset)
-    base = {"image_encoders": [default.image_encoder], "text_encoders": [default.text_encoder]}
-    base |= {"methods": ["fusioner"], "folds": list(FOLDS) if folded else [None], "seeds": [0]}
-    lists = [grid.get(name, base[name]) for name in GRID]
-    kinds = (str, str, str, int, int)
-    for name, values, kind in zip(GRID, lists, kinds, strict=True):
-        fine = isinstance(values, list) and values and all(type(one) is kind or one is None for one in values)
-        if not fine or len(set(values)) < len(values):
+def _cells(grid: dict[str, Any], has_folds: bool, preset: str, path: Path) -> tuple[Cell, ...]:
+    _check_names(grid, GRID, f"{path} [grid]")
+    model = get_preset(preset).model
+    default = {"image_encoders": [model.image_encoder], "text_encoders": [model.text_encoder]}
+    default |= {"methods": ["fusioner"], "folds": list(FOLDS) if has_folds else [None], "seeds": [0]}
+    axes = [grid.get(name, default[name]) for name in GRID]
+    for name, values, kind in zip(GRID, axes, (str, str, str, int, int), strict=True):
+        valid = isinstance(values, list) and values and all(type(value) is kind or value is None for value in values)
+        if not valid or len(set(values)) < len(values):
             raise FusionerError(f"{path} [grid]: {name} is a list of different {kind.__name__} values, not {values!r}")
-    if "folds" in grid and (not folded or not set(grid["folds"]) <= set(FOLDS)):
+    if "folds" in grid and (not has_folds or not set(grid["folds"]) <= set(FOLDS)):
         raise FusionerError(f"{path} [grid]: folds are 0, 1, 2, 3, and only of pascal, coco and coco-to-pascal")
-    if unknown := set(lists[2]) - set(get_args(Method)):
+    images, texts, methods, folds, seeds = axes
+    if unknown := set(methods) - set(get_args(Method)):
         raise FusionerError(f"{path} [grid]: there is no method {min(unknown)!r}; choose {', '.join(get_args(Method))}")
-    image, text, methods, folds, seeds = lists
-    rows = itertools.product(image, text, methods, seeds, folds)
-    return tuple(Cell(i, t, m, fold, seed) for i, t, m, seed, fold in rows)
+    product = itertools.product(images, texts, methods, seeds, folds)
+    return tuple(Cell(image, text, method, fold, seed) for image, text, method, seed, fold in product)
 
 
-def _flags(values: Mapping[str, Any], command: Callable[..., None], where: str) -> tuple[str, ...]:
-    """Options of a command as words; FusionerError for one it does not have."""
-    known = [name for name in inspect.signature(command).parameters if name not in _OWN | {"dataset"}]
+def _words(options: Mapping[str, Any], command: Callable[..., None], where: str) -> tuple[str, ...]:
+    """Return a command's options as words; FusionerError for an unknown one."""
+    known = sorted(option_names(command) - _RESERVED)
     words: list[str] = []
-    for name, value in values.items():
-        if name in _OWN:
-            raise FusionerError(f"{where}: {name} is set by [data] and [grid], a cell at a time")
-        _known({name: value}, known, where)
+    for name, value in options.items():
+        if name in _RESERVED:
+            raise FusionerError(f"{where}: {name} is set by [data] and [grid] for each cell")
+        _check_names({name: value}, known, where)
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
-        elif isinstance(value, list):
-            words += [word for one in value for word in (flag, str(one))]
         else:
-            words += [flag, str(value)]
+            for entry in value if isinstance(value, list) else [value]:
+                words += [flag, str(entry)]
     return tuple(words)
 
 
-def _known(values: Mapping[str, Any], names: Any, where: str, what: str = "setting") -> None:
+def _check_names(values: Iterable[str], names: Iterable[str], where: str, kind: str = "setting") -> None:
     if unknown := sorted(set(values) - set(names)):
-        raise FusionerError(f"{where}: there is no {what} {unknown[0]!r}; there are {', '.join(names)}")
-
-
-def _word(data: Mapping[str, Any], name: str, path: Path) -> str:
-    if not isinstance(data.get(name), str):
-        raise FusionerError(f'{path} [data]: say {name} = "..."')
-    return data[name]
-
-
-def _base(encoder: str) -> str:
-    return "-".join(part.split("@")[0].strip() for part in encoder.split("+"))
+        raise FusionerError(f"{where}: there is no {kind} {unknown[0]!r}; there are {', '.join(names)}")
 
 
 def _toml(value: Any) -> str:
-    return "[" + ", ".join(_toml(one) for one in value) + "]" if isinstance(value, list | tuple) else json.dumps(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    return json.dumps(value)

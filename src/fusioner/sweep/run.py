@@ -52,7 +52,7 @@ def estimate(sweep: Sweep, out: Path, cell: Cell) -> float:
     if same:
         return sorted(same)[len(same) // 2]
     config = sweep.config(cell)
-    return 60 + SECONDS * config.steps * config.batch_size * (config.resolution / 336) ** 2
+    return 60 + SECONDS * config.optim.steps * config.optim.batch_size * (config.model.resolution / 336) ** 2
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def run(
                     done += 1
                     say(f"done: {one.cell.title}: {_headline(folder_of(out, one.cell))}")
                     finished()
-            parts = sum(_part(folder_of(out, one.cell), sweep.config(one.cell).steps) for one in running)
+            parts = sum(_part(folder_of(out, one.cell), sweep.config(one.cell).optim.steps) for one in running)
             show(done + len(failed) + parts, ", ".join(one.cell.title for one in running))
     finally:
         for one in running:
@@ -120,10 +120,9 @@ def run(
 
 def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> _Running:
     folder = writable_folder(folder_of(out, cell))
-    own = {name: getattr(cell, name) for name in ("image_encoder", "text_encoder", "method", "seed")}
-    with atomic_write(folder / "settings.toml") as beside:
-        beside.write_text(settings_toml(sweep.settings | own), "utf-8")
-    content = {**own, "fold": cell.fold, "commands": sweep.commands(cell, folder, out / CACHE)}
+    with atomic_write(folder / "settings.toml") as temporary:
+        temporary.write_text(settings_toml(sweep.settings | cell.settings()), "utf-8")
+    content = {**cell.settings(), "fold": cell.fold, "commands": sweep.commands(cell, folder, out / CACHE)}
     with atomic_write(folder / CELL) as beside:
         beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)

@@ -1,7 +1,7 @@
-"""What is left to do for a method without training: fill in its words, and choose the level of its decision.
+"""Calibrate training-free methods: reference words and the decision threshold.
 
-The level is how far above other words a label has to stand to be claimed (`model.baselines.Free`). It is one number,
-and it is chosen on training images, with the names that a training would ask for; never on what is evaluated.
+The threshold is the z-score above reference words from which a label is assigned (`model.baselines`). It is chosen on
+training images with the prompts of a training, never on test images.
 Letters: B images, P prompts, h w loss size.
 """
 
@@ -25,17 +25,17 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.segmenter import Segmenter
 from fusioner.training.build import build_network
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batches
+from fusioner.training.data_loader import DataLoader
 from fusioner.training.running_iou import iou_counts, miou
 
-IMAGES = 200
-"""Training images that the level is chosen on, at most."""
-LEVELS = tuple(round(0.1 * step, 1) for step in range(-10, 61))
-"""Standard deviations among which it is chosen."""
+NUM_IMAGES = 200
+"""Largest number of training images used."""
+CANDIDATES = tuple(round(0.1 * step, 1) for step in range(-10, 61))
+"""Candidate z-score thresholds."""
 
 
-def fill_words(model: Fusioner, embed: LabelEmbedder) -> None:
-    """Give the model the embeddings that its method compares or replaces names with; most methods have none."""
+def set_reference_words(model: Fusioner, embed: LabelEmbedder) -> None:
+    """Set the text embeddings that the model's method compares with, or replaces prompts by; most methods have none."""
     if model.config.method == "prompt-ablated":
         model.neutral.copy_(embed([NEUTRAL])[0])
     elif model.free is not None and not model.free.silent:
@@ -43,37 +43,39 @@ def fill_words(model: Fusioner, embed: LabelEmbedder) -> None:
 
 
 def reference_words() -> list[str]:
-    """The first names of every fifth of the thousand ImageNet classes."""
+    """Return the first name of every fifth of the 1000 ImageNet classes."""
     classes = parse_names(weights_file("imagenet_names.tsv").read_text("utf-8"))
-    return [one.synonyms[0] for one in classes[:: len(classes) // WORDS]]
+    return [entry.synonyms[0] for entry in classes[:: len(classes) // WORDS]]
 
 
 @torch.no_grad()
-def fit_level(model: Fusioner, batches: Batches, batch_size: int, seed: int, track: Track | None = None) -> float:
-    """Set the level that is best on training images -> its mIoU there, per cent.
+def calibrate_threshold(
+    model: Fusioner, loader: DataLoader, batch_size: int, seed: int, track: Track | None = None
+) -> float:
+    """Set the z-score threshold with the best mIoU on training images; return that mIoU in per cent.
 
     Raises:
         FusionerError: an unreadable image or mask.
     """
     assert model.free is not None
-    examples = batches.corpus.examples
-    drawn = sorted(np.random.default_rng((seed, 4)).permutation(len(examples))[:IMAGES].tolist())
+    samples = loader.corpus.samples
+    drawn = sorted(np.random.default_rng((seed, 4)).permutation(len(samples))[:NUM_IMAGES].tolist())
     starts = range(0, len(drawn), batch_size)
-    counts = torch.zeros(len(LEVELS), batches.corpus.offsets[-1], 3)
+    counts = torch.zeros(len(CANDIDATES), loader.corpus.class_offsets[-1], 3)
     device = model.free.level.device
     model.free.level.zero_()
-    for start in track(starts, "choosing the level") if track else starts:
-        some = drawn[start : start + batch_size]
-        batch = batches.build([examples[i] for i in some], [(i,) for i in some], training=False).to(device)
-        deviations = model(batch.tokens, batch.text, batch.labels.shape[-2:])  # (B, P, h, w)
-        for total, level in zip(counts, LEVELS, strict=True):
-            total += iou_counts(deviations - level, batch, len(total)).cpu()
-    score, level = max((miou(one), level) for one, level in zip(counts, LEVELS, strict=True))
-    model.free.level.fill_(level)
+    for start in track(starts, "calibrating") if track else starts:
+        part = drawn[start : start + batch_size]
+        batch = loader.build([samples[i] for i in part], [(i,) for i in part], training=False).to(device)
+        zscores = model(batch.tokens, batch.text, batch.labels.shape[-2:])  # (B, P, h, w)
+        for total, threshold in zip(counts, CANDIDATES, strict=True):
+            total += iou_counts(zscores - threshold, batch, len(total)).cpu()
+    score, threshold = max((miou(total), threshold) for total, threshold in zip(counts, CANDIDATES, strict=True))
+    model.free.level.fill_(threshold)
     return score
 
 
-def untrained(
+def uncalibrated(
     method: Method,
     image_encoder: str,
     text_encoder: str,
@@ -81,30 +83,30 @@ def untrained(
     templates: Sequence[str] = (),
     device: str = "auto",
 ) -> Segmenter:
-    """A training-free method, ready: its level is the fixed `model.baselines.LEVEL`.
+    """Build a training-free method with the default threshold of `model.baselines`.
 
     Raises:
-        FusionerError: encoders that cannot be had, or do not fit the method.
+        FusionerError: encoders that cannot be loaded or do not fit the method.
     """
     name = value_tokens(image_encoder) if method == "maskclip" else image_encoder
-    config = TrainConfig(image_encoder=name, text_encoder=text_encoder, method=method, resolution=resolution)
+    config = TrainConfig().override(image_encoder=name, text_encoder=text_encoder, method=method, resolution=resolution)
     image, text = build_image_encoder(name), build_text_encoder(text_encoder)
     embed = LabelEmbedder(text, tuple(templates) or DEFAULT_TEMPLATES)
     model = build_network(config, image, text)
-    fill_words(model, embed)
+    set_reference_words(model, embed)
     card = ModelCard(model.config, image.name, text.name, resolution, embed.templates)
     return Segmenter(model, image, text, card, pick_device(device))
 
 
-class Blind(LabelEmbedder):
-    """Gives the neutral text's vector for every label."""
+class NeutralEmbedder(LabelEmbedder):
+    """Returns the embedding of the neutral prompt for every label."""
 
     def __call__(self, labels: Sequence[str]) -> Float[Tensor, "k d"]:
-        """One and the same row a label."""
+        """Return one identical row per label."""
         return super().__call__([NEUTRAL]).expand(len(labels), -1)
 
 
 def ablate_prompts(segmenter: Segmenter) -> Segmenter:
-    """The segmenter itself, which from now on is told the neutral text in place of every name."""
-    segmenter.embed = Blind(segmenter.text_encoder, segmenter.embed.templates)
+    """Replace every label by the neutral prompt from now on; return the segmenter itself."""
+    segmenter.embed = NeutralEmbedder(segmenter.text_encoder, segmenter.embed.templates)
     return segmenter

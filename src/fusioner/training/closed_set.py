@@ -1,6 +1,6 @@
-"""Fitting the memory: a closed-set segmenter learns to name every patch of the training images.
+"""Fit the closed-set head: a segmentation network over frozen features that classifies every patch.
 
-Letters: B images, C names and "anything else", F features, P patches.
+Letters: B images, C classes plus "other", F features, P patches.
 """
 
 import copy
@@ -20,186 +20,190 @@ from torch import Tensor, nn
 from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
 from fusioner.model.checkpoint import save_tensors
-from fusioner.model.closed_set_head import ClosedSet, Memory
+from fusioner.model.closed_set_head import ClosedSet
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import map_ahead
-from fusioner.training.closed_set_dataset import Lessons, Look
-from fusioner.training.dataset import PORTIONS, Corpus, Example, portion_of
-from fusioner.training.schedules import warmup_cosine
+from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
+from fusioner.training.dataset import CROSS_FIT_FOLDS, Corpus, Sample, cross_fit_fold
+from fusioner.training.optim import warmup_cosine
 
 # Chosen on training images, see docs/accuracy.md.
-BATCH = 8  # images a step
-LEAST, MOST = 100, 4000  # steps
-RATE, DECAY, CLIP = 1e-3, 1e-2, 1.0
-SOME = 64  # images from which mean and spread of the features are taken
-BALANCE = 0.25  # a class of n patches weighs n to the power of minus this
-ADJUSTMENT = 0.4  # what the log of n takes from its logits afterwards (logit adjustment, arXiv 2007.07314)
+BATCH_SIZE = 8
+MIN_STEPS, MAX_STEPS = 100, 4000
+LR, WEIGHT_DECAY, GRAD_CLIP = 1e-3, 1e-2, 1.0
+NORMALISATION_IMAGES = 64  # from which mean and standard deviation of the features are computed
+CLASS_BALANCE = 0.25  # a class of n patches is weighted by n to the power of minus this
+LOGIT_ADJUSTMENT = 0.4  # times log n is subtracted from a class's logit afterwards (arXiv 2007.07314)
 
 
-class Effort(NamedTuple):
-    """How long it is learnt.
+class FitConfig(NamedTuple):
+    """Length of the fit.
 
     Attributes:
-        passes: over the images.
-        share: of an image's patches, drawn anew every step, that are looked at (PatchDropout, arXiv 2208.07220); the
-            time falls faster than that.
+        epochs: passes over the images.
+        patch_ratio: share of an image's patches drawn in every step (PatchDropout, arXiv 2208.07220).
     """
 
-    passes: int = 8
-    share: float = 1.0
+    epochs: int = 8
+    patch_ratio: float = 1.0
 
 
-USUAL = Effort()
+DEFAULT_FIT = FitConfig()
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Where fitted segmenters are kept, so that a run that is taken up again need not fit them again.
+class FitCache:
+    """Fitted networks on disk, so that a resumed run or another process need not fit them again.
 
     Attributes:
-        folder: one file each.
-        mark: of what they are fitted to; those of another mark are fitted anew.
-        writes: whether this process is the one that writes.
+        folder: one file per network.
+        key: describes the inputs of the fit; files with another key are not used.
+        writes: whether this process writes.
     """
 
     folder: Path
-    mark: str
+    key: str
     writes: bool = True
 
     def get(self, name: str) -> Mapping[str, Tensor] | None:
-        """The weights kept by this name; None where there are none that can be used."""
+        """Return the weights of this name, or None if there are no usable ones."""
         with suppress(SafetensorError, OSError), safe_open(self.folder / f"{name}.safetensors", "pt") as file:
-            if (file.metadata() or {}).get("mark") == self.mark:
+            if (file.metadata() or {}).get("key") == self.key:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return None
 
     def put(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Keep weights; FusionerError where the system refuses."""
+        """Write weights; FusionerError if the system refuses."""
         if self.writes:
-            save_tensors(self.folder / f"{name}.safetensors", state, {"mark": self.mark})
+            save_tensors(self.folder / f"{name}.safetensors", state, {"key": self.key})
 
 
-def fit_memory(
+def fit_closed_set_head(
     model: Fusioner,
     corpus: Corpus,
     sources: Sequence[TokenSource],
-    names: Float[Tensor, "n d"],
+    class_embeddings: Float[Tensor, "n d"],
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
-    effort: Effort = USUAL,
-    kept: Kept | None = None,
+    fit: FitConfig = DEFAULT_FIT,
+    cache: FitCache | None = None,
 ) -> None:
-    """Fill the model's memory with what the corpus shows of its names; held-out images are not looked at.
+    """Fit the model's closed-set head to the training images; held-out images are not used.
+
+    Besides the network fitted to all images, one per cross-fitting fold is fitted without that fold, to be read in
+    training for the fold's images.
 
     Args:
-        names: unit embeddings of `corpus.names()`, in its order.
-        track: draws a bar.
-        device: to fit on; None is the CPU.
-        kept: read what is there, keep what is not.
+        class_embeddings: unit embeddings of `corpus.names()`, in its order.
+        track: draws progress bars.
+        device: where to fit; None: the CPU.
 
     Raises:
-        FusionerError: an unreadable image or mask, or no space left.
+        FusionerError: an unreadable image or mask, or a full disk.
     """
     similarity: Any = model.similarity
-    memory: Memory = similarity.memory
-    lessons = Lessons(model, corpus, sources, track)
-    memory.learn(names, lessons.counts.sum(dim=0)[:-1] > 0)
+    head = similarity.memory
+    dataset = ClosedSetDataset(model, corpus, sources, track)
+    head.learn(class_embeddings, dataset.counts.sum(dim=0)[:-1] > 0)
     states = []
-    for without in (-1, *range(PORTIONS)):
-        name = "all" if without < 0 else f"but_{without}"
-        what = f"remembering part {without + 2} of {PORTIONS + 1}"
-        state = kept.get(name) if kept else None
+    for excluded in (-1, *range(CROSS_FIT_FOLDS)):
+        name = "full" if excluded < 0 else f"without_{excluded}"
+        title = f"fitting closed-set head {excluded + 2} of {CROSS_FIT_FOLDS + 1}"
+        state = cache.get(name) if cache else None
         if state is None:
-            state = fit_closed_set(lessons, without, what, track, seed, device, effort).state_dict()
-            if kept:
-                kept.put(name, state)
+            state = fit_closed_set(dataset, excluded, title, track, seed, device, fit).state_dict()
+            if cache:
+                cache.put(name, state)
         states.append(state)
-    memory.whole.load_state_dict(states[0])
-    memory.cross = [copy.deepcopy(memory.whole) for _ in range(PORTIONS)]
-    for network, state in zip(memory.cross, states[1:], strict=True):
+    head.whole.load_state_dict(states[0])
+    head.cross = [copy.deepcopy(head.whole) for _ in range(CROSS_FIT_FOLDS)]
+    for network, state in zip(head.cross, states[1:], strict=True):
         network.load_state_dict(state)
 
 
 def fit_closed_set(
-    lessons: Lessons,
-    without: int = -1,
-    what: str = "",
+    dataset: ClosedSetDataset,
+    excluded_fold: int = -1,
+    title: str = "",
     track: Track | None = None,
     seed: int = 0,
     device: torch.device | None = None,
-    effort: Effort = USUAL,
+    fit: FitConfig = DEFAULT_FIT,
 ) -> ClosedSet:
-    """A closed-set segmenter for features as they are, frozen, on the device.
+    """Fit one closed-set network for unnormalised features; returned frozen, on the device.
 
-    AdamW on the cross-entropy among the names of an image's own data set, all patches of all images in any of their
-    views, half of them mirrored; then what makes a name likelier for being common is taken away in part.
+    Minimises the cross-entropy over the classes of an image's own split with AdamW, on all views, half of them flipped;
+    logits are then adjusted for class frequency.
 
     Args:
-        without: portion of the images (`portion_of`) that is left out; -1: none.
+        excluded_fold: cross-fitting fold to leave out; -1: none.
     """
-    taught = [row for row, example in enumerate(lessons.examples) if portion_of(example.item.id) != without]
-    examples, counts = [lessons.examples[row] for row in taught], lessons.counts[taught].sum(dim=0)
+    used = [i for i, sample in enumerate(dataset.samples) if cross_fit_fold(sample.item.id) != excluded_fold]
+    samples, counts = [dataset.samples[i] for i in used], dataset.counts[used].sum(dim=0)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        network = ClosedSet(lessons.width, lessons.allowed.shape[1] - 1).to(device)
-        if not examples:  # then it says nothing
+        network = ClosedSet(dataset.width, dataset.allowed.shape[1] - 1).to(device)
+        if not samples:
             nn.init.zeros_(network.last.weight)
             nn.init.zeros_(network.last.bias)
             return network.requires_grad_(False).eval()
-        batch = min(BATCH, len(examples))
-        steps = min(MOST, max(LEAST, effort.passes * len(examples) // batch))
-        mean, spread = (one.to(device) for one in _scale(lessons, examples))
-        weights, allowed = _weights(counts).to(device), lessons.allowed.to(device)
-        optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-        with map_ahead(lessons.read, draws(lessons, examples, batch, steps, seed), 1) as made:
-            for step in track(range(steps), what) if track else range(steps):
-                lesson = next(made)
-                optimiser.param_groups[0]["lr"] = warmup_cosine(step, steps, RATE, 0.0, min(50, steps // 10))
-                patches = lesson.rows.shape[1]
-                some = torch.randperm(patches)[: max(1, round(effort.share * patches))]
-                scores = network((lesson.features[:, some].to(device) - mean) / spread)
-                rows = lesson.rows[:, some].to(device)
-                scores = scores + allowed[lesson.parts.to(device)][:, None]
-                optimiser.zero_grad()
-                _loss(scores, rows, weights).backward()
-                nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-                optimiser.step()
+        batch_size = min(BATCH_SIZE, len(samples))
+        steps = min(MAX_STEPS, max(MIN_STEPS, fit.epochs * len(samples) // batch_size))
+        mean, std = (statistic.to(device) for statistic in _feature_statistics(dataset, samples))
+        weights, allowed = _class_weights(counts).to(device), dataset.allowed.to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
+        with map_ahead(dataset.read, draw_views(dataset, samples, batch_size, steps, seed), 1) as batches:
+            for step in track(range(steps), title) if track else range(steps):
+                batch = next(batches)
+                optimizer.param_groups[0]["lr"] = warmup_cosine(step, steps, LR, 0.0, min(50, steps // 10))
+                num_patches = batch.labels.shape[1]
+                patches = torch.randperm(num_patches)[: max(1, round(fit.patch_ratio * num_patches))]
+                logits = network((batch.features[:, patches].to(device) - mean) / std)
+                labels = batch.labels[:, patches].to(device)
+                logits = logits + allowed[batch.splits.to(device)][:, None]
+                optimizer.zero_grad()
+                _weighted_ce(logits, labels, weights).backward()
+                nn.utils.clip_grad_norm_(network.parameters(), GRAD_CLIP)
+                optimizer.step()
     network.requires_grad_(False).eval()
-    network.last.bias.sub_(ADJUSTMENT * counts.clamp_min(1).log().to(device))
-    network.first.weight.div_(spread)
+    network.last.bias.sub_(LOGIT_ADJUSTMENT * counts.clamp_min(1).log().to(device))
+    network.first.weight.div_(std)
     network.first.bias.sub_(network.first.weight @ mean)
     return network
 
 
-def _loss(
-    scores: Float[Tensor, "b p c"], rows: Int64[Tensor, "b p"], weights: Float[Tensor, " c"]
+def _weighted_ce(
+    logits: Float[Tensor, "b p c"], labels: Int64[Tensor, "b p"], weights: Float[Tensor, " c"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy, the mean of the patches that count by their class's weight; 0 where none counts."""
-    total = F.cross_entropy(scores.flatten(0, 1), rows.flatten(), weights, ignore_index=-1, reduction="sum")
-    return total / (weights[rows.clamp_min(0)] * (rows >= 0)).sum().clamp_min(1.0)
+    """Return the class-weighted mean cross-entropy over patches not ignored; 0 if there are none."""
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights, ignore_index=-1, reduction="sum")
+    return total / (weights[labels.clamp_min(0)] * (labels >= 0)).sum().clamp_min(1.0)
 
 
-def draws(lessons: Lessons, examples: list[Example], batch: int, steps: int, seed: int) -> Iterator[list[Look]]:
-    """What each step looks at: every image once before any comes again."""
-    rng, waiting = np.random.default_rng((seed, 4)), []
+def draw_views(
+    dataset: ClosedSetDataset, samples: list[Sample], batch_size: int, steps: int, seed: int
+) -> Iterator[list[SampleView]]:
+    """Yield the views of each step: every image once before any is repeated."""
+    rng, queue = np.random.default_rng((seed, 4)), []
     for _ in range(steps):
-        while len(waiting) < batch:
-            waiting += rng.permutation(len(examples)).tolist()
-        drawn, waiting = waiting[:batch], waiting[batch:]
-        some = [examples[i] for i in drawn]
-        yield [Look(one, int(rng.integers(lessons.views(one))), bool(rng.integers(2))) for one in some]
+        while len(queue) < batch_size:
+            queue += rng.permutation(len(samples)).tolist()
+        drawn, queue = [samples[i] for i in queue[:batch_size]], queue[batch_size:]
+        yield [SampleView(sample, int(rng.integers(dataset.views(sample))), bool(rng.integers(2))) for sample in drawn]
 
 
-def _scale(lessons: Lessons, examples: list[Example]) -> tuple[Float[Tensor, " f"], Float[Tensor, " f"]]:
-    """Mean and spread of the features over some images."""
-    some = examples[:: -(-len(examples) // SOME)]
-    found = torch.cat([lessons.read([Look(example)]).features[0] for example in some])
-    return found.mean(dim=0), found.std(dim=0).clamp_min(1e-4)
+def _feature_statistics(
+    dataset: ClosedSetDataset, samples: list[Sample]
+) -> tuple[Float[Tensor, " f"], Float[Tensor, " f"]]:
+    """Return mean and standard deviation of the features over some images."""
+    stride = -(-len(samples) // NORMALISATION_IMAGES)
+    patches = torch.cat([dataset.read([SampleView(sample)]).features[0] for sample in samples[::stride]])
+    return patches.mean(dim=0), patches.std(dim=0).clamp_min(1e-4)
 
 
-def _weights(counts: Int64[Tensor, " c"]) -> Float[Tensor, " c"]:
-    """Of each class in the loss, 1 in the mean of all patches."""
-    shown = counts.clamp_min(1).float()
-    weights = shown.pow(-BALANCE)
-    return weights * shown.sum() / (weights * shown).sum()
+def _class_weights(counts: Int64[Tensor, " c"]) -> Float[Tensor, " c"]:
+    """Return the loss weight of each class, 1 on average over all patches."""
+    patches = counts.clamp_min(1).float()
+    weights = patches.pow(-CLASS_BALANCE)
+    return weights * patches.sum() / (weights * patches).sum()

@@ -1,8 +1,8 @@
-"""What there is to train on: one data set or several, which of their classes are prompted, and in which order.
+"""Training data: one data set or several, the classes to prompt, and the order of samples.
 
-A fold's training asks for seen classes only, on images that show one. The published lists hold such images with unseen
-classes in them, too: their pixels count as background, as in the official recipe, or nowhere. Validation images are
-never opened.
+A fold trains on its seen classes only, with images that show one. The published lists include images that also show
+unseen classes; those pixels count as background, as in the official recipe, or are ignored. Validation images are never
+opened.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
 from fusioner.data.paths import summarize
 from fusioner.data.registry import TRAINING_SPLITS, DatasetName, TrainableDataset, open_dataset
 from fusioner.errors import FusionerError
-from fusioner.training.config import Sampling, Unseen
+from fusioner.training.config import Sampling, UnseenPixels
 
-PORTIONS = 2
-"""What is fitted to the training images (`memory`) is also fitted without each of so many portions of them."""
+CROSS_FIT_FOLDS = 2
+"""The closed-set head is also fitted without each of this many parts of the training images."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One data set of a training.
+class DatasetSplit:
+    """Training split of one data set.
 
     Attributes:
         root: the folder it was opened from.
         data: its training split.
         fold: None trains on all classes.
         classes: ids that may be prompted, ascending.
-        ignored: mask values whose pixels count nowhere.
+        ignored: mask values excluded from loss and metrics.
     """
 
     root: Path
@@ -46,7 +46,7 @@ class Part:
     ignored: tuple[int, ...]
 
     def pairs(self) -> list[Pair]:
-        """Every (image id, class id) to train on, sorted; for most sets this reads all masks, about 1 ms each."""
+        """Return every (image id, class id) to train on, sorted; most sets read all masks, at about 1 ms each."""
         if self.data.name == "coco":
             listed = [pair for pair in published_pairs("coco", "train") if pair[1] in set(self.classes)]
             return present_pairs(listed, self.data)[0]
@@ -58,145 +58,132 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Example:
-    """What one place of a batch is filled with: an image of a part, and the class to prompt (None: several)."""
+class Sample:
+    """One batch entry: an image of split number `split`, and the class to prompt (None: several)."""
 
-    part: int
+    split: int
     item: Item
     class_id: int | None
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples to train on, and those set aside to choose the best checkpoint by."""
+    """Training samples, and those held out for model selection."""
 
-    parts: tuple[Part, ...]
-    examples: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    splits: tuple[DatasetSplit, ...]
+    samples: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
 
     @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Where each part's class ids begin when the classes of all parts are numbered through; and their number."""
-        return tuple(np.cumsum([0, *(len(part.data.classes) for part in self.parts)]).tolist())
+    def class_offsets(self) -> tuple[int, ...]:
+        """First number of each split's classes in a joint numbering, followed by the total."""
+        return tuple(np.cumsum([0, *(len(split.data.classes) for split in self.splits)]).tolist())
 
     @property
-    def images(self) -> list[tuple[Part, Item]]:
-        """Every image the weights or the choice among them may depend on, each once, in a fixed order."""
-        seen = {(e.part, e.item.id): e.item for e in (*self.examples, *self.held_out)}
-        return [(self.parts[part], item) for (part, _), item in sorted(seen.items(), key=lambda entry: entry[0])]
+    def images(self) -> list[tuple[DatasetSplit, Item]]:
+        """Every image that weights or model selection depend on, once, in a fixed order."""
+        found = {(sample.split, sample.item.id): sample.item for sample in (*self.samples, *self.held_out)}
+        return [(self.splits[split], item) for (split, _), item in sorted(found.items(), key=lambda entry: entry[0])]
 
     def names(self) -> list[str]:
-        """Words of all prompted classes of all parts, each once."""
-        words = (part.data.prompts[class_id] for part in self.parts for class_id in part.classes)
+        """Return the words of all prompted classes of all splits, each once."""
+        words = (split.data.prompts[class_id] for split in self.splits for class_id in split.classes)
         return list(dict.fromkeys(words))
 
-    def some_images(self, count: int, seed: int) -> list["Example"]:
-        """One example of each training image, at most so many images, drawn by the seed."""
-        unique = list({(example.part, example.item.id): example for example in self.examples}.values())
-        drawn = np.random.default_rng((seed, 3)).permutation(len(unique))[:count]
-        return [unique[i] for i in sorted(drawn)]
+    def unique_images(self) -> list[Sample]:
+        """Return one sample of each training image."""
+        return list({(sample.split, sample.item.id): sample for sample in self.samples}.values())
 
     def digest(self) -> str:
-        """Sha256 (hex) of what a training asks of which images: differs whenever the run would see other data."""
+        """Return a sha256 (hex) of splits, samples and prompts; it differs whenever a run would see other data."""
         total = hashlib.sha256()
-        for part in self.parts:
-            about = f"{part.data.name}|{part.fold}|{part.classes}|{part.ignored}|{part.data.prompts}\n"
-            total.update(about.encode())
-        for example in (*self.examples, None, *self.held_out):
-            line = "" if example is None else f"{example.part}|{example.item.id}|{example.class_id}"
+        for split in self.splits:
+            line = f"{split.data.name}|{split.fold}|{split.classes}|{split.ignored}|{split.data.prompts}\n"
+            total.update(line.encode())
+        for sample in (*self.samples, None, *self.held_out):
+            line = "" if sample is None else f"{sample.split}|{sample.item.id}|{sample.class_id}"
             total.update(f"{line}\n".encode())
         return total.hexdigest()
 
 
-def portion_of(image: str) -> int:
-    """The portion of the training images that one belongs to, by its id."""
-    return crc32(image.encode()) % PORTIONS
+def cross_fit_fold(image: str) -> int:
+    """Return the cross-fitting fold of an image id."""
+    return crc32(image.encode()) % CROSS_FIT_FOLDS
 
 
-def open_part(name: str, root: Path, fold: int | None = None, unseen: Unseen = "background") -> Part:
-    """One data set's training split; `unseen` is what the pixels of a fold's unseen classes count as.
+def open_split(
+    name: str, root: Path, fold: int | None = None, unseen_pixels: UnseenPixels = "background"
+) -> DatasetSplit:
+    """Open the training split of a data set.
 
     Raises:
-        FusionerError: whatever is wrong with the set, one without training images, a fold for a set that has none, or a
-            fold outside 0..3.
+        FusionerError: the set is unreadable or has no training images, it has no folds, or the fold is not in 0..3.
     """
     if name in get_args(DatasetName) and name not in get_args(TrainableDataset):
-        raise FusionerError(f"data set {name!r} is there to test on: it has no training images")
+        raise FusionerError(f"data set {name!r} is for testing only: it has no training images")
     if fold is not None and name not in ("pascal", "coco"):
         raise FusionerError(f"data set {name!r} has no folds: leave --fold out")
     data = open_dataset(name, root, TRAINING_SPLITS.get(name, "train"))
-    seen, others = (data.class_ids, ()) if fold is None else fold_classes(name, fold)
-    return Part(root, data, fold, seen, (data.ignore, *others) if unseen == "ignored" else (data.ignore,))
+    seen, unseen = (data.class_ids, ()) if fold is None else fold_classes(name, fold)
+    ignored = (data.ignore, *unseen) if unseen_pixels == "ignore" else (data.ignore,)
+    return DatasetSplit(root, data, fold, seen, ignored)
 
 
-def build_corpus(
-    parts: Sequence[Part], sampling: Sampling, holdout: int = 0, seed: int = 0, balance: float = 0.0
-) -> Corpus:
-    """All examples of the parts, less the images held out (at most a twentieth of all, drawn by the seed).
-
-    With `balance` those of a smaller part come (largest / its own number) ** balance times, some once more than others.
+def build_corpus(splits: Sequence[DatasetSplit], sampling: Sampling, val_images: int = 0, seed: int = 0) -> Corpus:
+    """Collect the samples of all splits, minus the held-out images (at most a twentieth of all, drawn by the seed).
 
     Raises:
-        FusionerError: no example at all, or a fold together with further sets, whose classes would include its unseen.
+        FusionerError: no sample at all, or a fold combined with further sets, whose classes would include its unseen.
     """
-    if len(parts) > 1 and any(part.fold is not None for part in parts):
+    if len(splits) > 1 and any(split.fold is not None for split in splits):
         raise FusionerError(
-            "--fold and --also exclude each other: further sets would teach the fold's unseen classes under other names"
+            "--fold and --extra-dataset exclude each other: further sets would teach the fold's unseen classes under "
+            "other names"
         )
-    examples = [example for number, part in enumerate(parts) for example in _examples(number, part, sampling)]
-    if not examples:
-        tried = summarize(f"{part.data.name} ({part.root})" for part in parts)
-        raise FusionerError(f"there is nothing to train on in {tried}: no mask shows a class that may be prompted")
-    images = sorted({(example.part, example.item.id) for example in examples})
-    count = min(holdout, len(images) // 20)
+    samples = [sample for number, split in enumerate(splits) for sample in _samples(number, split, sampling)]
+    if not samples:
+        opened = summarize(f"{split.data.name} ({split.root})" for split in splits)
+        raise FusionerError(f"there is nothing to train on in {opened}: no mask shows a class that may be prompted")
+    images = sorted({(sample.split, sample.item.id) for sample in samples})
+    count = min(val_images, len(images) // 20)
     drawn = np.random.default_rng((seed, 0)).permutation(len(images))[:count]
-    aside = {images[i] for i in drawn}
-    kept = tuple(example for example in examples if (example.part, example.item.id) not in aside)
-    held_out = tuple(example for example in examples if (example.part, example.item.id) in aside)
-    return Corpus(tuple(parts), _balanced(kept, balance, seed) if balance else kept, held_out)
+    held_out = {images[i] for i in drawn}
+    return Corpus(
+        tuple(splits),
+        tuple(sample for sample in samples if (sample.split, sample.item.id) not in held_out),
+        tuple(sample for sample in samples if (sample.split, sample.item.id) in held_out),
+    )
 
 
-def _balanced(examples: tuple[Example, ...], balance: float, seed: int) -> tuple[Example, ...]:
-    by_part: dict[int, list[Example]] = {}
-    for example in examples:
-        by_part.setdefault(example.part, []).append(example)
-    largest, repeated = max(map(len, by_part.values())), []
-    for part, own in by_part.items():
-        whole, more = divmod(round(len(own) * (largest / len(own)) ** balance), len(own))
-        again = np.random.default_rng((seed, 5, part)).permutation(len(own))[:more]
-        repeated += own * whole + [own[i] for i in sorted(again)]
-    return tuple(repeated)
+class BatchSampler:
+    """Samples of each step: a new permutation every epoch; batches run on across the ends of epochs."""
 
-
-class Order:
-    """Which examples fill which step: a new permutation every epoch, steps running on across epochs' ends."""
-
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int) -> None:
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self._epoch, self._permutation = -1, np.empty(0, int)
 
     def steps(self, epochs: int) -> int:
-        """Updates that so many epochs take."""
-        return -(-epochs * len(self.examples) // self.batch_size)
+        """Return the number of updates of `epochs` epochs."""
+        return -(-epochs * len(self.samples) // self.batch_size)
 
-    def __call__(self, step: int) -> list[Example]:
-        """The batch of a step, the same whenever it is asked for."""
+    def __call__(self, step: int) -> list[Sample]:
+        """Return the batch of a step, a function of seed and step alone."""
         first = step * self.batch_size
-        return [self._at(*divmod(place, len(self.examples))) for place in range(first, first + self.batch_size)]
+        return [self._at(*divmod(place, len(self.samples))) for place in range(first, first + self.batch_size)]
 
-    def _at(self, epoch: int, place: int) -> Example:
+    def _at(self, epoch: int, place: int) -> Sample:
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, self._permute(epoch)
-        return self.examples[self._permutation[place]]
+        return self.samples[self._permutation[place]]
 
     def _permute(self, epoch: int) -> Int64[np.ndarray, " n"]:
-        return np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.examples))
+        return np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.samples))
 
 
-def _examples(number: int, part: Part, sampling: Sampling) -> list[Example]:
-    by_id = part.data.by_id
+def _samples(number: int, split: DatasetSplit, sampling: Sampling) -> list[Sample]:
+    by_id = split.data.by_id
     if sampling == "pairs":
-        return [Example(number, by_id[image], class_id) for image, class_id in part.pairs()]
-    if part.fold is None:
-        return [Example(number, item, None) for item in part.data.items]
-    return [Example(number, by_id[image], None) for image in sorted({image for image, _ in part.pairs()})]
+        return [Sample(number, by_id[image], class_id) for image, class_id in split.pairs()]
+    if split.fold is None:
+        return [Sample(number, item, None) for item in split.data.items]
+    return [Sample(number, by_id[image], None) for image in sorted({image for image, _ in split.pairs()})]

@@ -1,26 +1,26 @@
-"""Stopping at the end of a step instead of in its middle."""
+"""Stop at the end of a step on SIGINT or SIGTERM."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Self
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """While open, the first Ctrl-C or SIGTERM is only noted in `number`; a second one acts as it always did.
+    """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second one has its usual effect.
 
-    Outside the main thread, where Python cannot catch signals, `number` stays 0.
+    `number` stays 0 outside the main thread, where Python cannot handle signals.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._before: dict[signal.Signals, signal.Handlers] = {}
+        self._handlers: dict[signal.Signals, signal.Handlers] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {one: signal.signal(one, self._note) for one in _STOPPING}  # pyright: ignore
+            self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}  # pyright: ignore
         return self
 
     def __exit__(
@@ -28,11 +28,11 @@ class StopSignals:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
 
     def _restore(self) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
-        self._before = {}
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a bar on a terminal, a line now and then elsewhere. On stderr."""
+"""Training progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
 
 import time
 from types import TracebackType
@@ -7,11 +7,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SECONDS = 15.0
-"""Time between two lines where there is no terminal."""
+LINE_INTERVAL = 15.0
+"""Seconds between two lines without a terminal."""
 
 
-class Display:
+class TrainingProgress:
     """Loss, mIoU, images per second and time left."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -24,31 +24,29 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        live = self.console.is_terminal
-        self._bar = Progress(*columns, console=self.console, disable=not live) if live else None
-        self._total, self._begun, self._first, self._spoken = 0, 0.0, 0, 0.0
+        self._bar = Progress(*columns, console=self.console) if self.console.is_terminal else None
+        self._total, self._first, self._start_time, self._line_time = 0, 0, 0.0, 0.0
 
     def begin(self, step: int, total: int) -> None:
-        """Show a run of `total` steps that stands at `step`."""
+        """Show a run of `total` steps that starts at `step`."""
         self._total, self._first = total, step
-        self._begun = self._spoken = time.monotonic()
+        self._start_time = self._line_time = time.monotonic()
         if self._bar:
             self._bar.start()
             self._bar.add_task("", total=total, completed=step, loss=0.0, miou=0.0, speed=0.0)
 
     def step(self, step: int, loss: float, miou: float, speed: float) -> None:
-        """`step` steps are done; speed in images per second."""
+        """Show that `step` steps are done; speed in images per second."""
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step, loss=loss, miou=miou, speed=speed)
-        elif time.monotonic() - self._spoken >= SECONDS or step == self._total:
-            self._spoken = time.monotonic()
-            left = (self._spoken - self._begun) / max(1, step - self._first) * (self._total - step)
-            self.say(
-                f"step {step}/{self._total}  loss {loss:.4f}  mIoU {miou:.1f}  {speed:.1f} images/s  left {clock(left)}"
-            )
+        elif time.monotonic() - self._line_time >= LINE_INTERVAL or step == self._total:
+            self._line_time = time.monotonic()
+            left = (self._line_time - self._start_time) / max(1, step - self._first) * (self._total - step)
+            values = f"loss {loss:.4f}  mIoU {miou:.1f}  {speed:.1f} images/s  left {clock(left)}"
+            self.say(f"step {step}/{self._total}  {values}")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line."""
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def __enter__(self) -> Self:
@@ -62,7 +60,7 @@ class Display:
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
+    """Format as `1:02:03`, or `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Which names each image is prompted with; draws depend on the seed, the step and the place in the batch alone."""
+"""Random choice of the classes and words that each image is prompted with."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,52 +6,56 @@ import numpy as np
 from jaxtyping import Float, Integer
 from numpy import ndarray
 
-WIDER = 0.15  # chance that a prompt is the word for a group of classes, where its class is in one
+HYPERNYM_PROBABILITY = 0.15
+"""Probability that a class with a hypernym is prompted by it."""
 
 
 def draw_prompts(
     classes: Sequence[int],
     mask: Integer[ndarray, "h w"],
-    seen: Integer[ndarray, "n"],
+    visible: Integer[ndarray, "n"],
     count: int,
     rng: np.random.Generator,
-    pull: Float[ndarray, "n n"] | None = None,
+    weights: Float[ndarray, "n"] | None = None,
 ) -> list[int]:
-    """Class ids to prompt one image with: up to half of `count` present, the others absent, in random order.
+    """Draw class ids to prompt one image with: up to half of `count` present, the others absent, in random order.
 
-    Classes that fit only one of the two are taken beyond the half where the other kind runs out, so there are
-    min(count, classes to choose from) prompts.
+    If one kind runs out, more of the other are drawn, so there are min(count, available classes) prompts.
 
     Args:
         classes: ids that may be prompted.
-        mask: the image's mask at the size of the loss; a class with a pixel here is present.
-        seen: ids in the mask at full size; a class among them but not in `mask` is too small to be asked for.
-        pull: how likely an absent class (column) is beside a present one (row), both as in `classes`, up to a factor;
-            the strongest pull of those prompted counts. None: all absent ones are equally likely.
+        mask: the image's mask at loss resolution; a class with a pixel here is present.
+        visible: ids in the full-size mask; a class among them but not in `mask` is too small to be prompted.
+        weights: relative probability of each of `classes` as an absent one; None: uniform.
     """
-    shown, anywhere = set(np.unique(mask).tolist()), set(seen.tolist())
+    shown, anywhere = set(np.unique(mask).tolist()), set(visible.tolist())
     present = [i for i in classes if i in shown]
     absent = [i for i in classes if i not in anywhere]
     wanted = max((count + 1) // 2, count - len(absent))
-    chosen = rng.permutation(present)[:wanted].tolist()
-    room = min(len(absent), count - len(chosen))
-    if pull is None or not chosen or not room:
-        chosen += rng.permutation(absent)[:room].tolist()
+    prompts = rng.permutation(present)[:wanted].tolist()
+    room = min(len(absent), count - len(prompts))
+    if weights is None or not prompts or not room:
+        prompts += rng.permutation(absent)[:room].tolist()
     else:
-        place = {class_id: row for row, class_id in enumerate(classes)}
-        chances = pull[np.ix_([place[i] for i in chosen], [place[i] for i in absent])].max(axis=0)
-        chosen += rng.choice(absent, room, replace=False, p=chances / chances.sum()).tolist()
-    return [int(i) for i in rng.permutation(chosen)]
+        row = {class_id: number for number, class_id in enumerate(classes)}
+        chances = weights[[row[i] for i in absent]]
+        prompts += rng.choice(absent, room, replace=False, p=chances / chances.sum()).tolist()
+    return [int(i) for i in rng.permutation(prompts)]
 
 
-class Names:
+class Vocabulary:
     """The words a class may be prompted with, as rows of one table of embeddings.
 
     Args:
-        labels: every class's own words, each once.
-        synonyms: further words by label (letter case does not matter); a word that is itself a label, or stands for
-            two labels, is left out: it would teach that one class is another.
-        hypernyms: words for groups of labels, as "animal"; one that is itself a label or a synonym is left out.
+        labels: every class's name, each once.
+        synonyms: further words by label (case-insensitive). Words that are also a label, or a synonym of two labels,
+            are dropped, because they would teach that one class is another.
+        hypernyms: words for groups of labels, such as "animal". Those that are also a label or a synonym are dropped.
+
+    Attributes:
+        words: all words, in the order of the table's rows; the labels come first.
+        rows: rows of each label's words.
+        groups: row of a hypernym -> its labels, in lower case.
     """
 
     def __init__(
@@ -60,29 +64,32 @@ class Names:
         synonyms: Mapping[str, Sequence[str]] | None = None,
         hypernyms: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        others = {label.casefold(): words for label, words in (synonyms or {}).items()}
-        own = {label.casefold() for label in labels}
-        of = {label: [w for w in others.get(label.casefold(), ()) if w.casefold() not in own] for label in labels}
-        taken = [word.casefold() for words in of.values() for word in set(words)]
+        by_label = {label.casefold(): words for label, words in (synonyms or {}).items()}
+        names = {label.casefold() for label in labels}
+        extra = {
+            label: [word for word in by_label.get(label.casefold(), ()) if word.casefold() not in names]
+            for label in labels
+        }
+        used = [word.casefold() for words in extra.values() for word in set(words)]
         self.words: list[str] = list(labels)
         self.rows: dict[str, tuple[int, ...]] = {}
         for number, label in enumerate(labels):
-            extra = [word for word in dict.fromkeys(of[label]) if taken.count(word.casefold()) == 1]
-            self.rows[label] = (number, *range(len(self.words), len(self.words) + len(extra)))
-            self.words += extra
+            unique = [word for word in dict.fromkeys(extra[label]) if used.count(word.casefold()) == 1]
+            self.rows[label] = (number, *range(len(self.words), len(self.words) + len(unique)))
+            self.words += unique
         self.groups: dict[int, frozenset[str]] = {}
         for word, members in (hypernyms or {}).items():
             group = frozenset(member.casefold() for member in members)
-            if group & own and word.casefold() not in {one.casefold() for one in self.words}:
+            if group & names and word.casefold() not in {known.casefold() for known in self.words}:
                 self.groups[len(self.words)] = group
                 self.words.append(word)
 
     def draw(self, label: str, rng: np.random.Generator) -> int:
-        """The row of a name for `label`: its own or a synonym's, all equally likely."""
+        """Draw the row of the label or one of its synonyms, all equally likely."""
         rows = self.rows[label]
         return rows[0] if len(rows) == 1 else rows[int(rng.integers(len(rows)))]
 
-    def widen(self, label: str, rng: np.random.Generator) -> int | None:
-        """Now and then the row of a word for a group that `label` is in (`groups` has its labels, in lower case)."""
+    def draw_hypernym(self, label: str, rng: np.random.Generator) -> int | None:
+        """Draw the row of one of the label's hypernyms with probability `HYPERNYM_PROBABILITY`, else None."""
         rows = [row for row, group in self.groups.items() if label.casefold() in group]
-        return rows[int(rng.integers(len(rows)))] if rows and rng.random() < WIDER else None
+        return rows[int(rng.integers(len(rows)))] if rows and rng.random() < HYPERNYM_PROBABILITY else None

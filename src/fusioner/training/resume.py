@@ -1,6 +1,6 @@
-"""The state of a run on disk, from which it goes on to the same weights: RUN/resume.pt, and the log beside it.
+"""Resumable state of a run, OUT/resume.pt, and its log, OUT/metrics.jsonl.
 
-Random numbers need no place in it: every draw is seeded by the run's seed and the step it belongs to.
+No random state is stored: every draw is seeded by the run's seed and its step.
 """
 
 import json
@@ -20,56 +20,58 @@ FORMAT = "fusioner-training-1"
 
 
 def write_state(out: Path, state: Mapping[str, Any]) -> None:
-    """Write RUN/resume.pt, whole or not at all; FusionerError when the system refuses (no space left, say)."""
-    with atomic_write(out / RESUME) as beside:
-        torch.save({"format": FORMAT, **state}, beside)
+    """Write OUT/resume.pt atomically; FusionerError if the system refuses (a full disk, say)."""
+    with atomic_write(out / RESUME) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
 
 
 def read_state(out: Path, device: torch.device) -> dict[str, Any]:
-    """Read RUN/resume.pt, tensors and plain values only.
+    """Read OUT/resume.pt, tensors and plain values only.
 
     Raises:
-        FusionerError: the file is damaged or something else.
+        FusionerError: the file is corrupt or of another kind.
     """
     path = out / RESUME
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise FusionerError(f"{path} is damaged and cannot be resumed from: start anew in another --out") from error
+        raise FusionerError(f"{path} is corrupt and cannot be resumed from: start anew in another --out") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise FusionerError(f"{path} is not a run's state of this version of fusioner")
+        raise FusionerError(f"{path} is not the state of a training run of this version of fusioner")
     return state
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Refuse to go on with other settings, data or encoders than a run began with; names what differs.
+    """Raise FusionerError, naming the difference, if settings, data or encoders differ from those a run began with.
 
-    Both hold plain values by name; a nested mapping's names are compared one by one.
+    Both hold plain values by name, nested mappings are compared by name. Settings are those that differ from the
+    defaults, so that a run can be resumed by a version with further settings.
     """
-    for name, value in now.items():
-        before = saved.get(name)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            check_same(before, value, out)
-        elif before != value:
-            shown = f" ({before} then, {value} now)" if len(f"{before}{value}") < 60 else ""
+    for name in {**now, **saved}:
+        before, after = saved.get(name), now.get(name)
+        if isinstance(after, Mapping) and isinstance(before, Mapping):
+            check_same(before, after, out)
+        elif before != after:
+            then, today = ("the default" if value is None else value for value in (before, after))
+            values = f" ({then} then, {today} now)" if len(f"{then}{today}") < 60 else ""
             raise FusionerError(
-                f"cannot resume {out}: {name.replace('_', ' ')} differs from the run's own{shown}; repeat its command "
+                f"cannot resume {out}: {name.replace('_', ' ')} differs from the run's own{values}; repeat its command "
                 "with --resume, or choose another --out"
             )
 
 
 class Log:
-    """metrics.jsonl: one JSON object a line, each with its `step`; written through at once."""
+    """metrics.jsonl: one JSON object per line, each with its `step`, written immediately."""
 
     def __init__(self, out: Path, start: int) -> None:
-        """Keeps the lines of steps before `start`, drops the others: they are about to be made again."""
+        """Keep the lines of steps before `start` and drop the others, which are about to be repeated."""
         self.path = out / LOG
-        kept = [line for line in self._lines() if line["step"] < start] if start else []
-        with atomic_write(self.path) as beside:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        lines = [line for line in self._lines() if line["step"] < start] if start else []
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
     def add(self, step: int, **values: float) -> None:
-        """Append a line; FusionerError when the system refuses."""
+        """Append a line; FusionerError if the system refuses."""
         rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -81,6 +83,6 @@ class Log:
         lines = []
         if self.path.is_file():
             for text in self.path.read_text("utf-8", errors="replace").splitlines():
-                with suppress(ValueError):  # a run killed while writing leaves half a line
+                with suppress(ValueError):  # a killed run may leave half a line
                     lines.append(json.loads(text))
         return lines

@@ -1,4 +1,4 @@
-"""One training from settings to saved weights."""
+"""Train a model: from settings to saved weights."""
 
 import json
 import time
@@ -15,32 +15,30 @@ from fusioner.labels import read_word_lists
 from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.training.build import build_encoders, build_fabric, build_network, build_sources
-from fusioner.training.calibration import fill_words, fit_level
-from fusioner.training.closed_set import Effort, Kept, fit_memory
-from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batches
-from fusioner.training.dataset import Order, Part, build_corpus
-from fusioner.training.progress import Display
-from fusioner.training.prompt_sampling import Names
-from fusioner.training.provenance import describe
-from fusioner.training.reference import draw_reference
+from fusioner.training.build import build_encoders, build_fabric, build_network, build_sources, resolve_similarity
+from fusioner.training.calibration import calibrate_threshold, set_reference_words
+from fusioner.training.closed_set import FitCache, FitConfig, fit_closed_set_head
+from fusioner.training.config import SECTIONS, TrainConfig
+from fusioner.training.data_loader import DataLoader
+from fusioner.training.dataset import BatchSampler, DatasetSplit, build_corpus
+from fusioner.training.progress import TrainingProgress
+from fusioner.training.prompt_sampling import Vocabulary
+from fusioner.training.provenance import describe_training
 from fusioner.training.resume import BEST, LAST, RESUME
-from fusioner.training.strangers import Strangers
-from fusioner.training.trainer import Pace, Result, Trainer
+from fusioner.training.trainer import Result, RuntimeConfig, Trainer
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where a training computes and writes; nothing here changes what it aims for.
+class RunConfig:
+    """Where a training computes and writes; independent of the result.
 
     Attributes:
-        out: folder for last.safetensors, best.safetensors, resume.pt, metrics.jsonl, and memory/ where there is one.
-        resume: go on from the state in `out`, where there is one.
-        device: auto, cpu, cuda, cuda:N or mps; devices: how many, a process each (torchrun knows better).
+        out: folder of last.safetensors, best.safetensors, resume.pt, metrics.jsonl, and closed_set/ if fitted.
+        resume: continue from the state in `out`, if there is one.
+        device: auto, cpu, cuda, cuda:N or mps; devices: number of processes (torchrun's takes precedence).
         cache: folder of the feature cache; None: the user's own.
-        initial: model file whose weights the training starts from.
-        preset, command: for the card.
+        init_from: model file with the initial weights.
+        preset, command: recorded in the card.
     """
 
     out: Path
@@ -48,130 +46,163 @@ class Run:
     device: str = "auto"
     devices: int = 1
     cache: Path | None = None
-    initial: Path | None = None
+    init_from: Path | None = None
     preset: str = ""
     command: str = ""
 
 
 def train(
-    parts: Sequence[Part],
+    splits: Sequence[DatasetSplit],
     config: TrainConfig,
-    run: Run,
-    pace: Pace | None = None,
-    display: Display | None = None,
+    run: RunConfig,
+    runtime: RuntimeConfig | None = None,
+    progress: TrainingProgress | None = None,
     track: Track | None = None,
 ) -> Result:
-    """Train on the parts; `track` draws the bars of the feature cache.
+    """Train on the splits; `track` draws progress bars of the preparation.
 
-    Of a method without training only the level of its decision is chosen.
+    For a training-free method this only calibrates its decision threshold.
 
     Raises:
-        FusionerError: anything wrong with settings, data, encoders, device, disk, or the state to resume from.
+        FusionerError: bad settings, data, encoders, device, disk, or state to resume from.
     """
-    display = display or Display()
+    progress = progress or TrainingProgress()
     _check_out(run)
-    corpus = build_corpus(parts, config.sampling, config.holdout, config.seed, config.balance)
-    steps = config.steps or Order(corpus.examples, config.batch_size, config.seed).steps(config.epochs)
-    config = replace(config, steps=steps)
-    fabric = build_fabric(run.device, run.devices, config.precision)
-    if config.batch_size < fabric.world_size:
-        raise FusionerError(f"a batch of {config.batch_size} images cannot be shared by {fabric.world_size} devices")
-    if config.method == "maskclip":
-        config = replace(config, image_encoder=value_tokens(config.image_encoder))
-    image, text = build_encoders(config, parts[0].data.name, fabric.device)
-    groups = read_word_lists(config.hypernyms, "hypernyms.json")
-    names = Names(corpus.names(), read_word_lists(config.synonyms), groups)
-    embed = LabelEmbedder(text, config.templates or DEFAULT_TEMPLATES)
-    table = embed(names.words)
-    own_names = table[: len(corpus.names())].cpu()  # less their synonyms and groups
-    start, before = load_model(run.initial) if run.initial else (None, None)
-    earlier: tuple[int, ...] = ()
-    if start is not None:
-        config = _shaped_like(config, start.config)
-        earlier = (*start.config.earlier, start.config.memory) if start.config.memory else ()
-    model = build_network(config, image, text, len(corpus.names()), earlier)
-    fill_words(model, embed)
-    if start is not None:
-        _go_on_from(start, model, str(run.initial))
-    about = describe(
+    corpus = build_corpus(splits, config.data.sampling, config.data.val_images, config.seed)
+    sampler = BatchSampler(corpus.samples, config.optim.batch_size, config.seed)
+    config = config.override(steps=config.optim.steps or sampler.steps(config.optim.epochs))
+    fabric = build_fabric(run.device, run.devices, config.optim.precision)
+    if config.optim.batch_size < fabric.world_size:
+        raise FusionerError(
+            f"a batch of {config.optim.batch_size} images cannot be shared by {fabric.world_size} devices"
+        )
+    if config.model.method == "maskclip":
+        config = config.override(image_encoder=value_tokens(config.model.image_encoder))
+    image, text = build_encoders(config, splits[0].data.name, fabric.device)
+    initial, initial_card = load_model(run.init_from) if run.init_from else (None, None)
+    if initial is not None:
+        config = _with_network_of(config, initial.config)
+    elif config.model.similarity == "auto":
+        config = resolve_similarity(config, image, text)
+        if config.model.similarity != "posterior":
+            progress.say(f"note: {image.name} and {text.name} are used with --similarity {config.model.similarity}")
+    synonyms = read_word_lists(config.data.synonym_file)
+    hypernyms = read_word_lists(config.data.hypernym_file, "hypernyms.json")
+    vocabulary = Vocabulary(corpus.names(), synonyms, hypernyms)
+    embed = LabelEmbedder(text, config.model.templates or DEFAULT_TEMPLATES)
+    table = embed(vocabulary.words)
+    class_embeddings = table[: len(corpus.names())].cpu()  # without synonyms and hypernyms
+    previous: tuple[int, ...] = ()
+    if initial is not None and initial.config.memory:
+        previous = (*initial.config.earlier, initial.config.memory)
+    model = build_network(config, image, text, len(corpus.names()), previous)
+    set_reference_words(model, embed)
+    if initial is not None:
+        _load_initial(initial, model, str(run.init_from))
+    entry = describe_training(
         corpus,
         config,
         (image, text),
         preset=run.preset,
         command=run.command,
-        initial=run.initial.name if run.initial else None,
-        before=before.training if before else None,
+        init_from=run.init_from.name if run.init_from else None,
+        previous=initial_card.training if initial_card else None,
     )
-    mean, std = (image.mean, image.std) if config.normalisation == "dataset" else (None, None)
-    shown = config.resolution, embed.templates, mean, std
-    card = ModelCard(model.config, image.name, text.name, *shown, refine=config.refine, training=about)
-    sources = build_sources(corpus, image, config, run.cache, display.say, track)
-    if model.config.reference and start is None:  # whose logits rest on its own
-        draw_reference(model, corpus, sources, track, config.seed)
+    card = ModelCard(
+        model.config,
+        image.name,
+        text.name,
+        config.model.resolution,
+        embed.templates,
+        *((image.mean, image.std) if config.model.normalisation == "dataset" else (None, None)),
+        refine=config.model.guided_filter,
+        training=entry,
+    )
+    sources = build_sources(corpus, image, config, run.cache, progress.say, track)
     if model.config.memory:
-        effort = Effort(config.memory_passes, config.memory_share)
-        which = [config.resolution, config.seed, effort, config.features, config.views]
-        fitted_to = json.dumps([corpus.digest(), about["encoders"], *which])
-        kept = Kept(run.out / "memory", fitted_to, fabric.is_global_zero)
-        fit_memory(model, corpus, sources, own_names, track, config.seed, fabric.device, effort, kept)
-    side = max(1, config.resolution // config.loss_stride)
-    size = (side, side)
-    lent = Strangers(corpus, own_names, config.strangers) if config.strangers and len(parts) > 1 else None
-    batches = Batches(
-        corpus, sources, names, table, config.prompts, size, config.seed, config.mirror, config.hard, config.fair, lent
+        fit = FitConfig(config.model.closed_set_epochs, config.model.closed_set_patch_ratio)
+        inputs = [config.model.resolution, config.seed, fit, config.data.features, config.data.views]
+        key = json.dumps([corpus.digest(), entry["encoders"], *inputs])
+        cache = FitCache(run.out / "closed_set", key, fabric.is_global_zero)
+        if not fabric.is_global_zero:
+            fabric.barrier()  # then the fit of the first process is in the cache
+        fit_closed_set_head(model, corpus, sources, class_embeddings, track, config.seed, fabric.device, fit, cache)
+        if fabric.is_global_zero:
+            fabric.barrier()
+    side = max(1, config.model.resolution // config.optim.loss_stride)
+    loader = DataLoader(
+        corpus,
+        sources,
+        vocabulary,
+        table,
+        config.data.prompts,
+        (side, side),
+        config.seed,
+        config.data.horizontal_flip,
+        config.data.negative_frequency_power,
     )
     if model.free is not None:
-        return _choose_level(model.to(fabric.device), batches, config, card, run, fabric.is_global_zero, track)
-    identity = {"data": corpus.digest(), "encoders": about["encoders"], "initial": about["initial"]}
-    pace = pace or Pace()
-    if pace.prefetch is None:  # beside a CPU that encodes there is nothing to gain
-        pace = replace(pace, prefetch=0 if config.features == "live" and fabric.device.type == "cpu" else 2)
-    trainer = Trainer(fabric, model, batches, config, card, run.out, identity, pace, display)
+        return _calibrate(model.to(fabric.device), loader, config, card, run, fabric.is_global_zero, track)
+    identity = {"data": corpus.digest(), "encoders": entry["encoders"], "init_from": entry["init_from"]}
+    runtime = runtime or RuntimeConfig()
+    if runtime.prefetch is None:  # prefetching does not help while the same CPU encodes
+        live_on_cpu = config.data.features == "live" and fabric.device.type == "cpu"
+        runtime = replace(runtime, prefetch=0 if live_on_cpu else 2)
+    trainer = Trainer(fabric, model, loader, config, card, run.out, identity, runtime, progress)
     if run.resume:
         found = trainer.resume()
-        display.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
+        progress.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
     return trainer.fit()
 
 
-def _shaped_like(config: TrainConfig, start: FusionerConfig) -> TrainConfig:
-    """The settings with the network that a further training starts from; how it is regularised stays as set."""
-    shape = {name: value for name, value in start.to_dict().items() if name in config.to_dict()}
-    for name in ("dropout", "drop_path", "prompt_dropout"):
-        del shape[name]
-    return config.changed(shape | {"memory": start.memory > 0, "kinds": start.kinds > 0})
+def _with_network_of(config: TrainConfig, network: FusionerConfig) -> TrainConfig:
+    """Return the settings with the network of an initial model, except for its regularisation."""
+    regularisation = ("dropout", "drop_path", "prompt_dropout")
+    values = {
+        name: value
+        for name, value in network.to_dict().items()
+        if SECTIONS.get(name) == "model" and name not in regularisation
+    }
+    return config.override(
+        **values,
+        closed_set_head=network.memory > 0,
+        hypernyms=network.kinds > 0,
+        affinity_refinement=network.affinity,
+        residual_head=network.direct,
+    )
 
 
-def _go_on_from(start: Fusioner, model: Fusioner, source: str) -> None:
-    """Another's weights, and what it remembers beside what this corpus will teach."""
-    weights = {name: tensor for name, tensor in start.state_dict().items() if ".memory." not in name}
-    own = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name}
-    load_state(model, weights | own, source)
-    theirs, ours = (getattr(one.similarity, "memory", None) for one in (start, model))
-    if theirs is not None and ours is not None:
-        ours.inherit(theirs)
+def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
+    """Copy an initial model's weights, and its closed-set heads beside the new one."""
+    weights = {name: tensor for name, tensor in initial.state_dict().items() if ".memory." not in name}
+    new = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name}
+    load_state(model, weights | new, source)
+    old_head, new_head = (getattr(network.similarity, "memory", None) for network in (initial, model))
+    if old_head is not None and new_head is not None:
+        new_head.inherit(old_head)
 
 
-def _choose_level(
+def _calibrate(
     model: Fusioner,
-    batches: Batches,
+    loader: DataLoader,
     config: TrainConfig,
     card: ModelCard,
-    run: Run,
+    run: RunConfig,
     saves: bool,
     track: Track | None,
 ) -> Result:
-    """The whole training of a method without training."""
-    begun = time.monotonic()
-    silent = model.config.method == "empty"
-    score = None if silent else fit_level(model, batches, config.batch_size, config.seed, track)
-    about = {"steps": 0, "step": 0, "best_miou": score and round(score, 2)}
+    """Calibrate and save a training-free method."""
+    start = time.monotonic()
+    calibrated = model.config.method != "empty"
+    score = calibrate_threshold(model, loader, config.optim.batch_size, config.seed, track) if calibrated else None
+    entry = {"steps": 0, "step": 0, "train_miou": score and round(score, 2)}
     for name in (LAST, BEST) if saves else ():
-        save_model(run.out / name, model, replace(card, training=card.training | about))
-    judged = "the training images its level was chosen on"
-    return Result(0, 0, 0.0, score or 0.0, score or 0.0, judged, time.monotonic() - begun, 0.0, 0)
+        save_model(run.out / name, model, replace(card, training=card.training | entry))
+    measured_on = "the training images its threshold was chosen on"
+    return Result(0, 0, 0.0, score or 0.0, score or 0.0, measured_on, time.monotonic() - start, 0.0, 0)
 
 
-def _check_out(run: Run) -> None:
+def _check_out(run: RunConfig) -> None:
     if (run.out / RESUME).is_file() and not run.resume:
-        raise FusionerError(f"{run.out} holds a run already: go on with --resume, or choose another --out")
+        raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
     writable_folder(run.out)

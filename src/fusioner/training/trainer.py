@@ -1,8 +1,8 @@
-"""The training loop, top to bottom.
+"""The training loop.
 
-A step computes loss and gradients on the weights as they are, and only then, the loss being finite, may these weights
-be saved, and then they are updated. So every checkpoint has proved itself on a batch, and "step s" of a checkpoint
-means: s updates done, batch s is next.
+A step computes loss and gradients with the current weights, may save these weights once the loss is finite, and then
+updates them. So every checkpoint has passed a forward pass on a batch, and step s of a checkpoint means: s updates are
+done, batch s is next.
 """
 
 import copy
@@ -24,23 +24,23 @@ from fusioner.model.checkpoint import ModelCard, save_model
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import taken_ahead, timed
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batch, Batches, held_out, steps
-from fusioner.training.dataset import Order
+from fusioner.training.data_loader import Batch, DataLoader
+from fusioner.training.dataset import BatchSampler
 from fusioner.training.graceful_stop import StopSignals
-from fusioner.training.losses import choice, masked_bce
+from fusioner.training.losses import masked_bce, multiclass_ce
 from fusioner.training.optim import build_optimizer, set_rates
-from fusioner.training.progress import Display
+from fusioner.training.progress import TrainingProgress
 from fusioner.training.resume import BEST, LAST, RESUME, Log, check_same, read_state, write_state
-from fusioner.training.running_iou import MEMORY, THRESHOLDS, iou_counts, miou
+from fusioner.training.running_iou import COUNT_DECAY, THRESHOLDS, iou_counts, miou
 
 
 @dataclass(frozen=True)
-class Pace:
-    """What does not change the weights.
+class RuntimeConfig:
+    """Options without influence on the weights.
 
     Attributes:
         checkpoint_minutes: time between two checkpoints; 0 writes one every step.
-        prefetch: batches made ahead by a thread while the device computes; None: 2, and 0 where a CPU also encodes.
+        prefetch: batches built ahead by a thread; None: 2, or 0 if the CPU also encodes.
         compile: torch.compile the network (worth its minute on a GPU).
     """
 
@@ -51,14 +51,15 @@ class Pace:
 
 @dataclass(frozen=True)
 class Result:
-    """How a training ended.
+    """Outcome of a training.
 
     Attributes:
-        step: updates done, of `steps`; fewer where a signal ended it.
-        loss, miou: of the last step, and running over about the last fifty (training images, per cent).
-        best: mIoU of the best checkpoint, per cent; None where none was due yet. judged: on what.
+        step: updates done, of `steps`; fewer if a signal stopped it.
+        loss: of the last step; miou: running over about 50 steps (training images, per cent).
+        best: mIoU of the best checkpoint, per cent; None before the first evaluation.
+        measured_on: images that `best` was measured on.
         seconds: of this process and those it resumed; waiting: share of this one's spent waiting for data.
-        signal: number of the signal that ended it; 0 where none did.
+        signal: number of the signal that stopped it; 0 if none did.
     """
 
     step: int
@@ -66,57 +67,56 @@ class Result:
     loss: float
     miou: float
     best: float | None
-    judged: str
+    measured_on: str
     seconds: float
     waiting: float
     signal: int
 
 
 class Trainer:
-    """One run: a network, its data, its settings, and the folder it writes to.
+    """One run: a network, its data, its settings, and its output folder.
 
     Args:
-        model: on any device; moved to the fabric's, and changed in place.
-        out: writes last.safetensors, best.safetensors, resume.pt and metrics.jsonl here.
-        identity: plain values that a resumed run must share, besides the settings (data, encoders).
-        order: of the examples; None: shuffled.
+        model: moved to the fabric's device, and changed in place.
+        out: folder of last.safetensors, best.safetensors, resume.pt and metrics.jsonl.
+        identity: plain values that a resumed run must share besides the settings (data, encoders).
     """
 
     def __init__(
         self,
         fabric: Fabric,
         model: Fusioner,
-        batches: Batches,
+        loader: DataLoader,
         config: TrainConfig,
         card: ModelCard,
         out: Path,
         identity: dict[str, Any],
-        pace: Pace | None = None,
-        display: Display | None = None,
-        order: Order | None = None,
+        runtime: RuntimeConfig | None = None,
+        progress: TrainingProgress | None = None,
     ) -> None:
-        self.fabric, self.batches, self.config, self.card, self.out = fabric, batches, config, card, out
-        self.pace, self.display = pace or Pace(), display or Display()
-        self.identity = {"settings": config.to_dict(), **identity}
-        self.order = order or Order(batches.corpus.examples, config.batch_size, config.seed)
-        self.steps = config.steps or self.order.steps(config.epochs)
+        self.fabric, self.loader, self.config, self.card, self.out = fabric, loader, config, card, out
+        self.runtime, self.progress = runtime or RuntimeConfig(), progress or TrainingProgress()
+        self.identity = {"settings": config.changes(), **identity}
+        self.sampler = BatchSampler(loader.corpus.samples, config.optim.batch_size, config.seed)
+        self.steps = config.optim.steps or self.sampler.steps(config.optim.epochs)
         self.model = model.to(fabric.device)
         if self.model.decoder is not None:
             decoder: Any = self.model.decoder
-            decoder.to(memory_format=torch.channels_last)  # what convolutions are fastest in
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False) if config.ema else None
-        optimizer = build_optimizer(self.model, config)
-        compiled: Any = torch.compile(self.model) if self.pace.compile else self.model
+            decoder.to(memory_format=torch.channels_last)  # fastest for convolutions
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False) if config.optim.ema else None
+        optimizer = build_optimizer(self.model, config.optim)
+        compiled: Any = torch.compile(self.model) if self.runtime.compile else self.model
         self.network, self.optimizer = fabric.setup(compiled, optimizer)
-        self.running = torch.zeros(batches.corpus.offsets[-1], 3, device=fabric.device)
+        self.counts = torch.zeros(loader.corpus.class_offsets[-1], 3, device=fabric.device)
         self.best: float | None = None
+        self.val_miou: tuple[int, float] | None = None
         self.start, self.seconds = 0, 0.0
 
     def resume(self) -> bool:
-        """Take up the state in `out`; False where there is none.
+        """Load the state in `out`; return False if there is none.
 
         Raises:
-            FusionerError: the state is damaged, or of other settings, data or encoders (named).
+            FusionerError: the state is corrupt, or of other settings, data or encoders (named).
         """
         if not (self.out / RESUME).is_file():
             return False
@@ -127,168 +127,175 @@ class Trainer:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
-        self.running.copy_(state["running"])
+        self.counts.copy_(state["counts"])
         self.best, self.start, self.seconds = state["best"], state["step"], state["seconds"]
         self.card = replace(self.card, threshold=state["threshold"])
         return True
 
     def fit(self) -> Result:
-        """Train to the end, or until a signal; then the last weights are saved and it can be resumed.
+        """Train to the end, or until a signal; the last weights are then saved and can be resumed from.
 
         Raises:
-            FusionerError: a loss that is not finite, an unreadable image, no space left. The last checkpoint stays.
+            FusionerError: a loss that is not finite, an unreadable image, a full disk. The last checkpoint stays.
         """
         log = Log(self.out, self.start) if self.fabric.is_global_zero else None
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), StopSignals() as signals, self.display:
-            self.display.begin(self.start, self.steps)
+        with torch.random.fork_rng(devices), StopSignals() as signals, self.progress:
+            self.progress.begin(self.start, self.steps)
             return self._fit(signals, log)
 
     def _fit(self, signals: StopSignals, log: Log | None) -> Result:
-        begun, saved, waited, speed = time.monotonic(), time.monotonic(), 0.0, 0.0
-        before, every = self.seconds, max(1, self.steps // 1000)
-        made = steps(self.batches, self.order, self.start, self.fabric.global_rank, self.fabric.world_size)
-        for step, (batch, wait) in enumerate(timed(taken_ahead(made, self.pace.prefetch or 0)), self.start):
-            tick, waited = time.monotonic(), waited + wait
-            torch.manual_seed(_seed(self.config.seed, step, self.fabric.global_rank))
+        begun = saved = time.monotonic()
+        waited, speed, earlier_seconds, log_interval = 0.0, 0.0, self.seconds, max(1, self.steps // 1000)
+        batch_size, seed, rank = self.config.optim.batch_size, self.config.seed, self.fabric.global_rank
+        batches = self.loader.training_batches(self.sampler, self.start, rank, self.fabric.world_size)
+        for step, (batch, wait) in enumerate(timed(taken_ahead(batches, self.runtime.prefetch or 0)), self.start):
+            step_start, waited = time.monotonic(), waited + wait
+            torch.manual_seed(_mix_seed(seed, step, rank))
             counts = self._sum([*batch.counts(), signals.number])
             last = step == self.steps or counts[2] > 0
-            rates = set_rates(self.optimizer, self.config, step, self.steps)
-            loss, found = self._loss_and_gradients(batch, counts, learn=not last)
+            rates = set_rates(self.optimizer, self.config.optim, step, self.steps)
+            loss, step_counts = self._loss_and_gradients(batch, counts, learn=not last)
             if not math.isfinite(loss):
                 raise FusionerError(self._not_finite(step, loss, rates["lr"]))
-            self.seconds = before + time.monotonic() - begun
+            self.seconds = earlier_seconds + time.monotonic() - begun
             if self._evaluation_due(step):
-                self._keep_best(step, log)
-            if last or time.monotonic() - saved >= 60 * self.pace.checkpoint_minutes:
+                self._evaluate(step, log)
+            if last or time.monotonic() - saved >= 60 * self.runtime.checkpoint_minutes:
                 self._save(step)
                 saved = time.monotonic()
             if last:
                 waiting = waited / max(1e-9, time.monotonic() - begun)
-                score = miou(self.running)
-                judged = "held-out training images" if self.batches.corpus.held_out else "the training as it ran"
-                return Result(step, self.steps, loss, score, self.best, judged, self.seconds, waiting, signals.number)
+                held_out = self.loader.corpus.held_out
+                measured_on = "held-out training images" if held_out else "training images, running"
+                score = miou(self.counts)
+                number = signals.number
+                return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, number)
             self._update(step)
-            self.running.mul_(MEMORY).add_(found)
-            took = time.monotonic() - tick + wait
-            speed = self.config.batch_size / took if not speed else 0.9 * speed + 0.1 * self.config.batch_size / took
-            score = miou(self.running)
-            if log and step % every == 0:
+            self.counts.mul_(COUNT_DECAY).add_(step_counts)
+            images_per_second = batch_size / (time.monotonic() - step_start + wait)
+            speed = 0.9 * speed + 0.1 * images_per_second if speed else images_per_second
+            score = miou(self.counts)
+            if log and step % log_interval == 0:
                 log.add(step, loss=loss, miou=score, **rates, images_per_s=speed, seconds=self.seconds)
-            self.display.step(step + 1, loss, score, speed)
+            self.progress.step(step + 1, loss, score, speed)
         raise AssertionError("batches never end")
 
     def _loss_and_gradients(self, batch: Batch, counts: list[float], learn: bool) -> tuple[float, Float[Tensor, "c 3"]]:
-        """Loss of the whole batch, and what its pixels say of the IoU; gradients are left in the parameters."""
+        """Return the loss of the whole batch and its IoU counts; gradients are left in the parameters."""
         self.network.train(learn)
         total = torch.zeros((), device=self.fabric.device)
-        found = torch.zeros_like(self.running)
-        pieces = batch.pieces(self.config.accumulate)
-        for number, piece in enumerate(pieces):
-            piece = piece.to(self.fabric.device)
-            final = number == len(pieces) - 1
+        iou = torch.zeros_like(self.counts)
+        micro_batches = batch.split(self.config.optim.grad_accum)
+        for number, micro_batch in enumerate(micro_batches):
+            micro_batch = micro_batch.to(self.fabric.device)
+            final = number == len(micro_batches) - 1
             with nullcontext() if learn else torch.no_grad():
-                logits = self.network(piece.tokens, piece.text, piece.labels.shape[-2:], piece.portion)
-                loss = self._loss(logits, piece, counts)
+                size = (micro_batch.labels.shape[1], micro_batch.labels.shape[2])
+                logits = self.network(micro_batch.tokens, micro_batch.text, size, micro_batch.folds)
+                loss = self._loss(logits, micro_batch, counts)
             if learn:
                 with self.fabric.no_backward_sync(self.network, enabled=not final):
-                    self.fabric.backward(loss * self.fabric.world_size)  # processes average, the loss is a sum
+                    self.fabric.backward(loss * self.fabric.world_size)  # DDP averages, the loss is a sum
             total += loss.detach()
-            found += iou_counts(logits.detach(), piece, len(found))
-        first, *rest = self._sum([total, *found.flatten()]) if self.fabric.world_size > 1 else [float(total)]
-        return first, torch.tensor(rest, device=found.device).view_as(found) if rest else found
+            iou += iou_counts(logits.detach(), micro_batch, len(iou))
+        if self.fabric.world_size == 1:
+            return float(total), iou
+        loss_sum, *iou_sum = self._sum([total, *iou.flatten()])
+        return loss_sum, torch.tensor(iou_sum, device=iou.device).view_as(iou)
 
     def _loss(self, logits: Float[Tensor, "b p h w"], batch: Batch, counts: list[float]) -> Float[Tensor, ""]:
         loss = masked_bce(logits, batch.target(), batch.ignore(), max(1.0, counts[0]))
-        if self.config.choice_weight:
-            competing = choice(logits, batch.labels, batch.closed(), max(1.0, counts[1]))
-            loss = loss + self.config.choice_weight * competing
+        if weight := self.config.optim.ce_weight:
+            loss = loss + weight * multiclass_ce(logits, batch.labels, batch.padded, max(1.0, counts[1]))
         return loss
 
     def _update(self, step: int) -> None:
-        if self.config.clip:
-            self.fabric.clip_gradients(
-                self.network, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
-            )
+        if clip := self.config.optim.grad_clip:
+            self.fabric.clip_gradients(self.network, self.optimizer, max_norm=clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
-            decay = min(self.config.ema, (1 + step) / (10 + step))  # the first weights are forgotten soon
+            decay = min(self.config.optim.ema, (1 + step) / (10 + step))  # lower at first, to forget the random weights
             for slow, fast in zip(self.ema.parameters(), self.model.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 1 - decay)
 
     def _evaluation_due(self, step: int) -> bool:
-        every = -(-self.steps // self.config.evaluations)
-        return step == self.steps or (step > 0 and step % every == 0)
+        interval = -(-self.steps // self.config.optim.evaluations)
+        return step == self.steps or (step > 0 and step % interval == 0)
 
-    def _keep_best(self, step: int, log: Log | None) -> None:
-        """Score the weights; where they are the best so far, save them as best.safetensors with their threshold."""
-        held = bool(self.batches.corpus.held_out)
-        scores, at = (self._held_out_mious(), THRESHOLDS) if held else ([miou(self.running)], [self.card.threshold])
-        score, threshold = max(zip(scores, at, strict=True))
+    def _evaluate(self, step: int, log: Log | None) -> None:
+        """Measure the weights; save them as best.safetensors with their threshold if they are the best so far."""
+        if self.loader.corpus.held_out:
+            name = "held_out_miou"
+            score, threshold = max(zip(self._held_out_mious(), THRESHOLDS, strict=True))
+            self.val_miou = step, score
+        else:
+            name, score, threshold = "best_by_miou", miou(self.counts), self.card.threshold
         if log:
-            log.add(step, **{"held_out_miou" if held else "best_by_miou": score, "threshold": threshold})
+            log.add(step, **{name: score, "threshold": threshold})
         if self.best is None or score > self.best:
             self.best, self.card = score, replace(self.card, threshold=threshold)
             self._save_weights(BEST, step)
 
     @torch.no_grad()
     def _held_out_mious(self) -> list[float]:
-        """One mIoU for each of `THRESHOLDS`."""
+        """Return the mIoU on held-out images at each of `THRESHOLDS`."""
         network: Any = self.ema or self.model
         network.eval()
-        counts = torch.zeros(len(THRESHOLDS), *self.running.shape, device=self.fabric.device)
-        share = held_out(self.batches, self.config.batch_size, self.fabric.global_rank, self.fabric.world_size)
-        for batch in share:
+        counts = torch.zeros(len(THRESHOLDS), *self.counts.shape, device=self.fabric.device)
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        for batch in self.loader.held_out_batches(self.config.optim.batch_size, rank, world):
             batch = batch.to(self.fabric.device)
             with self.fabric.autocast():
                 logits = network(batch.tokens, batch.text, batch.labels.shape[-2:]).float()
             for total, threshold in zip(counts, THRESHOLDS, strict=True):
                 total += iou_counts(logits, batch, len(total), threshold)
         summed = torch.tensor(self._sum(list(counts.flatten()))).view_as(counts)
-        return [miou(one) for one in summed]
+        return [miou(total) for total in summed]
 
     def _save(self, step: int) -> None:
         """Write last.safetensors and resume.pt."""
         self._save_weights(LAST, step)
         if not self.fabric.is_global_zero:
             return
-        write_state(
-            self.out,
-            {
-                "step": step,
-                "identity": self.identity,
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.fabric.strategy.precision.state_dict(),
-                "running": self.running,
-                "best": self.best,
-                "threshold": self.card.threshold,
-                "seconds": self.seconds,
-            },
-        )
+        state = {
+            "step": step,
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "counts": self.counts,
+            "best": self.best,
+            "threshold": self.card.threshold,
+            "seconds": self.seconds,
+        }
+        write_state(self.out, state)
 
     def _save_weights(self, name: str, step: int) -> None:
-        if self.fabric.is_global_zero:
-            done = {"step": step, "miou": round(miou(self.running), 2), "best_miou": self.best and round(self.best, 2)}
-            card = replace(self.card, training=self.card.training | done)
-            save_model(self.out / name, self.ema or self.model, card)
+        """Save the weights; the card has their own scores: `val_miou` only if measured at this step."""
+        if not self.fabric.is_global_zero:
+            return
+        entry = {"step": step, "train_miou": round(miou(self.counts), 2)}
+        if self.val_miou is not None and self.val_miou[0] == step:
+            entry["val_miou"] = round(self.val_miou[1], 2)
+        save_model(self.out / name, self.ema or self.model, replace(self.card, training=self.card.training | entry))
 
     def _sum(self, values: list[Any]) -> list[float]:
-        """Sums over all processes."""
-        own = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        """Sum over all processes."""
+        local = torch.tensor([float(value) for value in values], dtype=torch.float64)
         if self.fabric.world_size == 1:
-            return own.tolist()
-        summed: Any = self.fabric.all_reduce(own.to(self.fabric.device), reduce_op="sum")
+            return local.tolist()
+        summed: Any = self.fabric.all_reduce(local.to(self.fabric.device), reduce_op="sum")
         return summed.tolist()
 
     def _not_finite(self, step: int, loss: float, lr: float) -> str:
-        kept = self.out / RESUME
-        rest = f"the checkpoint before it is in {kept}" if kept.is_file() else "no checkpoint had been made yet"
-        return f"the loss is {loss} at step {step} (learning rate {lr:.3g}): lower --lr, or set --clip 1; {rest}"
+        state = self.out / RESUME
+        checkpoint = f"the checkpoint before it is {state}" if state.is_file() else "there is no checkpoint yet"
+        advice = f"lower --lr, or use --grad-clip 1; {checkpoint}"
+        return f"the loss is {loss} at step {step} (learning rate {lr:.3g}): {advice}"
 
 
-def _seed(*numbers: int) -> int:
-    """One seed from several numbers, well mixed."""
+def _mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
