@@ -102,5 +102,5 @@ def test_the_defaults_are_those_of_the_small_training(run: Run, root: Path, tmp_
     for path in (root / "images").glob("[12].png"):
         path.unlink()
     out = run("build", "folder", "--root", root, "--out", tmp_path / "cache", "--device", "cpu")[1]
-    assert f"features of {SMALL.image_encoder} at {SMALL.resolution} px" in out
-    assert f"encoded {SMALL.views} views" in out
+    assert f"features of {SMALL.model.image_encoder} at {SMALL.model.resolution} px" in out
+    assert f"encoded {SMALL.data.views} views" in out
