@@ -40,13 +40,13 @@ def run_multiprocessing(
                 process = busy[pipe]  # pyright: ignore[reportArgumentType]
                 message = process.receive()
                 if message is None:
-                    processes[processes.index(process)] = process.respawn()
-                    continue
-                if isinstance(message, Exception):
+                    process.restart()
+                elif isinstance(message, Exception):
                     raise message
-                yield message
-                if isinstance(message, ShardResult):
-                    process.send(next(queue, None))
+                else:
+                    yield message
+                    if isinstance(message, ShardResult):
+                        process.send(next(queue, None))
     finally:
         for process in processes:
             process.close()
@@ -55,12 +55,15 @@ def run_multiprocessing(
 class _Process:
     """A worker process and its current shard."""
 
-    def __init__(self, job: Job, failed_starts: int = 0) -> None:
-        context = get_context("spawn")
-        self.job, self.failed_starts = job, failed_starts
+    def __init__(self, job: Job) -> None:
+        self.job, self.failed_starts = job, 0
         self.shard: int | None = None
+        self.start()
+
+    def start(self) -> None:
+        context = get_context("spawn")
         self.pipe, worker_end = context.Pipe()
-        self._process = context.Process(target=_run_worker, args=(job, worker_end), daemon=True)
+        self._process = context.Process(target=_run_worker, args=(self.job, worker_end), daemon=True)
         self._process.start()
         worker_end.close()
 
@@ -78,17 +81,17 @@ class _Process:
         self.failed_starts = 0
         return message
 
-    def respawn(self) -> "_Process":
-        """Return a new process with the shard of this one; FusionerError after `MAX_FAILED_STARTS` attempts."""
+    def restart(self) -> None:
+        """Replace the process and send its shard again; FusionerError after `MAX_FAILED_STARTS` attempts."""
         self.close()
-        if self.failed_starts >= MAX_FAILED_STARTS:
+        self.failed_starts += 1
+        if self.failed_starts > MAX_FAILED_STARTS:
             raise FusionerError(
                 f"the worker processes die at once (exit code {self._process.exitcode}): is there enough memory for "
                 "--workers of them?"
             )
-        process = _Process(self.job, self.failed_starts + 1)
-        process.send(self.shard)
-        return process
+        self.start()
+        self.send(self.shard)
 
     def close(self) -> None:
         self.pipe.close()

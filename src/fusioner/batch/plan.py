@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from fusioner.batch.sources import Picture, Piece, Source
+from fusioner.batch.sources import Picture, Source
 from fusioner.errors import FusionerError
 from fusioner.io import FileLocks, cannot_write, writable_folder
 
@@ -78,7 +78,7 @@ class Plan:
     def pictures(self, shard: Shard, source: Source) -> Iterator[Picture]:
         """Yield the pictures of a shard."""
         if shard.container:
-            yield from source.read(shard.container, Piece(shard.start, shard.count))
+            yield from source.read(shard.container, shard.start, shard.count)
             return
         with (self._folder / "names.jsonl").open("rb") as file:
             file.seek(shard.start)
@@ -175,8 +175,8 @@ def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any]) ->
             digest.update(json.dumps(source.identity(name)).encode() + b"\n")
             names.write(json.dumps(name).encode() + b"\n")
             if source.kind != "files":
-                for piece in source.cut(name, size):
-                    add(number, piece.count, piece.start)
+                for piece_start, count in source.cut(name, size):
+                    add(number, count, piece_start)
                 continue
             pending += 1
             if pending == size:

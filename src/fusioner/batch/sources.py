@@ -1,7 +1,7 @@
 """Inputs of a batch run: a folder, a glob, a list of files, Parquet files or tar archives, read in pieces.
 
-At most one folder's names, one Parquet batch or one picture's bytes are in memory. A piece always yields as many
-pictures as were counted: if a container breaks off, the rest of its pictures carry the reason in place of a content.
+At most one folder's names, one Parquet batch or one picture's bytes are in memory. If a container breaks off, the rest
+of the pictures counted carry the reason in place of a content.
 """
 
 import os
@@ -30,14 +30,6 @@ class Picture(NamedTuple):
 
     name: str
     content: bytes | Path | FusionerError
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a container that one shard reads: its start (row or byte) and its number of images."""
-
-    start: int
-    count: int
 
 
 @dataclass(frozen=True)
@@ -73,8 +65,10 @@ class Source:
         """Return the string that the hash of the input covers: the name, and the size of a container."""
         return name if self.kind == "files" else f"{name} {_size(self.base / name)}"
 
-    def cut(self, name: str, size: int) -> list[Piece]:
-        """Cut a container into pieces of at most `size` images; an unreadable one is a piece of one image, an error.
+    def cut(self, name: str, size: int) -> list[tuple[int, int]]:
+        """Cut a container into (start, count) of at most `size` images, where start is a row or a byte.
+
+        An unreadable container counts one image, which `read` turns into an error.
 
         Raises:
             FusionerError: a Parquet file has no picture column.
@@ -86,19 +80,19 @@ class Source:
             rows = _open_parquet(path, self.column)[0].metadata.num_rows
         except OSError:
             rows = 1
-        return [Piece(start, min(size, rows - start)) for start in range(0, rows, size)]
+        return [(start, min(size, rows - start)) for start in range(0, rows, size)]
 
-    def read(self, name: str, piece: Piece) -> Iterator[Picture]:
-        """Yield the pictures of a piece, exactly `piece.count` of them."""
+    def read(self, name: str, start: int, count: int) -> Iterator[Picture]:
+        """Yield exactly `count` pictures of a container."""
         read, done = _read_tar if self.kind == "tar" else _read_parquet, 0
         reason = "it holds fewer pictures than when the run began"
         try:
-            for picture in read(self.base / name, piece, self.column):
+            for picture in read(self.base / name, start, count, self.column):
                 yield picture
                 done += 1
         except (OSError, tarfile.TarError, FusionerError) as error:
             reason = str(error)
-        for _ in range(piece.count - done):
+        for _ in range(count - done):
             yield Picture("", FusionerError(f"{name} cannot be read any further: {reason}"))
 
 
@@ -161,12 +155,12 @@ def _open_parquet(path: Path, column: str | None) -> tuple[Any, str, str | None]
     return file, found, next((name for name in NAME_COLUMNS if name in names and name != found), None)
 
 
-def _read_parquet(path: Path, piece: Piece, column: str | None) -> Iterator[Picture]:
+def _read_parquet(path: Path, start: int, count: int, column: str | None) -> Iterator[Picture]:
     import pyarrow as pa
 
     file, image_column, name_column = _open_parquet(path, column)
     columns = [image_column, name_column] if name_column else [image_column]
-    skip, row, end = piece.start, piece.start, piece.start + piece.count
+    skip, row, end = start, start, start + count
     with file:
         try:
             for group in range(file.num_row_groups):
@@ -218,7 +212,7 @@ def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
             raise tarfile.ReadError(f"it is damaged at byte {archive.offset}")
 
 
-def _cut_tar(path: Path, size: int) -> list[Piece]:
+def _cut_tar(path: Path, size: int) -> list[tuple[int, int]]:
     """Read the headers only: about 10 microseconds per picture on a local disk."""
     starts: list[int] = []
     count = 0
@@ -232,13 +226,13 @@ def _cut_tar(path: Path, size: int) -> list[Piece]:
         if count % size == 0:
             starts.append(max(0, _size(path)))
         count += 1
-    return [Piece(start, min(size, count - number * size)) for number, start in enumerate(starts)]
+    return [(start, min(size, count - number * size)) for number, start in enumerate(starts)]
 
 
-def _read_tar(path: Path, piece: Piece, column: str | None) -> Iterator[Picture]:
+def _read_tar(path: Path, start: int, count: int, column: str | None) -> Iterator[Picture]:
     with path.open("rb") as file:
-        file.seek(piece.start)
-        for archive, member in islice(_tar_members(file), piece.count):
+        file.seek(start)
+        for archive, member in islice(_tar_members(file), count):
             if member.size > MAX_BYTES:
                 message = f"{member.name} has {member.size:,} bytes, over {MAX_BYTES:,}"
                 yield Picture(member.name, FusionerError(message))
