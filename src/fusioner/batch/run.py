@@ -56,9 +56,7 @@ class RunStats:
         self.memory = max(self.memory, event.memory)
 
 
-def run_shards(
-    plan: Plan, engine: Engine, on_progress: Callable[[RunStats], object], max_shards: int = 1_000_000
-) -> RunStats:
+def run_shards(plan: Plan, engine: Engine, on_progress: Callable[[RunStats], object], max_shards: int) -> RunStats:
     """Segment all shards without results; other runs may work on the same plan at the same time.
 
     Args:

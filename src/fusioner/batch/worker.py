@@ -119,12 +119,12 @@ class Worker:
 
     def _rows(self, batch: "list[DecodedImage]", shard: Shard) -> Iterator[dict[str, Any]]:
         results = iter(self._segment([image.content for image in batch if isinstance(image.content, np.ndarray)]))
-        for index, name, content in batch:
+        for number, name, content in batch:
             result = content if isinstance(content, Exception) else next(results)
             if isinstance(result, Exception):
-                yield error_row(index, name, shard.container, result)
+                yield error_row(number, name, shard.container, result)
             else:
-                yield result_row(index, name, shard.container, result, self._write_mask(index, result))
+                yield result_row(number, name, shard.container, result, self._write_mask(number, result))
 
     def _segment(self, images: list[np.ndarray]) -> list[Segmentation | Exception]:
         """Return a result or error per image; if a batch fails, its images are segmented one by one."""
@@ -138,10 +138,10 @@ class Worker:
         except Exception as error:  # any error of one image; the others of the input must still be segmented
             return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]
 
-    def _write_mask(self, index: int, result: Segmentation) -> str | None:
+    def _write_mask(self, number: int, result: Segmentation) -> str | None:
         if not self.job.masks:
             return None
-        name = f"masks/{index // 10_000:06}/{index:012}.png"
+        name = f"masks/{number // 10_000:06}/{number:012}.png"
         with atomic_write(self.job.out / name) as temporary:
             temporary.write_bytes(result.to_bytes("mask"))
         return name
@@ -150,20 +150,20 @@ class Worker:
 class DecodedImage(NamedTuple):
     """An image by its number in the input: upright RGB, or the error of reading it."""
 
-    index: int
+    number: int
     name: str
     content: np.ndarray | Exception
 
 
-def _decode(index: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
-    if index in crash_log.poison_images:
+def _decode(number: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
+    if number in crash_log.poison_images:
         reason = "the process died twice while working on this image: it crashes a decoder or fills the memory"
-        return DecodedImage(index, picture.name, FusionerError(reason))
-    crash_log.begin(index)
+        return DecodedImage(number, picture.name, FusionerError(reason))
+    crash_log.begin(number)
     try:
-        return DecodedImage(index, picture.name, read_picture(picture))
+        return DecodedImage(number, picture.name, read_picture(picture))
     except Exception as error:  # a decoder may raise anything
-        return DecodedImage(index, picture.name, error)
+        return DecodedImage(number, picture.name, error)
 
 
 def read_picture(picture: Picture) -> np.ndarray:

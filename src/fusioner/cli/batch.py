@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import DEFAULT_FLAGS, InferenceFlags, Labels, read_label_flags
+from fusioner.cli.options import (
+    COMPUTE,
+    DEFAULT_FLAGS,
+    Device,
+    InferenceFlags,
+    Labels,
+    ModelFile,
+    Templates,
+    read_label_flags,
+)
 from fusioner.errors import FusionerError
 from fusioner.io import cannot_read
 
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
     from fusioner.batch.run import Engine, RunStats
     from fusioner.batch.worker import Job
 
-Positive: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Positive: TypeAlias = Annotated[int, Parameter(group=COMPUTE, validator=validators.Number(gte=1))]
 
 
 def batch(
@@ -28,16 +37,16 @@ def batch(
     masks: bool = False,
     column: str | None = None,
     options: InferenceFlags = DEFAULT_FLAGS,
-    model: Path | None = None,
-    templates: Path | None = None,
-    device: str = "auto",
-    engine: Literal["local", "ray"] = "local",
-    address: str | None = None,
+    model: ModelFile = None,
+    templates: Templates = None,
+    device: Device = "auto",
+    engine: Annotated[Literal["local", "ray"], Parameter(group=COMPUTE)] = "local",
+    address: Annotated[str | None, Parameter(group=COMPUTE)] = None,
     workers: Positive | None = None,
     threads: Positive = 1,
     batch_size: Positive | None = None,
     shard_size: Positive | None = None,
-    hourly_price: float | None = None,
+    hourly_price: Annotated[float | None, Parameter(group=COMPUTE)] = None,
 ) -> int:
     """Segment many pictures into Parquet files; a repeated command continues an interrupted one.
 
@@ -61,12 +70,6 @@ def batch(
         Also write an indexed PNG per image.
     column
         Column of the pictures in Parquet files: bytes, or paths relative to the file.
-    model
-        Model file of `fusioner train`. Default: the bundled model.
-    templates
-        File of prompt templates, one per line, each with {} for the label.
-    device
-        auto, cpu, cuda, cuda:N or mps.
     engine
         local: processes of this machine; ray: Ray Data, on this machine or a cluster.
     address
@@ -109,9 +112,8 @@ def batch(
     plan = make_plan(job.source, job.out, shard_size, _settings(job))
     with progress(window=600.0) as bar:
         task = bar.task("segmenting", plan.images)
-        max_shards = max(10_000, 50 * count) if engine == "ray" else 1_000_000
         show = lambda stats: task(stats.done, note=_note(stats, count, hourly_price))  # noqa: E731
-        stats = run_shards(plan, run, show, max_shards)
+        stats = run_shards(plan, run, show, max_shards=max(10_000, 50 * count))
     print(_summary(stats, out, count, hourly_price))
     return 2 if stats.errors else 0
 
@@ -122,14 +124,16 @@ def _settings(job: "Job") -> dict[str, Any]:
     from fusioner.loading import DEFAULT_MODEL
 
     path = job.model or weights_file(DEFAULT_MODEL)
+    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            model = hashlib.file_digest(file, "sha256").hexdigest()
+        for part in sorted(path.iterdir()) if path.is_dir() else [path]:  # an exported model is a folder
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise cannot_read(f"the model {path}", error) from error
     return {
         "labels": list(job.labels),
-        "model": model,
+        "model": digest.hexdigest(),
         **job.options.to_dict(),
         "templates": job.templates and list(job.templates),
         "masks": job.masks,

@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from cyclopts import Parameter, Token
+from cyclopts import Group, Parameter, Token
 
 from fusioner.errors import FusionerError
+from fusioner.export import Runtime
 from fusioner.options import InferenceOptions, check_scales
+
+INFERENCE, MODEL, COMPUTE = Group("Inference", sort_key=1), Group("Model", sort_key=2), Group("Computation", sort_key=3)
+"""Groups of flags in the help of a command, after its own."""
 
 
 def parse_scales(_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
@@ -19,10 +24,16 @@ def parse_scales(_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
         raise FusionerError(f"--tta-scales {text}: write comma-separated numbers, as in 0.75,1,1.25") from error
 
 
-TtaScales: TypeAlias = Annotated[tuple[float, ...], Parameter(converter=parse_scales, n_tokens=1, negative="")]
+def _show_scales(scales: tuple[float, ...]) -> str:
+    return ",".join(f"{scale:g}" for scale in scales)
 
 
-@Parameter(name="*")
+TtaScales: TypeAlias = Annotated[
+    tuple[float, ...], Parameter(converter=parse_scales, n_tokens=1, negative="", show_default=_show_scales)
+]
+
+
+@Parameter(name="*", group=INFERENCE)
 @dataclass(frozen=True)
 class InferenceFlags(InferenceOptions):  # noqa: D101
     __doc__ = InferenceOptions.__doc__  # shown by --help
@@ -33,14 +44,19 @@ class InferenceFlags(InferenceOptions):  # noqa: D101
 DEFAULT_FLAGS = InferenceFlags()
 
 
-Labels: TypeAlias = Annotated[
-    tuple[str, ...],
+_LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."
+_TEMPLATES_HELP = "File of prompt templates, one per line, each with {} for the label. Default: those of the model."
+_RUNTIME_HELP = "torch for model files; onnx or openvino for exported folders; auto: the fastest of those installed."
+Labels: TypeAlias = Annotated[tuple[str, ...], Parameter(negative="", help=_LABELS_HELP)]
+ModelFile: TypeAlias = Annotated[
+    Path | None,
     Parameter(
-        negative="",
-        help="Labels to segment: names separated by commas, or a .txt file (UTF-8) with one label per line; may be "
-        "repeated.",
+        group=MODEL, help="Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model."
     ),
 ]
+Templates: TypeAlias = Annotated[Path | None, Parameter(group=MODEL, help=_TEMPLATES_HELP)]
+Device: TypeAlias = Annotated[str, Parameter(group=COMPUTE, help="auto, cpu, cuda, cuda:N or mps.")]
+RuntimeName: TypeAlias = Annotated[Runtime, Parameter(group=COMPUTE, help=_RUNTIME_HELP)]
 
 
 def read_label_flags(values: Sequence[str]) -> list[str]:

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import DEFAULT_FLAGS, InferenceFlags, Labels, read_label_flags
+from fusioner.cli.options import (
+    COMPUTE,
+    DEFAULT_FLAGS,
+    Device,
+    InferenceFlags,
+    Labels,
+    ModelFile,
+    RuntimeName,
+    Templates,
+    read_label_flags,
+)
 from fusioner.errors import FusionerError
-from fusioner.export import Runtime
 
 if TYPE_CHECKING:
     from fusioner.base_segmenter import BaseSegmenter
@@ -28,11 +37,11 @@ def predict(
     contact_sheet: Path | None = None,
     csv: Path | None = None,
     options: InferenceFlags = DEFAULT_FLAGS,
-    model: Path | None = None,
-    templates: Path | None = None,
-    device: str = "auto",
-    runtime: Runtime = "auto",
-    workers: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 2,
+    model: ModelFile = None,
+    templates: Templates = None,
+    device: Device = "auto",
+    runtime: RuntimeName = "auto",
+    workers: Annotated[int, Parameter(group=COMPUTE, validator=validators.Number(gte=0))] = 2,
 ) -> int:
     """Segment pictures and videos by text labels.
 
@@ -71,14 +80,6 @@ def predict(
     csv
         Table (.csv) with a row per picture and label (found, pixels, coverage, score, box as x y width height) and per
         error.
-    model
-        Model file of `fusioner train` or folder of `fusioner export`. Default: the bundled model.
-    templates
-        File of prompt templates, one per line, each with {} for the label.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    runtime
-        torch for model files; onnx or openvino for folders of `fusioner export`; auto: the faster one installed.
     workers
         Threads that read pictures ahead, and as many that write results. About twice as many pictures are in memory.
     """
@@ -148,11 +149,13 @@ def _check_distinct(sheet: Path, others: Sequence[Path]) -> None:
 def _to_stdout(path: Path, settings: "Settings", load: "Callable[[], BaseSegmenter]") -> int:
     """Write the one result of one picture to stdout; the summary goes to stderr."""
     from fusioner.cli.inputs import STDIN, is_video
-    from fusioner.cli.predict_runner import decode, found_text, read_input
+    from fusioner.cli.predict_runner import found_text, read_stdin
+    from fusioner.image import read_image
 
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
-    result = settings.segment(load(), decode(read_input(path)))
+    image = read_image(read_stdin(), "standard input") if path == STDIN else read_image(path)
+    result = load()(image, settings.labels, settings.options)
     result.name = "stdin" if path == STDIN else path.name
     sys.stdout.buffer.write(result.to_bytes(settings.formats[0]))
     sys.stdout.buffer.flush()

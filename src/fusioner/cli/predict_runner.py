@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fusioner.base_segmenter import BaseSegmenter, OnProgress
+from fusioner.base_segmenter import BaseSegmenter
 from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, Segment, segments
@@ -27,7 +27,7 @@ from fusioner.visualization import ContactSheet, add_legend, format_coverage, th
 if TYPE_CHECKING:
     from fusioner.cli.progress import Task
 
-CSV_COLUMNS = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
+CSV_COLUMNS: tuple[str, ...] = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
 Rows = list[dict[str, Any]]
 
 
@@ -56,16 +56,6 @@ class Settings:
     def frame_formats(self) -> tuple[str, ...]:
         """Formats to write per video frame; the overlay of a video is a video itself."""
         return tuple(name for name in self.formats if name != "overlay")
-
-    def segment(
-        self, segmenter: BaseSegmenter, image: ImageSource, on_progress: OnProgress | None = None
-    ) -> Segmentation:
-        """Return the result of an image."""
-        return segmenter(image, self.labels, self.options, on_progress=on_progress)
-
-    def expected_values(self, segmenter: BaseSegmenter) -> dict[str, Any]:
-        """Return the values that the JSON of a result must have."""
-        return {"labels": list(self.labels), **segmenter.resolve(self.options).to_dict()}
 
 
 @dataclass(eq=False)
@@ -153,7 +143,8 @@ class Run:
                 continue
             item = Item(next(self._numbers), job, job.path)
             try:
-                item.image = read_input(job.path)
+                if job.path == STDIN:
+                    item.image = read_stdin()
                 self._skip_existing(item, self.settings.formats)
             except FusionerError as error:
                 item.error = error
@@ -193,7 +184,8 @@ class Run:
             return
         rows: Rows = []
         if "json" in paths:
-            expected = {"image": item.title(item.job.name), **self.settings.expected_values(self._segmenter)}
+            options = self._segmenter.resolve(self.settings.options)
+            expected = {"image": item.title(item.job.name), "labels": list(self.settings.labels), **options.to_dict()}
             try:
                 values = json.loads(paths["json"].read_bytes())
                 if any(values[key] != value for key, value in expected.items()):
@@ -216,7 +208,10 @@ class Run:
     def _predict(self, item: Item) -> Item:
         if not item.error and not item.skipped:
             try:
-                item.result = self.settings.segment(self._segmenter, item.image, self._show_window)
+                settings = self.settings
+                item.result = self._segmenter(
+                    item.image, settings.labels, settings.options, on_progress=self._show_window
+                )
                 item.result.name = item.title(item.job.name)
             except FusionerError as error:
                 item.error = FusionerError(f"{item.title(item.job.path)}: {error}")
@@ -283,25 +278,18 @@ class Run:
             self._report_all(items)
 
 
-def read_input(path: Path) -> ImageSource:
-    """Return the path, or the content of the standard input for `-`; FusionerError when that cannot be read."""
-    if path != STDIN:
-        return path
+def read_stdin() -> bytes:
+    """Return the content of the standard input; FusionerError when it cannot be read."""
     try:
         return sys.stdin.buffer.read()
     except OSError as error:
         raise cannot_read("the standard input", error) from error
 
 
-def decode(image: ImageSource) -> ImageSource:
-    """Return upright RGB pixels; bytes are those of the standard input. FusionerError as `read_image` raises it."""
-    return read_image(image, "standard input" if isinstance(image, bytes) else None)
-
-
 def _read(item: Item) -> Item:
     try:
         if not item.error and not item.skipped:
-            item.image = decode(item.image)
+            item.image = read_image(item.image, "standard input" if item.job.path == STDIN else None)
     except FusionerError as error:
         item.error = error
     return item
