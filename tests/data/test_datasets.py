@@ -10,7 +10,7 @@ from fusioner.data.base import Item, SegmentationData
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folder import folder
 from fusioner.data.pascal import PASCAL_CLASSES, pascal
-from fusioner.data.registry import DATASETS, open_dataset
+from fusioner.data.registry import loaders, open_dataset
 from fusioner.errors import FusionerError
 
 
@@ -122,7 +122,7 @@ def test_a_missing_folder_is_named_with_the_expected_tree(tmp_path: Path, name: 
 
 
 def test_no_root_and_no_such_set(tmp_path: Path):
-    for name in DATASETS:
+    for name in loaders():
         with pytest.raises(FusionerError, match="nowhere"):
             open_dataset(name, tmp_path / "nowhere")
     with pytest.raises(FusionerError, match=r"pascal, coco, .*folder, fss1000"):

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.data.base import SegmentationData
-from fusioner.data.benchmarks import BENCHMARKS
-from fusioner.data.coco import coco20i
-from fusioner.data.folder import folder
-from fusioner.data.fss1000 import fss1000
-from fusioner.data.mosaic4 import mosaic4
-from fusioner.data.pascal import coco_to_pascal, pascal
 from fusioner.errors import FusionerError
+
+if TYPE_CHECKING:
+    from fusioner.data.base import SegmentationData
 
 TrainableDataset = Literal[
     "pascal", "coco", "folder", "fss1000", "ade150", "ade847", "context59", "context459", "coco-stuff", "coco-object",
@@ -25,18 +21,28 @@ DatasetName = Literal[TrainableDataset, "coco-to-pascal", "mosaic4"]
 TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "pas21"), "train_aug")
 """Name of the training split where it is not "train"."""
 
-DATASETS: dict[str, Callable[..., SegmentationData]] = {
-    "pascal": pascal,
-    "coco": coco20i,
-    "coco-to-pascal": coco_to_pascal,
-    "folder": folder,
-    "fss1000": fss1000,
-    "mosaic4": mosaic4,
-    **BENCHMARKS,
-}
+
+def loaders() -> "dict[str, Callable[..., SegmentationData]]":
+    """Return the loaders by data set; they are imported here so that the names alone cost no start-up time."""
+    from fusioner.data.benchmarks import BENCHMARKS
+    from fusioner.data.coco import coco20i
+    from fusioner.data.folder import folder
+    from fusioner.data.fss1000 import fss1000
+    from fusioner.data.mosaic4 import mosaic4
+    from fusioner.data.pascal import coco_to_pascal, pascal
+
+    return {
+        "pascal": pascal,
+        "coco": coco20i,
+        "coco-to-pascal": coco_to_pascal,
+        "folder": folder,
+        "fss1000": fss1000,
+        "mosaic4": mosaic4,
+        **BENCHMARKS,
+    }
 
 
-def open_dataset(name: str, root: Path, split: str | None = None, **options: Any) -> SegmentationData:
+def open_dataset(name: str, root: Path, split: str | None = None, **options: Any) -> "SegmentationData":
     """Open a registered data set.
 
     Args:
@@ -45,6 +51,7 @@ def open_dataset(name: str, root: Path, split: str | None = None, **options: Any
     Raises:
         FusionerError: an unknown name, or an error of the loader (missing folders, unknown split, no images).
     """
-    if name not in DATASETS:
-        raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(DATASETS)}")
-    return DATASETS[name](Path(root), split, **options)
+    known = loaders()
+    if name not in known:
+        raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(known)}")
+    return known[name](Path(root), split, **options)
