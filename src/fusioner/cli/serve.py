@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import TtaScales
+from fusioner.cli.options import DEFAULT_FLAGS, InferenceFlags
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
-from fusioner.options import InferenceOptions
 from fusioner.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ def serve(
     model: Path | None = None,
     device: str = "auto",
     runtime: Runtime = "auto",
-    tta_scales: TtaScales = (1.0,),
-    guided_filter: bool | None = None,
+    options: InferenceFlags = DEFAULT_FLAGS,
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
@@ -34,7 +32,8 @@ def serve(
 ) -> int:
     """Serve a page and an HTTP API; images stay in this machine's memory.
 
-    Ctrl-C (or SIGTERM) finishes requests in progress and exits; a second Ctrl-C exits immediately.
+    Requests may override the mode, the threshold and the background. Ctrl-C (or SIGTERM) finishes requests in progress
+    and exits; a second Ctrl-C exits immediately.
 
         fusioner serve --open
         fusioner serve --host 0.0.0.0 --port 80 --model run/best.safetensors --api-key-file key.txt
@@ -52,11 +51,6 @@ def serve(
     runtime
         torch, or for an exported model onnx or openvino; auto: torch for a model file, the fastest installed runtime
         for an exported model.
-    tta_scales
-        Sizes of the resized image, as multiples of the training size; their logits are averaged (mode whole only).
-        1,1.33 takes about three times as long.
-    guided_filter
-        Align mask edges with image edges by a guided filter (mode whole only). Default: as the model's card says.
     open
         Open the page in the browser.
     api_key_file
@@ -67,6 +61,7 @@ def serve(
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
             raise FusionerError(f"--cors-origin must be like https://example.org, without a path, not {origin}")
+    options.check_slide()
     key = read_key(api_key_file)
     try:
         from fusioner.serve.server import serve as run
@@ -77,7 +72,7 @@ def serve(
         from fusioner.loading import load
 
         segmenter = load(model, device, runtime=runtime)
-        segmenter.options = InferenceOptions(tta_scales=tta_scales, guided_filter=guided_filter)
+        segmenter.options = options
         return segmenter
 
     run(load, host=host, port=port, limits=limits, key=key, origins=cors_origin, open_browser=open)

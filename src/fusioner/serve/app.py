@@ -143,7 +143,7 @@ def _api_routes(service: Service) -> APIRouter:
             "image_encoder": card.image_encoder,
             "text_encoder": card.text_encoder,
             "resolution": card.resolution,
-            "threshold": card.threshold,
+            "threshold": segmenter.resolve().threshold,
             "max_labels": service.limits.max_labels,
             "labels_independent": segmenter.labels_independent,
             "formats": formats | {schemas.LOGITS: "application/json"},

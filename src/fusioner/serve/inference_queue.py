@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -22,7 +22,7 @@ from fusioner.backend import Array
 from fusioner.base_segmenter import BaseSegmenter
 from fusioner.encoded_image import EncodedImage
 from fusioner.errors import FusionerError
-from fusioner.options import Mode
+from fusioner.options import InferenceOptions, Mode
 from fusioner.serve.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class EncodeJob(Job):
     """Encode an image."""
 
     image: UInt8[np.ndarray, "h w 3"]
-    mode: Mode
+    options: InferenceOptions
 
 
 @dataclass(eq=False)
@@ -113,9 +113,11 @@ class InferenceQueue:
             raise ApiError(503, f"the model cannot be loaded: {self.failure}")
         return self.segmenter
 
-    async def encode(self, image: UInt8[np.ndarray, "h w 3"], mode: Mode) -> EncodedImage:
+    async def encode(self, image: UInt8[np.ndarray, "h w 3"], mode: Mode | None) -> EncodedImage:
         """Encode an image as `Segmenter.encode` does; if cancelled, the job is dropped or stops at the next window."""
-        return await self._submit(EncodeJob(image, mode), self._encodes)
+        segmenter = await self.loaded()
+        options = replace(segmenter.options, mode=mode) if mode else segmenter.options
+        return await self._submit(EncodeJob(image, options), self._encodes)
 
     async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
         """Compute logits as `Segmenter.own_logits` does."""
@@ -155,10 +157,12 @@ class InferenceQueue:
         batch = self._next_batch()
         if batch:
             self._on_batch(len(batch))
-        if len(batch) > 1 and self._finish(batch, lambda: segmenter.encode_many([job.image for job in batch])):
-            return True
+        if len(batch) > 1:
+            images, options = [job.image for job in batch], batch[0].options
+            if self._finish(batch, lambda: segmenter.encode_many(images, options)):
+                return True
         for job in batch:
-            encode = partial(segmenter.encode, job.image, mode=job.mode, on_progress=job.on_progress)
+            encode = partial(segmenter.encode, job.image, job.options, on_progress=job.on_progress)
             self._finish([job], lambda encode=encode: [encode()])
         return True
 
@@ -166,7 +170,7 @@ class InferenceQueue:
         """Take the images that have waited longest; one in mode slide is a batch of its own."""
         batch: list[EncodeJob] = []
         while self._encodes and len(batch) < self._batch_size:
-            if batch and "slide" in (batch[0].mode, self._encodes[0].mode):
+            if batch and "slide" in (batch[0].options.mode, self._encodes[0].options.mode):
                 break
             job = self._encodes.popleft()
             if job.future.set_running_or_notify_cancel():

@@ -32,7 +32,7 @@ def _from_base64(text: Any) -> Any:
 
 
 class ImageRequest(BaseModel):
-    """An image to encode."""
+    """An image to encode; the default of `mode` is the server's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,17 +40,17 @@ class ImageRequest(BaseModel):
         description="The image file: JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000 or AVIF; in JSON as base64."
     )
     name: str = Field("image", max_length=255, description="File name, repeated in results.")
-    mode: Mode = Field("whole", description="whole: the resized image at once; slide: windows at full resolution.")
+    mode: Mode | None = Field(None, description="whole: the resized image at once; slide: windows at full resolution.")
 
 
 class LabelsRequest(BaseModel):
-    """Labels to segment, and the output format."""
+    """Labels to segment; the defaults of `threshold` and `background` are the server's."""
 
     model_config = ConfigDict(extra="forbid")
 
     labels: list[str] | str = Field(description="A list of names, or one string separated by commas.")
-    threshold: float | None = Field(None, ge=0, le=1, description="Probability a pixel needs; default: the model's.")
-    background: bool = Field(True, description="false: every pixel takes its most probable label.")
+    threshold: float | None = Field(None, ge=0, le=1, description="Probability a pixel needs, 0 to 1.")
+    background: bool | None = Field(None, description="false: every pixel takes its most probable label.")
     format: Annotated[str, AfterValidator(_check_format)] = Field(
         "json", description="Output format.", json_schema_extra={"enum": list(FORMAT_NAMES)}
     )

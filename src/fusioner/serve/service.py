@@ -24,7 +24,7 @@ from fusioner.base_segmenter import BaseSegmenter
 from fusioner.encoded_image import EncodedImage
 from fusioner.formats import FORMATS
 from fusioner.image import read_image
-from fusioner.options import InferenceOptions, Mode
+from fusioner.options import Mode
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
 from fusioner.serve.errors import ApiError
 from fusioner.serve.inference_queue import InferenceQueue
@@ -87,7 +87,7 @@ class Service:
             return f"the model cannot be loaded: {self.inference.failure}"
         return None if self.inference.segmenter else "the model is being loaded"
 
-    async def encode(self, content: bytes, name: str, mode: Mode) -> EncodedImage:
+    async def encode(self, content: bytes, name: str, mode: Mode | None) -> EncodedImage:
         """Decode and encode an uploaded image file."""
         pixels = await self._in_thread(check_image_header, content, self.limits.max_pixels)
         async with self._pixels.acquire(pixels):
@@ -107,13 +107,13 @@ class Service:
         logits = await self.inference.logits(encoded, labels)
         segmenter = await self.inference.loaded()
         if request.format == LOGITS:
-            content = await self._in_thread(encode_logits, logits, labels, size, segmenter.card.threshold)
+            content = await self._in_thread(encode_logits, logits, labels, size, segmenter.resolve().threshold)
             return Response(content, media_type="application/json")
+        changes = request.model_dump(include={"threshold", "background"}, exclude_none=True)
+        options = segmenter.resolve(**changes)
 
         def write() -> bytes:
-            options = InferenceOptions(threshold=request.threshold, background=request.background)
-            result = segmenter.decide(encoded, labels, logits, options)
-            return result.to_bytes(request.format)
+            return segmenter.decide(encoded, labels, logits, options).to_bytes(request.format)
 
         async with self._pixels.acquire(math.prod(size)):
             content = await self._in_thread(write)
