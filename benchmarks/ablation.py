@@ -25,30 +25,26 @@ from fusioner.evaluation.metrics import ConfusionIoU, FoldIoU
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load_torch
 from fusioner.postprocess import decide, upsample
-from fusioner.training.dataset import open_part
+from fusioner.sweep.plan import settings_toml
+from fusioner.training.dataset import open_split
 
-WORDS = {"similarity": "none", "affinity": False}
+WORDS = {"similarity": "none", "affinity_refinement": False}
 ROWS: dict[str, dict[str, Any]] = {
     "small": {},
     "similarity-off": WORDS,
-    "similarity-off and labels-apart": WORDS | {"labels_apart": True},
-    "kinds-off": {"kinds": False},
-    "affinity-off": {"affinity": False},
-    "reference": {"reference": 512},
-    "direct": {"direct": True},
-    "reference and direct": {"reference": 512, "direct": True},
-    "none-token": {"none_token": True},
+    "hypernym-matching-off": {"hypernyms": False},
+    "affinity-off": {"affinity_refinement": False},
+    "residual-head": {"residual_head": True},
     "logit-bias-off": {"logit_bias": False},
     "prompt-dropout-off": {"prompt_dropout": 0.0},
-    "choice-off": {"choice_weight": 0.0},
+    "cross-entropy-off": {"ce_weight": 0.0},
     "one-prompt": {"prompts": 1},
     "eight-prompts": {"prompts": 8, "batch_size": 3},
     "instance-norm": {"decoder_norm": "instance"},
-    "hard-negatives": {"hard": 4.0},
-    "synonyms": {"synonyms": "packaged"},
-    "hypernyms": {"hypernyms": "packaged"},
-    "unseen-ignored": {"unseen": "ignored"},
-    "mirror-off": {"mirror": False},
+    "synonyms": {"synonym_file": "packaged"},
+    "hypernyms": {"hypernym_file": "packaged"},
+    "unseen-ignored": {"unseen_pixels": "ignore"},
+    "flip-off": {"horizontal_flip": False},
     "late": {"method": "late"},
 }
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
@@ -58,7 +54,7 @@ def train(row: str, given: argparse.Namespace, folder: Path) -> Path:
     """The row's model; raises CalledProcessError where the training fails."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "settings.toml"
-    settings.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in ROWS[row].items()))
+    settings.write_text(settings_toml(ROWS[row]))
     words = ["--root", given.root, "--fold", given.fold, "--steps", given.steps, "--seed", given.seed]
     words += ["--config", settings, "--out", folder, "--resume", *(["--cache", given.cache] if given.cache else [])]
     command = [sys.executable, "-m", "fusioner", "train", "pascal", *map(str, words)]
@@ -69,7 +65,7 @@ def train(row: str, given: argparse.Namespace, folder: Path) -> Path:
 @torch.inference_mode()
 def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     """Measure -> its value at each of `LEVELS`, per cent."""
-    data = open_part("pascal", given.root).data
+    data = open_split("pascal", given.root).data
     asked = SegmenterPredictor(load_torch(model), cache=given.cache)
     unseen = fold_classes("pascal", given.fold)[1]
     shown = sorted({image for image, _ in data.pairs(unseen)})

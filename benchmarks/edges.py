@@ -28,7 +28,7 @@ from fusioner.guided_filter import SIDE, EdgeFilter
 from fusioner.loading import load_torch
 from fusioner.options import InferenceOptions
 from fusioner.postprocess import decide, upsample
-from fusioner.training.dataset import open_part
+from fusioner.training.dataset import open_split
 
 SHOWN = 80  # images of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
@@ -40,7 +40,7 @@ Move = Callable[[Tensor, np.ndarray], Tensor]
 class Shown(NamedTuple):
     """An image of the set of that number: its mask (255 counts nowhere), what is asked, and its logits."""
 
-    part: int
+    split: int
     rgb: np.ndarray
     mask: np.ndarray
     ids: tuple[int, ...]
@@ -90,21 +90,21 @@ def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list
     segmenter.options = InferenceOptions(guided_filter=False)
     fold = segmenter.card.training["fold"]
     asked = SegmenterPredictor(segmenter, cache=cache)
-    parts = [open_part(name, Path(folder)) for name, folder in named]
+    splits = [open_split(name, Path(folder)) for name, folder in named]
     if fold is None:
-        chosen = [(e.part, e.item, parts[e.part].classes) for e in set_aside(segmenter.card, parts)]
+        chosen = [(e.split, e.item, splits[e.split].classes) for e in set_aside(segmenter.card, splits)]
     else:
-        data, unseen = parts[0].data, fold_classes(named[0][0], fold)[1]
+        data, unseen = splits[0].data, fold_classes(named[0][0], fold)[1]
         order = (data.items[i] for i in np.random.default_rng(0).permutation(len(data.items)))
         showing = (item for item in order if np.isin(data.read_mask(item), unseen).any())
         chosen = [(0, item, unseen) for item, _ in zip(showing, range(SHOWN), strict=False)]
     found = []
-    for part, item, ids in chosen:
-        data = parts[part].data
+    for split, item, ids in chosen:
+        data = splits[split].data
         rgb, mask = data.read(item)
         logits = asked.logits(asked.encode(rgb, item.image), [data.prompts[i] for i in ids])
         mask = np.where(mask == data.ignore, 255, np.where(np.isin(mask, ids), mask, 0))
-        found.append(Shown(part, rgb, mask, tuple(ids), logits, not data.ignore_unlabeled))
+        found.append(Shown(split, rgb, mask, tuple(ids), logits, not data.ignore_unlabeled))
     return found, segmenter.card.threshold
 
 
@@ -122,13 +122,13 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
             likely = upsample(logits, one.mask.shape).sigmoid()
             found = torch.tensor([0, *one.ids])[decide(likely, level, background=one.background).long()]
             truth = torch.from_numpy(one.mask).long()
-            scores[one.part].update(found, truth if one.background else truth.masked_fill(truth == 0, 255))
+            scores[one.split].update(found, truth if one.background else truth.masked_fill(truth == 0, 255))
             counts = truth != 255
             for row, i in enumerate(one.ids):
                 claimed, there = (likely[row] > level) & counts, truth == i
                 if there.any():
                     both = np.array([int((claimed & there).sum()), int((claimed | there).sum())])
-                    over[one.part, i] = over.get((one.part, i), 0) + both
+                    over[one.split, i] = over.get((one.split, i), 0) + both
                 elif one.background:
                     refused.append(not bool((likely[row] > level).any()))
         cells = [100 * float(score.compute()["miou"]) for score in scores]

@@ -20,8 +20,8 @@ from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load_torch
 from fusioner.model.metadata import ModelCard
 from fusioner.postprocess import decide, upsample
-from fusioner.training.data_loader import shrink
-from fusioner.training.dataset import Example, Part, build_corpus, open_part
+from fusioner.training.data_loader import resize_mask
+from fusioner.training.dataset import DatasetSplit, Sample, build_corpus, open_split
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 SIDE = 168
@@ -51,11 +51,11 @@ def read_given(about: str) -> Given:
     return Given(given.models, [one.split("=", 1) for one in given.sets], given.cache)
 
 
-def set_aside(card: ModelCard, parts: Sequence[Part]) -> tuple[Example, ...]:
-    """The images of the parts that the model's training held out."""
+def set_aside(card: ModelCard, splits: Sequence[DatasetSplit]) -> tuple[Sample, ...]:
+    """The images of the splits that the model's training held out."""
     settings = card.training["settings"]
-    how = (settings[name] for name in ("sampling", "holdout", "seed", "balance"))
-    return build_corpus(parts, *how).held_out
+    data = settings["data"]
+    return build_corpus(splits, data["sampling"], data["val_images"], settings["seed"]).held_out
 
 
 @torch.inference_mode()
@@ -63,22 +63,22 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
     """Rows of the table, one a level."""
     segmenter = load_torch(model)
     asked = SegmenterPredictor(segmenter, cache=cache)
-    parts = [open_part(name, Path(folder)) for name, folder in named]
-    scores = [[ConfusionIoU(len(part.data.classes)) for part in parts] for _ in LEVELS]
+    splits = [open_split(name, Path(folder)) for name, folder in named]
+    scores = [[ConfusionIoU(len(split.data.classes)) for split in splits] for _ in LEVELS]
     refused: list[list[bool]] = [[] for _ in LEVELS]
-    for example in set_aside(segmenter.card, parts):
-        part = parts[example.part]
-        rgb, mask = part.data.read(example.item)
-        encoded = asked.encode(rgb, example.item.image)
-        likely = upsample(asked.logits(encoded, [part.data.prompts[i] for i in part.classes]), (SIDE, SIDE))
-        likely, ids = likely.sigmoid(), torch.tensor([0, *part.classes])
-        small = shrink(mask, (SIDE, SIDE)).astype(np.int64)
-        truth = torch.from_numpy(np.where(small == part.data.ignore, 255, small))
-        absent = [row for row, i in enumerate(part.classes) if not (mask == i).any()]
+    for sample in set_aside(segmenter.card, splits):
+        split = splits[sample.split]
+        rgb, mask = split.data.read(sample.item)
+        encoded = asked.encode(rgb, sample.item.image)
+        likely = upsample(asked.logits(encoded, [split.data.prompts[i] for i in split.classes]), (SIDE, SIDE))
+        likely, ids = likely.sigmoid(), torch.tensor([0, *split.classes])
+        small = resize_mask(mask, (SIDE, SIDE)).astype(np.int64)
+        truth = torch.from_numpy(np.where(small == split.data.ignore, 255, small))
+        absent = [row for row, i in enumerate(split.classes) if not (mask == i).any()]
         for at, level in enumerate(LEVELS):
-            chosen = decide(likely, level, background=not part.data.ignore_unlabeled)
-            scores[at][example.part].update(ids[chosen.long()], truth)
-            if example.part == 0:
+            chosen = decide(likely, level, background=not split.data.ignore_unlabeled)
+            scores[at][sample.split].update(ids[chosen.long()], truth)
+            if sample.split == 0:
                 refused[at] += (likely[absent].amax(dim=(1, 2)) <= level).tolist()
     rows = []
     for level, of_sets, none in zip(LEVELS, scores, refused, strict=True):

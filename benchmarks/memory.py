@@ -23,9 +23,9 @@ from fusioner.model.similarity import affinity
 from fusioner.postprocess import upsample
 from fusioner.training import closed_set as training
 from fusioner.training.build import build_encoders, build_network, build_sources
-from fusioner.training.closed_set import Effort, fit_closed_set
-from fusioner.training.closed_set_dataset import Lessons, Look
-from fusioner.training.dataset import build_corpus, open_part, portion_of
+from fusioner.training.closed_set import FitConfig, fit_closed_set
+from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
+from fusioner.training.dataset import build_corpus, cross_fit_fold, open_split
 from fusioner.training.presets import preset
 
 
@@ -37,24 +37,24 @@ class Alone(Block):
 
 
 @torch.inference_mode()
-def measure(lessons: Lessons, network: nn.Module, corpus: Any, without: int) -> list[list[float]]:
+def measure(lessons: ClosedSetDataset, network: nn.Module, corpus: Any, without: int) -> list[list[float]]:
     """Of each data set, plain and averaged: mIoU in per cent on the images of the portion that was left out."""
-    scores = [[ConfusionIoU(len(part.data.classes)) for _ in range(2)] for part in corpus.parts]
+    scores = [[ConfusionIoU(len(split.data.classes)) for _ in range(2)] for split in corpus.splits]
     rows = {name: row for row, name in enumerate(corpus.names())}
-    for example in lessons.examples:
-        if portion_of(example.item.id) != without:
+    for sample in lessons.samples:
+        if cross_fit_fold(sample.item.id) != without:
             continue
-        part = corpus.parts[example.part]
-        data = part.data
-        tokens, masks = lessons.sources[example.part].batch([(example.item, 0)])
-        lesson = lessons.read([Look(example)])
-        ids = ([] if data.ignore_unlabeled else [0]) + list(part.classes)
+        split = corpus.splits[sample.split]
+        data = split.data
+        tokens, masks = lessons.sources[sample.split].batch([(sample.item, 0)])
+        lesson = lessons.read([SampleView(sample)])
+        ids = ([] if data.ignore_unlabeled else [0]) + list(split.classes)
         of = [rows[data.prompts[i]] if i else -1 for i in ids]
         shares = network(lesson.features)[0][:, of].softmax(dim=1).T  # (names, P)
         alike = affinity(lessons.model.split(tokens)[0].flatten(2))[0]
         truth = torch.from_numpy(masks[0]).long()
         truth[truth == data.ignore] = 255
-        for score, maps in zip(scores[example.part], (shares, (shares + shares @ alike.T) / 2), strict=True):
+        for score, maps in zip(scores[sample.split], (shares, (shares + shares @ alike.T) / 2), strict=True):
             found = upsample(maps.unflatten(1, tokens.shape[-2:]), masks[0].shape).argmax(dim=0)
             score.update(torch.tensor(ids)[found], truth)
     return [[100 * float(score.compute()["miou"]) for score in both] for both in scores]
@@ -67,24 +67,24 @@ def main() -> None:
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--views", type=int, default=1, help="of each image that is learnt from")
-    parser.add_argument("--passes", type=int, default=Effort().passes, help="over the images")
+    parser.add_argument("--passes", type=int, default=FitConfig().passes, help="over the images")
     parser.add_argument(
-        "--adjustment", type=float, default=training.ADJUSTMENT, help="of the logits, see training.memory"
+        "--adjustment", type=float, default=training.LOGIT_ADJUSTMENT, help="of the logits, see training.closed_set"
     )
-    parser.add_argument("--resolution", type=int, default=preset("small").resolution)
+    parser.add_argument("--resolution", type=int, default=preset("small").model.resolution)
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
     named = [one.split("=", 1) for one in given.sets]
-    config = preset("small").changed({"resolution": given.resolution, "views": given.views})
-    corpus = build_corpus([open_part(name, Path(folder)) for name, folder in named], config.sampling, 89, 0)
+    config = preset("small").override(resolution=given.resolution, views=given.views)
+    corpus = build_corpus([open_split(name, Path(folder)) for name, folder in named], config.data.sampling, 89, 0)
     image, text = build_encoders(config, named[0][0], torch.device("cpu"))
     model = build_network(config, image, text, len(corpus.names()))
     sources = build_sources(corpus, image, config, given.cache, print)
-    lessons = Lessons(model, corpus, sources, None)
-    training.ADJUSTMENT = given.adjustment
+    lessons = ClosedSetDataset(model, corpus, sources, None)
+    training.LOGIT_ADJUSTMENT = given.adjustment
     if given.alone:
         memory.Block = Alone  # type: ignore[misc]
-    network = fit_closed_set(lessons, given.without, "fitting", track, effort=Effort(given.passes, given.share))
+    network = fit_closed_set(lessons, given.without, "fitting", track, fit=FitConfig(given.passes, given.share))
     print("| set | mIoU | averaged over like patches |\n|---|---|---|")
     for (name, folder), (plain, averaged) in zip(named, measure(lessons, network, corpus, given.without), strict=True):
         print(f"| {name} {Path(folder).name} | {plain:.1f} | {averaged:.1f} |")

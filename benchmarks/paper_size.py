@@ -1,7 +1,6 @@
 """Ours at the paper's size, through our own loop: CLIP ViT-L/14 with random weights, 12 x 512 fusion, full decoder."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.training.build import build_fabric
-from fusioner.training.data_loader import Batch, Batches, steps
-from fusioner.training.dataset import Order, build_corpus, open_part
+from fusioner.training.data_loader import Batch, DataLoader
+from fusioner.training.dataset import BatchSampler, build_corpus, open_split
 from fusioner.training.presets import PAPER
-from fusioner.training.prompt_sampling import Names
+from fusioner.training.prompt_sampling import Vocabulary
 from fusioner.training.trainer import Trainer
 
 SIDE = 224
@@ -52,19 +51,19 @@ def photographs(folder: Path, count: int) -> Path:
 def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
     """(gradients of a batch, update of the weights) with the text cached alone, and with everything cached."""
     data = photographs(folder / "data", batch)
-    corpus = build_corpus([open_part("folder", data)], "pairs")
-    config = replace(PAPER, steps=10, batch_size=batch)
-    live = LiveSource(corpus.parts[0].data, encoder, SIDE)
+    corpus = build_corpus([open_split("folder", data)], "pairs")
+    config = PAPER.override(steps=10, batch_size=batch)
+    live = LiveSource(corpus.splits[0].data, encoder, SIDE)
     live.views = 1
-    cached = cache_features(folder / "cache", corpus.parts[0].data, encoder, SIDE)
+    cached = cache_features(folder / "cache", corpus.splits[0].data, encoder, SIDE)
     table = F.normalize(torch.randn(len(corpus.names()), 768), dim=-1)
     model = Fusioner(FusionerConfig())
     card = ModelCard(model.config, "", "", SIDE, ("{}",))
     found = {}
     for name, source in (("text cached", live), ("everything cached", cached)):
-        batches = Batches(corpus, [source], Names(corpus.names()), table, 1, (SIDE, SIDE), 0)
+        batches = DataLoader(corpus, [source], Vocabulary(corpus.names()), table, 1, (SIDE, SIDE), 0)
         trainer = Trainer(build_fabric("cpu", 1, "32"), model, batches, config, card, folder / "run", {})
-        made = steps(batches, Order(corpus.examples, batch, 0), 0)
+        made = batches.training_batches(BatchSampler(corpus.samples, batch, 0), 0)
         found[name] = (_gradients(trainer, made), lambda trainer=trainer: trainer._update(1))
     return found
 

@@ -27,21 +27,21 @@ from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.features.dataset import TokenSource
 from fusioner.model import similarity
 from fusioner.training.build import build_encoders, build_network, build_sources
-from fusioner.training.data_loader import shrink
-from fusioner.training.dataset import Example, build_corpus, open_part
+from fusioner.training.data_loader import resize_mask
+from fusioner.training.dataset import Sample, build_corpus, open_split
 from fusioner.training.presets import preset
 
 
 @torch.inference_mode()
-def read(model: Any, source: TokenSource, examples: Sequence[Example], words: Tensor) -> tuple[Tensor, Tensor]:
+def read(model: Any, source: TokenSource, samples: Sequence[Sample], words: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (K, P) of all patches of all images, and the mask value of each."""
     scores, truths = [], []
-    for example in examples:
-        tokens, masks = source.batch([(example.item, 0)])
+    for sample in samples:
+        tokens, masks = source.batch([(sample.item, 0)])
         seen = model.look(tokens)
         found = model.similarity.maps(seen, words[None])[0, :, :2].sum(dim=1)
         scores.append(found if seen.alike is None else found @ seen.alike[0].T)
-        small = shrink(masks[0], (tokens.shape[2], tokens.shape[3]))
+        small = resize_mask(masks[0], (tokens.shape[2], tokens.shape[3]))
         truths.append(torch.from_numpy(small.astype(np.int64)).flatten())
     return torch.cat(scores, dim=1), torch.cat(truths)
 
@@ -69,18 +69,18 @@ def main() -> None:
     torch.set_num_threads(1)
     similarity.NEARBY = given.nearby
     name, folder = given.set.split("=", 1)
-    corpus = build_corpus([open_part(name, Path(folder))], "images")
-    corpus = replace(corpus, examples=tuple(corpus.some_images(len(corpus.examples), 0)[:: given.every]))
-    data, config = corpus.parts[0].data, preset("small").changed({"memory": False})
+    corpus = build_corpus([open_split(name, Path(folder))], "images")
+    corpus = replace(corpus, samples=tuple(corpus.unique_images()[:: given.every]))
+    data, config = corpus.splits[0].data, preset("small").override(closed_set_head=False)
     image, text = build_encoders(config, name, torch.device("cpu"))
     (source,) = build_sources(corpus, image, config, given.cache, print)
     ids, groups = list(data.class_ids), covered(data)
-    words = LabelEmbedder(text, config.templates)([*(data.prompts[one] for one in ids), *groups])
+    words = LabelEmbedder(text, config.model.templates)([*(data.prompts[one] for one in ids), *groups])
     folds = [list(fold_classes(name, fold)[1]) for fold in range(4)] if name == "pascal" else []
     print("| kinds | affinity | all names | of a fold | average precision | pooled | of groups |\n" + "|---" * 7 + "|")
     for kinds, affinity in product((False, True), repeat=2):
-        model = build_network(config.changed({"kinds": kinds, "affinity": affinity}), image, text).eval()
-        scores, truth = read(model, source, corpus.examples, words)
+        model = build_network(config.override(hypernyms=kinds, affinity_refinement=affinity), image, text).eval()
+        scores, truth = read(model, source, corpus.samples, words)
         scores, truth = scores[:, truth != data.ignore], truth[truth != data.ignore]
         there = torch.stack([truth == one for one in ids])
         wide = [torch.isin(truth, torch.tensor(some)) for some in groups.values()]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from official import Official
 
-from fusioner.training.dataset import build_corpus, open_part
+from fusioner.training.dataset import build_corpus, open_split
 from fusioner.training.presets import SMALL
 
 
@@ -45,15 +45,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    corpus = build_corpus([open_part("pascal", given.root, int(given.fold))], "pairs")
-    images = len({example.item.id for example in corpus.examples})
+    corpus = build_corpus([open_split("pascal", given.root, int(given.fold))], "pairs")
+    images = len({sample.item.id for sample in corpus.samples})
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         first = ours(given.root, given.fold, 1, folder)  # encodes
         start = ours(given.root, given.fold, 2, folder)  # starts up, remembers, judges
         some = ours(given.root, given.fold, 2 + given.steps, folder)
     step = (some - start) / given.steps
-    small = first + SMALL.steps * step
+    small = first + SMALL.optim.steps * step
     official = Official(given.official.resolve())
     picture, mask = torch.randn(1, 3, 224, 224), torch.zeros(1, 224, 224)
     mask[:, 40:140, 60:180] = 1
@@ -63,13 +63,16 @@ def main() -> None:
         official.gradients(picture, mask, "thing")
         taken.append(time.process_time() - begun)
     image = statistics.median(taken[1:])
-    whole = image * len(corpus.examples) * official.epochs
-    print(f"fold {given.fold}: {len(corpus.examples)} pairs on {images} images\n")
+    whole = image * len(corpus.samples) * official.epochs
+    print(f"fold {given.fold}: {len(corpus.samples)} pairs on {images} images\n")
     print("| | CPU time |\n|---|---|")
     print(
-        f"| official: {official.epochs} epochs x {len(corpus.examples)} pairs x {image:.1f} s | {whole / 3600:.0f} h |"
+        f"| official: {official.epochs} epochs x {len(corpus.samples)} pairs x {image:.1f} s | {whole / 3600:.0f} h |"
     )
-    print(f"| ours: start and cache {first / 60:.1f} min + {SMALL.steps} steps x {step:.2f} s | {small / 60:.1f} min |")
+    print(
+        f"| ours: start and cache {first / 60:.1f} min + {SMALL.optim.steps} steps x {step:.2f} s "
+        f"| {small / 60:.1f} min |"
+    )
     print(f"\nratio {whole / small:.0f}")
 
 

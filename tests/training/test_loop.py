@@ -18,9 +18,9 @@ from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
-from fusioner.training.config import TrainConfig
+from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.dataset import open_split
-from fusioner.training.resume import read_state
+from fusioner.training.resume import check_same, read_state
 from fusioner.training.train import RunConfig, train
 from fusioner.training.trainer import Result, RuntimeConfig
 
@@ -163,6 +163,18 @@ def test_resuming_with_other_settings_is_refused(
     with pytest.raises(FusionerError, match=rf"cannot resume .*: {named} differs") as caught:
         run(voc_tree, tmp_path, tiny(**({"steps": 1} | changes)), resume=True)
     assert str(caught.value).count("\n") == 0
+
+
+def test_a_run_can_be_resumed_by_a_version_with_further_settings(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    run(voc_tree, tmp_path, tiny(steps=1))
+    settings = read_state(tmp_path, torch.device("cpu"))["identity"]["settings"]
+    assert settings == tiny(steps=1).changes()
+    assert settings.keys() < flatten(tiny().to_dict()).keys()  # those at their default are not compared
+    assert run(voc_tree, tmp_path, tiny(steps=1), resume=True).step == 1
+    check_same({"lr": 1}, {"lr": 1}, tmp_path)
+    for saved, now in (({}, {"lr": 1}), ({"lr": 1}, {})):
+        with pytest.raises(FusionerError, match=r"lr differs .*the default"):
+            check_same(saved, now, tmp_path)
 
 
 def test_resuming_with_other_data_is_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:

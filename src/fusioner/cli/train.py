@@ -146,11 +146,11 @@ def report(result: "Result", out: Path) -> None:
     import signal
     import sys
 
-    from fusioner.training.progress import clock
+    from fusioner.training.progress import format_duration
     from fusioner.training.resume import BEST, LAST
 
     shares = f"{1 - result.waiting:.0%} computing, {result.waiting:.0%} waiting for data"
-    print(f"{result.step} of {result.steps} steps in {clock(result.seconds)}, {shares}")
+    print(f"{result.step} of {result.steps} steps in {format_duration(result.seconds)}, {shares}")
     if result.best is not None:
         print(f"wrote {out / BEST} (mIoU {result.best:.1f} on {result.measured_on})")
     print(f"wrote {out / LAST}" + (f"; continue with --resume --out {out}" if result.signal else ""))

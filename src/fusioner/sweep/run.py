@@ -1,4 +1,4 @@
-"""Running a sweep's cells, some at a time, each in a process of its own that may fail without harm to the others."""
+"""Run a sweep's cells, each in its own process, whose failure does not affect the others."""
 
 import json
 import os
@@ -14,11 +14,12 @@ from fusioner.errors import FusionerError
 from fusioner.io import FileLocks, atomic_write, writable_folder
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep, settings_toml
+from fusioner.training.progress import format_duration
 from fusioner.training.resume import LOG
 
 SWEEP, CELLS, CACHE, OUTPUT = "sweep.json", "cells", "cache", "log.txt"
 SECONDS = 0.1
-"""Rough guess for an image and step of `small` at 336 px on two cores, where no cell is finished to tell better."""
+"""Rough time per image and step of `small` at 336 px on two cores, used until a cell is finished."""
 _POLL = 1.0
 
 
@@ -29,26 +30,25 @@ class _Running:
     output: IO[bytes]
 
     def close(self) -> None:
-        """Once it has ended."""
         self.output.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
 
 def folder_of(out: Path, cell: Cell) -> Path:
-    """Where a cell's run and report are."""
+    """Return the folder of a cell's run and report."""
     return out / CELLS / cell.name
 
 
 def is_done(out: Path, cell: Cell) -> bool:
-    """Trained and evaluated."""
+    """Return whether a cell is trained and evaluated."""
     return {"train", "evaluate"} <= set(read_done(folder_of(out, cell)))
 
 
 def estimate(sweep: Sweep, out: Path, cell: Cell) -> float:
-    """Seconds that a cell takes: as finished ones of its method took, else of any, else a rough guess."""
-    done = [(one, sum(read_done(folder_of(out, one)).values())) for one in sweep.cells if is_done(out, one)]
-    same = [seconds for one, seconds in done if one.method == cell.method] or [seconds for _, seconds in done]
+    """Estimate a cell's seconds by finished cells of its method, else of any method, else roughly."""
+    done = [(other, sum(read_done(folder_of(out, other)).values())) for other in sweep.cells if is_done(out, other)]
+    same = [seconds for other, seconds in done if other.method == cell.method] or [seconds for _, seconds in done]
     if same:
         return sorted(same)[len(same) // 2]
     config = sweep.config(cell)
@@ -57,10 +57,10 @@ def estimate(sweep: Sweep, out: Path, cell: Cell) -> float:
 
 @contextmanager
 def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
-    """`out` is this sweep's alone until it is left.
+    """Reserve `out` for this sweep while the context is open.
 
     Raises:
-        FusionerError: another sweep is at work there, or cells of other settings are there.
+        FusionerError: another sweep is at work there, or there are cells of other settings.
     """
     with FileLocks(writable_folder(out) / ".lock") as locks:
         if not locks.acquire(0):
@@ -68,8 +68,8 @@ def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
         file = out / SWEEP
         if file.is_file():
             _check_same(json.loads(file.read_text("utf-8")), sweep.identity(), out)
-        with atomic_write(file) as beside:
-            beside.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
         yield
 
 
@@ -81,11 +81,11 @@ def run(
     show: Callable[[float, str], None],
     finished: Callable[[], None],
 ) -> dict[Cell, str]:
-    """Run every cell that is not done -> why those that failed did.
+    """Run every unfinished cell; return the reasons of those that failed.
 
     Args:
-        say: for a line when a cell ends; show: (cells done, with fractions, what is running) now and then.
-        finished: called after each cell that succeeded.
+        say: receives a line when a cell ends; show: receives (cells done, with fractions; running cells) regularly.
+        finished: called after each successful cell.
     """
     waiting = [cell for cell in sweep.cells if not is_done(out, cell)]
     running: list[_Running] = []
@@ -97,24 +97,25 @@ def run(
                 running.append(_start(sweep, out, waiting.pop(0), jobs))
             with suppress(subprocess.TimeoutExpired):
                 running[0].process.wait(_POLL)
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                one.close()
-                if one.process.returncode:
-                    failed[one.cell] = _reason(folder_of(out, one.cell), one.process.returncode)
-                    say(f"failed: {one.cell.title}: {failed[one.cell]}")
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                job.close()
+                folder = folder_of(out, job.cell)
+                if job.process.returncode:
+                    failed[job.cell] = _reason(folder, job.process.returncode)
+                    say(f"failed: {job.cell.title}: {failed[job.cell]}")
                 else:
                     done += 1
-                    say(f"done: {one.cell.title}: {_headline(folder_of(out, one.cell))}")
+                    say(f"done: {job.cell.title}: {_headline(folder)}")
                     finished()
-            parts = sum(_part(folder_of(out, one.cell), sweep.config(one.cell).optim.steps) for one in running)
-            show(done + len(failed) + parts, ", ".join(one.cell.title for one in running))
+            parts = sum(_progress(folder_of(out, job.cell), sweep.config(job.cell).optim.steps) for job in running)
+            show(done + len(failed) + parts, ", ".join(job.cell.title for job in running))
     finally:
-        for one in running:
-            one.process.terminate()  # a training saves what it has
-        for one in running:
-            one.process.wait()
-            one.close()
+        for job in running:
+            job.process.terminate()  # a training saves its state
+        for job in running:
+            job.process.wait()
+            job.close()
     return failed
 
 
@@ -123,25 +124,23 @@ def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> _Running:
     with atomic_write(folder / "settings.toml") as temporary:
         temporary.write_text(settings_toml(sweep.settings | cell.settings()), "utf-8")
     content = {**cell.settings(), "fold": cell.fold, "commands": sweep.commands(cell, folder, out / CACHE)}
-    with atomic_write(folder / CELL) as beside:
-        beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    with atomic_write(folder / CELL) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"}
     output = (folder / OUTPUT).open("ab")
-    command = [sys.executable, "-m", "fusioner.sweep.cell", str(folder)]
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "fusioner.sweep.cell", str(folder)],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is the sweep's, which tells each cell once: a second signal would cut it off
+        env=os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"},
+        start_new_session=True,  # Ctrl-C reaches the sweep only, which terminates each cell once
     )
     return _Running(cell, process, output)
 
 
-def _part(folder: Path, steps: int) -> float:
-    """How much of a running cell is done, by the last line of its training's log."""
+def _progress(folder: Path, steps: int) -> float:
+    """Return the finished share of a running cell, read from its training log."""
     if "train" in read_done(folder):
         return 0.9
     with suppress(OSError, ValueError, IndexError, KeyError):
@@ -152,17 +151,15 @@ def _part(folder: Path, steps: int) -> float:
 
 def _reason(folder: Path, code: int) -> str:
     lines = (folder / OUTPUT).read_text("utf-8", errors="replace").splitlines()
-    said = [line for line in lines if line.startswith("error: ")]
-    text = said[-1].removeprefix("error: ") if code == 2 and said else (lines or [""])[-1]
+    errors = [line for line in lines if line.startswith("error: ")]
+    text = errors[-1].removeprefix("error: ") if code == 2 and errors else (lines or [""])[-1]
     return f"{text} (exit code {code}, see {folder / OUTPUT})"
 
 
 def _headline(folder: Path) -> str:
-    from fusioner.training.progress import clock
-
-    found: dict[str, Any] = json.loads((folder / "report" / "metrics.json").read_text("utf-8"))
-    shown = [f"{name} {found[name]:.1f}" for name in ("miou", "argmax_miou") if found.get(name) is not None]
-    return ", ".join(shown) + f" in {clock(sum(read_done(folder).values()))}"
+    metrics: dict[str, Any] = json.loads((folder / "report" / "metrics.json").read_text("utf-8"))
+    values = [f"{name} {metrics[name]:.1f}" for name in ("miou", "argmax_miou") if metrics.get(name) is not None]
+    return ", ".join(values) + f" in {format_duration(sum(read_done(folder).values()))}"
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
@@ -170,8 +167,8 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
         old = before.get(part)
         if old == new:
             continue
-        what = f"{part} was {old!r} and is {new!r}"
+        difference = f"{part} was {old!r} and is {new!r}"
         if isinstance(old, dict) and isinstance(new, dict):
             name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-            what = f"{part}: {name} was {old.get(name)!r} and is {new.get(name)!r}"
-        raise FusionerError(f"{out} holds a sweep of other settings ({what}): choose another --out")
+            difference = f"{part}: {name} was {old.get(name)!r} and is {new.get(name)!r}"
+        raise FusionerError(f"{out} holds a sweep of other settings ({difference}): choose another --out")

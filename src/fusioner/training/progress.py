@@ -42,7 +42,7 @@ class TrainingProgress:
         elif time.monotonic() - self._line_time >= LINE_INTERVAL or step == self._total:
             self._line_time = time.monotonic()
             left = (self._line_time - self._start_time) / max(1, step - self._first) * (self._total - step)
-            values = f"loss {loss:.4f}  mIoU {miou:.1f}  {speed:.1f} images/s  left {clock(left)}"
+            values = f"loss {loss:.4f}  mIoU {miou:.1f}  {speed:.1f} images/s  left {format_duration(left)}"
             self.say(f"step {step}/{self._total}  {values}")
 
     def say(self, text: str) -> None:
@@ -59,7 +59,7 @@ class TrainingProgress:
             self._bar.stop()
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format as `1:02:03`, or `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
