@@ -1,13 +1,20 @@
 """Tiny random models in transformers' own format, saved to disk: what the adapters read is what the library wrote."""
 
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -153,3 +160,169 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Save
         return made[kind]
 
     return make
+
+
+def blocks(layers: Any) -> dict[str, Tensor]:
+    """The transformer blocks of a tower under OpenAI's keys."""
+    state: dict[str, Tensor] = {}
+    for index, layer in enumerate(layers):
+        attention = layer.self_attn
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        own = {
+            "attn.in_proj_weight": torch.cat([projection.weight for projection in projections]),
+            "attn.in_proj_bias": torch.cat([projection.bias for projection in projections]),
+        }
+        parts = {"attn.out_proj": attention.out_proj, "ln_1": layer.layer_norm1, "ln_2": layer.layer_norm2}
+        parts |= {"mlp.c_fc": layer.mlp.fc1, "mlp.c_proj": layer.mlp.fc2}
+        for key, part in parts.items():
+            own |= {f"{key}.weight": part.weight, f"{key}.bias": part.bias}
+        state |= {f"transformer.resblocks.{index}.{key}": value for key, value in own.items()}
+    return state
+
+
+def openai_visual(model: Any) -> dict[str, Tensor]:
+    vision = model.vision_model
+    return {
+        "class_embedding": vision.embeddings.class_embedding,
+        "positional_embedding": vision.embeddings.position_embedding.weight,
+        "conv1.weight": vision.embeddings.patch_embedding.weight,
+        "ln_pre.weight": vision.pre_layrnorm.weight,
+        "ln_pre.bias": vision.pre_layrnorm.bias,
+        "ln_post.weight": vision.post_layernorm.weight,
+        "ln_post.bias": vision.post_layernorm.bias,
+        "proj": model.visual_projection.weight.T,
+        **blocks(vision.encoder.layers),
+    }
+
+
+def openai_text(model: Any) -> dict[str, Tensor]:
+    text = model.text_model
+    return {
+        "token_embedding.weight": text.embeddings.token_embedding.weight,
+        "positional_embedding": text.embeddings.position_embedding.weight,
+        "ln_final.weight": text.final_layer_norm.weight,
+        "ln_final.bias": text.final_layer_norm.bias,
+        "text_projection": model.text_projection.weight.T,
+        "logit_scale": torch.tensor(4.6),
+        **blocks(text.encoder.layers),
+    }
+
+
+@pytest.fixture(scope="session")
+def openai() -> SimpleNamespace:
+    """`openai.visual(model)`, `openai.text(model)`: a CLIP's towers under OpenAI's keys."""
+    return SimpleNamespace(visual=openai_visual, text=openai_text)
+
+
+class Hub:
+    """The requests to the Hugging Face hub that a download makes, answered from folders.
+
+    Attributes:
+        revisions: (repository, revision) -> folder.
+        gated: repositories whose licence must be accepted; the status they answer with.
+        discussions: repository -> its pull requests as (number, author, title, status).
+        requests: paths requested so far.
+    """
+
+    def __init__(self) -> None:
+        self.revisions: dict[tuple[str, str], Path] = {}
+        self.gated: dict[str, int] = {}
+        self.discussions: dict[str, list[tuple[int, str, str, str]]] = {}
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.requests.append(self.path)
+                self.answer(*hub.answer(self.path), body=True)
+
+            def do_HEAD(self) -> None:
+                hub.requests.append(self.path)
+                self.answer(*hub.answer(self.path), body=False)
+
+            def answer(self, code: int, content: bytes, headers: dict[str, str], *, body: bool) -> None:
+                self.send_response(code)
+                headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def add(self, repository: str, folder: Path, revision: str = "main") -> None:
+        """Serve a folder as a revision of a repository."""
+        self.revisions[repository, revision] = folder
+
+    def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
+        """Status, body and headers for a request."""
+        path = path.split("?")[0].removeprefix("/api/models").strip("/")
+        owner, name, *rest = [unquote(part) for part in path.split("/")]
+        repository, verb = f"{owner}/{name}", rest[0] if rest else ""
+        revision = rest[1] if len(rest) > 1 else "main"
+        if repository in self.gated:
+            return self.gated[repository], b"{}", {"X-Error-Code": "GatedRepo"}
+        if (repository, "main") not in self.revisions:
+            return 404, b"{}", {"X-Error-Code": "RepoNotFound"}
+        if verb == "discussions":
+            return 200, json.dumps(self.list_discussions(repository)).encode(), {}
+        commits = {
+            name: sha256(name.encode()).hexdigest()[:40] for owner, name in self.revisions if owner == repository
+        }
+        revision = next((name for name, commit in commits.items() if revision in (name, commit)), "")
+        if not revision:
+            return 404, b"{}", {"X-Error-Code": "RevisionNotFound"}
+        folder, commit = self.revisions[repository, revision], commits[revision]
+        if verb == "resolve":
+            file = folder / "/".join(rest[2:])
+            if not file.is_file():
+                return 404, b"{}", {"X-Error-Code": "EntryNotFound"}
+            content = file.read_bytes()
+            return 200, content, {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
+        if verb == "tree":
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            entries = [
+                {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": file.name}
+                for file in files
+            ]
+            return 200, json.dumps(entries).encode(), {}
+        info = {"id": repository, "modelId": repository, "sha": commit, "private": False, "tags": [], "siblings": []}
+        return 200, json.dumps({**info, "downloads": 0, "likes": 0}).encode(), {}
+
+    def list_discussions(self, repository: str) -> dict[str, Any]:
+        entries = [
+            {
+                "num": number,
+                "author": {"name": author},
+                "title": title,
+                "status": status,
+                "isPullRequest": True,
+                "createdAt": "2023-02-01T00:00:00.000Z",
+                "repo": {"name": repository, "type": "model"},
+            }
+            for number, author, title, status in self.discussions.get(repository, [])
+        ]
+        return {"discussions": entries, "count": len(entries), "start": 0}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """An empty hub on 127.0.0.1 and an empty download cache."""
+    hub = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()

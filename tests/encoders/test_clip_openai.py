@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fusioner.encoders.image import clip_vision_from_openai
 from fusioner.encoders.open_clip import remap_openai_text, remap_openai_visual
@@ -18,70 +17,24 @@ from fusioner.errors import FusionerError
 Make = Callable[[str], tuple[Path, Any]]
 
 
-def blocks(layers: Any) -> dict[str, Tensor]:
-    """The transformer blocks of a tower under OpenAI's keys."""
-    state: dict[str, Tensor] = {}
-    for index, layer in enumerate(layers):
-        attention = layer.self_attn
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        own = {
-            "attn.in_proj_weight": torch.cat([projection.weight for projection in projections]),
-            "attn.in_proj_bias": torch.cat([projection.bias for projection in projections]),
-        }
-        parts = {"attn.out_proj": attention.out_proj, "ln_1": layer.layer_norm1, "ln_2": layer.layer_norm2}
-        parts |= {"mlp.c_fc": layer.mlp.fc1, "mlp.c_proj": layer.mlp.fc2}
-        for key, part in parts.items():
-            own |= {f"{key}.weight": part.weight, f"{key}.bias": part.bias}
-        state |= {f"transformer.resblocks.{index}.{key}": value for key, value in own.items()}
-    return state
-
-
-def openai_visual(model: Any) -> dict[str, Tensor]:
-    vision = model.vision_model
-    return {
-        "class_embedding": vision.embeddings.class_embedding,
-        "positional_embedding": vision.embeddings.position_embedding.weight,
-        "conv1.weight": vision.embeddings.patch_embedding.weight,
-        "ln_pre.weight": vision.pre_layrnorm.weight,
-        "ln_pre.bias": vision.pre_layrnorm.bias,
-        "ln_post.weight": vision.post_layernorm.weight,
-        "ln_post.bias": vision.post_layernorm.bias,
-        "proj": model.visual_projection.weight.T,
-        **blocks(vision.encoder.layers),
-    }
-
-
-def openai_text(model: Any) -> dict[str, Tensor]:
-    text = model.text_model
-    return {
-        "token_embedding.weight": text.embeddings.token_embedding.weight,
-        "positional_embedding": text.embeddings.position_embedding.weight,
-        "ln_final.weight": text.final_layer_norm.weight,
-        "ln_final.bias": text.final_layer_norm.bias,
-        "text_projection": model.text_projection.weight.T,
-        "logit_scale": torch.tensor(4.6),
-        **blocks(text.encoder.layers),
-    }
-
-
-def test_the_image_tower_gives_the_same_tokens(image_model: Make) -> None:
+def test_the_image_tower_gives_the_same_tokens(image_model: Make, openai: Any) -> None:
     folder, model = image_model("clip")
     images = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
     expected = build_image_encoder(f"hf:{folder}")(images)
     for prefix in ("", "visual."):
-        state = {prefix + key: value for key, value in openai_visual(model).items()}
+        state = {prefix + key: value for key, value in openai.visual(model).items()}
         torch.testing.assert_close(clip_vision_from_openai(state, heads=4)(images), expected)
 
 
-def test_half_precision_weights_are_taken_as_fp32(image_model: Make) -> None:
-    state = {key: value.half() for key, value in openai_visual(image_model("clip")[1]).items()}
+def test_half_precision_weights_are_taken_as_fp32(image_model: Make, openai: Any) -> None:
+    state = {key: value.half() for key, value in openai.visual(image_model("clip")[1]).items()}
     assert {value.dtype for value in remap_openai_visual(state).values()} == {torch.float32}
 
 
-def test_the_text_tower_gives_the_same_vectors(text_model: Make) -> None:
+def test_the_text_tower_gives_the_same_vectors(text_model: Make, openai: Any) -> None:
     folder, model = text_model("clip")
     # In OpenAI's vocabulary the end-of-text token is the last: put it there, with the state it had.
-    state = openai_text(model)
+    state = openai.text(model)
     state["token_embedding.weight"] = torch.cat([state["token_embedding.weight"], state["token_embedding.weight"][3:4]])
     last = len(state["token_embedding.weight"]) - 1
 
@@ -126,8 +79,8 @@ def test_published_head_counts_are_assumed() -> None:
     assert F.cosine_similarity(encoder(torch.rand(1, 3, 8, 8)), torch.zeros(1, 16, 2, 2)).abs().max() == 0
 
 
-def test_wrong_states_get_one_sentence(image_model: Make) -> None:
-    state = openai_visual(image_model("clip")[1])
+def test_wrong_states_get_one_sentence(image_model: Make, openai: Any) -> None:
+    state = openai.visual(image_model("clip")[1])
     with pytest.raises(FusionerError, match=r"'layer1\.0\.conv1\.weight' is not a key of a CLIP vision transformer"):
         remap_openai_visual({**state, "visual.layer1.0.conv1.weight": torch.zeros(1)})
     with pytest.raises(FusionerError, match=r"resblocks\.0\.attn\.odd' is not a key of a CLIP vision transformer"):

@@ -1,10 +1,7 @@
 """From a name to weights: the hub (a real one, small and local), the cache, folders, and every way they fail."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +16,6 @@ from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
 
 Make = Callable[[str], tuple[Path, Any]]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """The four requests of the Hugging Face hub that a download makes, answered from folders."""
-
-    def __init__(self) -> None:
-        self.repositories: dict[str, Path] = {}
-        self.gated: set[str] = set()
-        self.requests: list[str] = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.requests.append(self.path)
-                hub.answer(self, body=True)
-
-            def do_HEAD(self) -> None:
-                hub.requests.append(self.path)
-                hub.answer(self, body=False)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
-        path = handler.path.split("?")[0].removeprefix("/api/models").strip("/")
-        repository = "/".join(path.split("/")[:2])
-        rest = path.split("/")[2:]
-        if repository in self.gated:
-            return self.send(handler, 403, b"{}", {"X-Error-Code": "GatedRepo"}, body=body)
-        if repository not in self.repositories:
-            return self.send(handler, 404, b"{}", {"X-Error-Code": "RepoNotFound"}, body=body)
-        folder = self.repositories[repository]
-        if rest and rest[0] == "resolve":
-            content = (folder / "/".join(rest[2:])).read_bytes()
-            tag = {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            return self.send(handler, 200, content, tag, body=body)
-        if rest and rest[0] == "tree":
-            files = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name}
-                for file in folder.iterdir()
-            ]
-            return self.send(handler, 200, json.dumps(files).encode(), {}, body=body)
-        info = {"id": repository, "modelId": repository, "sha": COMMIT, "private": False, "tags": [], "siblings": []}
-        return self.send(handler, 200, json.dumps({**info, "downloads": 0, "likes": 0}).encode(), {}, body=body)
-
-    @staticmethod
-    def send(
-        handler: BaseHTTPRequestHandler, code: int, content: bytes, headers: dict[str, str], *, body: bool
-    ) -> None:
-        handler.send_response(code)
-        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
-            handler.send_header(key, value)
-        handler.end_headers()
-        if body:
-            handler.wfile.write(content)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    hub = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
 
 
 def copy(folder: Path, target: Path, *, without: str = "") -> Path:
@@ -105,9 +26,9 @@ def copy(folder: Path, target: Path, *, without: str = "") -> Path:
     return target
 
 
-def test_a_zoo_name_downloads_once_and_then_needs_no_hub(hub: Hub, image_model: Make) -> None:
+def test_a_zoo_name_downloads_once_and_then_needs_no_hub(hub: Any, image_model: Make) -> None:
     folder, _ = image_model("dinov2")
-    hub.repositories["facebook/dinov2-small"] = folder
+    hub.add("facebook/dinov2-small", folder)
     images = torch.rand(1, 3, 16, 24)
     encoder = build_image_encoder("dinov2-s")
     assert encoder.name == "dinov2-s"
@@ -118,25 +39,25 @@ def test_a_zoo_name_downloads_once_and_then_needs_no_hub(hub: Hub, image_model: 
     assert hub.requests == []
 
 
-def test_a_text_encoder_from_the_hub(hub: Hub, text_model: Make) -> None:
-    hub.repositories["someone/some-bert"] = text_model("bert")[0]
+def test_a_text_encoder_from_the_hub(hub: Any, text_model: Make) -> None:
+    hub.add("someone/some-bert", text_model("bert")[0])
     assert build_text_encoder("hf:someone/some-bert")(["cat"]).shape == (1, 32)
 
 
-def test_a_repository_that_is_not_there(hub: Hub) -> None:
+def test_a_repository_that_is_not_there(hub: Any) -> None:
     with pytest.raises(FusionerError, match=r"no repository facebook/dinov2-small.*dinov2-s@/FOLDER"):
         build_image_encoder("dinov2-s")
     with pytest.raises(FusionerError, match=r"no repository no-one/nothing.*hf:/FOLDER"):
         build_text_encoder("hf:no-one/nothing")
 
 
-def test_a_repository_behind_a_licence(hub: Hub) -> None:
-    hub.gated.add("facebook/dinov3-vits16-pretrain-lvd1689m")
+def test_a_repository_behind_a_licence(hub: Any) -> None:
+    hub.gated["facebook/dinov3-vits16-pretrain-lvd1689m"] = 403
     with pytest.raises(FusionerError, match=r"licence.*hf auth login.*dinov3-s@/FOLDER"):
         build_image_encoder("dinov3-s")
 
 
-def test_a_hub_out_of_reach(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(FusionerError, match=r"cannot download facebook/dino-vits16.*dino-vit-s16@/FOLDER"):
         build_image_encoder("dino-vit-s16")
@@ -146,7 +67,7 @@ def test_a_hub_out_of_reach(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     ("source", "said"),
     [("", "names no model"), ("a/b/c", "no folder"), ("/no/such/folder", "no folder"), ("!bad!", "cannot download")],
 )
-def test_a_source_that_is_nothing(hub: Hub, source: str, said: str) -> None:
+def test_a_source_that_is_nothing(hub: Any, source: str, said: str) -> None:
     with pytest.raises(FusionerError, match=said):
         build_image_encoder(f"hf:{source}")
 

@@ -96,7 +96,7 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov3-hplus": _dinov3("h16plus", 840.6, 3362),
     "mocov3-vit-s": _mocov3(21.7, 384),
     "mocov3-vit-b": _mocov3(85.8, 768),
-    "mae-vit-b": _image("facebook/vit-mae-base", "Apache-2.0", 85.8, 448, "vit_mae", "vit"),
+    "mae-vit-b": _image("facebook/vit-mae-base", "CC-BY-NC-4.0", 85.8, 448, "vit_mae", "vit"),
     "siglip2-b16": _image("google/siglip2-base-patch16-224", "Apache-2.0", 85.8, 1539, *_SIGLIP),
     "siglip2-so400m": _image("google/siglip2-so400m-patch14-384", "Apache-2.0", 413.0, 4580, *_SIGLIP),
     "metaclip2-b16": _image("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 86.2, 2344, "metaclip_2"),
