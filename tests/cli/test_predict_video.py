@@ -62,6 +62,10 @@ def test_videos_that_are_there_are_left_alone(tiny_predict: Predict, clip: Path)
     tiny_predict(clip)
     skip = "1 skipped (their results are there)"
     assert tiny_predict(clip, "--skip-existing")[1] == f"0 pictures segmented into out, {skip}\n"
+    photo = SAMPLES / "coffee.jpg"
+    assert tiny_predict(photo, clip, "--skip-existing", "--csv", "table.csv")[1].endswith(f"{skip}; wrote table.csv\n")
+    with open("table.csv", newline="") as file:
+        assert {row["picture"] for row in csv.DictReader(file)} == {str(photo)}
     assert tiny_predict(clip, "--skip-existing", "--labels", "dog")[1].endswith("4 frames segmented into out\n")
     Path("out/clip.overlay.mp4").unlink()
     assert tiny_predict(clip, "--skip-existing", "--labels", "dog")[1].endswith("4 frames segmented into out\n")

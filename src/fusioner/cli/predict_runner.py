@@ -153,10 +153,11 @@ class Run:
     def _video_items(self, job: Job) -> Iterator[Item]:
         step, with_overlay = self.settings.frame_step, "overlay" in self.settings.formats
         if with_overlay and self._is_newer(job.path, [job.folder / f"{job.stem}{VIDEO_OVERLAY}"]):
-            first = Item(0, job, frame=0)
+            first = Item(next(self._numbers), job, frame=0)
             self._skip_existing(first, self.settings.frame_formats)
             if first.skipped:  # the overlay is written last
-                yield Item(next(self._numbers), job, skipped=True)
+                self._rows[first.number] = []
+                yield first
                 return
         try:
             with open_video(job.path) as video:
@@ -170,11 +171,10 @@ class Run:
                             self._skip_existing(item, self.settings.formats)
                         items += 1
                         yield item
-                self._total += items - expected
+                self._total += items - expected + bool(video.damage)
                 if video.damage:
                     raise FusionerError(video.damage)
         except FusionerError as error:
-            self._total += 1
             yield Item(next(self._numbers), job, error=error)
 
     def _skip_existing(self, item: Item, formats: Sequence[str]) -> None:
@@ -207,11 +207,9 @@ class Run:
 
     def _predict(self, item: Item) -> Item:
         if not item.error and not item.skipped:
+            labels, options = self.settings.labels, self.settings.options
             try:
-                settings = self.settings
-                item.result = self._segmenter(
-                    item.image, settings.labels, settings.options, on_progress=self._show_window
-                )
+                item.result = self._segmenter(item.image, labels, options, on_progress=self._show_window)
                 item.result.name = item.title(item.job.name)
             except FusionerError as error:
                 item.error = FusionerError(f"{item.title(item.job.path)}: {error}")
