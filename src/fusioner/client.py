@@ -7,12 +7,12 @@ client.segment("photo.jpg", ["cat", "sofa"]).label_map
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import httpx
 import numpy as np
@@ -28,7 +28,7 @@ ClientImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 Labels: TypeAlias = Sequence[str] | str
 
 
-class Client:
+class Client(AbstractContextManager["Client"]):
     """A connection to a server; use it in a `with` block, or `close` it."""
 
     def __init__(
@@ -98,12 +98,7 @@ class Client:
         """Close the connection."""
         self._http.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _segment(

@@ -144,7 +144,7 @@ def test_letters_no_font_has_become_the_number() -> None:
     assert np.array_equal(np.asarray(private), np.asarray(numbered))
 
 
-def test_share_text() -> None:
+def test_format_coverage() -> None:
     assert [format_coverage(share) for share in (0.0, 0.0004, 0.1234, 1.0)] == [
         "not found",
         "<0.1 %",
@@ -153,7 +153,7 @@ def test_share_text() -> None:
     ]
 
 
-def test_paint_takes_any_numbers() -> None:
+def test_draw_masks_takes_any_numbers() -> None:
     numbers = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100
     assert draw_masks(np.zeros((3, 4, 3), np.uint8), numbers, 0.5).dtype == np.uint8
     assert Image.fromarray(draw_masks(np.zeros((3, 4, 3), np.uint8), numbers * 0, 0.5)).getbbox() is None

@@ -227,7 +227,7 @@ def test_images_that_wait_share_a_forward(start_server: Callable[..., Running], 
     assert server.encoder.calls == 3  # 1, 4 and 2 images
 
 
-def test_a_native_look_stops_at_the_next_window(start_server: Callable[..., Running], photo: bytes) -> None:
+def test_mode_slide_stops_at_the_next_window(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server()
     windows = len(WindowGrid(300, 451, server.service.inference.segmenter.card.resolution).origins)
     server.gate.clear()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fusioner.formats import FORMATS
+from fusioner.options import InferenceOptions
 from fusioner.segmenter import Segmenter
 
 LABELS = ["cat", "sofa", "window"]
@@ -29,7 +30,7 @@ def kept(server: Any, photo: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def small(photo: bytes) -> bytes:
-    """64 x 48 pixels, for looks in mode slide."""
+    """64 x 48 pixels, for mode slide."""
     stream = io.BytesIO()
     Image.open(io.BytesIO(photo)).resize((64, 48)).save(stream, "PNG")
     return stream.getvalue()
@@ -82,7 +83,7 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
     assert (told["width"], told["height"], told["labels"], told["threshold"]) == (451, 300, LABELS, 0.5)
 
 
-def test_logits_of_a_native_look_are_made_small(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
+def test_logits_of_mode_slide_are_downsampled(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
     from fusioner.serve.service import MAX_LOGITS, MAX_PLANE_CELLS, encode_logits
 
     wide = json.loads(encode_logits(torch.randn(1, 1000, 3000), ["a"], (1000, 3000), 0.5))["grid"]
@@ -181,3 +182,21 @@ def test_a_model_that_cannot_be_loaded_is_reported(photo: bytes, caplog: pytest.
     for answer in answers:
         assert answer.status_code == 503
         assert answer.json()["error"]["message"] == "the model cannot be loaded: model.safetensors is corrupt"
+
+
+def test_options_of_the_server_are_the_defaults_of_requests(
+    start_server: Callable[..., Any], make_tiny_segmenter: Callable[..., Segmenter], small: bytes
+) -> None:
+    def load() -> Segmenter:
+        segmenter = make_tiny_segmenter()
+        segmenter.options = InferenceOptions(mode="slide", threshold=0.3, background=False)
+        return segmenter
+
+    server = start_server(load)
+    assert server.http.get("/v1/models").json()["models"][0]["threshold"] == 0.3
+    for fields, expected in (
+        ({}, ("slide", 0.3, False)),
+        ({"mode": "whole", "threshold": 0.6, "background": True}, ("whole", 0.6, True)),
+    ):
+        answer = server.http.post("/v1/segment", files={"image": small}, data={"labels": "cat", **fields}).json()
+        assert (answer["mode"], answer["threshold"], answer["background"]) == expected
