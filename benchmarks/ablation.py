@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fusioner.data.folds import fold_classes
-from fusioner.evaluation.metrics import ConfusionIoU, FoldIoU
+from fusioner.evaluation.iou import binary_counts, class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load_torch
 from fusioner.postprocess import decide, upsample
@@ -70,8 +70,8 @@ def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     unseen = fold_classes("pascal", given.fold)[1]
     shown = sorted({image for image, _ in data.pairs(unseen)})
     some = np.random.default_rng(0).permutation(len(shown))[: given.images]
-    single = [FoldIoU(unseen, 256) for _ in LEVELS]
-    chosen = [ConfusionIoU(len(unseen) + 1) for _ in LEVELS]
+    single = torch.zeros(len(LEVELS), len(unseen), 2, 2, dtype=torch.int64)
+    chosen = torch.zeros(len(LEVELS), len(unseen) + 1, len(unseen) + 1, dtype=torch.int64)
     absent: list[list[float]] = [[] for _ in LEVELS]
     number = np.zeros(256, np.int64)
     number[list(unseen)], number[data.ignore] = np.arange(1, len(unseen) + 1), data.ignore
@@ -81,16 +81,16 @@ def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
         likely = upsample(logits, mask.shape).sigmoid()
         ignored, truth = torch.from_numpy(mask == data.ignore), torch.from_numpy(number[mask])
         for at, level in enumerate(LEVELS):
-            chosen[at].update(decide(likely, level), truth)
+            chosen[at] += confusion_matrix(decide(likely, level), truth, len(unseen) + 1)
             for row, class_id in enumerate(unseen):
                 claimed = (likely[row] > level) & ~ignored
                 if (mask == class_id).any():
-                    single[at].update(claimed, torch.from_numpy(mask == class_id), class_id, ignored)
+                    single[at, row] += binary_counts(claimed, torch.from_numpy(mask == class_id), ignored)
                 else:
                     absent[at].append(float(claimed.float().mean()))
     return {
-        "single": [100 * float(one.compute()["miou"]) for one in single],
-        "argmax": [100 * float(one.compute()["miou"]) for one in chosen],
+        "single": (100 * (single[:, :, 1, 0] / single[:, :, 1, 1].clamp(min=1)).mean(dim=1)).tolist(),
+        "argmax": [100 * float(class_iou(one)[1:].nanmean()) for one in chosen],
         "area": [100 * float(np.mean(areas)) for areas in absent],
         "refused": [100 * float(np.mean(np.array(areas) == 0)) for areas in absent],
     }

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fusioner.backend_numpy import squash
 from fusioner.data.folds import fold_classes
-from fusioner.evaluation.metrics import ConfusionIoU
+from fusioner.evaluation.iou import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.guided_filter import SIDE, EdgeFilter
 from fusioner.loading import load_torch
@@ -112,7 +112,7 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
     """Of the table, one a way."""
     images, level = shown(model, named, cache)
     for name, move in MOVES.items():
-        scores = [ConfusionIoU(256) for _ in named]
+        scores = [torch.zeros(256, 256, dtype=torch.int64) for _ in named]
         over: dict[tuple[int, int], np.ndarray] = {}
         refused, seconds = [], 0.0
         for one in images:
@@ -122,7 +122,8 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
             likely = upsample(logits, one.mask.shape).sigmoid()
             found = torch.tensor([0, *one.ids])[decide(likely, level, background=one.background).long()]
             truth = torch.from_numpy(one.mask).long()
-            scores[one.split].update(found, truth if one.background else truth.masked_fill(truth == 0, 255))
+            scored = truth if one.background else truth.masked_fill(truth == 0, 255)
+            scores[one.split] += confusion_matrix(found, scored, 256)
             counts = truth != 255
             for row, i in enumerate(one.ids):
                 claimed, there = (likely[row] > level) & counts, truth == i
@@ -131,7 +132,7 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
                     over[one.split, i] = over.get((one.split, i), 0) + both
                 elif one.background:
                     refused.append(not bool((likely[row] > level).any()))
-        cells = [100 * float(score.compute()["miou"]) for score in scores]
+        cells = [100 * float(class_iou(score)[1:].nanmean()) for score in scores]
         cells += [100 * float(np.mean([a / b for a, b in over.values()])), 100 * float(np.mean(refused))]
         cells.append(1000 * seconds / len(images))
         yield f"| {model.parent.name} | {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |"

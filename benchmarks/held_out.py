@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fusioner.evaluation.metrics import ConfusionIoU
+from fusioner.evaluation.iou import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load_torch
 from fusioner.model.metadata import ModelCard
@@ -64,7 +64,7 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
     segmenter = load_torch(model)
     asked = SegmenterPredictor(segmenter, cache=cache)
     splits = [open_split(name, Path(folder)) for name, folder in named]
-    scores = [[ConfusionIoU(len(split.data.classes)) for split in splits] for _ in LEVELS]
+    scores = [[torch.zeros(2 * (len(split.data.classes),), dtype=torch.int64) for split in splits] for _ in LEVELS]
     refused: list[list[bool]] = [[] for _ in LEVELS]
     for sample in set_aside(segmenter.card, splits):
         split = splits[sample.split]
@@ -77,12 +77,13 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
         absent = [row for row, i in enumerate(split.classes) if not (mask == i).any()]
         for at, level in enumerate(LEVELS):
             chosen = decide(likely, level, background=not split.data.ignore_unlabeled)
-            scores[at][sample.split].update(ids[chosen.long()], truth)
+            score = scores[at][sample.split]
+            score += confusion_matrix(ids[chosen.long()], truth, len(score))
             if sample.split == 0:
                 refused[at] += (likely[absent].amax(dim=(1, 2)) <= level).tolist()
     rows = []
     for level, of_sets, none in zip(LEVELS, scores, refused, strict=True):
-        found = [100 * float(score.compute()["miou"]) for score in of_sets]
+        found = [100 * float(class_iou(score)[1:].nanmean()) for score in of_sets]
         cells = " | ".join(f"{value:.1f}" for value in (*found, float(np.mean(found)), 100 * float(np.mean(none))))
         rows.append(f"| {model.parent.name} | {level:g} | {cells} |")
     return rows

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusioner.cli.train import track
-from fusioner.evaluation.metrics import ConfusionIoU
+from fusioner.evaluation.iou import class_iou, confusion_matrix
 from fusioner.model import closed_set_head as memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
@@ -39,7 +39,7 @@ class Alone(Block):
 @torch.inference_mode()
 def measure(lessons: ClosedSetDataset, network: nn.Module, corpus: Any, without: int) -> list[list[float]]:
     """Of each data set, plain and averaged: mIoU in per cent on the images of the portion that was left out."""
-    scores = [[ConfusionIoU(len(split.data.classes)) for _ in range(2)] for split in corpus.splits]
+    scores = [torch.zeros(2, *2 * (len(split.data.classes),), dtype=torch.int64) for split in corpus.splits]
     rows = {name: row for row, name in enumerate(corpus.names())}
     for sample in lessons.samples:
         if cross_fit_fold(sample.item.id) != without:
@@ -56,8 +56,8 @@ def measure(lessons: ClosedSetDataset, network: nn.Module, corpus: Any, without:
         truth[truth == data.ignore] = 255
         for score, maps in zip(scores[sample.split], (shares, (shares + shares @ alike.T) / 2), strict=True):
             found = upsample(maps.unflatten(1, tokens.shape[-2:]), masks[0].shape).argmax(dim=0)
-            score.update(torch.tensor(ids)[found], truth)
-    return [[100 * float(score.compute()["miou"]) for score in both] for both in scores]
+            score += confusion_matrix(torch.tensor(ids)[found], truth, len(score))
+    return [[100 * float(class_iou(score)[1:].nanmean()) for score in both] for both in scores]
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
+from fusioner.evaluation.options import EvaluationOptions
 from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 from fusioner.model.checkpoint import ModelCard, load_model, save_model
 from fusioner.model.config import FusionerConfig
@@ -47,7 +48,15 @@ def own(tmp_path: Path) -> Path:
 
 def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
-    evaluate("folder", root=own, model=model, out=out, bootstrap=20, cache=tmp_path / "cache", device="cpu")
+    evaluate(
+        "folder",
+        root=own,
+        model=model,
+        out=out,
+        options=EvaluationOptions(n_resamples=20),
+        cache=tmp_path / "cache",
+        device="cpu",
+    )
     assert any(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*"))
     content = json.loads((out / "metrics.json").read_text())
     assert content["images"] == 2
@@ -65,25 +74,27 @@ def test_the_models_own_threshold_decides_where_it_is_asked_for(model: Path, own
     network, card = load_model(model)
     card.threshold = 0.0  # every pixel is claimed
     save_model(tmp_path / "greedy.safetensors", network, card)
-    options = {"root": own, "model": tmp_path / "greedy.safetensors", "bootstrap": 2, "device": "cpu"}
-    for wanted, level in ((False, 1.0), (True, 0.0)):
-        evaluate("folder", out=tmp_path / str(wanted), threshold=1.0, own_threshold=wanted, **options)
-        content = json.loads((tmp_path / str(wanted) / "metrics.json").read_text())
+    for threshold, level in ((1.0, 1.0), ("model", 0.0)):
+        out, options = tmp_path / str(threshold), EvaluationOptions(threshold=threshold, n_resamples=2)
+        evaluate("folder", root=own, model=tmp_path / "greedy.safetensors", out=out, options=options, device="cpu")
+        content = json.loads((out / "metrics.json").read_text())
         assert content["settings"]["threshold"] == level
-        assert (content["miou"] > 0) is wanted
+        assert (content["miou"] > 0) is (threshold == "model")
 
 
 def test_edges_are_moved_where_the_model_does_so_unless_it_is_said_otherwise(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
     card.refine = True
     save_model(tmp_path / "refining.safetensors", network, card)
-    cases = {"own": {}, "plain": {"guided_filter": False}, "slide": {"mode": "slide"}}
-    told = {}
+    cases = {"default": {}, "off": {"guided_filter": False}, "slide": {"mode": "slide"}}
+    found = {}
     for name, options in cases.items():
         file, out = tmp_path / "refining.safetensors", tmp_path / name
-        evaluate("folder", root=own, model=file, out=out, bootstrap=2, device="cpu", **options)
-        told[name] = json.loads((out / "metrics.json").read_text())["guided_filter"]
-    assert told == {"own": True, "plain": False, "slide": False}
+        evaluate(
+            "folder", root=own, model=file, out=out, options=EvaluationOptions(n_resamples=2), device="cpu", **options
+        )
+        found[name] = json.loads((out / "metrics.json").read_text())["guided_filter"]
+    assert found == {"default": True, "off": False, "slide": False}
 
 
 def test_what_cannot_be_evaluated_is_refused_before_the_model_is_loaded(own: Path, tmp_path: Path):
@@ -91,7 +102,7 @@ def test_what_cannot_be_evaluated_is_refused_before_the_model_is_loaded(own: Pat
     with pytest.raises(FusionerError, match="JPEGImages"):
         evaluate("pascal", root=own, model=nowhere, out=tmp_path)
     with pytest.raises(FusionerError, match="at least one image"):
-        evaluate("folder", root=own, model=nowhere, out=tmp_path, limit=0)
+        evaluate("folder", root=own, model=nowhere, out=tmp_path, options=EvaluationOptions(limit=0))
     with pytest.raises(FusionerError, match="no_such_model"):
         evaluate("folder", root=own, model=nowhere, out=tmp_path / "out", device="cpu")
 

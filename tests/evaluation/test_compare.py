@@ -14,18 +14,27 @@ from fusioner.cli.main import main
 from fusioner.data.base import SegmentationData
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.errors import FusionerError
-from fusioner.evaluation.bootstrap import summarise
-from fusioner.evaluation.compare import Comparison, compare, only
-from fusioner.evaluation.evaluate import Outcome, Settings, evaluate
+from fusioner.evaluation.bootstrap import summarize
+from fusioner.evaluation.compare import Comparison, compare, select_images
 from fusioner.evaluation.evaluate_report import write_report
-from fusioner.evaluation.predictor import Plain
-from fusioner.evaluation.results import Evidence, Group, Plan, Rows
-from fusioner.evaluation.store import EVIDENCE, Stored, read_evidence, write_evidence
+from fusioner.evaluation.evaluator import EvaluationResult, evaluate
+from fusioner.evaluation.options import EvaluationOptions
+from fusioner.evaluation.predictor import FunctionPredictor
+from fusioner.evaluation.results import (
+    COUNTS_FILE,
+    Counts,
+    GroupCounts,
+    Plan,
+    PromptCounts,
+    SavedRun,
+    load_counts,
+    save_counts,
+)
 
 CLASSES = [f"class {i}" for i in range(4)]
 
 
-def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Evidence:
+def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Counts:
     """Counts of two classes: IoU of each image drawn around 0.5, `better` on top."""
     rng = np.random.default_rng(seed)
     image, class_id = np.repeat(np.arange(images), 2), np.tile([1, 2], images)
@@ -33,20 +42,20 @@ def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Evi
     both = np.round(union * np.clip(rng.normal(0.5 + better, 0.15, len(image)), 0, 1))
     values = np.stack([900 - union + 0 * both, 900 - both, both, union + 0 * both], axis=1)
     right = np.stack([0 * both[::2], both[::2], both[1::2]], axis=1).astype(int)
-    group = Group((1, 2), np.stack([right, right * 0 + 80, right * 0 + 90], axis=1), np.zeros((3, 3), int))
-    absent = Rows(image, class_id + 1, np.stack([1 - both / union, both == union], axis=1).astype(float))
+    group = GroupCounts((1, 2), np.stack([right, right * 0 + 80, right * 0 + 90], axis=1), np.zeros((3, 3), int))
+    absent = PromptCounts(image, class_id + 1, np.stack([1 - both / union, both == union], axis=1).astype(float))
     plan = Plan("official", tuple(f"image {first + i}" for i in range(images)), groups={"unseen": (1, 2)})
-    none = Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    return Evidence(plan, Rows(image, class_id, values), none, absent, {"unseen": group}, [], [])
+    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
+    return Counts(plan, PromptCounts(image, class_id, values), none, absent, {"unseen": group}, [], [])
 
 
-def stored(*folds: Evidence, name: str = "run", classes: Sequence[str] = CLASSES) -> Stored:
-    return Stored(Path(name), "pascal", list(classes), dict(enumerate(folds)))
+def stored(*folds: Counts, name: str = "run", classes: Sequence[str] = CLASSES) -> SavedRun:
+    return SavedRun(Path(name), "pascal", list(classes), dict(enumerate(folds)))
 
 
 def test_a_run_does_not_differ_from_itself():
-    found = compare(stored(evidence(20, 0)), stored(evidence(20, 0)), draws=200)
-    for one in (*found.figures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
+    found = compare(stored(evidence(20, 0)), stored(evidence(20, 0)), n_resamples=200)
+    for one in (*found.measures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
         assert one.first == one.second
         assert (one.change.value, one.change.low, one.change.high, one.p) == (0, 0, 0, 1)
         assert not one.significant
@@ -55,34 +64,34 @@ def test_a_run_does_not_differ_from_itself():
 
 
 def test_a_clear_difference_is_found_and_has_the_right_sign():
-    found = compare(stored(evidence(60, 0)), stored(evidence(60, 1, better=0.2)), draws=500)
+    found = compare(stored(evidence(60, 0)), stored(evidence(60, 1, better=0.2)), n_resamples=500)
     for name in ("miou", "argmax_miou"):
-        one = found.figures[name]
+        one = found.measures[name]
         assert one.change.value == pytest.approx(one.second - one.first)
         assert one.change.low > 5
         assert one.p < 0.01
         assert one.significant
-    assert found.figures["false_positive_area"].change.high < 0
+    assert found.measures["false_positive_area"].change.high < 0
 
 
 def test_figures_are_those_of_each_run_alone():
     a, b = [evidence(9, 0), evidence(7, 1, first=5)], [evidence(9, 2), evidence(7, 3, first=5)]
-    found = compare(stored(*a), stored(*b), draws=50)
-    for name, one in found.figures.items():
-        assert one.first == pytest.approx(summarise(a, 1).figures[name].value)
-        assert one.second == pytest.approx(summarise(b, 1).figures[name].value)
+    found = compare(stored(*a), stored(*b), n_resamples=50)
+    for name, one in found.measures.items():
+        assert one.first == pytest.approx(summarize(a, 1).measures[name].value)
+        assert one.second == pytest.approx(summarize(b, 1).measures[name].value)
 
 
 def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():
     a, b = evidence(15, 0), evidence(15, 1, better=0.1)
 
-    def miou(e: Evidence, drawn: np.ndarray) -> float:
+    def miou(e: Counts, drawn: np.ndarray) -> float:
         sums = [e.pairs.values.reshape(15, 2, 4)[drawn, k].sum(axis=0) for k in (0, 1)]
         return 100 * float(np.mean([one[2] / one[3] for one in sums]))
 
     rng = np.random.default_rng(9)
     naive = [miou(b, drawn) - miou(a, drawn) for drawn in rng.integers(0, 15, (3000, 15))]
-    change = compare(stored(a), stored(b), draws=3000).figures["miou"].change
+    change = compare(stored(a), stored(b), n_resamples=3000).measures["miou"].change
     assert (change.low, change.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])), abs=0.8)
 
 
@@ -98,12 +107,12 @@ def test_the_randomisation_is_that_of_answers_exchanged_by_hand():
     observed = abs(difference(np.zeros(12, bool)))
     every = [abs(difference(np.array([n >> k & 1 for k in range(12)], bool))) for n in range(2**12)]
     exact = float(np.mean([one >= observed - 1e-12 for one in every]))
-    assert compare(stored(a), stored(b), draws=4000).figures["miou"].p == pytest.approx(exact, abs=0.03)
+    assert compare(stored(a), stored(b), n_resamples=4000).measures["miou"].p == pytest.approx(exact, abs=0.03)
 
 
 def test_equally_good_runs_are_seldom_told_apart():
     pairs = [(stored(evidence(25, 2 * i)), stored(evidence(25, 2 * i + 1))) for i in range(60)]
-    found = [compare(a, b, draws=200).figures["miou"] for a, b in pairs]
+    found = [compare(a, b, n_resamples=200).measures["miou"] for a, b in pairs]
     assert sum(one.p < 0.05 for one in found) <= 8  # 3 expected; more than 8 has a chance of 0.2 %
     assert min(one.p for one in found) < 0.3 < max(one.p for one in found)
 
@@ -113,9 +122,9 @@ def test_equally_good_runs_are_seldom_told_apart():
 def test_order_does_not_matter_and_only_common_images_count(order: list[int], kept: int):
     a, b = evidence(8, 0), evidence(8, 1, better=0.1)
     names = [b.plan.images[i] for i in order[:kept]]
-    partly = compare(stored(a), stored(only(b, names)), draws=20)
-    both = compare(stored(only(a, sorted(names))), stored(only(b, sorted(names))), draws=20)
-    assert partly.figures == both.figures
+    partly = compare(stored(a), stored(select_images(b, names)), n_resamples=20)
+    both = compare(stored(select_images(a, sorted(names))), stored(select_images(b, sorted(names))), n_resamples=20)
+    assert partly.measures == both.measures
     assert partly.per_class == both.per_class
     assert partly.images == kept
     assert bool(partly.notes) == (kept < 8)
@@ -123,22 +132,22 @@ def test_order_does_not_matter_and_only_common_images_count(order: list[int], ke
 
 def test_classes_are_adjusted_for_being_many():
     a, b = evidence(30, 0), evidence(30, 1, better=0.08)
-    found: Comparison = compare(stored(a), stored(b), draws=1000)
-    lone = [compare(stored(_of(a, i)), stored(_of(b, i)), draws=1000).per_class[i].p for i in (1, 2)]
+    found: Comparison = compare(stored(a), stored(b), n_resamples=1000)
+    lone = [compare(stored(_of(a, i)), stored(_of(b, i)), n_resamples=1000).per_class[i].p for i in (1, 2)]
     low, high = sorted(lone)
     assert sorted(one.p for one in found.per_class.values()) == pytest.approx([2 * low, max(2 * low, high)], abs=0.02)
 
 
-def _of(e: Evidence, class_id: int) -> Evidence:
+def _of(e: Counts, class_id: int) -> Counts:
     keep = e.pairs.class_id == class_id
-    rows = Rows(e.pairs.image[keep], e.pairs.class_id[keep], e.pairs.values[keep])
+    rows = PromptCounts(e.pairs.image[keep], e.pairs.class_id[keep], e.pairs.values[keep])
     return replace(e, pairs=rows)
 
 
 def test_a_class_that_no_image_shows_is_no_finding():
     a = evidence(5, 0)
     a.groups["unseen"].counts[:, :, 2] = 0
-    one = compare(stored(a), stored(a), draws=10).argmax_per_class[2]
+    one = compare(stored(a), stored(a), n_resamples=10).argmax_per_class[2]
     assert np.isnan(one.change.value)
     assert one.p == 1
     assert not one.significant
@@ -159,7 +168,7 @@ def test_runs_that_cannot_be_compared_are_refused():
 def test_other_settings_are_named():
     other = evidence(5, 0)
     other = replace(other, plan=replace(other.plan, threshold=0.3))
-    notes = compare(stored(evidence(5, 0)), stored(other), draws=10).notes
+    notes = compare(stored(evidence(5, 0)), stored(other), n_resamples=10).notes
     assert notes == ["A has threshold 0.5, B 0.3: the difference is also one of settings"]
 
 
@@ -179,20 +188,24 @@ def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 def runs(voc_data: SegmentationData, tmp_path: Path) -> tuple[Path, Path]:
     """Folders of two evaluations: one that names what it sees, one that marks whatever stands out."""
     for name, function in (("named", oracle), ("salient", saliency)):
-        outcome: Outcome = evaluate(Plain(function), voc_data, Settings(folds=(0, 2), draws=20))
+        outcome: EvaluationResult = evaluate(
+            FunctionPredictor(function), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=20)
+        )
         paths = write_report(tmp_path / name, outcome, {"command": "fusioner evaluate"})
-        assert tmp_path / name / EVIDENCE in paths
+        assert tmp_path / name / COUNTS_FILE in paths
     return tmp_path / "named", tmp_path / "salient"
 
 
 def test_what_was_seen_survives_the_file(voc_data: SegmentationData, tmp_path: Path):
-    outcome = evaluate(Plain(saliency), voc_data, Settings(folds=(0, 2), draws=20))
-    write_evidence(tmp_path, outcome)
-    back = read_evidence(tmp_path)
+    outcome = evaluate(FunctionPredictor(saliency), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=20))
+    save_counts(
+        tmp_path, outcome.data.name, outcome.data.classes, {fold: one.counts for fold, one in outcome.folds.items()}
+    )
+    back = load_counts(tmp_path)
     assert back.dataset == "pascal"
     assert back.classes == list(voc_data.classes)
-    again = summarise(list(back.folds.values()), 20)
-    for table in ("figures", "per_class", "argmax_per_class"):  # as text, for some are NaN
+    again = summarize(list(back.folds.values()), 20)
+    for table in ("measures", "per_class", "argmax_per_class"):  # as text, for some are NaN
         assert str(getattr(again, table)) == str(getattr(outcome.summary, table))
 
 
@@ -204,11 +217,11 @@ def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path
     assert "multi-class mIoU" in printed
     assert "B better" in printed
     content = json.loads((out / "compare.json").read_text())
-    assert content["figures"]["argmax_miou"]["b"] == 100
-    assert content["figures"]["prompt_ablated_miou"]["change"]["value"] < 0
-    assert content["figures"]["argmax_miou"]["significant"] is True
+    assert content["measures"]["argmax_miou"]["b"] == 100
+    assert content["measures"]["prompt_ablated_miou"]["change"]["value"] < 0
+    assert content["measures"]["argmax_miou"]["significant"] is True
     page = (out / "compare.html").read_text()
-    assert page.count("<svg") == len(content["figures"]) + len(content["per_class"]) + len(content["argmax_per_class"])
+    assert page.count("<svg") == len(content["measures"]) + len(content["per_class"]) + len(content["argmax_per_class"])
     assert "| multi-class mIoU (argmax) |" in (out / "compare.md").read_text()
 
 
@@ -216,7 +229,7 @@ def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path
 def test_a_folder_without_whole_evidence_is_refused_in_one_sentence(
     harm: str, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):
-    file = runs[1] / EVIDENCE
+    file = runs[1] / COUNTS_FILE
     if harm == "none":
         file.unlink()
     elif harm == "cut":

@@ -14,13 +14,14 @@ from fusioner.data.folds import fold_pairs
 from fusioner.data.pascal import PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evaluate import Outcome, Settings, evaluate, metrics
-from fusioner.evaluation.predictor import Plain
-from fusioner.evaluation.protocols import argmax_plan, draw_pairs, fold_plan, limited
+from fusioner.evaluation.evaluator import EvaluationResult, evaluate, to_metrics
+from fusioner.evaluation.options import EvaluationOptions
+from fusioner.evaluation.predictor import FunctionPredictor
+from fusioner.evaluation.protocols import argmax_plan, fold_plan, limit_images, sample_pairs
 from fusioner.evaluation.results import IGNORED
 
 WORDS = {"dining table": "diningtable", "potted plant": "pottedplant", "tv monitor": "tvmonitor"}
-FAST = Settings(folds=(0,), draws=50)
+FAST = EvaluationOptions(folds=(0,), n_resamples=50)
 
 
 def colours_seen(rgb: np.ndarray) -> np.ndarray:
@@ -44,12 +45,12 @@ def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     return np.stack([colours_seen(rgb) > 0 for _ in labels]).astype(np.float32)
 
 
-def figures(outcome: Outcome) -> dict[str, float]:
-    return {name: figure.value for name, figure in outcome.summary.figures.items()}
+def figures(outcome: EvaluationResult) -> dict[str, float]:
+    return {name: figure.value for name, figure in outcome.summary.measures.items()}
 
 
 def test_an_oracle_is_perfect_in_every_measure(voc_data: SegmentationData):
-    found = figures(evaluate(Plain(oracle), voc_data, FAST))
+    found = figures(evaluate(FunctionPredictor(oracle), voc_data, FAST))
     assert found == {
         "miou": 100, "fb_iou": 100, "argmax_miou": 100, "seen_argmax_miou": 100, "harmonic": 100,
         "background_iou": 100, "false_positive_area": 0, "specificity": 100, "prompt_ablated_miou": 0,
@@ -57,7 +58,7 @@ def test_an_oracle_is_perfect_in_every_measure(voc_data: SegmentationData):
 
 
 def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
-    outcome = evaluate(Plain(empty), voc_data, FAST)
+    outcome = evaluate(FunctionPredictor(empty), voc_data, FAST)
     found = figures(outcome)
     assert found["miou"] == found["argmax_miou"] == found["harmonic"] == found["false_positive_area"] == 0
     assert found["specificity"] == 100
@@ -66,7 +67,7 @@ def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
 
 
 def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
-    found = figures(evaluate(Plain(saliency), voc_data, FAST))
+    found = figures(evaluate(FunctionPredictor(saliency), voc_data, FAST))
     assert found["prompt_ablated_miou"] == found["miou"] > 30
     assert found["specificity"] == 0
     assert found["false_positive_area"] > 10
@@ -81,17 +82,17 @@ def test_single_prompts_are_asked_alone_and_groups_together(voc_data: Segmentati
         return oracle(rgb, labels)
 
     plan, _ = fold_plan(voc_data, 0)
-    joint = evaluate(Plain(listen), voc_data, FAST)
+    joint = evaluate(FunctionPredictor(listen), voc_data, FAST)
     assert {len(labels) for labels in asked} == {1, 5, 15}
     assert sum(len(labels) == 5 for labels in asked) == len(plan.images)
     asked.clear()
-    independent = evaluate(Plain(listen, independent=True), voc_data, FAST)
+    independent = evaluate(FunctionPredictor(listen, independent=True), voc_data, FAST)
     assert figures(independent) == figures(joint)
     assert sum(len(labels) for labels in asked) == 21 * len(plan.images), "each label once an image"
 
 
 def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
-    class Counting(Plain):
+    class Counting(FunctionPredictor):
         seen = 0
 
         def encode(self, rgb: np.ndarray, file: Path | None) -> np.ndarray:
@@ -113,7 +114,7 @@ def test_protocols_differ_in_what_they_ask(voc_data: SegmentationData):
     assert set(hsnet.pairs) == set(official.pairs)
     assert hsnet.pairs == fold_plan(voc_data, 0, "hsnet", seed=3)[0].pairs
     assert hsnet.pairs != fold_plan(voc_data, 0, "hsnet", seed=4)[0].pairs
-    everything, _ = fold_plan(voc_data, 0, scope="all")
+    everything, _ = fold_plan(voc_data, 0, images="all")
     assert len(everything.images) == len(voc_data.items) > len(official.images)
     assert everything.pairs == official.pairs
     with pytest.raises((FusionerError, TypeError)):  # run-time type checks, where the tests have them on, speak first
@@ -122,40 +123,43 @@ def test_protocols_differ_in_what_they_ask(voc_data: SegmentationData):
 
 def test_hsnet_draws_classes_evenly_whatever_their_number_of_images():
     pairs = [("a", 1), *((f"b{i}", 2) for i in range(99))]
-    drawn = draw_pairs(pairs, 1000, seed=0)
+    drawn = sample_pairs(pairs, 1000, seed=0)
     assert sum(c == 1 for _, c in drawn) == pytest.approx(500, abs=60)
 
 
 def test_hsnet_rows_count_as_often_as_they_were_drawn(voc_data: SegmentationData):
-    outcome = evaluate(Plain(saliency), voc_data, replace(FAST, protocol="hsnet"))
+    outcome = evaluate(FunctionPredictor(saliency), voc_data, replace(FAST, protocol="hsnet"))
     assert outcome.summary.pairs == 1000
-    rows = outcome.folds[0].evidence.pairs
+    rows = outcome.folds[0].counts.pairs
     once = {(i, c): tuple(v) for i, c, v in zip(rows.image, rows.class_id, rows.values, strict=True)}
     assert len(once) < 1000
     by_hand = []
     for class_id in np.unique(rows.class_id):
         values = rows.values[rows.class_id == class_id].sum(axis=0)
         by_hand.append(values[2] / values[3])
-    assert outcome.summary.figures["miou"].value == pytest.approx(100 * np.mean(by_hand))
+    assert outcome.summary.measures["miou"].value == pytest.approx(100 * np.mean(by_hand))
 
 
 def test_the_fold_figures_are_those_of_the_metric(voc_data: SegmentationData):
     import torch
 
-    from fusioner.evaluation.metrics import FoldIoU
+    from fusioner.evaluation.iou import binary_counts
 
     plan, _ = fold_plan(voc_data, 0)
-    metric = FoldIoU(sorted({c for _, c in plan.pairs}), 21)
+    counts = torch.zeros(21, 2, 2, dtype=torch.int64)
     for image, class_id in plan.pairs:
         rgb, mask = (torch.from_numpy(part) for part in voc_data.read(voc_data.by_id[image]))
-        metric.update(rgb[..., 0] > 9, mask == class_id, class_id, mask == 255)
-    found, expected = figures(evaluate(Plain(saliency), voc_data, FAST)), metric.compute()
-    assert found["miou"] == pytest.approx(100 * float(expected["miou"]))
-    assert found["fb_iou"] == pytest.approx(100 * float(expected["fb_iou"]))
+        counts[class_id] += binary_counts(rgb[..., 0] > 9, mask == class_id, mask == 255)
+    prompted = counts[sorted({class_id for _, class_id in plan.pairs})].double()
+    expected = (prompted[:, 1, 0] / prompted[:, 1, 1]).mean()
+    fb_expected = (prompted.sum(dim=0)[:, 0] / prompted.sum(dim=0)[:, 1]).mean()
+    found = figures(evaluate(FunctionPredictor(saliency), voc_data, FAST))
+    assert found["miou"] == pytest.approx(100 * float(expected))
+    assert found["fb_iou"] == pytest.approx(100 * float(fb_expected))
 
 
 def test_absent_prompts_are_of_classes_that_are_not_there(voc_data: SegmentationData):
-    evidence = evaluate(Plain(oracle), voc_data, FAST).folds[0].evidence
+    evidence = evaluate(FunctionPredictor(oracle), voc_data, FAST).folds[0].counts
     for image, class_id in zip(evidence.absent.image, evidence.absent.class_id, strict=True):
         mask = voc_data.read_mask(voc_data.by_id[evidence.plan.images[image]])
         assert class_id in (1, 2, 3, 4, 5)
@@ -163,8 +167,8 @@ def test_absent_prompts_are_of_classes_that_are_not_there(voc_data: Segmentation
 
 
 def test_all_folds_are_averaged_and_kept_apart(voc_data: SegmentationData):
-    outcome = evaluate(Plain(saliency), voc_data, replace(FAST, folds=(0, 2)))
-    content = metrics(outcome)
+    outcome = evaluate(FunctionPredictor(saliency), voc_data, replace(FAST, folds=(0, 2)))
+    content = to_metrics(outcome)
     assert content["miou"] == pytest.approx(np.mean([content["folds"][f]["miou"] for f in "02"]), abs=1e-3)
     assert set(content["per_class"]) == set(content["folds"]["0"]["per_class"]) | set(
         content["folds"]["2"]["per_class"]
@@ -178,29 +182,29 @@ def test_a_fold_without_a_single_image_says_so(voc_data: SegmentationData):
     listed = {image for image, _ in fold_pairs("pascal", 3, "val")}
     others = replace(voc_data, items=[item for item in voc_data.items if item.id not in listed])
     with pytest.raises(FusionerError, match="none of the 346 val pairs of pascal fold 3"):
-        evaluate(Plain(oracle), others, replace(FAST, folds=(3,)))
+        evaluate(FunctionPredictor(oracle), others, replace(FAST, folds=(3,)))
 
 
 def test_a_limit_spreads_over_the_list(voc_data: SegmentationData):
     plan, _ = fold_plan(voc_data, 0)
-    short = limited(plan, 3)
+    short = limit_images(plan, 3)
     assert short.images == (plan.images[0], plan.images[round((len(plan.images) - 1) / 2)], plan.images[-1])
     assert {image for image, _ in short.pairs} == set(short.images)
-    assert limited(plan, 10_000) == plan
+    assert limit_images(plan, 10_000) == plan
     with pytest.raises(FusionerError, match="at least one"):
-        limited(plan, 0)
+        limit_images(plan, 0)
 
 
 def test_squashed_scoring_happens_at_the_side_asked_for(voc_data: SegmentationData):
-    outcome = evaluate(Plain(oracle), voc_data, replace(FAST, squash=16))
-    rows = outcome.folds[0].evidence.pairs.values
+    outcome = evaluate(FunctionPredictor(oracle), voc_data, replace(FAST, eval_size=16))
+    rows = outcome.folds[0].counts.pairs.values
     assert (rows[:, 0] + rows[:, 3] <= 16 * 16).all()
-    assert outcome.summary.figures["miou"].value > 60
-    assert metrics(outcome)["settings"]["scored_at"] == 16
+    assert outcome.summary.measures["miou"].value > 60
+    assert to_metrics(outcome)["settings"]["eval_size"] == 16
 
 
 def test_examples_are_the_best_and_the_worst(voc_data: SegmentationData):
-    evidence = evaluate(Plain(saliency), voc_data, FAST).folds[0].evidence
+    evidence = evaluate(FunctionPredictor(saliency), voc_data, FAST).folds[0].counts
     best, worst = [e.score for e in evidence.best], [e.score for e in evidence.worst]
     assert best == sorted(best, reverse=True)
     assert worst == sorted(worst)
@@ -228,12 +232,12 @@ def own_folder(root: Path, first: str) -> SegmentationData:
 
 def test_an_own_folder_is_an_argmax_over_all_its_classes(tmp_path: Path):
     data = own_folder(tmp_path, "background")
-    content = metrics(evaluate(Plain(oracle), data, FAST))
+    content = to_metrics(evaluate(FunctionPredictor(oracle), data, FAST))
     assert content["protocol"] == "argmax"
     assert content["miou"] == content["fb_iou"] == content["specificity"] == content["background_iou"] == 100
     assert content["per_class"] == {"aeroplane": 100, "dog": 100}
     assert content["images"] == 3
-    blank = metrics(evaluate(Plain(empty), data, FAST))
+    blank = to_metrics(evaluate(FunctionPredictor(empty), data, FAST))
     assert blank["miou"] == 0
     assert blank["per_class"] == {"aeroplane": 0, "dog": 0}
     assert 0 < blank["background_iou"] < 100
@@ -248,7 +252,7 @@ def test_unlabeled_pixels_are_neither_background_nor_scored(tmp_path: Path):
         """Right on every labelled pixel, wild elsewhere, and never above the threshold."""
         return 0.4 * np.where(colours_seen(rgb) > 0, oracle(rgb, labels), 1.0)
 
-    content = metrics(evaluate(Plain(rough), data, FAST))
+    content = to_metrics(evaluate(FunctionPredictor(rough), data, FAST))
     assert content["miou"] == 100
     assert "fb_iou" not in content
     assert "false_positive_area" not in content
@@ -262,7 +266,7 @@ def test_fss1000_is_prompted_class_by_class(shared: Path):
         seen.append(labels)
         return np.ones((len(labels), *rgb.shape[:2]), np.float32)
 
-    content = metrics(evaluate(Plain(half), data, replace(FAST, limit=20)))
+    content = to_metrics(evaluate(FunctionPredictor(half), data, replace(FAST, limit=20)))
     assert content["images"] == content["pairs"] == 20
     assert content["miou"] == pytest.approx(content["prompt_ablated_miou"])
     assert all(len(labels) == 1 for labels in seen)
@@ -277,7 +281,7 @@ def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Pa
         ours = [next((k for k, v in PASCAL_TO_COCO.items() if v == label), label) for label in labels]
         return oracle(rgb, ours)
 
-    content = metrics(evaluate(Plain(listen), data, FAST))
+    content = to_metrics(evaluate(FunctionPredictor(listen), data, FAST))
     assert (content["dataset"], content["protocol"]) == ("coco-to-pascal", "official")
     assert content["miou"] == content["argmax_miou"] == 100
     assert set(content["per_class"]) <= {"aeroplane", "boat", "chair", "diningtable", "dog", "person"}
@@ -292,13 +296,17 @@ def outdoors(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 
 def test_background_is_scored_as_each_benchmark_defines_it(colour_voc: Path):
     def miou(name: str, predictor: Callable[[np.ndarray, Sequence[str]], np.ndarray]) -> float:
-        return figures(evaluate(Plain(predictor), open_dataset(name, colour_voc, "val"), FAST))["miou"]
+        return figures(evaluate(FunctionPredictor(predictor), open_dataset(name, colour_voc, "val"), FAST))["miou"]
 
     assert miou("pas20", oracle) == miou("pas21", oracle) == miou("pas20b", outdoors) == 100
     assert miou("pas20", outdoors) == 100, "no threshold and no background to lose to"
     assert miou("pas20b", oracle) < 100, "a background that no other class claims goes to the first name"
-    present = len(metrics(evaluate(Plain(oracle), open_dataset("pas21", colour_voc, "val"), FAST))["per_class"])
-    share = figures(evaluate(Plain(empty), open_dataset("pas21", colour_voc, "val"), FAST))["background_iou"]
+    present = len(
+        to_metrics(evaluate(FunctionPredictor(oracle), open_dataset("pas21", colour_voc, "val"), FAST))["per_class"]
+    )
+    share = figures(evaluate(FunctionPredictor(empty), open_dataset("pas21", colour_voc, "val"), FAST))[
+        "background_iou"
+    ]
     assert miou("pas21", empty) == pytest.approx(share / (present + 1)), "background is one of the classes averaged"
 
 
@@ -324,8 +332,8 @@ def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData)
         seen = np.rint(rgb[..., 0] / 10).astype(int)
         return np.stack([seen == PASCAL_CLASSES.index(x) if x != "object" else seen > 0 for x in labels]).astype(float)
 
-    outcome = evaluate(Plain(near), mosaics, FAST)
-    content = metrics(outcome)
+    outcome = evaluate(FunctionPredictor(near), mosaics, FAST)
+    content = to_metrics(outcome)
     assert content["protocol"] == "mosaic4"
     assert (content["images"], content["pairs"]) == (2, 8)
     assert {len(labels) for labels in asked} == {1, 4}
@@ -337,6 +345,6 @@ def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData)
 
 
 def test_names_of_a_mosaic_compete(mosaics: SegmentationData):
-    found = figures(evaluate(Plain(saliency), mosaics, FAST))
+    found = figures(evaluate(FunctionPredictor(saliency), mosaics, FAST))
     assert found["single_prompt_miou"] == pytest.approx(25, abs=1)
     assert found["miou"] < 10, "the first of four equal names takes all"

@@ -11,25 +11,25 @@ from PIL import Image
 
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
-from fusioner.evaluation.evaluate import Settings, evaluate, metrics
-from fusioner.evaluation.predictor import Plain, SegmenterPredictor
-from fusioner.options import Mode
+from fusioner.evaluation.evaluator import evaluate, to_metrics
+from fusioner.evaluation.options import EvaluationOptions
+from fusioner.evaluation.predictor import FunctionPredictor, SegmenterPredictor
 from fusioner.postprocess import upsample
 from fusioner.segmenter import Segmenter
 
-FAST = Settings(folds=(0,), draws=10)
+FAST = EvaluationOptions(folds=(0,), n_resamples=10)
 
 
 def test_each_image_is_encoded_once_or_taken_from_the_store(
     tiny_segmenter: Segmenter, voc_data: SegmentationData, tmp_path: Path
 ):
     encoder = tiny_segmenter.image_encoder
-    live = metrics(evaluate(SegmenterPredictor(tiny_segmenter), voc_data, FAST))
+    live = to_metrics(evaluate(SegmenterPredictor(tiny_segmenter), voc_data, FAST))
     assert encoder.calls == live["images"]  # pyright: ignore[reportAttributeAccessIssue]
     found = []
     for _ in range(2):
         predictor = SegmenterPredictor(tiny_segmenter, cache=tmp_path)
-        found.append(metrics(evaluate(predictor, voc_data, FAST)))
+        found.append(to_metrics(evaluate(predictor, voc_data, FAST)))
         assert encoder.calls == 2 * live["images"]  # pyright: ignore[reportAttributeAccessIssue]
     assert found[0] == found[1]
     assert found[0]["miou"] == pytest.approx(live["miou"], abs=1.0), "the store rounds tokens to half precision"
@@ -47,15 +47,15 @@ def test_native_resolution_slides_windows_and_uses_no_store(
     assert tiny_segmenter.smooth, "only the evaluation lays windows the official way"
     found = predictor.logits(encoded, ["cat", "dog"])
     torch.testing.assert_close(found, tiny_segmenter.logits(encoded[0].encoded, ["cat", "dog"]))
-    content = metrics(evaluate(predictor, voc_data, replace(FAST, limit=1)))
+    content = to_metrics(evaluate(predictor, voc_data, replace(FAST, limit=1)))
     assert content["images"] == 1
     assert not (tmp_path / "cache").exists()
 
 
 def test_the_evaluation_decides_as_the_segmenter_does(tiny_segmenter: Segmenter, voc_data: SegmentationData):
     outcome = evaluate(SegmenterPredictor(tiny_segmenter), voc_data, replace(FAST, limit=3))
-    plan = outcome.folds[0].evidence.plan
-    group = outcome.folds[0].evidence.groups["unseen"]
+    plan = outcome.folds[0].counts.plan
+    group = outcome.folds[0].counts.groups["unseen"]
     names = [voc_data.prompts[i] for i in plan.groups["unseen"]]
     for image, counts in zip(plan.images, group.counts, strict=True):
         rgb, mask = voc_data.read(voc_data.by_id[image])
@@ -67,14 +67,14 @@ def test_independent_labels_give_the_same_figures_asked_apart(make_tiny_segmente
     predictor = SegmenterPredictor(make_tiny_segmenter(aligned_dim=6, similarity="cosine"))
     assert predictor.independent
     few = replace(FAST, limit=2)
-    together = metrics(evaluate(predictor, voc_data, few))
+    together = to_metrics(evaluate(predictor, voc_data, few))
     predictor.independent = False
-    assert metrics(evaluate(predictor, voc_data, few)) == together
+    assert to_metrics(evaluate(predictor, voc_data, few)) == together
 
 
 def test_answers_of_any_resolution_are_scored_at_the_masks(voc_data: SegmentationData):
-    half = Plain(lambda rgb, labels: np.stack([rgb[::2, ::2, 0] > 9 for _ in labels]))
-    content = metrics(evaluate(half, voc_data, FAST))
+    half = FunctionPredictor(lambda rgb, labels: np.stack([rgb[::2, ::2, 0] > 9 for _ in labels]))
+    content = to_metrics(evaluate(half, voc_data, FAST))
     assert 50 < content["fb_iou"] < 100
 
 
@@ -85,8 +85,8 @@ def test_the_truth_may_be_smaller_than_it_looks(voc_data: SegmentationData, tmp_
     mask[1, 1] = 1
     Image.fromarray(mask).save(tmp_path / "one.png")
     data = replace(voc_data, items=[replace(item, mask=tmp_path / "one.png")])
-    answer = Plain(lambda rgb, labels: np.zeros((len(labels), *rgb.shape[:2])))
-    evidence = evaluate(answer, data, replace(FAST, squash=4, scope="all")).folds[0].evidence
+    answer = FunctionPredictor(lambda rgb, labels: np.zeros((len(labels), *rgb.shape[:2])))
+    evidence = evaluate(answer, data, replace(FAST, eval_size=4, images="all")).folds[0].counts
     assert 1 not in evidence.absent.class_id
     assert set(evidence.absent.class_id) == {2, 3, 4, 5}
 

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
-from fusioner.evaluation.bootstrap import Figure
-from fusioner.evaluation.evaluate import Outcome, Settings, evaluate
+from fusioner.evaluation.bootstrap import Estimate
 from fusioner.evaluation.evaluate_report import class_table, markdown, terminal, write_report
-from fusioner.evaluation.predictor import Plain
+from fusioner.evaluation.evaluator import EvaluationResult, evaluate
+from fusioner.evaluation.options import EvaluationOptions
+from fusioner.evaluation.predictor import FunctionPredictor
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate
 
 ORIGIN = {"command": "fusioner evaluate pascal --root '<here>' --fold 0", "model": {"sha256": "abc"}}
@@ -32,8 +33,8 @@ def half_right(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 
 
 @pytest.fixture
-def outcome(voc_data: SegmentationData) -> Outcome:
-    return evaluate(Plain(half_right), voc_data, Settings(folds=(0, 2), draws=40))
+def outcome(voc_data: SegmentationData) -> EvaluationResult:
+    return evaluate(FunctionPredictor(half_right), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=40))
 
 
 class Tags(HTMLParser):
@@ -55,9 +56,9 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_metrics_json_holds_every_figure_with_its_interval(outcome: Outcome, tmp_path: Path):
+def test_metrics_json_holds_every_figure_with_its_interval(outcome: EvaluationResult, tmp_path: Path):
     paths = write_report(tmp_path / "new" / "folder", outcome, ORIGIN)
-    assert [path.name for path in paths] == ["metrics.json", "report.md", "report.html", "evidence.npz"]
+    assert [path.name for path in paths] == ["metrics.json", "report.md", "report.html", "counts.npz"]
     content = json.loads(paths[0].read_text())
     assert content["protocol"] == "official"
     assert content["images"] == outcome.summary.images
@@ -73,7 +74,7 @@ def test_metrics_json_holds_every_figure_with_its_interval(outcome: Outcome, tmp
     assert len(matrix["rows_truth_columns_prediction"]) == 6
 
 
-def test_the_page_stands_alone_with_bars_and_pictures(outcome: Outcome, tmp_path: Path):
+def test_the_page_stands_alone_with_bars_and_pictures(outcome: EvaluationResult, tmp_path: Path):
     write_report(tmp_path, outcome, ORIGIN)
     page = (tmp_path / "report.html").read_text()
     tags = Tags()
@@ -81,7 +82,7 @@ def test_the_page_stands_alone_with_bars_and_pictures(outcome: Outcome, tmp_path
     assert tags.open == []
     assert "script" not in tags.count
     assert all(source.startswith("data:image/jpeg;base64,") for source in tags.sources)
-    pictures = sum(len(one.evidence.best) + len(one.evidence.worst) for one in outcome.folds.values())
+    pictures = sum(len(one.counts.best) + len(one.counts.worst) for one in outcome.folds.values())
     assert tags.count["img"] == pictures > 20
     assert page.count("class=track") == len(outcome.summary.per_class)
     assert "&#x27;&lt;here&gt;&#x27;" in page
@@ -90,14 +91,14 @@ def test_the_page_stands_alone_with_bars_and_pictures(outcome: Outcome, tmp_path
     assert first.height == 200
 
 
-def test_the_worst_come_first_among_the_worst(outcome: Outcome, tmp_path: Path):
+def test_the_worst_come_first_among_the_worst(outcome: EvaluationResult, tmp_path: Path):
     write_report(tmp_path, outcome, ORIGIN)
     page = (tmp_path / "report.html").read_text()
     worst = [int(v) for v in re.findall(r": IoU (\d+)", page.split("<h2>Worst")[1].split("<h2>")[0])]
     assert worst == sorted(worst)
 
 
-def test_markdown_and_terminal_say_the_same(outcome: Outcome):
+def test_markdown_and_terminal_say_the_same(outcome: EvaluationResult):
     text = markdown(outcome, ORIGIN)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(terminal(outcome))
@@ -117,11 +118,11 @@ def test_markdown_and_terminal_say_the_same(outcome: Outcome):
 
 
 def test_figures_are_shown_with_their_doubt():
-    assert format_estimate(Figure(41.234, 38.0, 44.96)) == "41.2 [38.0, 45.0]"
-    assert format_estimate(Figure(float("nan"), float("nan"), float("nan"))) == "-"
+    assert format_estimate(Estimate(41.234, 38.0, 44.96)) == "41.2 [38.0, 45.0]"
+    assert format_estimate(Estimate(float("nan"), float("nan"), float("nan"))) == "-"
 
 
-def test_a_folder_that_is_a_file_is_one_sentence(outcome: Outcome, tmp_path: Path):
+def test_a_folder_that_is_a_file_is_one_sentence(outcome: EvaluationResult, tmp_path: Path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(FusionerError, match="taken"):
         write_report(tmp_path / "taken", outcome, ORIGIN)

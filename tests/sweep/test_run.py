@@ -14,7 +14,7 @@ import pytest
 
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
-from fusioner.evaluation.results import Evidence, Plan, Rows
+from fusioner.evaluation.results import Counts, Plan, PromptCounts
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
@@ -122,18 +122,20 @@ def test_a_cell_ends_with_whoever_started_it(tmp_path: Path) -> None:
         assert shared.read() == b""  # which it is once the child, who shares it, has ended
 
 
-def evidence(fold: int, right: int) -> Evidence:
+def evidence(fold: int, right: int) -> Counts:
     """Two images, one pair each, of which `right` of 10 pixels are found."""
     images = (f"{fold}a", f"{fold}b")
-    pairs = Rows(np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10], [80, 90, right, 10]], float))
-    none = Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    return Evidence(Plan("official", images), pairs, none, none, {}, [], [])
+    pairs = PromptCounts(
+        np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10], [80, 90, right, 10]], float)
+    )
+    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
+    return Counts(Plan("official", images), pairs, none, none, {}, [], [])
 
 
 @pytest.fixture
 def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Sweep, Path]:
     """Folds 0 and 1 of one row are finished, fold 0 of another."""
-    from fusioner.evaluation.store import Stored
+    from fusioner.evaluation.results import SavedRun
 
     late = replace(cells(0)[0], method="late")
     sweep = replace(BASE, cells=(*cells(0, 1), late, replace(late, fold=1)))
@@ -142,13 +144,13 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Sweep, Path]
         folder.mkdir(parents=True)
         (folder / "done.json").write_text('{"train": 1, "evaluate": 1}')
 
-    def read(folder: Path) -> Stored:
+    def read(folder: Path) -> SavedRun:
         cell = next(one for one in sweep.cells if folder_of(tmp_path, one) == folder.parent)
         assert cell.fold is not None
         found = 9 if cell.method == "late" else 4 + 2 * cell.fold
-        return Stored(folder, "pascal", [], {cell.fold: evidence(cell.fold, found)})
+        return SavedRun(folder, "pascal", [], {cell.fold: evidence(cell.fold, found)})
 
-    monkeypatch.setattr("fusioner.sweep.table.read_evidence", read)
+    monkeypatch.setattr("fusioner.sweep.table.load_counts", read)
     return sweep, tmp_path
 
 

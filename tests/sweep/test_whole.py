@@ -33,7 +33,7 @@ batch_size = 2
 val_images = 0
 checkpoint_minutes = 0
 [evaluate]
-bootstrap = 10
+n_resamples = 10
 """
 
 

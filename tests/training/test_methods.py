@@ -117,7 +117,7 @@ def test_evaluated_without_any_training(
         ("prompt-ablated", ["--model", str(tmp_path / "best.safetensors"), "--allow-leak"]),
     ):
         out = tmp_path / method
-        given = ["evaluate", "folder", "--root", str(own), "--method", method, *words, "--bootstrap", "5"]
+        given = ["evaluate", "folder", "--root", str(own), "--method", method, *words, "--n-resamples", "5"]
         assert main([*given, "--out", str(out), "--device", "cpu", "--limit", "2"]) == 0, capsys.readouterr().err
         content = json.loads((out / "metrics.json").read_text())
         assert content["method"] == method

@@ -31,12 +31,12 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
     from fusioner.errors import FusionerError
     from fusioner.evaluation.compare import compare as compare_runs
     from fusioner.evaluation.compare_report import terminal, write_comparison
-    from fusioner.evaluation.store import read_evidence
+    from fusioner.evaluation.results import load_counts
     from fusioner.io import writable_folder
 
     if n_resamples < 1:
         raise FusionerError(f"--n-resamples must be at least 1, not {n_resamples}")
-    a, b = read_evidence(run_a), read_evidence(run_b)
+    a, b = load_counts(run_a), load_counts(run_b)
     if out is not None:
         writable_folder(out)
     console = Console()

@@ -43,7 +43,7 @@ DEPENDENCIES = {
     "PIL": "pillow",
     "lightning_fabric": "lightning-fabric",
     "yaml": "pyyaml",
-    **{name: name for name in ("torch", "transformers", "huggingface_hub", "safetensors", "torchmetrics")},
+    **{name: name for name in ("torch", "transformers", "huggingface_hub", "safetensors")},
     **{name: name for name in ("numpy", "pycocotools", "rich", "jaxtyping")},
 }
 """Required module -> its distribution, for installations made without dependencies."""

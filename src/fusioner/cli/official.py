@@ -123,8 +123,9 @@ def run_train(words: Sequence[str]) -> None:
 
 
 def run_test(words: Sequence[str]) -> None:
-    """Run `test.py`; raises as `fusioner.evaluation.evaluate.evaluate`."""
+    """Run `test.py`; raises as `fusioner.cli.evaluate.evaluate`."""
     from fusioner.cli.evaluate import evaluate
+    from fusioner.evaluation.options import EvaluationOptions
 
     given = parser("test.py").parse_args(words)
     if given.load_ckpt_path is None:
@@ -137,7 +138,7 @@ def run_test(words: Sequence[str]) -> None:
         out=given.out,
         fold=str(given.fold),  # pyright: ignore[reportArgumentType]
         mode="slide" if native else "whole",
-        squash=None if native else given.target_size[0],
+        options=EvaluationOptions(eval_size=None if native else given.target_size[0]),
         device=given.device,
     )
 

@@ -1,1 +1,1 @@
-"""Metrics, protocols and reports."""
+"""Evaluation protocols, measures with bootstrap intervals, paired comparison of runs, and reports."""

@@ -19,7 +19,6 @@ _WIDTH = 300  # px on each side of zero in the plot of a difference
 
 def terminal(found: Comparison, a: Path, b: Path) -> "RenderableType":
     """Return the tables, legend and notes for a rich console."""
-    from rich.console import Group
 
     tables = [table.to_rich() for table, _ in _tables(found)]
     return Group(*tables, *_legend(a, b), *(f"note: {note}" for note in found.notes))
@@ -42,9 +41,9 @@ def write_comparison(folder: Path, found: Comparison, a: Path, b: Path) -> list[
 def _tables(found: Comparison) -> list[tuple[Table, list[Difference]]]:
     """Return the tables of measures and classes, each with the difference that every row shows."""
     measures = {
-        label: (found.figures[name], name in _LOWER_IS_BETTER)
+        label: (found.measures[name], name in _LOWER_IS_BETTER)
         for name, (label, _) in MEASURES.items()
-        if name in found.figures
+        if name in found.measures
     }
     classes = {}
     for i in sorted(found.per_class.keys() | found.argmax_per_class.keys()):
@@ -90,7 +89,7 @@ def _to_json(found: Comparison, a: Path, b: Path) -> dict[str, object]:
         "dataset": found.dataset,
         "images": found.images,
         "unit": "per cent",
-        "figures": table(found.figures),
+        "measures": table(found.measures),
         "per_class": table({names[i]: difference for i, difference in found.per_class.items()}),
         "argmax_per_class": table({names[i]: difference for i, difference in found.argmax_per_class.items()}),
         "notes": found.notes,

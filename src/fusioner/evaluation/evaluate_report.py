@@ -1,4 +1,4 @@
-"""Reports of an evaluation: terminal tables, metrics.json, report.md, report.html and the saved counts."""
+"""Reports of an evaluation: terminal tables, to_metrics.json, report.md, report.html and the saved counts."""
 
 import base64
 import hashlib
@@ -16,11 +16,10 @@ from jaxtyping import Integer
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
-from fusioner.evaluation.bootstrap import Figure
-from fusioner.evaluation.evaluate import Outcome, metrics
+from fusioner.evaluation.bootstrap import Estimate
+from fusioner.evaluation.evaluator import EvaluationResult, to_metrics
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
-from fusioner.evaluation.results import IGNORED, Evidence, Example, Group
-from fusioner.evaluation.store import write_evidence
+from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, save_counts
 from fusioner.visualization import colour, draw_masks
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _GREY = 120
 _SEPARATOR = 6  # px between prediction and ground truth
 
 
-def write_report(folder: Path, outcome: Outcome, origin: dict[str, Any]) -> list[Path]:
+def write_report(folder: Path, result: EvaluationResult, origin: dict[str, Any]) -> list[Path]:
     """Write all files of a report into `folder`, created if missing, and return their paths.
 
     Args:
@@ -44,11 +43,13 @@ def write_report(folder: Path, outcome: Outcome, origin: dict[str, Any]) -> list
         FusionerError: no space or no permission.
     """
     contents = {
-        "metrics.json": json.dumps(metrics(outcome) | origin, indent=2, allow_nan=False, default=str) + "\n",
-        "report.md": markdown(outcome, origin),
-        "report.html": _html(outcome, origin),
+        "metrics.json": json.dumps(to_metrics(result) | origin, indent=2, allow_nan=False, default=str) + "\n",
+        "report.md": markdown(result, origin),
+        "report.html": _html(result, origin),
     }
-    return [*write_files(folder, contents), write_evidence(folder, outcome)]
+    paths = write_files(folder, contents)
+    counts = {fold: one.counts for fold, one in result.folds.items()}
+    return [*paths, save_counts(folder, result.data.name, result.data.classes, counts)]
 
 
 def provenance(
@@ -80,110 +81,110 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def title(outcome: Outcome) -> str:
+def title(result: EvaluationResult) -> str:
     """Return the heading of a report, as `pascal fold 2, protocol official: 252 images, 317 pairs`."""
-    folds = [str(fold) for fold in outcome.folds if fold is not None]
+    folds = [str(fold) for fold in result.folds if fold is not None]
     which = f" fold{'s' if len(folds) > 1 else ''} {', '.join(folds)}" if folds else ""
-    summary = outcome.summary
+    summary = result.summary
     pairs = f", {summary.pairs} pairs" if summary.pairs else ""
-    protocol = next(iter(outcome.folds.values())).evidence.plan.protocol
-    return f"{outcome.data.name}{which}, protocol {protocol}: {summary.images} images{pairs}"
+    protocol = next(iter(result.folds.values())).counts.plan.protocol
+    return f"{result.data.name}{which}, protocol {protocol}: {summary.images} images{pairs}"
 
 
-def class_table(outcome: Outcome) -> Table:
+def class_table(result: EvaluationResult) -> Table:
     """Return the IoU of each class and, where classes also competed, its IoU of the argmax."""
-    summary, names = outcome.summary, outcome.data.classes
+    summary, names = result.summary, result.data.classes
     multiclass = ["multi-class IoU [95 %]"] if summary.argmax_per_class else []
     rows = []
     for i, iou in sorted(summary.per_class.items()):
         row = [names[i], format_estimate(iou)]
         rows.append([*row, format_estimate(summary.argmax_per_class.get(i))] if multiclass else row)
-    return Table(["class", "IoU [95 %]", *multiclass], rows, title(outcome))
+    return Table(["class", "IoU [95 %]", *multiclass], rows, title(result))
 
 
-def measure_table(outcome: Outcome) -> Table:
+def measure_table(result: EvaluationResult) -> Table:
     """Return all measures with their meaning, and a column for each of several folds."""
-    folds = outcome.folds if len(outcome.folds) > 1 else {}
+    folds = result.folds if len(result.folds) > 1 else {}
     head = ["measure", *(f"fold {fold}" for fold in folds), "mean [95 %]" if folds else "value [95 %]", "meaning"]
     rows = []
     for name, (label, meaning) in MEASURES.items():
-        if name in outcome.summary.figures:
-            by_fold = [one.summary.figures.get(name) for one in folds.values()]
+        if name in result.summary.measures:
+            by_fold = [one.summary.measures.get(name) for one in folds.values()]
             values = ["-" if value is None else f"{value.value:.1f}" for value in by_fold]
-            rows.append([label, *values, format_estimate(outcome.summary.figures[name]), meaning])
+            rows.append([label, *values, format_estimate(result.summary.measures[name]), meaning])
     bold = [number for number, row in enumerate(rows) if row[0] == "mIoU"]
     return Table(head, rows, text_columns=(0, len(head) - 1), bold=bold)
 
 
-def notes(outcome: Outcome) -> list[str]:
+def notes(result: EvaluationResult) -> list[str]:
     """Return remarks on pairs that are not on disk, problems of the data set and overlap with training data."""
-    missing = [
-        f"fold {fold}: {one.missing.listed - one.missing.present} of {one.missing.listed} listed pairs are not on disk"
-        for fold, one in outcome.folds.items()
-        if one.missing and one.missing.present < one.missing.listed
-    ]
-    return [*outcome.notes, *missing]
+    missing = []
+    for fold, one in result.folds.items():
+        if one.coverage and one.coverage.present < one.coverage.listed:
+            absent = one.coverage.listed - one.coverage.present
+            missing.append(f"fold {fold}: {absent} of {one.coverage.listed} listed pairs are not on disk")
+    return [*result.notes, *missing]
 
 
-def terminal(outcome: Outcome) -> "RenderableType":
+def terminal(result: EvaluationResult) -> "RenderableType":
     """Return the tables and notes for a rich console."""
-    from rich.console import Group as Rows
+    from rich.console import Group
 
-    tables = class_table(outcome).to_rich(), measure_table(outcome).to_rich()
-    return Rows(*tables, *(f"note: {note}" for note in notes(outcome)))
+    tables = class_table(result).to_rich(), measure_table(result).to_rich()
+    return Group(*tables, *(f"note: {note}" for note in notes(result)))
 
 
-def markdown(outcome: Outcome, origin: dict[str, Any]) -> str:
+def markdown(result: EvaluationResult, origin: dict[str, Any]) -> str:
     """Return the tables, notes and provenance in Markdown."""
     parts = [
-        f"# {title(outcome)}",
+        f"# {title(result)}",
         "All values in per cent; brackets: bootstrap 95 % interval over images.",
-        measure_table(outcome).to_markdown(),
-        class_table(outcome).to_markdown(),
-        "\n".join(f"- {note}" for note in notes(outcome)),
+        measure_table(result).to_markdown(),
+        class_table(result).to_markdown(),
+        "\n".join(f"- {note}" for note in notes(result)),
         f"    {origin['command']}",
-        f"```json\n{_details(outcome, origin)}\n```",
+        f"```json\n{_details(result, origin)}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _details(outcome: Outcome, origin: dict[str, Any]) -> str:
-    return json.dumps({"settings": metrics(outcome)["settings"], **origin}, indent=2, default=str)
+def _details(result: EvaluationResult, origin: dict[str, Any]) -> str:
+    return json.dumps({"settings": to_metrics(result)["settings"], **origin}, indent=2, default=str)
 
 
-def _html(outcome: Outcome, origin: dict[str, Any]) -> str:
+def _html(result: EvaluationResult, origin: dict[str, Any]) -> str:
     parts = [
         "<p>All values in per cent; brackets and whiskers: bootstrap 95 % interval over images.</p>",
-        measure_table(outcome).to_html(),
-        html_list(notes(outcome)),
-        "<h2>Classes</h2>" + _class_bars(outcome),
+        measure_table(result).to_html(),
+        html_list(notes(result)),
+        "<h2>Classes</h2>" + _class_bars(result),
     ]
-    for fold, one in outcome.folds.items():
+    for fold, one in result.folds.items():
         suffix = "" if fold is None else f", fold {fold}"
-        groups = [group for name, group in one.evidence.groups.items() if name != "seen"]
-        parts += [_matrix(group, outcome.data, suffix) for group in groups if len(group.class_ids) <= _MAX_MATRIX]
-        parts += _examples(one.evidence, outcome.data, suffix)
-    command, details = escape(origin["command"]), escape(_details(outcome, origin))
+        groups = [group for name, group in one.counts.groups.items() if name != "seen"]
+        parts += [_matrix(group, result.data, suffix) for group in groups if len(group.class_ids) <= _MAX_MATRIX]
+        parts += _examples(one.counts, result.data, suffix)
+    command, details = escape(origin["command"]), escape(_details(result, origin))
     parts.append(f"<h2>How to repeat this</h2><pre>{command}</pre><pre>{details}</pre>")
-    return html_page(title(outcome), parts)
+    return html_page(title(result), parts)
 
 
-def _class_bars(outcome: Outcome) -> str:
-    table = class_table(outcome)
-    bars = [_bar(iou) for _, iou in sorted(outcome.summary.per_class.items())]
+def _class_bars(result: EvaluationResult) -> str:
+    table = class_table(result)
+    bars = [_bar(iou) for _, iou in sorted(result.summary.per_class.items())]
     rows = [[name, bar, *values] for (name, *values), bar in zip(table.rows, bars, strict=True)]
-    ablated = outcome.summary.figures.get("prompt_ablated_miou")
+    ablated = result.summary.measures.get("prompt_ablated_miou")
     note = f"<p>{MEASURES['prompt_ablated_miou'][0]} of all classes: {format_estimate(ablated)}</p>" if ablated else ""
     return Table([table.head[0], "", *table.head[1:]], rows, text_columns=(0, 1)).to_html() + note
 
 
-def _bar(estimate: Figure) -> Markup:
+def _bar(estimate: Estimate) -> Markup:
     low, value, high = (0.0 if np.isnan(v) else v for v in (estimate.low, estimate.value, estimate.high))
     whisker = f"<div class=whisker style='left:{low:.1f}%;width:{max(high - low, 0.3):.1f}%'></div>"
     return Markup(f"<div class=track><div class=bar style='width:{value:.1f}%'></div>{whisker}</div>")
 
 
-def _matrix(group: Group, data: SegmentationData, suffix: str) -> str:
+def _matrix(group: GroupCounts, data: SegmentationData, suffix: str) -> str:
     names = ["background", *(data.classes[i] for i in group.class_ids)]
     share = 100 * group.confusion / np.maximum(group.confusion.sum(axis=1, keepdims=True), 1)
     head = "<th></th>" + "".join(f"<th>{escape(name)}</th>" for name in names)
@@ -199,9 +200,9 @@ def _matrix(group: Group, data: SegmentationData, suffix: str) -> str:
     )
 
 
-def _examples(evidence: Evidence, data: SegmentationData, suffix: str) -> list[str]:
+def _examples(counts: Counts, data: SegmentationData, suffix: str) -> list[str]:
     parts = []
-    for name, examples in (("Best", evidence.best), ("Worst", evidence.worst)):
+    for name, examples in (("Best", counts.best), ("Worst", counts.worst)):
         if examples:
             cards = "".join(_card(example, data) for example in examples)
             parts.append(f"<h2>{name} {len(examples)}{suffix}</h2>")

@@ -1,7 +1,9 @@
-"""Visiting every image of a plan once and writing down pixel counts."""
+"""Evaluate a predictor on a data set: visit every image once, count pixels, summarise."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from typing import Any
 
@@ -10,169 +12,286 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from fusioner.data.base import Item, SegmentationData
-from fusioner.evaluation.metrics import binary_counts, confusion
+from fusioner.data.base import Item, PairCoverage, SegmentationData
+from fusioner.data.folds import FOLD_DATASETS
+from fusioner.errors import FusionerError
+from fusioner.evaluation.bootstrap import Estimate, Summary, summarize
+from fusioner.evaluation.iou import binary_counts, confusion_matrix
+from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.predictor import Predictor
-from fusioner.evaluation.results import IGNORED, Evidence, Example, Group, Plan, Rows
+from fusioner.evaluation.protocols import make_plans
+from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, Plan, PromptCounts
 from fusioner.postprocess import decide_logits, upsample
 
-Row = tuple[int, int, list[int] | list[float]]
-"""Index of the image, class id, values."""
+_MAX_MATRIX = 100  # classes; larger confusion matrices are left out of metrics.json
+
+Track = Callable[[Sequence[Item], int | None], Iterable[Item]]
+"""Yields the images of a fold while advancing a progress bar."""
 
 
-def collect(
+@dataclass
+class FoldResult:
+    """Counts and measures of one fold, and how many listed pairs are on disk (None: no list)."""
+
+    counts: Counts
+    summary: Summary
+    coverage: PairCoverage | None
+
+
+@dataclass
+class EvaluationResult:
+    """Results by fold (None: a data set without folds) and their mean, and remarks for the reader."""
+
+    data: SegmentationData
+    options: EvaluationOptions
+    folds: dict[int | None, FoldResult]
+    summary: Summary
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    predictor: Predictor,
+    data: SegmentationData,
+    options: EvaluationOptions = DEFAULT_OPTIONS,
+    track: Track = lambda items, fold: items,
+) -> EvaluationResult:
+    """Evaluate a predictor on all folds; `options.threshold` is a number here.
+
+    Raises:
+        FusionerError: see `make_plans`; an unreadable image or mask.
+    """
+    plans = make_plans(data, options)
+    if not plans:
+        raise FusionerError("no fold to evaluate")
+    results: dict[int | None, FoldResult] = {}
+    for fold, (plan, coverage) in plans.items():
+        counts = count_pixels(predictor, data, plan, lambda items, fold=fold: track(items, fold))
+        results[fold] = FoldResult(counts, summarize([counts], options.n_resamples, options.seed), coverage)
+    summary = next(iter(results.values())).summary
+    if len(results) > 1:
+        summary = summarize([result.counts for result in results.values()], options.n_resamples, options.seed)
+    return EvaluationResult(data, options, results, summary, list(data.problems))
+
+
+def to_metrics(result: EvaluationResult) -> dict[str, Any]:
+    """Return the content of metrics.json without its provenance; values in per cent."""
+    names = result.data.classes
+    first = next(iter(result.folds.values()))
+    content: dict[str, Any] = {
+        "dataset": result.data.name,
+        "protocol": first.counts.plan.protocol,
+        "unit": "per cent",
+        **_summary_metrics(result.summary, names),
+    }
+    if len(result.folds) > 1:
+        content["folds"] = {str(fold): _summary_metrics(one.summary, names) for fold, one in result.folds.items()}
+    content["settings"] = _settings(result)
+    content["missing"] = {
+        str(fold): {"listed": one.coverage.listed, "present": one.coverage.present}
+        for fold, one in result.folds.items()
+        if one.coverage
+    }
+    content["confusion"] = {
+        ("" if fold is None else f"fold {fold} ") + name: {
+            "labels": ["background", *(names[i] for i in group.class_ids)],
+            "rows_truth_columns_prediction": group.confusion.tolist(),
+        }
+        for fold, one in result.folds.items()
+        for name, group in one.counts.groups.items()
+        if name != "seen" and len(group.class_ids) <= _MAX_MATRIX
+    }
+    return content | {"notes": result.notes}
+
+
+def _summary_metrics(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        **{name: _to_json(estimate.value) for name, estimate in summary.measures.items()},
+        "per_class": {names[i]: _to_json(estimate.value) for i, estimate in summary.per_class.items()},
+        "argmax_per_class": {names[i]: _to_json(estimate.value) for i, estimate in summary.argmax_per_class.items()},
+        "images": summary.images,
+        "pairs": summary.pairs,
+        "absent_prompts": summary.absent_prompts,
+        "intervals": {name: _interval(estimate) for name, estimate in summary.measures.items()},
+        "per_class_intervals": {names[i]: _interval(estimate) for i, estimate in summary.per_class.items()},
+    }
+
+
+def _settings(result: EvaluationResult) -> dict[str, Any]:
+    options, plan = result.options, next(iter(result.folds.values())).counts.plan
+    settings = {
+        "threshold": options.threshold,
+        "eval_size": options.eval_size,
+        "limit": options.limit,
+        "seed": options.seed,
+        "neutral_prompt": plan.neutral_prompt if plan.pairs else None,
+        "n_resamples": options.n_resamples,
+    }
+    if result.data.name in FOLD_DATASETS:
+        settings |= {"folds": list(options.folds), "split_lists": options.split_lists, "images": options.images}
+    return settings
+
+
+def _interval(estimate: Estimate) -> list[float | None]:
+    return [_to_json(estimate.low), _to_json(estimate.high)]
+
+
+def _to_json(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 4)
+
+
+def count_pixels(
     predictor: Predictor,
     data: SegmentationData,
     plan: Plan,
     track: Callable[[Sequence[Item]], Iterable[Item]] = iter,
     examples: int = 12,
-) -> Evidence:
-    """Visit the plan's images in order; each is read and encoded once, whatever the number of prompts.
+) -> Counts:
+    """Visit the plan's images in order; each is read and encoded once for all its prompts.
 
     Args:
         track: wraps the list of images, for a progress bar.
-        examples: how many best and worst answers to keep as pictures.
+        examples: number of best and of worst predictions to keep.
 
     Raises:
         FusionerError: an unreadable image or mask.
     """
-    collector = _Collector(predictor, data, plan, examples)
+    counter = _PixelCounter(predictor, data, plan, examples)
     for index, item in enumerate(track([data.by_id[image] for image in plan.images])):
-        collector.visit(index, item)
-    return collector.evidence()
+        counter.visit(index, item)
+    return counter.counts()
 
 
-class _Collector:
-    """The tables while they grow."""
+class _PixelCounter:
+    """Accumulates the counts of a plan, image by image."""
 
-    def __init__(self, predictor: Predictor, data: SegmentationData, plan: Plan, examples: int):
+    def __init__(self, predictor: Predictor, data: SegmentationData, plan: Plan, examples: int) -> None:
         self.predictor, self.data, self.plan = predictor, data, plan
         self.listed: dict[str, Counter[int]] = {}
         for image, class_id in plan.pairs:
             self.listed.setdefault(image, Counter())[class_id] += 1
-        self.tables: dict[str, list[Row]] = {"pairs": [], "blind": [], "absent": []}
-        self.counts: dict[str, list[np.ndarray]] = {name: [] for name in plan.groups}
+        self.tables: dict[str, list[tuple[int, int, list]]] = {"pairs": [], "ablated": [], "absent": []}
+        self.group_counts: dict[str, list[np.ndarray]] = {name: [] for name in plan.groups}
         self.confusion = {name: np.zeros((len(ids) + 1,) * 2, np.int64) for name, ids in plan.groups.items()}
-        self.best, self.worst = _Top(examples, 1), _Top(examples, -1)
+        self.best, self.worst = _TopK(examples, 1), _TopK(examples, -1)
 
     @torch.inference_mode()
     def visit(self, index: int, item: Item) -> None:
-        """One image: its pairs, the blind prompt, absent classes, and the groups."""
+        """Count the pairs, the neutral prompt, absent classes, and the groups of one image."""
         rgb, stored = self.data.read(item)
         encoded = self.predictor.encode(rgb, item.image if len(item.image_files) == 1 else None)
         mask = torch.from_numpy(stored.astype(np.int64))
-        if self.plan.squash:
-            mask = _squash(mask, self.plan.squash)
-
-        answers = _Answers(self.predictor, encoded, (mask.shape[0], mask.shape[1]))
-        self._ask_pairs(index, item, mask, answers)
-        self._ask_absent(index, set(np.unique(stored).tolist()), mask, answers)
+        if self.plan.eval_size:
+            side = self.plan.eval_size
+            mask = torch.nn.functional.interpolate(mask[None, None].double(), (side, side), mode="nearest")[0, 0].long()
+        predictions = _Predictions(self.predictor, encoded, (mask.shape[0], mask.shape[1]))
+        self._count_pairs(index, item, mask, predictions)
+        self._count_absent(index, set(np.unique(stored).tolist()), mask, predictions)
         for name in self.plan.groups:
-            self._score_group(name, item, mask, self._ask_group(name, item, answers))
+            self._count_group(name, item, mask, self._predict_group(name, item, predictions))
 
-    def _ask_pairs(self, index: int, item: Item, mask: Tensor, answers: "_Answers") -> None:
+    def _count_pairs(self, index: int, item: Item, mask: Tensor, predictions: "_Predictions") -> None:
         listed = self.listed.get(item.id)
         if not listed:
             return
+        threshold, neutral_prompt = self.plan.threshold, self.plan.neutral_prompt
         ignored = mask == self.data.ignore
-        blind = None if self.plan.blind is None else answers.claimed(self.plan.blind, self.plan.threshold)
+        ablated = None if neutral_prompt is None else predictions.positive(neutral_prompt, threshold)
         for class_id, times in sorted(listed.items()):
-            claimed = answers.claimed(self.data.prompts[class_id], self.plan.threshold)
-            counts = binary_counts(claimed, mask == class_id, ignored)
+            positive = predictions.positive(self.data.prompts[class_id], threshold)
+            counts = binary_counts(positive, mask == class_id, ignored)
             self.tables["pairs"] += [(index, class_id, counts.flatten().tolist())] * times
             if "all" not in self.plan.groups:
                 truth = (mask == class_id).long().masked_fill(ignored, IGNORED)
-                self._keep(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), claimed, truth)
-            if blind is not None:
-                earned = binary_counts(blind, mask == class_id, ignored).flatten().tolist()
-                self.tables["blind"] += [(index, class_id, earned)] * times
+                self._add_example(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), positive, truth)
+            if ablated is not None:
+                ablated_counts = binary_counts(ablated, mask == class_id, ignored).flatten().tolist()
+                self.tables["ablated"] += [(index, class_id, ablated_counts)] * times
 
-    def _ask_absent(self, index: int, present: set[int], mask: Tensor, answers: "_Answers") -> None:
-        absent = [i for i in self.plan.asked if i not in present]
+    def _count_absent(self, index: int, present: set[int], mask: Tensor, predictions: "_Predictions") -> None:
+        absent = [i for i in self.plan.prompted if i not in present]
         if not self.plan.absent or not absent:
             return
         rng = np.random.default_rng((self.plan.seed, index))
         valid = mask != self.data.ignore
         for class_id in sorted(rng.permutation(absent)[: self.plan.absent].tolist()):
-            claimed = answers.claimed(self.data.prompts[class_id], self.plan.threshold) & valid
-            share = float(claimed.sum() / valid.sum().clamp(min=1))
-            self.tables["absent"].append((index, class_id, [share, float(not claimed.any())]))
+            positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold) & valid
+            share = float(positive.sum() / valid.sum().clamp(min=1))
+            self.tables["absent"].append((index, class_id, [share, float(not positive.any())]))
 
-    def _ask_group(self, name: str, item: Item, answers: "_Answers") -> Integer[Tensor, "H W"]:
-        """Which class of a group wins where, numbered from 1 as the group lists them; 0 is background."""
-        ids = self.plan.groups[name]
+    def _predict_group(self, name: str, item: Item, predictions: "_Predictions") -> Integer[Tensor, "H W"]:
+        """Return the winning class of a group at each pixel, numbered from 1 as the group lists them; 0: background."""
+        ids, extra = self.plan.groups[name], self.plan.background_prompts
         numbers = range(1, len(ids) + 1)
         if self.plan.listed_only:
             numbers = [k for k in numbers if ids[k - 1] in self.listed[item.id]]
         labels = [self.data.prompts[ids[k - 1]] for k in numbers]
-        others = self.plan.others
-        winners = answers.decided([*labels, *others], self.plan.threshold, self.plan.background and not others)
-        return torch.tensor([0, *numbers, *(0 for _ in others)])[winners.long()]
+        winners = predictions.argmax([*labels, *extra], self.plan.threshold, self.plan.background and not extra)
+        return torch.tensor([0, *numbers, *(0 for _ in extra)])[winners.long()]
 
-    def _score_group(self, name: str, item: Item, mask: Tensor, prediction: Tensor) -> None:
+    def _count_group(self, name: str, item: Item, mask: Tensor, prediction: Tensor) -> None:
         ids = self.plan.groups[name]
-        table = torch.zeros(65536, dtype=torch.int64)  # classes nobody asked for are background here
+        table = torch.zeros(65536, dtype=torch.int64)  # classes outside the group are background here
         table[list(ids)] = torch.arange(1, len(ids) + 1)
         table[self.data.ignore] = IGNORED
         truth = table[mask]
-        cells = confusion(prediction, truth, len(ids) + 1, ignore=IGNORED)
-        counts = torch.stack([cells.diagonal(), cells.sum(dim=1), cells.sum(dim=0)])
-        self.counts[name].append(counts.numpy())
-        self.confusion[name] += cells.numpy()
+        confusion = confusion_matrix(prediction, truth, len(ids) + 1, ignore=IGNORED)
+        counts = torch.stack([confusion.diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)])
+        self.group_counts[name].append(counts.numpy())
+        self.confusion[name] += confusion.numpy()
         if name == "all" and counts[1, 1:].any():
-            self._keep(_image_miou(counts), item, ids, prediction, truth)
+            self._add_example(_image_miou(counts), item, ids, prediction, truth)
 
-    def _keep(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, truth: Tensor) -> None:
-        if not (self.best.wants(score) or self.worst.wants(score)):
-            return
-        maps = (prediction.numpy().astype(np.uint16), truth.numpy().astype(np.uint16))
-        example = Example(score, item.id, ids, *maps)
-        self.best.add(example)
-        self.worst.add(example)
+    def _add_example(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, truth: Tensor) -> None:
+        if self.best.accepts(score) or self.worst.accepts(score):
+            maps = (prediction.numpy().astype(np.uint16), truth.numpy().astype(np.uint16))
+            example = Example(score, item.id, ids, *maps)
+            self.best.add(example)
+            self.worst.add(example)
 
-    def evidence(self) -> Evidence:
-        """The finished tables."""
-        tables = {name: _rows(rows) for name, rows in self.tables.items()}
-        groups = {n: Group(ids, _stack(self.counts[n]), self.confusion[n]) for n, ids in self.plan.groups.items()}
-        best, worst = self.best.examples(), self.worst.examples()
-        return Evidence(self.plan, tables["pairs"], tables["blind"], tables["absent"], groups, best, worst)
+    def counts(self) -> Counts:
+        groups = {
+            name: GroupCounts(ids, np.stack(self.group_counts[name]), self.confusion[name])
+            for name, ids in self.plan.groups.items()
+        }
+        pairs, ablated, absent = (_to_columns(self.tables[name]) for name in ("pairs", "ablated", "absent"))
+        return Counts(self.plan, pairs, ablated, absent, groups, self.best.examples(), self.worst.examples())
 
 
-class _Answers:
-    """One image's answers, at `size` (H, W); where labels do not depend on each other each is computed once."""
+class _Predictions:
+    """Predictions for one image at `size` (H, W); logits of independent labels are computed once each."""
 
-    def __init__(self, predictor: Predictor, encoded: Any, size: tuple[int, int]):
+    def __init__(self, predictor: Predictor, encoded: Any, size: tuple[int, int]) -> None:
         self.predictor, self.encoded, self.size = predictor, encoded, size
-        self.known: dict[str, Float[Tensor, "h w"]] = {}
+        self.cache: dict[str, Float[Tensor, "h w"]] = {}
 
-    def claimed(self, label: str, threshold: float) -> Bool[Tensor, "H W"]:
-        """Pixels of one label prompted alone."""
+    def positive(self, label: str, threshold: float) -> Bool[Tensor, "H W"]:
+        """Return the pixels of a label prompted alone."""
         return (upsample(self._logits([label]), self.size)[0].sigmoid_() > threshold).cpu()
 
-    def decided(self, labels: Sequence[str], threshold: float, background: bool) -> Integer[Tensor, "H W"]:
-        """Which of the labels prompted together wins where: 0 for none, i for the i-th."""
+    def argmax(self, labels: Sequence[str], threshold: float, background: bool) -> Integer[Tensor, "H W"]:
+        """Return the winner among labels prompted together: i for the i-th (from 1), 0 for none."""
         return decide_logits(self._logits(labels), self.size, threshold, background)[0].cpu()
 
     def _logits(self, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
         if not self.predictor.independent:
             return self.predictor.logits(self.encoded, labels)
-        if new := [label for label in labels if label not in self.known]:
-            self.known |= dict(zip(new, self.predictor.logits(self.encoded, new), strict=True))
-        return torch.stack([self.known[label] for label in labels])
+        if new := [label for label in labels if label not in self.cache]:
+            self.cache |= dict(zip(new, self.predictor.logits(self.encoded, new), strict=True))
+        return torch.stack([self.cache[label] for label in labels])
 
 
-class _Top:
-    """The `size` examples of highest (sign 1) or lowest (sign -1) score."""
+class _TopK:
+    """The `size` examples of highest (sign 1) or lowest (sign -1) score; the earlier one wins ties."""
 
-    def __init__(self, size: int, sign: int):
+    def __init__(self, size: int, sign: int) -> None:
         self.size, self.sign, self.added = size, sign, 0
-        self.heap: list[tuple[float, int, Example]] = []  # the second number settles ties: first come, first kept
+        self.heap: list[tuple[float, int, Example]] = []
 
-    def wants(self, score: float) -> bool:
+    def accepts(self, score: float) -> bool:
         return len(self.heap) < self.size or (self.size > 0 and self.sign * score > self.heap[0][0])
 
     def add(self, example: Example) -> None:
-        if self.wants(example.score):
+        if self.accepts(example.score):
             self.added += 1
             entry = (self.sign * example.score, -self.added, example)
             heappush(self.heap, entry) if len(self.heap) < self.size else heappushpop(self.heap, entry)
@@ -182,22 +301,13 @@ class _Top:
 
 
 def _image_miou(counts: Int[Tensor, "3 c"]) -> float:
-    """Mean IoU over the classes an image's truth holds."""
-    inside, truth, guess = counts[:, 1:].double()
-    return float((inside / (truth + guess - inside))[truth > 0].mean())
+    """Return the mean IoU over the classes in an image's ground truth."""
+    inside, truth, predicted = counts[:, 1:].double()
+    return float((inside / (truth + predicted - inside))[truth > 0].mean())
 
 
-def _squash(mask: Integer[Tensor, "h w"], side: int) -> Integer[Tensor, "s s"]:
-    resized = torch.nn.functional.interpolate(mask[None, None].double(), size=(side, side), mode="nearest")
-    return resized[0, 0].long()
-
-
-def _rows(rows: list[Row]) -> Rows:
+def _to_columns(rows: list[tuple[int, int, list]]) -> PromptCounts:
     if not rows:
-        return Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
+        return PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
     images, class_ids, values = zip(*rows, strict=True)
-    return Rows(np.array(images), np.array(class_ids), np.array(values, float))
-
-
-def _stack(counts: list[np.ndarray]) -> np.ndarray:
-    return np.stack(counts) if counts else np.zeros((0, 3, 1), np.int64)
+    return PromptCounts(np.array(images), np.array(class_ids), np.array(values, float))

@@ -1,4 +1,4 @@
-"""What evaluation asks of a model: encode an image once, then answer any number of prompts about it."""
+"""The interface that evaluation needs of a model: encode an image once, then predict any number of prompts."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -19,31 +19,31 @@ from fusioner.segmenter import EncodedImage, Segmenter
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Anything that can be evaluated; a Segmenter through `SegmenterPredictor`, a plain function through `Plain`.
+    """Anything that can be evaluated; see `SegmenterPredictor` and `FunctionPredictor`.
 
     Attributes:
-        independent: a label's probabilities do not depend on what else is asked for in the same call.
+        independent: a label's logits do not depend on the other labels of the same call.
     """
 
     independent: bool
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> Any:
-        """Do once per image what does not depend on the prompts; `rgb` is what `file` shows (None: made of several)."""
+        """Compute what does not depend on the prompts; `file` holds `rgb` (None: composed of several images)."""
         ...
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        """How surely each label is where, at the model's own resolution; above 0 is more likely than not."""
+        """Return the logits of each label at the model's own resolution."""
         ...
 
 
-class Plain:
-    """A function (rgb, labels) -> probabilities (K, h, w) of any resolution, as a Predictor."""
+class FunctionPredictor:
+    """A function (rgb, labels) -> probabilities (K, h, w) of any resolution, as a `Predictor`."""
 
-    def __init__(self, function: Callable[[np.ndarray, Sequence[str]], Any], independent: bool = False):
+    def __init__(self, function: Callable[[np.ndarray, Sequence[str]], Any], independent: bool = False) -> None:
         self.function, self.independent = function, independent
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> np.ndarray:
-        """The image itself."""
+        """Return the image itself."""
         return rgb
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
@@ -52,25 +52,23 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One way of showing an image to the encoder, and what it said."""
+class EncodedView:
+    """An encoded scale of an image, possibly flipped."""
 
     encoded: EncodedImage
     flipped: bool
 
 
 class SegmenterPredictor:
-    """A Segmenter as a Predictor, with an optional store of tokens.
-
-    Several looks at an image (scales, left and right exchanged) are averaged as logits.
+    """A `Segmenter` as a `Predictor`, with test-time augmentation (logits are averaged) and an optional token cache.
 
     Args:
         segmenter: the model with its encoders.
-        mode: "whole" (the whole image once, resized) or "slide" (sliding windows, laid the official way as the
-            published protocols have it; never cached).
+        mode: "whole" (the whole image once, resized) or "slide" (sliding windows, placed as in the official code; never
+            cached).
         cache: feature cache folder for the tokens of whole images; None: encode at every call.
-        flip: look at the mirrored image, too.
-        scales: sizes to look at, as multiples of the training size ("whole") or of the image's own ("slide").
+        flip: average with the flipped image.
+        scales: sizes to average, as multiples of the training size ("whole") or of the image's own ("slide").
 
     Raises:
         FusionerError: no scale, or one that is not above 0.
@@ -84,7 +82,7 @@ class SegmenterPredictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
     ):
-        self.segmenter = copy.copy(segmenter)  # the caller's keeps its windows
+        self.segmenter = copy.copy(segmenter)  # leaves the caller's as it is
         self.segmenter.smooth = False
         scales = check_scales(scales)
         inner = scales if mode == "whole" else (1.0,)
@@ -95,23 +93,22 @@ class SegmenterPredictor:
         if cache is not None and mode == "whole":
             sides = [self.segmenter.side(scale) for scale in inner]
             self.caches = [FeatureCache(cache, segmenter.image_encoder, side) for side in sides]
-        shown = (1.0,) if mode == "whole" else scales
-        self.ways = [(scale, mirrored) for scale in shown for mirrored in ((False, True) if flip else (False,))]
+        outer = (1.0,) if mode == "whole" else scales
+        self.augmentations = [(scale, flipped) for scale in outer for flipped in ((False, True) if flip else (False,))]
 
-    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[Look]:
-        """Tokens of the image in every way it is looked at, from the store where there is one."""
-        return [Look(self._encode(rgb, file, *way), way[1]) for way in self.ways]
+    def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[EncodedView]:
+        """Encode all scales and flips of an image, or read them from the cache."""
+        return [EncodedView(self._encode(rgb, file, scale, flipped), flipped) for scale, flipped in self.augmentations]
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
-        """The Segmenter's own; of several looks the mean, at the resolution of the finest."""
-        looks: list[Look] = encoded
-        answers = [self.segmenter.own_logits(look.encoded, labels) for look in looks]
-        turned = (logits.flip(-1) if look.flipped else logits for look, logits in zip(looks, answers, strict=True))
-        return mean_logits(list(turned))
+        """Return the mean logits of all scales and flips, at the resolution of the finest."""
+        views: list[EncodedView] = encoded
+        logits = [self.segmenter.own_logits(view.encoded, labels) for view in views]
+        return mean_logits([one.flip(-1) if view.flipped else one for view, one in zip(views, logits, strict=True)])
 
-    def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, mirrored: bool) -> EncodedImage:
-        if mirrored or not self.caches or file is None:
-            shown = np.ascontiguousarray(rgb[:, ::-1]) if mirrored else rgb
+    def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, flipped: bool) -> EncodedImage:
+        if flipped or not self.caches or file is None:
+            shown = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb
             return self.segmenter.encode(shown, scale=scale)
         device = self.segmenter.device
         first, *more = (cache.tokens(file)[None].to(device).float() for cache in self.caches)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fusioner.evaluation.bootstrap import Figure
+from fusioner.evaluation.bootstrap import Estimate
 from fusioner.io import atomic_write
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def html_list(items: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
-def format_estimate(estimate: Figure | None) -> str:
+def format_estimate(estimate: Estimate | None) -> str:
     """Format a value with its interval, as `41.2 [38.0, 44.9]`; a dash if it was not measured."""
     if estimate is None or math.isnan(estimate.value):
         return "-"

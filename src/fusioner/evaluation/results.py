@@ -1,39 +1,53 @@
-"""What an evaluation asks (Plan) and what it saw (Evidence): pixel counts per image, nothing divided yet.
+"""What an evaluation prompts (`Plan`) and what it counts (`Counts`), and the file that stores the counts.
 
-Counts are kept per image, so that every figure and its bootstrap interval are sums over resampled rows.
+Counts are kept per image, so that every measure and its bootstrap interval are sums over resampled rows.
 """
 
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from fusioner.data.base import Pair
 from fusioner.encoders.prompt_templates import NEUTRAL
+from fusioner.errors import FusionerError
+from fusioner.io import atomic_write
 
 IGNORED = 65535
-"""In an example's truth: pixels that count nowhere."""
+"""Value of ignored pixels in the ground truth of an `Example`."""
+
+COUNTS_FILE = "counts.npz"
+_FORMAT = "fusioner-counts-1"
+_TABLES = ("pairs", "ablated", "absent")
+_STORED_FIELDS = (
+    "protocol", "listed_only", "background", "background_prompts", "include_background", "threshold", "eval_size",
+    "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to ask about which image.
+    """Prompts of an evaluation.
 
     Attributes:
         protocol: its name in reports.
-        images: every image to visit, by id.
+        images: ids of all images to visit.
         pairs: (image, class) prompts decided one at a time; a pair drawn twice is listed twice.
-        groups: classes prompted together, by name; the argmax decides. The figures of a group called "all" are the
-            protocol's own.
-        listed_only: prompt each image with those classes of a group only that `pairs` lists for it.
-        absent: up to this many classes of `asked` that are not in an image are prompted there, one at a time.
-        asked: the classes the pairs and the absent prompts come from.
-        blind: the text prompted instead of every pair's class name; None leaves the measure out.
+        groups: classes prompted together, by name; the argmax decides. The group "all" is the protocol's own measure.
+        listed_only: prompt each image with only those classes of a group that `pairs` lists for it.
+        absent: maximum number of `prompted` classes that are not in an image and are prompted there, one at a time.
+        prompted: the classes of the pairs and the absent prompts.
+        neutral_prompt: text prompted in place of the class name of every pair; None skips the measure.
         background: whether a pixel may belong to no class of a group.
-        others: words prompted beside a group; the pixels they win are background, and none are below the threshold.
-        background_counts: the protocol's mIoU averages background too.
-        threshold: probability above which a pixel is taken.
-        squash: score at this side in pixels (masks resized by nearest) instead of at each mask's own size.
+        background_prompts: further prompts of a group; the pixels they win are background, the threshold is not used.
+        include_background: the protocol's mIoU averages background, too.
+        threshold: minimum probability of a positive pixel.
+        eval_size: side in pixels to which masks are resized (nearest); None: each mask's own size.
         seed: of the choice of absent classes.
     """
 
@@ -43,23 +57,23 @@ class Plan:
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
     listed_only: bool = False
     absent: int = 0
-    asked: tuple[int, ...] = ()
-    blind: str | None = NEUTRAL
+    prompted: tuple[int, ...] = ()
+    neutral_prompt: str | None = NEUTRAL
     background: bool = True
-    others: tuple[str, ...] = ()
-    background_counts: bool = False
+    background_prompts: tuple[str, ...] = ()
+    include_background: bool = False
     threshold: float = 0.5
-    squash: int | None = None
+    eval_size: int | None = None
     seed: int = 0
 
 
 @dataclass
-class Rows:
-    """Columns of a table, a row per answer.
+class PromptCounts:
+    """One row per prompt.
 
     Attributes:
-        image: index into the images visited; class_id: the class prompted.
-        values: pixel counts or shares; what they mean is the table's affair.
+        image: index into the plan's images; class_id: the class prompted.
+        values: pixel counts or shares, see `Counts`.
     """
 
     image: Int[np.ndarray, "n"]
@@ -68,13 +82,13 @@ class Rows:
 
 
 @dataclass
-class Group:
+class GroupCounts:
     """Argmax results of classes prompted together.
 
     Attributes:
-        class_ids: (K,) in the order prompted; id 0 of the tables is background.
-        counts: per image: pixels right, pixels of the truth, pixels predicted, each by class.
-        confusion: summed over images, (true, predicted).
+        class_ids: (K,) in the order prompted; index 0 of the other arrays is background.
+        counts: per image: pixels correct, pixels of the ground truth, pixels predicted, each by class.
+        confusion: (true, predicted), summed over images.
     """
 
     class_ids: tuple[int, ...]
@@ -84,10 +98,10 @@ class Group:
 
 @dataclass(frozen=True, order=True)
 class Example:
-    """One answer worth looking at.
+    """A prediction to show.
 
     Attributes:
-        score: IoU in [0, 1]; image: its id; labels: classes shown, label_map value i (from 1) is labels[i - 1].
+        score: IoU in [0, 1]; image: its id; labels: value i (from 1) of the label maps is class labels[i - 1].
     """
 
     score: float
@@ -98,21 +112,97 @@ class Example:
 
 
 @dataclass
-class Evidence:
-    """Everything an evaluation saw.
+class Counts:
+    """All counts of an evaluation.
 
     Attributes:
-        pairs, blind: values (background intersection, background union, foreground intersection, foreground union),
-            once per time a pair is listed.
-        absent: values (share of the image claimed, 1.0 where not a single pixel was).
+        pairs, ablated: values (background intersection, background union, foreground intersection, foreground union)
+            of each pair prompted with its class name and with the neutral prompt.
+        absent: values (share of the image predicted, 1.0 if not one pixel was).
         groups: by the plan's names.
         best, worst: examples, best first and worst first.
     """
 
     plan: Plan
-    pairs: Rows
-    blind: Rows
-    absent: Rows
-    groups: dict[str, Group]
-    best: list[Example]
-    worst: list[Example]
+    pairs: PromptCounts
+    ablated: PromptCounts
+    absent: PromptCounts
+    groups: dict[str, GroupCounts]
+    best: list[Example] = field(default_factory=list)
+    worst: list[Example] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """Counts read from a file: its folder, data set, class names by id, and counts by fold (None: no folds)."""
+
+    folder: Path
+    dataset: str
+    classes: list[str]
+    folds: dict[int | None, Counts]
+
+
+def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mapping[int | None, Counts]) -> Path:
+    """Write `COUNTS_FILE` atomically into `folder` and return its path.
+
+    Raises:
+        FusionerError: no space or no permission.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    metadata: dict[str, Any] = {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "folds": []}
+    for number, (fold, counts) in enumerate(folds.items()):
+        plan = {name: getattr(counts.plan, name) for name in _STORED_FIELDS}
+        groups = {name: list(group.class_ids) for name, group in counts.groups.items()}
+        metadata["folds"].append({"fold": fold, "plan": plan, "groups": groups})
+        arrays |= {f"{number}/{name}": array for name, array in _to_arrays(counts).items()}
+    path = folder / COUNTS_FILE
+    with atomic_write(path) as beside:
+        np.savez_compressed(beside, metadata=np.array(json.dumps(metadata)), **arrays)
+    return path
+
+
+def load_counts(folder: Path) -> SavedRun:
+    """Read the counts that `fusioner evaluate --out folder` has written.
+
+    Raises:
+        FusionerError: there is no such file, or it is corrupt.
+    """
+    path = Path(folder) / COUNTS_FILE
+    if not path.is_file():
+        raise FusionerError(f"{folder} has no {COUNTS_FILE}: give the --out folder of a `fusioner evaluate`")
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            metadata = json.loads(str(file["metadata"]))
+            if metadata.get("format") != _FORMAT:
+                raise FusionerError(f"{path} was written by another version of fusioner: evaluate again")
+            folds = {}
+            for number, entry in enumerate(metadata["folds"]):
+                prefix = f"{number}/"
+                arrays = {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}
+                folds[entry["fold"]] = _from_arrays(entry, arrays)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise FusionerError(f"{path} is corrupt ({error}): evaluate again") from error
+    return SavedRun(Path(folder), metadata["dataset"], metadata["classes"], folds)
+
+
+def _to_arrays(counts: Counts) -> dict[str, np.ndarray]:
+    arrays = {"images": np.array(counts.plan.images, dtype=np.str_)}
+    for name in _TABLES:
+        table: PromptCounts = getattr(counts, name)
+        arrays |= {f"{name}/image": table.image, f"{name}/class_id": table.class_id, f"{name}/values": table.values}
+    for name, group in counts.groups.items():
+        arrays |= {f"groups/{name}/counts": group.counts, f"groups/{name}/confusion": group.confusion}
+    return arrays
+
+
+def _from_arrays(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Counts:
+    groups = {
+        name: GroupCounts(tuple(ids), arrays[f"groups/{name}/counts"], arrays[f"groups/{name}/confusion"])
+        for name, ids in entry["groups"].items()
+    }
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()}
+    plan = Plan(images=tuple(arrays["images"].tolist()), **fields)
+    pairs, ablated, absent = (
+        PromptCounts(*(arrays[f"{name}/{column}"] for column in ("image", "class_id", "values"))) for name in _TABLES
+    )
+    return Counts(plan, pairs, ablated, absent, groups)

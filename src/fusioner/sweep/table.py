@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fusioner.evaluation import report
-from fusioner.evaluation.bootstrap import Figure, summarise
+from fusioner.evaluation.bootstrap import Estimate, summarize
 from fusioner.evaluation.report import MEASURES, format_estimate
-from fusioner.evaluation.store import read_evidence
+from fusioner.evaluation.results import load_counts
 from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import folder_of, is_done
 
@@ -40,7 +40,7 @@ class Row:
     """
 
     name: tuple[str, str, str]
-    figures: Mapping[str, Mapping[str, Figure]]
+    figures: Mapping[str, Mapping[str, Estimate]]
     images: int
     cells: int
     wanted: int
@@ -147,21 +147,21 @@ def _notes(table: SweepTable) -> list[str]:
 
 def _row(name: tuple[str, str, str], cells: Sequence[Cell], out: Path, draws: int) -> Row:
     finished = [cell for cell in cells if is_done(out, cell)]
-    evidence = {cell: list(read_evidence(folder_of(out, cell) / "report").folds.values()) for cell in finished}
+    evidence = {cell: list(load_counts(folder_of(out, cell) / "report").folds.values()) for cell in finished}
     columns = {MEAN: finished} if finished else {}
     for cell in finished:
         if cell.fold is not None:
             columns.setdefault(str(cell.fold), []).append(cell)
-    figures: dict[str, dict[str, Figure]] = {}
+    figures: dict[str, dict[str, Estimate]] = {}
     images = 0
     for column, column_cells in columns.items():
-        summary = summarise([fold for cell in column_cells for fold in evidence[cell]], draws)
+        summary = summarize([fold for cell in column_cells for fold in evidence[cell]], draws)
         images = max(images, summary.images)
-        for measure, figure in summary.figures.items():
+        for measure, figure in summary.measures.items():
             figures.setdefault(measure, {})[column] = figure
     return Row(name, figures, images, len(finished), len(cells))
 
 
-def _numbers(figure: Figure) -> dict[str, float | None]:
+def _numbers(figure: Estimate) -> dict[str, float | None]:
     values = {"value": figure.value, "low": figure.low, "high": figure.high}
     return {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}

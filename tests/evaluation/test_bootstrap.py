@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from fusioner.evaluation.bootstrap import Figure, summarise
-from fusioner.evaluation.results import Evidence, Group, Plan, Rows
+from fusioner.evaluation.bootstrap import Estimate, summarize
+from fusioner.evaluation.results import Counts, GroupCounts, Plan, PromptCounts
 
 
-def evidence(images: int = 6, seed: int = 0) -> Evidence:
+def evidence(images: int = 6, seed: int = 0) -> Counts:
     """Random but consistent counts: two classes, one pair or two an image."""
     rng = np.random.default_rng(seed)
     image = np.repeat(np.arange(images), 2)
@@ -16,15 +16,15 @@ def evidence(images: int = 6, seed: int = 0) -> Evidence:
     values = np.stack([500 - both - extra, 500 - both, both, both + extra], axis=1).astype(float)
     right = rng.integers(1, 30, (images, 3))
     counts = np.stack([right, right + rng.integers(0, 9, right.shape), right + rng.integers(0, 9, right.shape)], axis=1)
-    group = Group((1, 2), counts, np.zeros((3, 3), int))
-    rows = Rows(image, class_id, values)
-    none = Rows(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    absent = Rows(image, class_id, np.stack([extra / 500, extra == 0], axis=1).astype(float))
+    group = GroupCounts((1, 2), counts, np.zeros((3, 3), int))
+    rows = PromptCounts(image, class_id, values)
+    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
+    absent = PromptCounts(image, class_id, np.stack([extra / 500, extra == 0], axis=1).astype(float))
     plan = Plan("official", tuple(f"{seed}-{i}" for i in range(images)), groups={"unseen": (1, 2)})
-    return Evidence(plan, rows, none, absent, {"unseen": group}, [], [])
+    return Counts(plan, rows, none, absent, {"unseen": group}, [], [])
 
 
-def miou_of(e: Evidence, drawn: np.ndarray) -> float:
+def miou_of(e: Counts, drawn: np.ndarray) -> float:
     """mIoU of an explicit list of images, repeats and all."""
     ious = []
     for class_id in (1, 2):
@@ -35,7 +35,7 @@ def miou_of(e: Evidence, drawn: np.ndarray) -> float:
 
 def test_the_figure_and_its_interval_are_those_of_the_naive_bootstrap():
     e = evidence()
-    figure = summarise([e], draws=2000, seed=1).figures["miou"]
+    figure = summarize([e], n_resamples=2000, seed=1).measures["miou"]
     assert figure.value == pytest.approx(miou_of(e, np.arange(6)))
     rng = np.random.default_rng(5)
     naive = [miou_of(e, rng.integers(0, 6, 6)) for _ in range(2000)]
@@ -48,20 +48,22 @@ def test_the_figure_and_its_interval_are_those_of_the_naive_bootstrap():
 def test_equal_images_leave_no_doubt():
     e = evidence()
     e.pairs.values[:] = e.pairs.values[:2].repeat(6, axis=0).reshape(2, 6, 4).transpose(1, 0, 2).reshape(12, 4)
-    figure = summarise([e], draws=100).figures["miou"]
+    figure = summarize([e], n_resamples=100).measures["miou"]
     assert figure.low == pytest.approx(figure.value) == pytest.approx(figure.high)
 
 
 def test_more_images_narrow_the_interval_and_a_seed_repeats_it():
-    widths = [(f := summarise([evidence(n)], draws=300).figures["argmax_miou"]).high - f.low for n in (5, 20, 80)]
+    widths = [
+        (f := summarize([evidence(n)], n_resamples=300).measures["argmax_miou"]).high - f.low for n in (5, 20, 80)
+    ]
     assert widths == sorted(widths, reverse=True)
-    assert summarise([evidence()], draws=99, seed=3) == summarise([evidence()], draws=99, seed=3)
-    assert summarise([evidence()], draws=99, seed=3) != summarise([evidence()], draws=99, seed=4)
+    assert summarize([evidence()], n_resamples=99, seed=3) == summarize([evidence()], n_resamples=99, seed=3)
+    assert summarize([evidence()], n_resamples=99, seed=3) != summarize([evidence()], n_resamples=99, seed=4)
 
 
 def test_argmax_and_absent_by_hand():
     e = evidence()
-    found = summarise([e], draws=10).figures
+    found = summarize([e], n_resamples=10).measures
     inside, truth, guess = e.groups["unseen"].counts.sum(axis=0)
     iou = inside / (truth + guess - inside)
     assert found["argmax_miou"].value == pytest.approx(100 * iou[1:].mean())
@@ -75,29 +77,29 @@ def test_a_class_without_a_pixel_of_truth_is_left_out_of_the_mean():
     e = evidence()
     e.groups["unseen"].counts[:, 0, 2] = e.groups["unseen"].counts[:, 1, 2] = 0
     inside, truth, guess = e.groups["unseen"].counts[..., 1].sum(axis=0)
-    summary = summarise([e], draws=20)
-    assert summary.figures["argmax_miou"].value == pytest.approx(100 * inside / (truth + guess - inside))
+    summary = summarize([e], n_resamples=20)
+    assert summary.measures["argmax_miou"].value == pytest.approx(100 * inside / (truth + guess - inside))
     assert np.isnan(summary.argmax_per_class[2].value)
 
 
 def test_the_harmonic_mean_of_seen_and_unseen():
     e = evidence()
     e.groups["seen"] = evidence(seed=1).groups["unseen"]
-    found = {name: figure.value for name, figure in summarise([e], draws=10).figures.items()}
+    found = {name: figure.value for name, figure in summarize([e], n_resamples=10).measures.items()}
     seen, unseen = found["seen_argmax_miou"], found["argmax_miou"]
     assert found["harmonic"] == pytest.approx(2 * seen * unseen / (seen + unseen))
 
 
 def test_folds_are_averaged_over_one_draw_of_the_union_of_images():
     one, other = evidence(seed=1), evidence(seed=2)
-    mean = summarise([one, other], draws=50)
-    apart = [summarise([e], draws=50).figures["miou"].value for e in (one, other)]
-    assert mean.figures["miou"].value == pytest.approx(np.mean(apart))
+    mean = summarize([one, other], n_resamples=50)
+    apart = [summarize([e], n_resamples=50).measures["miou"].value for e in (one, other)]
+    assert mean.measures["miou"].value == pytest.approx(np.mean(apart))
     assert mean.images == 12
     assert mean.pairs == 24
-    twice = summarise([one, one], draws=50)
-    assert twice.figures["miou"] == summarise([one], draws=50).figures["miou"]
+    twice = summarize([one, one], n_resamples=50)
+    assert twice.measures["miou"] == summarize([one], n_resamples=50).measures["miou"]
 
 
 def test_nothing_measured_is_nan():
-    assert np.isnan(Figure.of(np.array([1.0, np.nan])).low)
+    assert np.isnan(Estimate.of(np.array([1.0, np.nan])).low)

@@ -1,0 +1,58 @@
+"""The pixel counts against torchmetrics' Jaccard index on random masks."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.classification import BinaryJaccardIndex, MulticlassJaccardIndex
+
+from fusioner.evaluation.iou import binary_counts, class_iou, confusion_matrix
+
+
+def masks(seed: int, classes: int, images: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and targets (some of them 255 = ignore)."""
+    generator = torch.Generator().manual_seed(seed)
+    prediction = torch.randint(0, classes, (images, 7, 9), generator=generator)
+    target = torch.randint(0, classes, (images, 7, 9), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    return prediction, target
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 7))
+def test_class_iou_agrees_with_torchmetrics(seed: int, classes: int):
+    prediction, target = masks(seed, classes)
+    counts = sum(confusion_matrix(*maps, classes) for maps in zip(prediction, target, strict=True))
+    assert isinstance(counts, torch.Tensor)
+    theirs = MulticlassJaccardIndex(classes, average="none", ignore_index=255)
+    theirs.update(prediction, target)
+    iou, expected = class_iou(counts), theirs.compute()
+    present = torch.tensor([(target == i).any() for i in range(classes)])
+    torch.testing.assert_close(iou[present].float(), expected[present])
+    assert iou[~present].isnan().all()
+    if present[1:].any():
+        torch.testing.assert_close(iou[1:].nanmean().float(), expected[1:][present[1:]].mean())
+    assert counts.sum() == (target != 255).sum()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000))
+def test_binary_counts_agree_with_torchmetrics(seed: int):
+    for class_id in (1, 3):
+        prediction, target = masks(seed + class_id, 2)
+        intersection, union = binary_counts(prediction, target == 1, target == 255)[1]
+        jaccard = BinaryJaccardIndex(ignore_index=255)
+        jaccard.update(prediction, target)
+        torch.testing.assert_close((intersection / union).float(), jaccard.compute())
+
+
+def test_binary_counts_by_hand():
+    prediction, target = torch.tensor([[1, 1, 0, 0, 1]]), torch.tensor([[1, 0, 0, 1, 1]])
+    ignore = torch.tensor([[0, 0, 0, 0, 1]])
+    assert binary_counts(prediction, target, ignore).tolist() == [[1, 3], [1, 3]]
+    assert binary_counts(prediction, target).tolist() == [[1, 3], [2, 4]]
+
+
+def test_perfect_and_empty_predictions():
+    target = torch.tensor([[0, 1, 1, 255]])
+    assert binary_counts(target == 1, target == 1, target == 255).tolist() == [[1, 1], [2, 2]]
+    assert binary_counts(torch.zeros_like(target), target == 1, target == 255).tolist() == [[1, 3], [0, 2]]
