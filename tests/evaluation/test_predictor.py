@@ -14,6 +14,7 @@ from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluator import evaluate, to_metrics
 from fusioner.evaluation.options import EvaluationOptions
 from fusioner.evaluation.predictor import FunctionPredictor, SegmenterPredictor
+from fusioner.options import Mode
 from fusioner.postprocess import upsample
 from fusioner.segmenter import Segmenter
 

@@ -19,6 +19,7 @@ _WIDTH = 300  # px on each side of zero in the plot of a difference
 
 def terminal(found: Comparison, a: Path, b: Path) -> "RenderableType":
     """Return the tables, legend and notes for a rich console."""
+    from rich.console import Group
 
     tables = [table.to_rich() for table, _ in _tables(found)]
     return Group(*tables, *_legend(a, b), *(f"note: {note}" for note in found.notes))
