@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import ENDINGS, MANIFEST, TOKENIZER, Bundle
@@ -64,9 +65,15 @@ def export(
     graphs = build(segmenter)
     parts = {"image": graphs.image, "text": graphs.text, "labels": graphs.labels}
     if precision == "int8":
-        from fusioner.export.quantise import quantise
+        from fusioner.export.quantization import quantize
 
-        parts["image"] = quantise(graphs.image, segmenter, photos, say)
+        say(f"calibrating int8 on {len(photos)} photographs")
+        side = segmenter.card.resolution
+        resized = (Image.fromarray(photo).resize((side, side), Image.Resampling.BILINEAR) for photo in photos)
+        parts["image"] = quantize(
+            graphs.image,
+            [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in resized],
+        )
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
         stride = segmenter.image_encoder.stride
         bundle = Bundle(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"])
