@@ -8,11 +8,8 @@ pixels have no annotation. `docs/results.md` describes each format.
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
@@ -21,7 +18,6 @@ from PIL import Image
 
 from fusioner.backend import ways
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write
 from fusioner.polygons import Polygon, join_holes
 from fusioner.visualization import colours, hex_colour
 
@@ -297,34 +293,7 @@ FORMATS: dict[str, Format] = {
     "geojson": Format(".geojson", "application/geo+json", _json(_geojson), "GeoJSON polygons, in pixels"),
     "npz": Format(".npz", "application/octet-stream", _write_npz, "NumPy: map, probabilities, labels"),
 }
-"""Name -> output format of `save` and `to_bytes`."""
-
-DEFAULT_FORMATS = ("overlay", "mask", "json")
-
-
-def save(
-    result: "Segmentation", folder: str | Path, stem: str = "image", formats: Sequence[str] = DEFAULT_FORMATS
-) -> dict[str, Path]:
-    """Write `<folder>/<stem><suffix>` in each format and return the paths by format; on an error nothing is written.
-
-    Raises:
-        FusionerError: the folder cannot be written to, `stem` is no file name, or a format is unknown.
-    """
-    if not stem.strip(".") or Path(stem).name != stem:
-        raise FusionerError(f"'{stem}' is no file name: give one without folders")
-    paths = {name: Path(folder) / f"{stem}{get_format(name).suffix}" for name in formats}
-    with ExitStack() as stack:  # all files are renamed into place after the last one is written
-        for name, path in paths.items():
-            with stack.enter_context(atomic_write(path)).open("wb") as file:
-                FORMATS[name].write(result, file)
-    return paths
-
-
-def to_bytes(result: "Segmentation", format: str) -> bytes:
-    """Return the content of the file that `save` writes; FusionerError if the format is unknown."""
-    stream = BytesIO()
-    get_format(format).write(result, stream)
-    return stream.getvalue()
+"""Name -> output format, for `Segmentation.save` and `to_bytes`."""
 
 
 def get_format(name: str) -> Format:

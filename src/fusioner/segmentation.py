@@ -1,8 +1,10 @@
 """The result of segmenting one image."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from fusioner.backend import Array, to_numpy, ways
 from fusioner.errors import FusionerError
+from fusioner.io import atomic_write
 from fusioner.options import InferenceOptions
 from fusioner.polygons import Polygon, trace_polygons
 from fusioner.postprocess import chunks, decide_bands, decide_logits
@@ -196,12 +199,22 @@ class Segmentation:
         Raises:
             FusionerError: the folder cannot be written to, `stem` is no file name, or a format is unknown.
         """
-        from fusioner.formats import save
+        from fusioner.formats import get_format
 
-        return save(self, folder, stem, formats)
+        if not stem.strip(".") or Path(stem).name != stem:
+            raise FusionerError(f"'{stem}' is no file name: give one without folders")
+        writers = {name: get_format(name) for name in formats}
+        paths = {name: Path(folder) / f"{stem}{writer.suffix}" for name, writer in writers.items()}
+        with ExitStack() as stack:  # all files are renamed into place after the last one is written
+            for name, path in paths.items():
+                with stack.enter_context(atomic_write(path)).open("wb") as file:
+                    writers[name].write(self, file)
+        return paths
 
     def to_bytes(self, format: str) -> bytes:
         """Return the content of the file that `save` writes; FusionerError if the format is unknown."""
-        from fusioner.formats import to_bytes
+        from fusioner.formats import get_format
 
-        return to_bytes(self, format)
+        stream = BytesIO()
+        get_format(format).write(self, stream)
+        return stream.getvalue()

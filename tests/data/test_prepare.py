@@ -18,7 +18,6 @@ from fusioner.data.folder import folder
 from fusioner.data.prepare import prepare_coco, prepare_folder
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.formats import save
 from fusioner.options import InferenceOptions
 from fusioner.segmentation import Segmentation
 
@@ -217,7 +216,7 @@ def test_what_we_export_comes_back_the_same(tmp_path: Path, kind: str):
     labels = ("cat", "red sofa", "wall")
     scores: dict[str, float] = dict.fromkeys(labels, 1.0)
     result = Segmentation(rgb, labels, label_map, scores, "room.png", torch.zeros(3, 1, 1), InferenceOptions())
-    save(result, tmp_path / "set", "room", [kind])
+    result.save(tmp_path / "set", "room", [kind])
     Image.fromarray(rgb).save(tmp_path / "set" / "room.png")
     masks = converted(kind, tmp_path / "set", tmp_path / "out")
     np.testing.assert_array_equal(masks["room"], label_map)
