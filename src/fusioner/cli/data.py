@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Name = Annotated[DatasetName, Parameter(help="Data set; docs/data.md describes the directory tree of each.")]
 Root = Annotated[Path, Parameter(help="Folder of the data set.")]
 Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]
+MaskValues = Annotated[
+    str, Parameter(help="Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore.")
+]
 
 app = App(name="data", help="Inspect a data set: count and check it, draw a contact sheet, prepare masks.")
 prepare = App(name="prepare", help="Make masks from the annotation files of COCO or of an annotation tool.")
@@ -24,7 +27,7 @@ app.command(prepare)
 
 
 @app.command
-def check(name: Name, /, *, root: Root, split: Split = None) -> None:
+def check(name: Name, /, *, root: Root, split: Split = None, mask_values: MaskValues = "") -> None:
     """Read every image and mask once, count classes, and name every file that cannot be used.
 
     The exit code is 2 if a file is broken: unreadable, image and mask of different sizes, a value outside the classes.
@@ -39,7 +42,7 @@ def check(name: Name, /, *, root: Root, split: Split = None) -> None:
     from fusioner.data.check import check_dataset
     from fusioner.data.registry import open_dataset
 
-    data = open_dataset(name, root, split)
+    data = open_dataset(name, root, split, mask_values)
     with progress() as track:
         report = check_dataset(data, lambda items: track(items, "reading"))
     console = Console()
@@ -63,6 +66,7 @@ def show(
     split: Split = None,
     count: Annotated[int, Parameter(help="Number of images.")] = 12,
     columns: Annotated[int, Parameter(help="Images per row.")] = 4,
+    mask_values: MaskValues = "",
 ) -> None:
     """Write a contact sheet: evenly spaced images under their masks, with names and coverage.
 
@@ -74,7 +78,7 @@ def show(
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise FusionerError(f"--out must end in .png or .jpg, not {out.name!r}")
-    sheet = contact_sheet(open_dataset(name, root, split), count, columns)
+    sheet = contact_sheet(open_dataset(name, root, split, mask_values), count, columns)
     with atomic_write(out) as temporary:
         sheet.save(temporary)
     print(f"wrote {out}")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -126,6 +126,34 @@ class SegmentationData:
                 for class_id, pixels in of_item.items()
                 if class_id in wanted and pixels >= min_pixels
             )
+
+    def require_classes(self) -> None:
+        """Raise a FusionerError if no mask has a pixel of any class; reads masks up to the first that has one."""
+        if not any(map(self.pixel_counts, self.items)):
+            raise FusionerError(f"there is nothing to learn or measure in {self.name}: {self.no_class_note()}")
+
+    def no_class_note(self) -> str:
+        """Return a sentence on masks without any class: the values that they hold, and how to map them to classes."""
+        stored = [np.unique(read_mask(item.mask, self.colours or None)) for item in self.items[:200]]
+        values = np.unique(np.concatenate(stored)).tolist()
+        listed = ", ".join(map(str, values[:-1][:20])) + (" and " if len(values) > 1 else "") + str(values[-1])
+        return (
+            f"no mask holds any class: pixels of class i must have the value i, {self.ignore} is ignored; the masks hold "
+            f"{listed}: is {values[-1]} the object? Then add --mask-values {values[-1]}={min(self.class_ids, default=1)}"
+        )
+
+    def with_mask_values(self, aliases: Mapping[int, int | None]) -> "SegmentationData":
+        """Return the data set with further mask values, each read as another value (None: ignored).
+
+        Raises:
+            FusionerError: the other value is none of the data set.
+        """
+        table = dict(self.value_to_class)
+        for value, other in aliases.items():
+            if other is not None and other not in table:
+                raise FusionerError(f"mask value {value} cannot be read as {other}, which is no class of {self.name}")
+            table[value] = None if other is None else self.value_to_class[other]
+        return replace(self, mask_values=table)
 
     @cached_property
     def value_to_class(self) -> dict[int, int | None]:

@@ -49,7 +49,7 @@ class DatasetReport:
         absent = [data.classes[i] for i in data.class_ids if i not in self.by_class]
         found = []
         if self.images and not self.by_class:
-            found.append(f"no mask holds any class: pixels of class i must have the value i, {data.ignore} is ignored")
+            found.append(data.no_class_note())
         elif absent:
             found.append(f"{len(absent)} of {len(data.class_ids)} classes are in no mask: {', '.join(absent[:8])}")
         if self.pixels and self.ignored > self.pixels / 2:

@@ -23,7 +23,7 @@ _SPELLED_OUT = {
 
 
 def read_class_names(root: Path) -> dict[int, str]:
-    """Read the class names by mask value.
+    """Read the class names of a data set by mask value.
 
     `classes.txt` holds one name a line: line i (from 0) is value i, an empty line an unused value. JSON and YAML hold a
     list, {value: name} or {name: value}, at the top level or under `classes` or `names`.
@@ -31,21 +31,43 @@ def read_class_names(root: Path) -> dict[int, str]:
     Raises:
         FusionerError: no file, an unreadable file, no name, a duplicate name, a value outside 0..65534.
     """
-    path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
-    if path is None:
-        raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
-    return read_names_file(path)
+    return read_names_file(_class_file(root))
 
 
 def read_names_file(path: Path) -> dict[int, str]:
     """Read the class names of a text, JSON or YAML file; see `read_class_names`."""
-    try:
-        content = _parse(path.read_text("utf-8-sig"), path.suffix)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise FusionerError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    names = _by_value(content, path)
+    names = _by_value(_parse(path), path)
     _check(names, path)
     return names
+
+
+def read_class_colours(root: Path) -> dict[tuple[int, ...], int]:
+    """Read the entry `colors` of classes.json or classes.yaml: (r, g, b) -> mask value; empty if there is none.
+
+    It maps names or mask values to [r, g, b] or "#rrggbb".
+    """
+    path = _class_file(root)
+    content = _parse(path)
+    entries = content.get("colors") if isinstance(content, Mapping) else None
+    if entries is None:
+        return {}
+    values = {name: value for value, name in read_names_file(path).items()}
+    try:
+        return {
+            tuple(bytes.fromhex(colour.lstrip("#")) if isinstance(colour, str) else bytes(colour)): (
+                values[name] if name in values else int(name)
+            )
+            for name, colour in entries.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FusionerError(f"`colors` of {path} must map class names to [r, g, b] or '#rrggbb': {error}") from error
+
+
+def _class_file(root: Path) -> Path:
+    path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
+    if path is None:
+        raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
+    return path
 
 
 def prompt_of(name: str) -> str:
@@ -57,10 +79,14 @@ def prompt_of(name: str) -> str:
     return _SPELLED_OUT.get(name, name).replace("_", " ").strip()
 
 
-def _parse(text: str, suffix: str) -> object:
-    if suffix == ".txt":
-        return text.splitlines()
-    return json.loads(text) if suffix == ".json" else yaml.safe_load(text)
+def _parse(path: Path) -> object:
+    try:
+        text = path.read_text("utf-8-sig")
+        if path.suffix == ".txt":
+            return text.splitlines()
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise FusionerError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _by_value(content: object, path: Path) -> dict[int, str]:

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_names
+from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_colours, read_class_names
 from fusioner.data.paths import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
@@ -54,7 +54,16 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
     classes = ["unlabeled", *classes] if ordinary else classes
     prompts = _prompts(classes)
     ignore_unlabeled = unlabeled or ordinary
-    return SegmentationData("folder", tuple(classes), items, ignore_unlabeled, prompts, mask_values, problems=problems)
+    return SegmentationData(
+        "folder",
+        tuple(classes),
+        items,
+        ignore_unlabeled,
+        prompts,
+        mask_values,
+        colours=read_class_colours(root),
+        problems=problems,
+    )
 
 
 def _prompts(classes: list[str]) -> tuple[str, ...]:
