@@ -8,12 +8,14 @@ lines and detection boxes, are left out and counted.
 
 import base64
 import json
+import math
 import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,12 +24,22 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from fusioner.data import shapes as draw
 from fusioner.data.classes import read_names_file
 from fusioner.data.masks import VOC_PALETTE, read_mask
 from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.data.paths import find_file, read_lines
-from fusioner.data.shapes import Mask, Size
+from fusioner.data.shapes import (
+    Mask,
+    Size,
+    fill_box,
+    fill_brush,
+    fill_ellipse,
+    fill_outline,
+    fill_polygons,
+    fill_runs,
+    paste,
+    read_bitmap,
+)  # fmt: skip
 from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes
 
@@ -37,6 +49,9 @@ _MALFORMED = (
     AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, OSError, MemoryError, zlib.error,
     ElementTree.ParseError, Image.DecompressionBombError,
 )  # fmt: skip
+
+Drawers = dict[str, Callable[[Any, Size], Mask]]
+"""Kind of a shape -> function that draws its content."""
 
 
 @dataclass(frozen=True)
@@ -336,9 +351,7 @@ READERS: dict[str, Callable[[Path], AnnotationProject]] = {
 }
 
 
-def _drawable(
-    shapes: Iterable[tuple[str, str, Any]], drawers: Mapping[str, Callable[[Any, Size], Mask]], left_out: Counter[str]
-) -> list[Shape]:
+def _drawable(shapes: Iterable[tuple[str, str, Any]], drawers: Drawers, left_out: Counter[str]) -> list[Shape]:
     """Shapes of the (label, kind, content) triples with an area; the others are counted."""
     drawn = []
     for label, kind, content in shapes:
@@ -367,121 +380,76 @@ def _merge_names(project: AnnotationProject) -> list[str]:
 def _draw_coco(segmentation: Any, size: Size) -> Mask:
     try:
         if isinstance(segmentation, list):
-            return draw.fill_polygons(segmentation, size)
+            return fill_polygons(segmentation, size)
         if tuple(segmentation.get("size", size)) != size:
             raise ValueError(f"it is {segmentation['size']} pixels large")
-        return draw.fill_runs(segmentation["counts"], size, column_major=True)
+        return fill_runs(segmentation["counts"], size, column_major=True)
     except _MALFORMED as error:
         raise ValueError(f"a segmentation that is no polygon and no run lengths of the image: {error}") from error
 
 
-def _labelme_rectangle(shape: dict[str, Any], size: Size) -> Mask:
-    points = np.array(shape["points"], float)
-    return draw.fill_box([*points.min(axis=0), *points.max(axis=0)], size)
+def _bounds(points: Any) -> list[float]:
+    """Smallest x and y, largest x and y."""
+    array = np.array(points, float)
+    return [*array.min(axis=0), *array.max(axis=0)]
 
 
-def _labelme_circle(shape: dict[str, Any], size: Size) -> Mask:
-    centre, edge = np.array(shape["points"], float)
-    radius = float(np.hypot(*(edge - centre)))
-    return draw.fill_ellipse(centre, [radius, radius], size)
+def _percent(values: Sequence[Any], size: Size) -> list[float]:
+    """Alternating x and y in per cent of the image -> pixels."""
+    return [float(value) / 100 * size[1 - i % 2] for i, value in enumerate(values)]
 
 
-def _labelme_mask(shape: dict[str, Any], size: Size) -> Mask:
-    left, top = (int(min(values)) for values in np.round(shape["points"]).T.tolist())
-    return draw.paste(draw.read_bitmap(base64.b64decode(shape["mask"])), left, top, size)
+def _draw_studio_box(shape: dict[str, Any], size: Size) -> Mask:
+    left, top, width, height = _percent(itemgetter("x", "y", "width", "height")(shape), size)
+    return fill_box([left, top, left + width, top + height], size, shape.get("rotation") or 0, (left, top))
 
 
-def _labelme_polygon(shape: dict[str, Any], size: Size) -> Mask:
-    return draw.fill_polygons([shape["points"]], size)
+def _draw_studio_ellipse(shape: dict[str, Any], size: Size) -> Mask:
+    numbers = _percent(itemgetter("x", "y", "radiusX", "radiusY")(shape), size)
+    return fill_ellipse(numbers[:2], numbers[2:], size, shape.get("rotation") or 0)
 
 
-_LABELME = {
-    "polygon": _labelme_polygon,
-    "rotation": _labelme_polygon,
-    "rectangle": _labelme_rectangle,
-    "circle": _labelme_circle,
-    "mask": _labelme_mask,
-}
-
-
-def _cvat_polygon(shape: dict[str, str], size: Size) -> Mask:
-    return draw.fill_polygons([[float(value) for value in shape["points"].replace(";", ",").split(",")]], size)
-
-
-def _cvat_mask(shape: dict[str, str], size: Size) -> Mask:
-    left, top, width, height = (int(shape[key]) for key in ("left", "top", "width", "height"))
-    bits = draw.fill_runs(shape["rle"].split(","), (height, width), column_major=False)
-    return draw.paste(bits, left, top, size)
-
-
-def _cvat_box(shape: dict[str, str], size: Size) -> Mask:
-    corners = [float(shape[key]) for key in ("xtl", "ytl", "xbr", "ybr")]
-    return draw.fill_box(corners, size, float(shape.get("rotation", 0)))
-
-
-def _cvat_ellipse(shape: dict[str, str], size: Size) -> Mask:
-    x, y, rx, ry = (float(shape[key]) for key in ("cx", "cy", "rx", "ry"))
-    return draw.fill_ellipse([x, y], [rx, ry], size, float(shape.get("rotation", 0)))
-
-
-_CVAT = {"polygon": _cvat_polygon, "mask": _cvat_mask, "box": _cvat_box, "ellipse": _cvat_ellipse}
-
-
-def _supervisely_bitmap(shape: dict[str, Any], size: Size) -> Mask:
-    left, top = shape["bitmap"]["origin"]
-    bits = draw.read_bitmap(zlib.decompress(base64.b64decode(shape["bitmap"]["data"])))
-    return draw.paste(bits, int(left), int(top), size)
-
-
-def _supervisely_polygon(shape: dict[str, Any], size: Size) -> Mask:
-    return draw.fill_outline(shape["points"]["exterior"], shape["points"].get("interior", []), size)
-
-
-def _supervisely_rectangle(shape: dict[str, Any], size: Size) -> Mask:
+def _draw_supervisely_box(shape: dict[str, Any], size: Size) -> Mask:
     (left, top), (right, bottom) = shape["points"]["exterior"]
-    corners = [left, top, right, top, right, bottom, left, bottom]
-    return draw.fill_outline(corners, shape["points"].get("interior", []), size)
+    return fill_outline([left, top, right, top, right, bottom, left, bottom], shape["points"].get("interior", []), size)
 
 
-_SUPERVISELY = {"bitmap": _supervisely_bitmap, "polygon": _supervisely_polygon, "rectangle": _supervisely_rectangle}
-
-
-def _percent(shape: dict[str, Any], size: Size, *keys: str) -> list[float]:
-    """Values of alternating x and y in per cent of the image -> pixels."""
-    return [float(shape[key]) / 100 * size[1 - i % 2] for i, key in enumerate(keys)]
-
-
-def _studio_polygon(shape: dict[str, Any], size: Size) -> Mask:
-    return draw.fill_polygons([np.array(shape["points"], float) / 100 * [size[1], size[0]]], size)
-
-
-def _studio_box(shape: dict[str, Any], size: Size) -> Mask:
-    left, top, width, height = _percent(shape, size, "x", "y", "width", "height")
-    return draw.fill_box([left, top, left + width, top + height], size, shape.get("rotation") or 0, (left, top))
-
-
-def _studio_ellipse(shape: dict[str, Any], size: Size) -> Mask:
-    x, y, rx, ry = _percent(shape, size, "x", "y", "radiusX", "radiusY")
-    return draw.fill_ellipse([x, y], [rx, ry], size, shape.get("rotation") or 0)
-
-
-def _studio_brush(shape: dict[str, Any], size: Size) -> Mask:
-    return draw.fill_brush(bytes(shape["rle"]), size)
-
-
-_LABEL_STUDIO = {
-    "polygonlabels": _studio_polygon,
-    "rectanglelabels": _studio_box,
-    "ellipselabels": _studio_ellipse,
-    "brushlabels": _studio_brush,
+_LABELME: Drawers = {
+    "polygon": lambda shape, size: fill_polygons([shape["points"]], size),
+    "rotation": lambda shape, size: fill_polygons([shape["points"]], size),
+    "rectangle": lambda shape, size: fill_box(_bounds(shape["points"]), size),
+    "circle": lambda shape, size: fill_ellipse(shape["points"][0], [math.dist(*shape["points"])] * 2, size),
+    "mask": lambda shape, size: paste(
+        read_bitmap(base64.b64decode(shape["mask"])), *_bounds(shape["points"])[:2], size=size
+    ),
 }
-
-
-def _yolo_polygon(numbers: np.ndarray, size: Size) -> Mask:
-    return draw.fill_polygons([numbers.reshape(-1, 2) * [size[1], size[0]]], size)
-
-
-_YOLO = {"polygon": _yolo_polygon}
+_CVAT: Drawers = {
+    "polygon": lambda shape, size: fill_polygons([shape["points"].replace(";", ",").split(",")], size),
+    "box": lambda shape, size: fill_box(itemgetter("xtl", "ytl", "xbr", "ybr")(shape), size, shape.get("rotation", 0)),
+    "ellipse": lambda shape, size: fill_ellipse(
+        itemgetter("cx", "cy")(shape), itemgetter("rx", "ry")(shape), size, shape.get("rotation", 0)
+    ),
+    "mask": lambda shape, size: paste(
+        fill_runs(shape["rle"].split(","), (int(shape["height"]), int(shape["width"])), column_major=False),
+        *itemgetter("left", "top")(shape),
+        size=size,
+    ),
+}
+_SUPERVISELY: Drawers = {
+    "polygon": lambda shape, size: fill_outline(shape["points"]["exterior"], shape["points"].get("interior", []), size),
+    "rectangle": _draw_supervisely_box,
+    "bitmap": lambda shape, size: paste(
+        read_bitmap(zlib.decompress(base64.b64decode(shape["bitmap"]["data"]))), *shape["bitmap"]["origin"], size=size
+    ),
+}
+_LABEL_STUDIO: Drawers = {
+    "polygonlabels": lambda shape, size: fill_polygons([_percent(np.ravel(shape["points"]).tolist(), size)], size),
+    "rectanglelabels": _draw_studio_box,
+    "ellipselabels": _draw_studio_ellipse,
+    "brushlabels": lambda shape, size: fill_brush(bytes(shape["rle"]), size),
+}
+_YOLO: Drawers = {"polygon": lambda points, size: fill_polygons([points.reshape(-1, 2) * [size[1], size[0]]], size)}
+_VOC: Drawers = {"polygon": lambda numbers, size: fill_polygons([numbers], size)}
 
 
 def _voc_classes(source: Path) -> tuple[dict[int, str], dict[tuple[int, ...], int]]:
@@ -507,13 +475,6 @@ def _voc_objects(path: Path) -> list[tuple[str, str, list[str]]]:
     except _MALFORMED as error:
         raise FusionerError(f"{path} is no annotation file of PASCAL VOC: {error}") from error
     return objects
-
-
-def _voc_polygon(numbers: list[str], size: Size) -> Mask:
-    return draw.fill_polygons([numbers], size)
-
-
-_VOC = {"polygon": _voc_polygon}
 
 
 @lru_cache(maxsize=1)

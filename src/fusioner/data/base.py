@@ -137,9 +137,10 @@ class SegmentationData:
         stored = [np.unique(read_mask(item.mask, self.colours or None)) for item in self.items[:200]]
         values = np.unique(np.concatenate(stored)).tolist()
         listed = ", ".join(map(str, values[:-1][:20])) + (" and " if len(values) > 1 else "") + str(values[-1])
+        flag = f"--mask-values {values[-1]}={min(self.class_ids, default=1)}"
         return (
-            f"no mask holds any class: pixels of class i must have the value i, {self.ignore} is ignored; the masks hold "
-            f"{listed}: is {values[-1]} the object? Then add --mask-values {values[-1]}={min(self.class_ids, default=1)}"
+            f"no mask holds any class: pixels of class i must have the value i, {self.ignore} is ignored; "
+            f"the masks hold {listed}: is {values[-1]} the object? Then add {flag}"
         )
 
     def with_mask_values(self, aliases: Mapping[int, int | None]) -> "SegmentationData":

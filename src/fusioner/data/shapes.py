@@ -1,12 +1,14 @@
 """Shapes of annotation files as boolean masks of the image's size (height, width).
 
 Coordinates are in pixels, (0, 0) is the outer corner of the first pixel. Polygons are filled as by pycocotools; of the
-other shapes, the pixels whose centre lies inside. Every function raises a ValueError for numbers that make no shape.
+other shapes, the pixels whose centre lies inside. Numbers may be given as strings. Every function raises a ValueError
+or TypeError for numbers that make no shape.
 """
 
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -42,7 +44,7 @@ def fill_box(
     return (x > left) & (x < right) & (y > top) & (y < bottom)
 
 
-def fill_ellipse(centre: Sequence[float], radii: Sequence[float], size: Size, rotation: float = 0) -> Mask:
+def fill_ellipse(centre: Sequence[Any], radii: Sequence[Any], size: Size, rotation: Any = 0) -> Mask:
     """Fill an ellipse, rotated clockwise by degrees around its centre."""
     x0, y0, rx, ry = _finite([*centre, *radii])
     x, y = _pixel_centres(size, rotation, (x0, y0))
@@ -84,8 +86,9 @@ def fill_brush(packed: bytes, size: Size) -> Mask:
     return values.reshape(*size, 4)[..., 3] > 0
 
 
-def paste(bits: Mask, left: int, top: int, size: Size) -> Mask:
-    """Place a small mask in an empty one; parts outside the image are cut off."""
+def paste(bits: Mask, x: Any, y: Any, size: Size) -> Mask:
+    """Place a small mask with its corner at the rounded (x, y) of an empty one, cutting off what is outside."""
+    left, top = map(round, _finite([x, y]))
     whole = np.zeros(size, bool)
     target = whole[max(top, 0) : max(top + bits.shape[0], 0), max(left, 0) : max(left + bits.shape[1], 0)]
     target[:] = bits[max(-top, 0) :, max(-left, 0) :][: target.shape[0], : target.shape[1]]
@@ -110,14 +113,14 @@ def _points(values: object, size: Size) -> np.ndarray:
     return points
 
 
-def _finite(values: Sequence[float]) -> list[float]:
+def _finite(values: Sequence[Any]) -> list[float]:
     numbers = [float(value) for value in values]
     if not all(map(math.isfinite, numbers)):
         raise ValueError("coordinates that are no finite numbers")
     return numbers
 
 
-def _pixel_centres(size: Size, rotation: float, pivot: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+def _pixel_centres(size: Size, rotation: Any, pivot: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates x, y of the pixel centres in the frame of a shape rotated around `pivot`."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     (degrees,) = _finite([rotation])
