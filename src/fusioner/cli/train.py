@@ -37,6 +37,7 @@ def train(
     /,
     *,
     root: Path,
+    mask_values: str = "",
     out: Path = Path("run"),
     fold: Literal["0", "1", "2", "3", "all"] = "all",
     preset: Literal["small", "paper"] = "small",
@@ -73,6 +74,8 @@ def train(
         Data set, laid out as docs/data.md describes; folder is your own: images/ masks/ classes.txt.
     root
         Folder of the data set.
+    mask_values
+        Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore.
     out
         Folder of the run.
     fold
@@ -120,7 +123,7 @@ def train(
     fold_number = None if fold == "all" else int(fold)
     base = get_preset(preset, fold_number)
     settings = (base if config is None else base.with_file(config)).override(**given)
-    splits = [open_split(dataset, root, fold_number, settings.data.unseen_pixels)]
+    splits = [open_split(dataset, root, fold_number, settings.data.unseen_pixels, mask_values)]
     splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
     if init_from == Path("default"):
         from fusioner.encoders.bundled import weights_file

@@ -1,13 +1,14 @@
 """A user's own data: images/, masks/ with the same stems, and a file with the class names."""
 
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_colours, read_class_names
 from fusioner.data.paths import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
+    NameIndex,
     files_by_stem,
     find_folder,
     no_images,
@@ -83,18 +84,19 @@ def _select(root: Path, split: str | None, items: list[Item], problems: list[str
     if not path.is_file():
         if split != "train":
             raise FusionerError(f"list {path} is missing: put the names of the split's images there, one a line")
-        val = set(_listed(root / "val.txt")) if (root / "val.txt").is_file() else set()
+        val = set(_listed(root / "val.txt", items)) if (root / "val.txt").is_file() else set()
         return [item for item in items if item.id not in val]
-    listed, by_id = _listed(path), {item.id: item for item in items}
+    listed, by_id = _listed(path, items), {item.id: item for item in items}
     if missing := [stem for stem in listed if stem not in by_id]:
         problems.append(f"{len(missing)} names of {path.name} have no image with a mask: {summarize(missing)}")
     return [by_id[stem] for stem in listed if stem in by_id]
 
 
-def _listed(path: Path) -> list[str]:
-    """Stems of a list without duplicates; extensions of images and parent folders are dropped."""
-    stems: dict[str, None] = {}
+def _listed(path: Path, items: list[Item]) -> list[str]:
+    """Ids of a list without duplicates; extensions of images and parent folders are dropped."""
+    index, stems = NameIndex(item.id for item in items), dict[str, None]()
     for line in read_lines(path):
-        name = Path(line).name
-        stems[Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name] = None
+        name = PureWindowsPath(line)
+        stem = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
+        stems[index.find(stem) or stem] = None
     return list(stems)

@@ -112,18 +112,24 @@ def cross_fit_fold(image: str) -> int:
 
 
 def open_split(
-    name: str, root: Path, fold: int | None = None, unseen_pixels: UnseenPixels = "background"
+    name: str,
+    root: Path,
+    fold: int | None = None,
+    unseen_pixels: UnseenPixels = "background",
+    mask_values: str = "",
 ) -> DatasetSplit:
-    """Open the training split of a data set.
+    """Open the training split of a data set; `mask_values` as for `open_dataset`.
 
     Raises:
-        FusionerError: the set is unreadable or has no training images, it has no folds, or the fold is not in 0..3.
+        FusionerError: the set is unreadable or has no training images, no mask holds a class, the set has no folds, or
+            the fold is not in 0..3.
     """
     if name in get_args(DatasetName) and name not in get_args(TrainableDataset):
         raise FusionerError(f"data set {name!r} is for testing only: it has no training images")
     if fold is not None and name not in ("pascal", "coco"):
         raise FusionerError(f"data set {name!r} has no folds: leave --fold out")
-    data = open_dataset(name, root, TRAINING_SPLITS.get(name, "train"))
+    data = open_dataset(name, root, TRAINING_SPLITS.get(name, "train"), mask_values)
+    data.require_classes()
     seen, unseen = (data.class_ids, ()) if fold is None else fold_classes(name, fold)
     ignored = (data.ignore, *unseen) if unseen_pixels == "ignore" else (data.ignore,)
     return DatasetSplit(root, data, fold, seen, ignored)
