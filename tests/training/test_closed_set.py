@@ -45,11 +45,11 @@ class Toy(ClosedSetDataset):
     def views(self, sample: Sample) -> int:
         return 1
 
-    def read(self, wanted: Sequence[SampleView]) -> PatchBatch:
-        numbers = [int(look.sample.item.id) for look in wanted]
+    def read(self, views: Sequence[SampleView]) -> PatchBatch:
+        numbers = [int(look.sample.item.id) for look in views]
         rows = torch.stack([self.rows(i) for i in numbers])
         rows[:, 1] = -1  # nobody looked
-        return PatchBatch(self.seen[numbers], rows, torch.tensor([look.sample.split for look in wanted]))
+        return PatchBatch(self.seen[numbers], rows, torch.tensor([look.sample.split for look in views]))
 
 
 def right(lessons: Toy, network: torch.nn.Module, split: int = 0) -> float:

@@ -98,7 +98,7 @@ def test_presets_are_plain_records_with_the_official_numbers() -> None:
         ({"steps": 0, "epochs": 0}, "--steps or --epochs"),
     ],
 )
-def test_bad_settings_are_named(changes: dict[str, object], sentence: str) -> None:
+def test_bad_settings_are_named(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FusionerError, match=sentence):
         PAPER.override(**changes)
     assert PAPER.override(lr=1).optim.lr == 1.0

@@ -15,21 +15,25 @@ from fusioner.training.presets import preset as get_preset
 if TYPE_CHECKING:
     from fusioner.training.trainer import Result
 
+    ModelFlags = ModelOptions
+    DataFlags = DataOptions
+    OptimFlags = OptimOptions
+else:
 
-def _flags(options: type, *without: str) -> Any:
-    """Return a dataclass of optional fields, None by default, so that flags not given leave the preset's values."""
-    entries = [entry for entry in fields(options) if entry.name not in without]
-    made = make_dataclass(
-        options.__name__,
-        [(entry.name, entry.type | None, field(default=None, metadata=entry.metadata)) for entry in entries],  # pyright: ignore
-    )
-    made.__module__ = __name__
-    return made
+    def _flags(options: type, *without: str) -> type:
+        """Return a dataclass of optional fields, None by default, so that flags not given leave the preset's values."""
+        entries = [
+            (entry.name, entry.type | None, field(default=None, metadata=entry.metadata))
+            for entry in fields(options)
+            if entry.name not in without
+        ]
+        made = make_dataclass(options.__name__, entries)
+        made.__module__ = __name__  # cyclopts does not read dataclasses of the module `types`
+        return made
 
-
-_ModelFlags = _flags(ModelOptions, "templates")
-_DataFlags = _flags(DataOptions, "features")
-_OptimFlags = _flags(OptimOptions)
+    ModelFlags = _flags(ModelOptions, "templates")
+    DataFlags = _flags(DataOptions, "features")
+    OptimFlags = _flags(OptimOptions)
 
 
 def train(
@@ -52,9 +56,9 @@ def train(
     devices: int = 1,
     compile: bool = False,
     seed: int | None = None,
-    model: Annotated[_ModelFlags | None, Parameter(name="*", group="Model", consume_multiple=True)] = None,
-    data: Annotated[_DataFlags | None, Parameter(name="*", group="Data")] = None,
-    optim: Annotated[_OptimFlags | None, Parameter(name="*", group="Optimization")] = None,
+    model: Annotated[ModelFlags | None, Parameter(name="*", group="Model", consume_multiple=True)] = None,
+    data: Annotated[DataFlags | None, Parameter(name="*", group="Data")] = None,
+    optim: Annotated[OptimFlags | None, Parameter(name="*", group="Optimization")] = None,
 ) -> None:
     """Train the fusion network on frozen encoders; writes best.safetensors, last.safetensors and metrics.jsonl.
 

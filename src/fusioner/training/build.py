@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed, nn
 
 from fusioner.data.augment import COCO_AUGMENT, PASCAL_AUGMENT, Augmentation
