@@ -63,7 +63,7 @@ def test_done_is_done_and_a_failure_is_tried_again(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in said] == ["failed"]
     assert set(read_done(done[2].parent)) == {"train"}  # which was not run again
     log = (done[2].parent / "log.txt").read_text()
-    assert log.count("image encoders") == 1
+    assert log.count("image encoder ") == 1
     assert log.count("error:") == 2
 
 
