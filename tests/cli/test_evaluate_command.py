@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ def test_the_models_own_threshold_decides_where_it_is_asked_for(model: Path, own
     network, card = load_model(model)
     card.threshold = 0.0  # every pixel is claimed
     save_model(tmp_path / "greedy.safetensors", network, card)
-    for threshold, level in ((1.0, 1.0), ("model", 0.0)):
+    thresholds: list[tuple[float | Literal["model"], float]] = [(1.0, 1.0), ("model", 0.0)]
+    for threshold, level in thresholds:
         out, options = tmp_path / str(threshold), EvaluationOptions(threshold=threshold, n_resamples=2)
         evaluate("folder", root=own, model=tmp_path / "greedy.safetensors", out=out, options=options, device="cpu")
         content = json.loads((out / "metrics.json").read_text())
@@ -135,7 +137,7 @@ def test_classes_that_were_trained_on_are_not_called_unseen():
     )
     training = {"classes": ["Dining table", "cat"]}
     assert trained_classes(training, data, range(11, 16)) == [
-        "1 of the 5 classes called unseen were trained on, so they are not: diningtable"
+        "1 of the 5 classes called unseen were in the training: diningtable"
     ]
     assert trained_classes(training, data, range(1, 6)) == []
     assert trained_classes({}, data, range(1, 21)) == []

@@ -1,4 +1,4 @@
-"""Evaluate a predictor on a data set: visit every image once, count pixels, summarise."""
+"""Evaluate a predictor on a data set: visit every image once, count pixels, summarize."""
 
 import math
 from collections import Counter

@@ -84,7 +84,7 @@ class SegmenterPredictor:
     ):
         self.segmenter = copy.copy(segmenter)  # leaves the caller's as it is
         self.segmenter.smooth = False
-        scales = check_scales(scales)
+        scales = check_scales(tuple(scales))
         inner = scales if mode == "whole" else (1.0,)
         self.segmenter.options = replace(segmenter.options, mode=mode, tta_scales=inner)
         self.mode = mode

@@ -148,7 +148,7 @@ def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mappi
     Raises:
         FusionerError: no space or no permission.
     """
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     metadata: dict[str, Any] = {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "folds": []}
     for number, (fold, counts) in enumerate(folds.items()):
         plan = {name: getattr(counts.plan, name) for name in _STORED_FIELDS}
@@ -200,7 +200,9 @@ def _from_arrays(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
         name: GroupCounts(tuple(ids), arrays[f"groups/{name}/counts"], arrays[f"groups/{name}/confusion"])
         for name, ids in entry["groups"].items()
     }
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()
+    }
     plan = Plan(images=tuple(arrays["images"].tolist()), **fields)
     pairs, ablated, absent = (
         PromptCounts(*(arrays[f"{name}/{column}"] for column in ("image", "class_id", "values"))) for name in _TABLES
