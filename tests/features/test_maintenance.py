@@ -33,6 +33,15 @@ def flip(path: Path, place: int, bits: int = 0xFF) -> None:
     path.write_bytes(raw)
 
 
+def damaged_copy(cache: Path, copy: Path, which: int, place: float, bits: int) -> tuple[Path, Path]:
+    """Copy a cache and flip bits of one byte; `place` is a fraction of the file. Returns the copy and the file."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(cache, copy)
+    path = files(copy)[which]
+    flip(path, int(place * path.stat().st_size), bits)
+    return copy, path
+
+
 def is_right(cache: Path, data: SegmentationData, encoder, views: int, live: torch.Tensor | None = None) -> bool:
     """Whether a build completes it, and everything read from it is what the encoder returns (`live` if known)."""
     wanted = [(item, view) for item in data.items for view in range(views)]
@@ -63,11 +72,7 @@ def test_an_intact_cache_has_no_damage(cache: Path):
 def test_any_flipped_byte_is_found_and_costs_one_view(
     cache: Path, live, data, encoder, tmp_path: Path, which: int, place: float, bits: int
 ):
-    struck = tmp_path / "struck"
-    shutil.rmtree(struck, ignore_errors=True)
-    shutil.copytree(cache, struck)
-    path = files(struck)[which]
-    flip(path, int(place * path.stat().st_size), bits)
+    struck, path = damaged_copy(cache, tmp_path / "struck", which, place, bits)
     (damage,) = verify(struck)
     assert damage.path == path
     damage.path.unlink()
@@ -83,11 +88,7 @@ def test_any_flipped_byte_is_found_and_costs_one_view(
 def test_a_flipped_byte_is_survived_even_unmended(
     cache: Path, live, data, encoder, tmp_path: Path, which: int, place: float, bits: int
 ):
-    struck = tmp_path / "struck"
-    shutil.rmtree(struck, ignore_errors=True)
-    shutil.copytree(cache, struck)
-    path = files(struck)[which]
-    flip(path, int(place * path.stat().st_size), bits)
+    struck, _ = damaged_copy(cache, tmp_path / "struck", which, place, bits)
     encoder.encoded = 0
     assert is_right(struck, data, encoder, 2, live)
     assert encoder.encoded == 1
