@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,13 +96,14 @@ def predict(
     from fusioner.cli.predict_runner import Run, Settings
     from fusioner.cli.progress import progress
     from fusioner.encoders.prompt_templates import read_templates
-    from fusioner.formats import FORMATS
+    from fusioner.formats import get_format
     from fusioner.io import writable_folder
     from fusioner.visualization import ContactSheet
 
-    formats = _parse_formats(format or ("mask" if to_stdout else "overlay,mask,json"))
+    names = format or ("mask" if to_stdout else "overlay,mask,json")
+    formats = {name.strip(): get_format(name.strip()) for name in names.split(",")}
     dependencies = tuple(file for file in (model, templates) if file)
-    settings = Settings(label_list, options, formats, frame_step, workers, skip_existing, dependencies)
+    settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 
     def load() -> "BaseSegmenter":
         prompts = read_templates(templates) if templates else None
@@ -113,10 +114,13 @@ def predict(
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(formats) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
         return _to_stdout(next(iter(found)), settings, load)
-    jobs = name_results(found, out, [FORMATS[name].suffix for name in formats])
+    jobs = name_results(found, out, [output.suffix for output in formats.values()])
     if contact_sheet:
-        results = [job.folder / f"{job.stem}{FORMATS[name].suffix}" for job in jobs for name in formats]
-        _check_distinct(contact_sheet, [*found, *results])
+        results = [job.folder / f"{job.stem}{output.suffix}" for job in jobs for output in formats.values()]
+        if os.path.realpath(contact_sheet) in {os.path.realpath(path) for path in (*found, *results)}:
+            raise FusionerError(
+                f"--contact-sheet {contact_sheet} would replace a picture or a result: give it another name"
+            )
     run = Run(settings, ContactSheet(contact_sheet, label_list) if contact_sheet else None)
     for error in errors:
         run.fail(error)
@@ -130,20 +134,6 @@ def predict(
         finally:  # also after Ctrl-C
             run.end(out, csv)
     return 2 if run.failed else 0
-
-
-def _parse_formats(text: str) -> tuple[str, ...]:
-    from fusioner.formats import get_format
-
-    formats = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in formats:
-        get_format(name)
-    return formats
-
-
-def _check_distinct(sheet: Path, others: Sequence[Path]) -> None:
-    if os.path.realpath(sheet) in {os.path.realpath(path) for path in others}:
-        raise FusionerError(f"--contact-sheet {sheet} would replace a picture or a result: give it another name")
 
 
 def _to_stdout(path: Path, settings: "Settings", load: "Callable[[], BaseSegmenter]") -> int:

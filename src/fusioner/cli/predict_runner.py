@@ -15,7 +15,7 @@ from PIL import Image
 from fusioner.base_segmenter import BaseSegmenter
 from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
 from fusioner.errors import FusionerError
-from fusioner.formats import FORMATS, Segment, segments
+from fusioner.formats import FORMATS, segments
 from fusioner.image import ImageSource, read_image
 from fusioner.io import atomic_write, cannot_read
 from fusioner.options import InferenceOptions
@@ -237,7 +237,7 @@ class Run:
         formats = self.settings.formats if item.frame is None else self.settings.frame_formats
         paths = list(result.save(item.job.folder, item.stem, formats).values())
         item.message = f"{item.title(item.job.path)}: {found_text(result)}" + (f" -> {paths[0]}" if paths else "")
-        self._rows[item.number] = [_segment_row(item, _segment_values(segment)) for segment in segments(result)]
+        self._rows[item.number] = [_segment_row(item, vars(segment)) for segment in segments(result)]
         if self.sheet:
             item.thumbnail = thumbnail(result, item.title(item.job.name))
         if formats != self.settings.formats:
@@ -310,13 +310,8 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _segment_values(segment: Segment) -> dict[str, Any]:
-    names = ("label", "pixels", "coverage", "score", "box")
-    return {name: getattr(segment, name) for name in names}
-
-
 def _segment_row(item: Item, segment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the CSV row of a label, from its values in the JSON of the result."""
+    """Return the CSV row of a label from a `Segment`'s values, which the JSON of a result holds too."""
     row = {name: segment[name] for name in ("label", "pixels", "coverage", "score")}
     row |= {"picture": str(item.job.path), "frame": item.frame, "found": "true" if segment["pixels"] else "false"}
     return row | {"box": " ".join(map(str, segment["box"])) if segment["pixels"] else ""}
