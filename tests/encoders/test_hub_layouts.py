@@ -187,6 +187,26 @@ def test_an_interrupted_download_is_completed(hub: Any, image_model: Make, tmp_p
     assert torch.equal(build_image_encoder("hf:someone/published")(IMAGES), expected)
 
 
+def test_a_cache_without_tokenizer_is_completed(hub: Any, text_model: Make) -> None:
+    folder, _ = text_model("clip")
+    hub.add(CLIP_B32, folder)
+    expected = build_text_encoder("clip-text-b32")(TEXTS)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        next(Path(constants.HF_HUB_CACHE).rglob(file)).unlink()
+    assert torch.equal(build_text_encoder("clip-text-b32")(TEXTS), expected)
+
+
+def test_a_fallback_without_the_file_leaves_the_pickle(hub: Any, text_model: Make, tmp_path: Path) -> None:
+    folder, model = text_model("clip")
+    main = settings_only(folder, tmp_path / "main")
+    torch.save(model.state_dict(), main / "pytorch_model.bin")
+    hub.add(CLIP_B32, main)
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "README.md").write_text("no weights")
+    hub.add(TIMM_B32, tmp_path / "timm")
+    assert torch.equal(build_image_encoder("clip-vit-b32")(IMAGES), build_image_encoder(f"hf:{folder}")(IMAGES))
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_repository_of_open_clip_alone(hub: Any, text_model: Make, openai: Any, tmp_path: Path, quick: bool) -> None:
     """As LAION and DataComp publish: heads, activation and normalisation are read from open_clip's configuration."""

@@ -137,15 +137,14 @@ class ConSE(Posteriors):
 
     def __init__(
         self,
-        temperature: float = 1.0,
-        topk: int = 0,
+        *,
         output_stride: Literal[16, 32] = 32,
         scale: float = 4 / 3,
         names: str = "synonyms",
-        centre: bool = True,
         name: str = "effnet-lite2-conse",
+        **options: Any,
     ) -> None:
-        super().__init__(temperature, topk, output_stride, scale, names, centre, name, dim=384)
+        super().__init__(output_stride=output_stride, scale=scale, names=names, name=name, dim=384, **options)
 
     def settings(self) -> dict[str, Any]:
         embeddings = torch.nn.ParameterDict({"anchors": self.class_embeddings})

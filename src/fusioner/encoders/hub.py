@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WEIGHTS = (*SAFETENSORS, *OPEN_CLIP, *PICKLE)
 """Names of weight files, in the order in which they are preferred."""
 
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+_VOCABULARIES += ("sentencepiece.bpe.model",)
 CONFIGS = ("config.json", "open_clip_config.json")
 _SETTINGS = ["*.json", "*.txt", "*.model"]
 _SHARDS = {SAFETENSORS: "model-*.safetensors", PICKLE: "pytorch_model-*.bin"}
@@ -74,13 +76,14 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def locate(source: str, name: str, fallback: str = "") -> Checkpoint:
+def locate(source: str, name: str, fallback: str = "", *, tokenizer: bool = False) -> Checkpoint:
     """Find a model in a local folder or the download cache, or download it.
 
     Args:
         source: folder or Hugging Face repository.
         name: name of the encoder, for error messages.
         fallback: repository with `open_clip_model.safetensors`, read if `source` holds no safetensors.
+        tokenizer: complete a cached download that has no tokenizer, as of another program's image encoder.
 
     Raises:
         FusionerError: no such folder or repository, no readable weights in it, or a failed download.
@@ -97,14 +100,21 @@ def locate(source: str, name: str, fallback: str = "") -> Checkpoint:
         raise FusionerError(f"{name}: there is no folder {source}")
     try:
         checkpoint = _find_cached(source, name, fallback)
-        if checkpoint is None:
+        if checkpoint is None or (tokenizer and not has_tokenizer(checkpoint.folder)):
             _download(source, name, fallback)
             checkpoint = _find_cached(source, name, fallback)
+    except FusionerError:
+        raise
     except Exception as error:  # proxies, time-outs, full disks, malformed ids: many classes
         raise FusionerError(f"{name}: {_download_problem(error, source)}; {_offline_hint(name)}") from error
     if checkpoint is None:
         raise FusionerError(f"{name}: the repository {source} has no config.json or none of {', '.join(WEIGHTS)}")
     return checkpoint
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a vocabulary; without one transformers may build a tokenizer of unknown words."""
+    return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
 def _find(folders: list[Path], names: tuple[str, ...]) -> Path | None:
@@ -153,9 +163,9 @@ def _download(repository: str, name: str, fallback: str) -> None:
         return
     if fallback:
         try:
-            snapshot_download(fallback, allow_patterns=[*OPEN_CLIP])
-            logger.warning("%s: downloaded %s of %s", name, OPEN_CLIP[0], fallback)
-            return
+            if _find([Path(snapshot_download(fallback, allow_patterns=[*OPEN_CLIP]))], OPEN_CLIP):
+                logger.warning("%s: downloaded %s of %s", name, OPEN_CLIP[0], fallback)
+                return
         except HfHubHTTPError:
             logger.info("%s: %s cannot be downloaded", name, fallback)
     if files & {*PICKLE}:
@@ -216,24 +226,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_config(checkpoint: Checkpoint) -> PretrainedConfig:
+def read_config(checkpoint: Checkpoint, model_types: Collection[str]) -> PretrainedConfig:
     """Return the configuration of a model, also of a CLIP in open_clip's format.
 
     Raises:
-        FusionerError: it is missing or damaged.
+        FusionerError: it is missing, damaged, or of a type not among `model_types`.
     """
     folder, name = checkpoint.folder, checkpoint.name
     if not any((folder / file).is_file() for file in CONFIGS):
         raise FusionerError(f"{name}: {folder} has no config.json; give a folder written by save_pretrained")
-    config = _open_clip_config(read_json(folder / "open_clip_config.json").get("model_cfg"))
-    if config and "model_type" not in read_json(folder / "config.json"):
-        return config
+    config: PretrainedConfig | None = None
+    if "model_type" not in read_json(folder / "config.json"):
+        config = _open_clip_config(read_json(folder / "open_clip_config.json").get("model_cfg"))
     try:
         with quietly():
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = config or AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # strict dataclass validation raises classes of its own
         path = folder / "config.json"
         raise FusionerError(f"{name}: {path} is not a configuration of transformers ({first_line(error)})") from error
+    if config.model_type not in model_types:
+        known = ", ".join(model_types)
+        raise FusionerError(f"{name}: {folder} holds a model of type {config.model_type!r}, not one of {known}")
+    return config
+
+
+def tower_config(config: PretrainedConfig, tower: str) -> Any:
+    """Return the `vision_config` or `text_config` of a two-tower model; of another model, its own configuration."""
+    part = getattr(config, tower, config)
+    if part is not config and hasattr(config, "projection_dim"):
+        part.projection_dim = config.projection_dim  # CLIP's own entry is often left at the default
+    return part
 
 
 def _open_clip_config(model: Any) -> CLIPConfig | None:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
 from fusioner.encoders.base import RGB, FrozenImageEncoder, ImageEncoder, state_digest
-from fusioner.encoders.hub import build_model, fingerprinted_settings, locate, read_config, read_normalisation
+from fusioner.encoders.hub import (
+    build_model,
+    fingerprinted_settings,
+    locate,
+    read_config,
+    read_normalisation,
+    tower_config,
+)
 from fusioner.encoders.open_clip import is_openai, remap_openai_visual, vision_config
 from fusioner.errors import FusionerError
 
@@ -244,28 +251,19 @@ def load_image_encoder(
     """Load a frozen image encoder from a folder or a Hugging Face repository.
 
     Args:
-        source: folder or repository.
-        name: registry name of the encoder.
+        source, name, fallback: see `locate`.
         model_types: accepted `model_type`s; empty accepts all of `IMAGE_BACKBONES`.
         values: use MaskCLIP's tokens of a CLIP.
-        fallback: repository with the same CLIP in open_clip's format.
 
     Raises:
         FusionerError: the source cannot be read, holds another kind of model, or its weights are incomplete.
     """
     checkpoint = locate(source, name, fallback)
-    config = read_config(checkpoint)
-    known = model_types or tuple(IMAGE_BACKBONES)
-    if config.model_type not in known:
-        raise FusionerError(
-            f"{name}: {checkpoint.folder} holds a model of type {config.model_type!r}, not an image encoder of type "
-            f"{', '.join(known)}"
-        )
-    spec = IMAGE_BACKBONES[config.model_type]
-    state = checkpoint.read()
+    config = read_config(checkpoint, model_types or IMAGE_BACKBONES)
+    spec, state = IMAGE_BACKBONES[config.model_type], checkpoint.read()
     if is_openai(state):
         state = remap_openai_visual(state)
-    model = build_model(getattr(transformers, spec.model), _vision_part(config), state, name, **spec.options)
+    model = build_model(getattr(transformers, spec.model), _vision_config(config), state, name, **spec.options)
     mean, std = read_normalisation(checkpoint.folder) or (spec.mean, spec.std)
     if spec.projected:
         return ClipVision(model, name, mean, std, values=values)
@@ -291,15 +289,12 @@ def clip_vision_from_openai(
     return ClipVision(model, name, mean, std)
 
 
-def _vision_part(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the configuration of the vision model."""
+def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
     if config.model_type == "vit_mae":
         shared = ViTConfig().to_dict().keys() & config.to_dict().keys()
         other = {"model_type", "architectures", "transformers_version", "pooler_output_size"}
         return ViTConfig(**{key: getattr(config, key) for key in shared - other})
-    vision = getattr(config, "vision_config", config)
-    if vision is not config and hasattr(config, "projection_dim"):
-        vision.projection_dim = config.projection_dim  # CLIP's own entry is often left at the default
+    vision = tower_config(config, "vision_config")
     if vision.model_type == "siglip_vision_model":
         vision.vision_use_head = False  # pools to one vector per image
     return vision

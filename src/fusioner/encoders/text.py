@@ -12,17 +12,19 @@ import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
 
 from fusioner.encoders.base import Frozen, state_digest
 from fusioner.encoders.hub import (
     build_model,
     fingerprinted_settings,
     first_line,
+    has_tokenizer,
     locate,
     quietly,
     read_config,
     read_json,
+    tower_config,
 )
 from fusioner.encoders.open_clip import is_openai, remap_openai_text, text_config
 from fusioner.errors import FusionerError
@@ -185,29 +187,21 @@ def load_text_encoder(source: str, name: str, model_types: Sequence[str] = (), *
     """Load a frozen text encoder from a folder or a Hugging Face repository.
 
     Args:
-        source: folder or repository.
-        name: registry name of the encoder.
+        source, name, fallback: see `locate`.
         model_types: accepted `model_type`s; empty accepts all of `TEXT_BACKBONES`.
-        fallback: repository with the same CLIP in open_clip's format.
 
     Raises:
         FusionerError: the source cannot be read, holds another kind of model, lacks a tokenizer, or its weights are
             incomplete.
     """
-    checkpoint = locate(source, name, fallback)
-    folder, config = checkpoint.folder, read_config(checkpoint)
-    known = model_types or tuple(TEXT_BACKBONES)
-    if config.model_type not in known:
-        raise FusionerError(
-            f"{name}: {folder} holds a model of type {config.model_type!r}, not a text encoder of type "
-            f"{', '.join(known)}"
-        )
-    spec = TEXT_BACKBONES[config.model_type]
-    tokenizer = load_tokenizer(folder, name)
-    state = checkpoint.read()
+    checkpoint = locate(source, name, fallback, tokenizer=True)
+    config = read_config(checkpoint, model_types or TEXT_BACKBONES)
+    folder, spec = checkpoint.folder, TEXT_BACKBONES[config.model_type]
+    tokenizer, state = load_tokenizer(folder, name), checkpoint.read()
     if is_openai(state):
         state = remap_openai_text(state)
-    model = build_model(getattr(transformers, spec.model), _text_part(config), state, name, **spec.options)
+    kind = getattr(transformers, spec.model)
+    model = build_model(kind, tower_config(config, "text_config"), state, name, **spec.options)
     if spec.encoder is not PooledText:
         return spec.encoder(model, tokenizer, name)
     pooling = read_json(folder / "1_Pooling" / "config.json")
@@ -230,18 +224,9 @@ def clip_text_from_openai(
     return ClipText(build_model(CLIPTextModelWithProjection, config, mapped, name, exact=True), tokenizer, name)
 
 
-def _text_part(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the configuration of the text model."""
-    text = getattr(config, "text_config", config)
-    if text is not config and hasattr(config, "projection_dim"):
-        text.projection_dim = config.projection_dim  # CLIP's own entry is often left at the default
-    return text
-
-
 def load_tokenizer(folder: Path, name: str) -> Any:
     """Load the tokenizer of a folder; FusionerError, naming `name`, if there is none or it cannot be read."""
-    # Without these files transformers may build an empty tokenizer, which maps every word to "unknown".
-    if not any((folder / file).is_file() for file in _VOCABULARIES):
+    if not has_tokenizer(folder):
         raise FusionerError(f"{name}: {folder} has no tokenizer (tokenizer.json, vocab.txt, vocab.json or a .model)")
     try:
         with quietly():
