@@ -23,8 +23,8 @@ import torch
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.iou import binary_counts, class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.loading import load_torch
-from fusioner.postprocess import decide, upsample
+from fusioner.postprocess import decide, sigmoid, upsample
+from fusioner.segmenter import load
 from fusioner.sweep.plan import settings_toml
 from fusioner.training.dataset import open_split
 
@@ -66,7 +66,7 @@ def train(row: str, given: argparse.Namespace, folder: Path) -> Path:
 def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     """Measure -> its value at each of `LEVELS`, per cent."""
     data = open_split("pascal", given.root).data
-    asked = SegmenterPredictor(load_torch(model), cache=given.cache)
+    asked = SegmenterPredictor(load(model), cache=given.cache)
     unseen = fold_classes("pascal", given.fold)[1]
     shown = sorted({image for image, _ in data.pairs(unseen)})
     some = np.random.default_rng(0).permutation(len(shown))[: given.images]
@@ -78,7 +78,7 @@ def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     for image in (data.by_id[shown[i]] for i in sorted(some)):
         rgb, mask = data.read(image)
         logits = asked.logits(asked.encode(rgb, image.image), [data.prompts[class_id] for class_id in unseen])
-        likely = upsample(logits, mask.shape).sigmoid()
+        likely = sigmoid(upsample(logits, mask.shape))
         ignored, truth = torch.from_numpy(mask == data.ignore), torch.from_numpy(number[mask])
         for at, level in enumerate(LEVELS):
             chosen[at] += confusion_matrix(decide(likely, level), truth, len(unseen) + 1)

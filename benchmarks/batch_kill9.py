@@ -5,7 +5,7 @@
 
 Files that are no pictures are mixed in. At the end every result file is read: each image of the input has one row, the
 bad ones and no others have an error, and every mask decodes to its size and area. Any other outcome ends with exit
-code 1. Memory is that of all processes of the run together (PSS), sampled every two seconds.
+code 1. ClosedSetHead is that of all processes of the run together (PSS), sampled every two seconds.
 """
 
 import argparse

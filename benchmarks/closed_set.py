@@ -51,7 +51,7 @@ def measure(lessons: ClosedSetDataset, network: nn.Module, corpus: Any, without:
         ids = ([] if data.ignore_unlabeled else [0]) + list(split.classes)
         of = [rows[data.prompts[i]] if i else -1 for i in ids]
         shares = network(lesson.features)[0][:, of].softmax(dim=1).T  # (names, P)
-        alike = affinity(lessons.model.split(tokens)[0].flatten(2))[0]
+        alike = affinity(lessons.model.split_channels(tokens)[0].flatten(2))[0]
         truth = torch.from_numpy(masks[0]).long()
         truth[truth == data.ignore] = 255
         for score, maps in zip(scores[sample.split], (shares, (shares + shares @ alike.T) / 2), strict=True):

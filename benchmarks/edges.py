@@ -20,16 +20,16 @@ import torch.nn.functional as F
 from held_out import read_given, set_aside
 from torch import Tensor
 
-from fusioner.backend_numpy import squash
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.iou import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.guided_filter import SIDE, EdgeFilter
-from fusioner.loading import load_torch
+from fusioner.image import resize_square
 from fusioner.options import InferenceOptions
-from fusioner.postprocess import decide, upsample
+from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, sigmoid, upsample
+from fusioner.segmenter import load
 from fusioner.training.dataset import open_split
 
+SIDE = GUIDE_SIZE
 SHOWN = 80  # images of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
 
@@ -50,12 +50,14 @@ class Shown(NamedTuple):
 
 def guided(radius: int, epsilon: float, side: int = SIDE) -> Move:
     """The filter of the package."""
-    return lambda logits, rgb: EdgeFilter(squash(rgb, side), radius, epsilon)(logits)
+    return lambda logits, rgb: torch.from_numpy(
+        GuidedFilter(resize_square(rgb, side).numpy(), radius, epsilon)(logits.numpy())
+    )
 
 
 def pamr(logits: Tensor, rgb: np.ndarray) -> Tensor:
     """Probabilities averaged again and again over neighbours of like colour."""
-    guide, p = torch.from_numpy(squash(rgb, SIDE))[None], upsample(logits, (SIDE, SIDE)).sigmoid()[None]
+    guide, p = resize_square(rgb, SIDE)[None], torch.from_numpy(sigmoid(upsample(logits.numpy(), (SIDE, SIDE))))[None]
 
     def around(x: Tensor) -> Tensor:  # (1, C, S, S) -> (1, N, C, S, S)
         found = []
@@ -86,7 +88,7 @@ MOVES: dict[str, Move] = {
 
 def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list[Shown], float]:
     """What the model is asked and says, and its threshold."""
-    segmenter = load_torch(model)
+    segmenter = load(model)
     segmenter.options = InferenceOptions(guided_filter=False)
     fold = segmenter.card.training["fold"]
     asked = SegmenterPredictor(segmenter, cache=cache)
@@ -119,7 +121,7 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
             begun = time.perf_counter()
             logits = move(one.logits, one.rgb)
             seconds += time.perf_counter() - begun
-            likely = upsample(logits, one.mask.shape).sigmoid()
+            likely = sigmoid(upsample(logits, one.mask.shape))
             found = torch.tensor([0, *one.ids])[decide(likely, level, background=one.background).long()]
             truth = torch.from_numpy(one.mask).long()
             scored = truth if one.background else truth.masked_fill(truth == 0, 255)

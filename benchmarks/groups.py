@@ -19,8 +19,8 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.labels import read_word_lists
-from fusioner.loading import load_torch
 from fusioner.postprocess import upsample
+from fusioner.segmenter import load
 
 
 def covered(data: SegmentationData) -> dict[str, list[int]]:
@@ -64,7 +64,7 @@ def main() -> None:
     groups = covered(data)
     print(f"| model | {' | '.join(groups)} | mean | refused |\n|" + "---|" * (len(groups) + 3))
     for model in given.models:
-        asked = SegmenterPredictor(load_torch(model), cache=given.cache)
+        asked = SegmenterPredictor(load(model), cache=given.cache)
         if given.alone:
             asked.segmenter.members = {}
         cells = " | ".join(f"{value:.1f}" for value in measure(asked, data, groups, given.every))

@@ -20,7 +20,7 @@ from fusioner.model.fusioner import Fusioner
 
 SHAPE = FusionerConfig(
     image_dim=384, text_dim=384, width=128, layers=2, heads=4, decoder_widths=(64, 32), decoder_norm="layer",
-    similarity="posterior", aligned_dim=1000, logit_bias=True,
+    similarity="posterior", similarity_dim=1000, logit_bias=True,
 )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ import torch
 
 from fusioner.evaluation.iou import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.loading import load_torch
-from fusioner.model.metadata import ModelCard
+from fusioner.model.checkpoint import ModelCard
 from fusioner.postprocess import decide, upsample
+from fusioner.segmenter import load
 from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import DatasetSplit, Sample, build_corpus, open_split
 
@@ -61,7 +61,7 @@ def set_aside(card: ModelCard, splits: Sequence[DatasetSplit]) -> tuple[Sample, 
 @torch.inference_mode()
 def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str]:
     """Rows of the table, one a level."""
-    segmenter = load_torch(model)
+    segmenter = load(model)
     asked = SegmenterPredictor(segmenter, cache=cache)
     splits = [open_split(name, Path(folder)) for name, folder in named]
     scores = [[torch.zeros(2 * (len(split.data.classes),), dtype=torch.int64) for split in splits] for _ in LEVELS]
@@ -70,7 +70,9 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
         split = splits[sample.split]
         rgb, mask = split.data.read(sample.item)
         encoded = asked.encode(rgb, sample.item.image)
-        likely = upsample(asked.logits(encoded, [split.data.prompts[i] for i in split.classes]), (SIDE, SIDE))
+        likely = upsample(
+            np.asarray(asked.logits(encoded, [split.data.prompts[i] for i in split.classes])), (SIDE, SIDE)
+        )
         likely, ids = likely.sigmoid(), torch.tensor([0, *split.classes])
         small = resize_mask(mask, (SIDE, SIDE)).astype(np.int64)
         truth = torch.from_numpy(np.where(small == split.data.ignore, 255, small))

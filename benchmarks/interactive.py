@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fusioner
-from fusioner.loading import load_torch
+from fusioner.segmenter import load
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
 TEN = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant"]
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    segmenter = load_torch(device="cpu")
+    segmenter = load(device="cpu")
     segmenter(photograph(0.1), TEN)  # warm
     print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, median of {given.repeats}\n")
     print("| | 0.14 MP | of the first | 12 MP | of the first |\n|---|---|---|---|---|")

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.loading import load_torch
+from fusioner.segmenter import load
 
 ENCODED = 3
 
@@ -48,7 +48,7 @@ class FirstWindows(nn.Module):
 
 def measure(megapixels: float, labels: int) -> None:
     """Segment one picture and print what it took."""
-    segmenter = load_torch(device="cpu")
+    segmenter = load(device="cpu")
     encoder: nn.Module = segmenter.image_encoder  # type: ignore[assignment]
     segmenter.image_encoder = FirstWindows(encoder)  # type: ignore[assignment]
     height = round((megapixels * 1e6 / 1.5) ** 0.5)

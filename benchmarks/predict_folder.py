@@ -22,9 +22,8 @@ from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.cli.predict_runner import Run, Settings
 from fusioner.cli.progress import progress
 from fusioner.formats import FORMATS
-from fusioner.loading import load_torch
 from fusioner.options import InferenceOptions
-from fusioner.segmenter import Segmenter
+from fusioner.segmenter import Segmenter, load
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 SIZE = 4000, 3000
@@ -61,7 +60,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     formats = tuple(options.format.split(","))
-    segmenter = load_torch(device=options.device)
+    segmenter = load(device=options.device)
     taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), options.pictures)
@@ -71,7 +70,7 @@ def main() -> None:
                 taken[workers].append(seconds(segmenter, Path(folder), formats, workers))
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB on Linux
                 print(f"workers {workers}: {taken[workers][-1]:.2f} s, peak memory so far {peak:.2f} GiB", flush=True)
-    print(f"\n{options.pictures} pictures of {SIZE[0]} x {SIZE[1]}, {options.format}, {segmenter.device}")
+    print(f"\n{options.pictures} pictures of {SIZE[0]} x {SIZE[1]}, {options.format}, {segmenter.network.device}")
     print("| workers | pictures/s (median) | against none, median of rounds |\n|---|---|---|")
     for workers, times in taken.items():
         ratio = statistics.median(none / some for none, some in zip(taken[options.workers[0]], times, strict=True))

@@ -30,14 +30,14 @@ def child(model: str, runtime: str, threads: int) -> None:
     if runtime == "torch":
         import torch
 
-        from fusioner.loading import load_torch
+        from fusioner.segmenter import load
 
         torch.set_num_threads(threads)
-        segmenter: Any = load_torch(model or None, "cpu")
+        segmenter: Any = load(model or None, "cpu")
     else:
-        from fusioner.export.segmenter import ExportedSegmenter
+        from fusioner.export.network import ExportedNetwork
 
-        segmenter = ExportedSegmenter(model, runtime, threads=threads)
+        segmenter = Segmenter(ExportedNetwork(model, runtime, threads=threads))
     result = segmenter(SAMPLE, TEN)
     print("ready", flush=True)
     for _ in iter(sys.stdin.readline, "end\n"):

@@ -151,9 +151,9 @@ def make_tiny_segmenter() -> "Callable[..., Segmenter]":
             model = Fusioner(shape)
             for weight in model.parameters():  # well apart from the small initial weights, so that answers differ
                 torch.nn.init.normal_(weight, std=0.5)
-            encoder = TinyImageEncoder(8 + shape.aligned_dim)
+            encoder = TinyImageEncoder(8 + shape.similarity_dim)
         card = ModelCard(shape, "tiny-image", "tiny-text", resolution=resolution)
-        return Segmenter(model, encoder, TinyTextEncoder(), card)
+        return Segmenter.from_parts(model, encoder, TinyTextEncoder(), card)
 
     return make
 
@@ -197,3 +197,40 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sliding_windows() -> "Callable[..., Any]":
+    """`sliding_windows(image, crop, predict, ...)`: logits (B, K, H, W) of images (B, C, H, W), official layout.
+
+    `predict` maps windows to logits of their size; `pad` is the value beyond the image; `flip` averages with the logits
+    of the flipped windows; `batch` windows of each image are predicted at once.
+    """
+    import torch
+    from torch import Tensor
+
+    from fusioner.sliding_window import Canvas, WindowGrid
+
+    def slide(
+        image: Tensor,
+        crop: int,
+        predict: "Callable[[Tensor], Tensor]",
+        stride: int = 0,
+        pad: float = 0.0,
+        flip: bool = False,
+        batch: int = 4,
+    ) -> Tensor:
+        grid = WindowGrid(*image.shape[-2:], crop, stride)
+        canvas, origins = Canvas(grid, crop), grid.origins
+        for start in range(0, len(origins), batch):
+            here = origins[start : start + batch]
+            cut = [torch.from_numpy(grid.cut((one - pad).movedim(0, -1).numpy(), here)) + pad for one in image]
+            windows = torch.stack(cut, dim=1).movedim(-1, 2).flatten(0, 1)  # (n * b, c, crop, crop)
+            logits = predict(windows)
+            if flip:
+                logits = (logits + predict(windows.flip(-1)).flip(-1)) / 2
+            for part, origin in zip(logits.unflatten(0, (len(here), -1)), here, strict=True):
+                canvas.add(part.detach().numpy(), origin)
+        return torch.from_numpy(canvas.mean())
+
+    return slide

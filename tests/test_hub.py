@@ -24,10 +24,10 @@ SCRIPT = """
 import sys
 import torch
 from fusioner.errors import FusionerError
-from fusioner.loading import load_torch
+from fusioner.segmenter import load
 from fusioner.segmenter import Segmenter
 
-seg = load_torch(device="cpu")
+seg = load(device="cpu")
 print(seg.push_to_hub("someone/cats", token="hf_secret"))
 again = Segmenter.from_pretrained("someone/cats", device="cpu", token="hf_secret")
 same = all(torch.equal(one, two) for one, two in zip(seg.model.parameters(), again.model.parameters()))

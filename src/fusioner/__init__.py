@@ -16,15 +16,14 @@ from fusioner.errors import FusionerError
 if TYPE_CHECKING:
     from fusioner.client import Client
     from fusioner.encoders.registry import available_encoders
-    from fusioner.loading import load
     from fusioner.segmentation import Segmentation
-    from fusioner.segmenter import Segmenter
+    from fusioner.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
 __all__ = ["Client", "FusionerError", "Segmentation", "Segmenter", "available_encoders", "load"]
 
 _HOMES = {
-    "load": "fusioner.loading",
+    "load": "fusioner.segmenter",
     "Segmenter": "fusioner.segmenter",
     "Segmentation": "fusioner.segmentation",
     "available_encoders": "fusioner.encoders.registry",

@@ -16,7 +16,6 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from fusioner.backend import ways
 from fusioner.errors import FusionerError
 from fusioner.polygons import Polygon, join_holes
 from fusioner.visualization import colours, hex_colour
@@ -230,7 +229,7 @@ def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
     Probabilities are written a few labels at a time to limit memory.
     """
     size = result.image.shape[:2]
-    planes = (ways(plane).half(plane) for chunk in result.iter_probabilities() for plane in chunk)
+    planes = (plane.astype(np.float16) for chunk in result.iter_probabilities() for plane in chunk)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         _write_array(archive, "label_map", np.uint16, size, iter([result.label_map]))
         _write_array(archive, "probabilities", np.float16, (len(result.labels), *size), planes)

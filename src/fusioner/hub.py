@@ -17,7 +17,7 @@ from fusioner.io import atomic_write, writable_folder
 from fusioner.model.checkpoint import save_model
 
 if TYPE_CHECKING:
-    from fusioner.model.metadata import ModelCard
+    from fusioner.model.checkpoint import ModelCard
     from fusioner.segmenter import Segmenter
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
@@ -112,7 +112,7 @@ def model_card(card: "ModelCard", name: str) -> str:
         ("resolution", f"{card.resolution} px"),
         ("prompt templates", "; ".join(f"`{template}`" for template in card.templates)),
         ("threshold", str(card.threshold)),
-        ("edges", "moved to the photograph's" if card.refine else ""),
+        ("edges", "moved to the photograph's" if card.guided_filter else ""),
         ("data", _data(training)),
         ("steps", str(training.get("step", training.get("steps", "")))),
         ("made with", ", ".join(f"{one} {number}" for one, number in training.get("versions", {}).items())),

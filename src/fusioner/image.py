@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped, UInt8
 from PIL import Image, ImageCms
 
-from fusioner.backend import Array
 from fusioner.errors import FusionerError
 
+Array: TypeAlias = Any  # torch tensors; torch is imported on use
 ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit

@@ -1,116 +1,214 @@
-"""From logits to a label map: sigmoid, then the likeliest of background and labels at every pixel.
+"""From logits to a label map: upsampling, decision rule and guided filter, in NumPy.
 
-Logits are NumPy arrays or torch tensors, see `arrays`; the answer is of the same kind.
-Nothing here holds more than `CHUNK` numbers at full resolution, however many labels there are.
-Letters: K labels, h w the model's resolution, H W pixels.
+No function holds more than `CHUNK_SIZE` values at full resolution, however many labels there are.
+Letters: K labels, h w the network's resolution, H W pixels, S side of the square guide.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from fusioner.backend import Array, ways
 from fusioner.options import check_threshold
 
-CHUNK = 2**25  # float32 numbers: 128 MiB
-BAND = 2**21  # float32 numbers decided at once: 8 MiB
+CHUNK_SIZE = 2**25  # float32 values: 128 MiB
+BAND_SIZE = 2**21  # float32 values decided at once: 8 MiB, which fits into the processor's cache
+
+# Tuned on training images, see docs/accuracy.md.
+GUIDE_SIZE = 112  # side of the guide in cells, for images of any size and aspect ratio
+GUIDE_RADIUS = 4  # cells on each side of a window's centre
+GUIDE_EPSILON = 1e-4  # colour variance (in [0, 1]) below which a window counts as flat
 
 
-def decide(probabilities: Float[Array, "k h w"], threshold: float = 0.5, background: bool = True) -> Int[Array, "h w"]:
-    """Argmax over [threshold, p_1 .. p_K] -> 0 for background, i for the i-th label.
+def decide(
+    probabilities: Float[np.ndarray, "k h w"], threshold: float = 0.5, background: bool = True
+) -> Int[np.ndarray, "h w"]:
+    """Return the argmax over [threshold, p_1 .. p_K]: 0 for background, i for the i-th label.
 
     Ties go to the first, so a label needs more than `threshold`. Without background every pixel gets a label, 1..K.
 
     Raises:
-        FusionerError: `threshold` is outside [0, 1].
+        FusionerError: `threshold` is not in [0, 1].
     """
-    do = ways(probabilities)
-    best, index = do.first_best(probabilities)
+    best, index = _argmax(probabilities)
     floor = check_threshold(threshold)
-    return do.where(best > floor, index + 1, 0) if background else index + 1
+    return np.where(best > floor, index + 1, 0) if background else index + 1
 
 
 def decide_logits(
-    logits: Float[Array, "k h w"], size: tuple[int, int], threshold: float = 0.5, background: bool = True
-) -> tuple[Int[Array, "H W"], Float[Array, "H W"]]:
-    """`decide` of the logits upsampled to `size` -> (label map, the winner's probability); see `decide_bands`."""
-    bands = [(numbers, best) for _, numbers, best in decide_bands(logits, size, threshold, background)]
-    do = ways(logits)
-    return do.join((numbers for numbers, _ in bands), 0), do.join((best for _, best in bands), 0)
+    logits: Float[np.ndarray, "k h w"], size: tuple[int, int], threshold: float = 0.5, background: bool = True
+) -> tuple[Int[np.ndarray, "H W"], Float[np.ndarray, "H W"]]:
+    """Decide the logits upsampled to `size`: (label map, probability of the winner); see `decide_bands`."""
+    _, numbers, best = zip(*decide_bands(logits, size, threshold, background), strict=True)
+    return np.concatenate(numbers), np.concatenate(best)
 
 
 def decide_bands(
-    logits: Float[Array, "k h w"], size: tuple[int, int], threshold: float = 0.5, background: bool = True
-) -> Iterator[tuple[slice, Int[Array, "rows W"], Float[Array, "rows W"]]]:
-    """`decide` of the logits upsampled to `size`, a band of rows at a time, which stays in the processor's cache.
+    logits: Float[np.ndarray, "k h w"], size: tuple[int, int], threshold: float = 0.5, background: bool = True
+) -> Iterator[tuple[slice, Int[np.ndarray, "rows W"], Float[np.ndarray, "rows W"]]]:
+    """Decide the logits upsampled to `size`, a band of rows at a time.
 
-    Compared are logits, not probabilities: the same order, and no sigmoid for every label.
+    Compares logits, not probabilities: the order is the same, without a sigmoid per label.
 
     Yields:
-        Rows of the image, their label map, and the winner's probability: the threshold where background won.
+        Rows of the image, their label map, and the winner's probability (the threshold for background).
 
     Raises:
-        FusionerError: `threshold` is outside [0, 1].
+        FusionerError: `threshold` is not in [0, 1].
     """
-    do, floor = ways(logits), _logit(check_threshold(threshold)) if background else -math.inf
-    able = np.arange(len(logits))
-    if 4 * math.prod(logits.shape[1:]) <= math.prod(size):  # else upsampling is little work
-        able = _contenders(logits, floor)
-    band = max(1, BAND // (size[1] * max(1, len(able))))
+    floor = _logit(check_threshold(threshold)) if background else -math.inf
+    candidates = np.arange(len(logits))
+    if 4 * math.prod(logits.shape[1:]) <= math.prod(size):  # otherwise upsampling is cheap
+        candidates = _candidate_labels(logits, floor)
+    band = max(1, BAND_SIZE // (size[1] * max(1, len(candidates))))
     for start in range(0, size[0], band):
         rows = slice(start, min(start + band, size[0]))
         shape = rows.stop - start, size[1]
-        numbers, best = do.blank(shape, floor, logits)
-        portion = max(1, CHUNK // math.prod(shape))
-        for first in range(0, len(able), portion):
-            some = able[first : first + portion]
-            value, index = do.first_best(do.upsample_rows(logits, some, size, rows))
+        numbers, best = np.zeros(shape, np.int64), np.full(shape, floor, np.float32)
+        chunk = max(1, CHUNK_SIZE // math.prod(shape))
+        for first in range(0, len(candidates), chunk):
+            labels = candidates[first : first + chunk]
+            value, index = _argmax(_upsample_rows(logits, labels, size, rows))
             better = value > best
-            numbers = do.where(better, do.take(some, index) + 1, numbers)
-            best = do.where(better, value, best)
-        best = do.sigmoid(best)
+            np.copyto(numbers, labels[index] + 1, where=better)
+            np.copyto(best, value, where=better)
+        best = sigmoid(best)
         best[numbers == 0] = threshold
         yield rows, numbers, best
 
 
-def _contenders(logits: Float[Array, "k h w"], floor: float) -> Int[np.ndarray, " n"]:
-    """Indices of the labels that can win at some pixel once interpolated; of many labels these are few.
+def _candidate_labels(logits: Float[np.ndarray, "k h w"], floor: float) -> Int[np.ndarray, " n"]:
+    """Return the indices of labels that can win at some interpolated pixel, usually few of many labels.
 
-    Between four neighbouring cells an interpolated value stays within their least and most; so a label whose most is
-    below another's least in every such square, or below the floor, wins nowhere.
+    An interpolated value lies between the minimum and the maximum of its four neighbouring cells. A label therefore
+    wins nowhere if in every such square its maximum is below another label's minimum or below the floor.
     """
-    do, portion = ways(logits), max(1, CHUNK // (4 * math.prod(logits.shape[1:])))
-    portions = [logits[start : start + portion] for start in range(0, len(logits), portion)]
-    bar = do.top(do.stack([do.top(do.squares(some)[0]) for some in portions]))  # (h - 1, w - 1)
-    bar = bar.clip(min=floor) - 1e-3  # interpolation rounds
-    able = np.concatenate([do.anywhere(do.squares(some)[1] >= bar) for some in portions])
-    return able.nonzero()[0]
+    chunk = max(1, CHUNK_SIZE // (4 * math.prod(logits.shape[1:])))
+    parts = [logits[start : start + chunk] for start in range(0, len(logits), chunk)]
+    bar = np.max([_square_bounds(part)[0].max(axis=0) for part in parts], axis=0)  # (h - 1, w - 1)
+    bar = bar.clip(min=floor) - 1e-3  # rounding of the interpolation
+    possible: list[Bool[np.ndarray, " n"]] = [(_square_bounds(part)[1] >= bar).any(axis=(1, 2)) for part in parts]
+    return np.concatenate(possible).nonzero()[0]
 
 
-def upsample(logits: Float[Array, "k h w"], size: tuple[int, int]) -> Float[Array, "k H W"]:
-    """Bilinear, pixel centres at half coordinates; always an array of its own, never a view of `logits`."""
-    return ways(logits).upsample(logits, size)
+def _square_bounds(
+    planes: Float[np.ndarray, "k h w"],
+) -> tuple[Float[np.ndarray, "k h2 w2"], Float[np.ndarray, "k h2 w2"]]:
+    """Return the minimum and maximum of every four neighbouring cells."""
+    low = high = planes
+    for axis in (1, 2):
+        if planes.shape[axis] > 1:
+            before, after = [slice(None)] * 3, [slice(None)] * 3
+            before[axis], after[axis] = slice(None, -1), slice(1, None)
+            low = np.minimum(low[tuple(before)], low[tuple(after)])
+            high = np.maximum(high[tuple(before)], high[tuple(after)])
+    return low, high
 
 
-def mean_logits(answers: Sequence[Float[Array, "k _ _"]]) -> Float[Array, "k h w"]:
-    """Of several looks at one image, at the resolution of the finest."""
-    if len(answers) == 1:
-        return answers[0]
-    size = max(one.shape[1] for one in answers), max(one.shape[2] for one in answers)
-    first, *others = (upsample(one, size) for one in answers)
-    for one in others:
-        first += one
-    first /= len(answers)
-    return first
+def _argmax(planes: Float[np.ndarray, "k h w"]) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+    """Return the maximum over the labels and its first index; faster than NumPy's argmax along the first axis."""
+    value, index = planes[0].copy(), np.zeros(planes.shape[1:], np.int64)
+    for number, plane in enumerate(planes[1:], start=1):
+        better = plane > value
+        np.copyto(value, plane, where=better)
+        np.copyto(index, number, where=better)
+    return value, index
 
 
-def chunks(logits: Float[Array, "k h w"], size: tuple[int, int]) -> Iterator[Float[Array, "some H W"]]:
-    """The probabilities at `size`, as many labels at once as `CHUNK` allows, in order."""
-    do, portion = ways(logits), max(1, CHUNK // (size[0] * size[1]))
-    for start in range(0, len(logits), portion):
-        yield do.sigmoid(do.upsample(logits[start : start + portion], size))
+def upsample(logits: Float[np.ndarray, "k h w"], size: tuple[int, int]) -> Float[np.ndarray, "k H W"]:
+    """Resize bilinearly (half-pixel centres); always a new array."""
+    return _upsample_rows(logits, np.arange(len(logits)), size, slice(0, size[0]))
+
+
+def _upsample_rows(
+    logits: Float[np.ndarray, "k h w"], labels: Int[np.ndarray, " n"], size: tuple[int, int], rows: slice
+) -> Float[np.ndarray, "n rows W"]:
+    """Return some labels and rows of `upsample`."""
+    result = logits[labels]
+    for axis, positions in ((1, rows), (2, slice(0, size[1]))):
+        length = result.shape[axis]
+        if length == size[axis - 1]:
+            result = result[:, positions] if axis == 1 else result
+            continue
+        place = (np.arange(positions.start, positions.stop) + 0.5) * (length / size[axis - 1]) - 0.5
+        place = place.clip(0, length - 1)
+        before = place.astype(np.intp)
+        weight = (place - before).astype(np.float32).reshape(-1, *[1] * (2 - axis))
+        first, second = result.take(before, axis), result.take((before + 1).clip(max=length - 1), axis)
+        second -= first
+        second *= weight
+        result = np.add(first, second, out=first)
+    return result
+
+
+def mean_logits(scales: Sequence[Float[np.ndarray, "k _ _"]]) -> Float[np.ndarray, "k h w"]:
+    """Average the logits of several sizes of an image, at the finest resolution."""
+    if len(scales) == 1:
+        return scales[0]
+    size = max(logits.shape[1] for logits in scales), max(logits.shape[2] for logits in scales)
+    total = upsample(scales[0], size)
+    for logits in scales[1:]:
+        total += upsample(logits, size)
+    total /= len(scales)
+    return total
+
+
+def iter_probabilities(
+    logits: Float[np.ndarray, "k h w"], size: tuple[int, int]
+) -> Iterator[Float[np.ndarray, "n H W"]]:
+    """Yield the probabilities at `size`, as many labels at once as fit into `CHUNK_SIZE`."""
+    chunk = max(1, CHUNK_SIZE // (size[0] * size[1]))
+    for start in range(0, len(logits), chunk):
+        yield sigmoid(upsample(logits[start : start + chunk], size))
+
+
+def sigmoid(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Compute the sigmoid in place, without overflow."""
+    np.tanh(np.multiply(values, 0.5, out=values), out=values)
+    values += 1
+    values *= 0.5
+    return values
+
+
+class GuidedFilter:
+    """Aligns the edges of logits with the edges of an image.
+
+    He, Sun, Tang, "Guided Image Filtering" (TPAMI 2013), with a colour guide: within each window the logits are
+    modelled as a linear function of the colours. Terms that depend on the image alone are computed once.
+
+    Args:
+        guide: the image resized to a square, RGB in [0, 1].
+    """
+
+    def __init__(
+        self, guide: Float[np.ndarray, "3 s s"], radius: int = GUIDE_RADIUS, epsilon: float = GUIDE_EPSILON
+    ) -> None:
+        self.guide = guide.astype(np.float64)
+        place = np.arange(self.guide.shape[-1])
+        near = np.abs(place[:, None] - place) <= radius
+        self.window = near / near.sum(axis=1, keepdims=True)
+        self.mean = self._box_mean(self.guide)
+        products = self.guide[:, None] * self.guide
+        covariance = self._box_mean(products) - self.mean[:, None] * self.mean
+        regular = epsilon * np.eye(3)[:, :, None, None]
+        self.inverse = np.linalg.inv((covariance + regular).transpose(2, 3, 0, 1)).transpose(2, 3, 0, 1)
+
+    def __call__(self, logits: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "k s s"]:
+        """Return the filtered logits at the guide's size."""
+        planes = upsample(logits, (self.guide.shape[1], self.guide.shape[2]))
+        return np.stack([self._filter(plane) for plane in planes]).astype(planes.dtype)
+
+    def _filter(self, p: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
+        mean = self._box_mean(p)
+        covariance = self._box_mean(p * self.guide) - mean * self.mean  # (3, S, S)
+        slope = (self.inverse * covariance).sum(axis=1)
+        offset = mean - (slope * self.mean).sum(axis=0)
+        return (self._box_mean(slope) * self.guide).sum(axis=0) + self._box_mean(offset)
+
+    def _box_mean(self, x: Float[np.ndarray, "*n s s"]) -> Float[np.ndarray, "*n s s"]:
+        """Return the mean over each window (at the border: over its inside part), as matrix products."""
+        return self.window @ x @ self.window.T
 
 
 def _logit(probability: float) -> float:

@@ -11,12 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
 from PIL import Image
 
-from fusioner.backend import Array, to_numpy, ways
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
 from fusioner.options import InferenceOptions
 from fusioner.polygons import Polygon, trace_polygons
-from fusioner.postprocess import chunks, decide_bands, decide_logits
+from fusioner.postprocess import decide_bands, decide_logits, iter_probabilities
 
 
 @dataclass(eq=False)
@@ -39,7 +38,7 @@ class Segmentation:
     label_map: UInt16[np.ndarray, "h w"]
     scores: dict[str, float]
     name: str
-    logits: Float[Array, "k gh gw"] | None = field(repr=False)
+    logits: Float[np.ndarray, "k gh gw"] | None = field(repr=False)
     options: InferenceOptions
 
     @classmethod
@@ -47,7 +46,7 @@ class Segmentation:
         cls,
         image: UInt8[np.ndarray, "h w 3"],
         labels: Sequence[str],
-        logits: Float[Array, "k gh gw"],
+        logits: Float[np.ndarray, "k gh gw"],
         options: InferenceOptions | None = None,
         *,
         name: str = "image",
@@ -62,8 +61,8 @@ class Segmentation:
         label_map = np.empty(size, np.uint16)
         sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
         for rows, numbers, best in decide_bands(logits, size, threshold, options.background):
-            label_map[rows] = numbers = to_numpy(numbers)
-            sums += np.bincount(numbers.ravel(), to_numpy(best).ravel(), len(sums))
+            label_map[rows] = numbers
+            sums += np.bincount(numbers.ravel(), best.ravel(), len(sums))
             pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
         means = (sums / np.maximum(pixels, 1)).tolist()[1:]
         return cls(
@@ -72,7 +71,7 @@ class Segmentation:
             label_map=label_map,
             scores=dict(zip(labels, means, strict=True)),
             name=name,
-            logits=ways(logits).home(logits),
+            logits=logits,
             options=options,
         )
 
@@ -154,13 +153,12 @@ class Segmentation:
         """Return the probability of `label` at every pixel; FusionerError if it is not one of the labels."""
         number = self.number(label)
         plane = next(self.iter_probabilities(slice(number - 1, number)))[0]
-        return ways(plane).half(plane)
+        return plane.astype(np.float16)
 
     @cached_property
     def confidence(self) -> Float16[np.ndarray, "h w"]:
         """Confidence of the decision at every pixel: the label's probability, or 1 - the largest one for background."""
         _, best = decide_logits(self._require_logits(), self.image.shape[:2], background=False)
-        best = to_numpy(best)
         return np.where(self.label_map, best, 1 - best).astype(np.float16)
 
     @property
@@ -169,15 +167,15 @@ class Segmentation:
         result = np.empty((len(self.labels), *self.image.shape[:2]), np.float16)
         start = 0
         for chunk in self.iter_probabilities():
-            result[start : start + len(chunk)] = ways(chunk).half(chunk)
+            result[start : start + len(chunk)] = chunk.astype(np.float16)
             start += len(chunk)
         return result
 
-    def iter_probabilities(self, labels: slice = slice(None)) -> Iterator[Float[Array, "n h w"]]:
+    def iter_probabilities(self, labels: slice = slice(None)) -> Iterator[Float[np.ndarray, "n h w"]]:
         """Yield the probabilities at full resolution, a few labels at a time."""
-        return chunks(self._require_logits()[labels], self.image.shape[:2])
+        return iter_probabilities(self._require_logits()[labels], self.image.shape[:2])
 
-    def _require_logits(self) -> Float[Array, "k gh gw"]:
+    def _require_logits(self) -> Float[np.ndarray, "k gh gw"]:
         if self.logits is None:
             raise FusionerError("a result of fusioner.Client has no probabilities: export the format npz")
         return self.logits

@@ -1,86 +1,177 @@
-"""The one object that segments in torch: encoders, trained network and card together.
+"""Segment images with a trained network: `load`, `Segmenter` and the network behind it.
 
-Letters: N windows (1 when the whole image is one), D channels, Gh Gw token grid, K labels, h w the network's own
-resolution.
+Everything behind the network is NumPy, so that exported models run without torch.
+Letters: N windows (1 for a whole image), D channels, Gh Gw token grid, K labels, h w the network's resolution,
+H W pixels.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, from_numpy, nn
 
-from fusioner.base_segmenter import BaseSegmenter, OnProgress
-from fusioner.device import pick_device
-from fusioner.encoded_image import EncodedImage
-from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
-from fusioner.image import resize, resize_square
-from fusioner.model.checkpoint import load_model
-from fusioner.model.fusioner import Fusioner
-from fusioner.model.metadata import ModelCard
-from fusioner.model.similarity import Seen
+from fusioner.image import ImageSource, read_image
+from fusioner.labels import check_labels, expand_hypernyms, find_members, reduce_hypernyms
+from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
+from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, iter_probabilities, mean_logits, upsample
+from fusioner.segmentation import Segmentation
+from fusioner.sliding_window import Canvas, Origin, WindowGrid
 
-__all__ = ["EncodedImage", "OnProgress", "Segmenter"]
+if TYPE_CHECKING:
+    import torch
+
+    from fusioner.encoders.base import ImageEncoder, TextEncoder
+    from fusioner.encoders.prompt_templates import LabelEmbedder
+    from fusioner.model.checkpoint import ModelCard
+    from fusioner.model.fusioner import Fusioner
+
+DEFAULT_MODEL = "default.safetensors"  # in fusioner/weights
+MAX_TOKEN_BYTES = 2**30  # of one encoded image
+LOGITS_CACHE_BYTES = 2**23  # of one encoded image
+MAX_CANVAS_SIZE = 2**27  # float32 logits of all labels of one image: 512 MiB
+MAX_FEATURE_SIZE = 2**26  # float32 values of the network's widest layer: 256 MiB
+
+OnProgress: TypeAlias = Callable[[int, int], object]
+"""Called with (windows done, windows in total) after every window; an exception it raises stops the work."""
 
 
-class Segmenter(BaseSegmenter):
-    """Segments in torch; what can be asked of it, and its other attributes, are those of `BaseSegmenter`.
+class Network(Protocol):
+    """Frozen encoders and trained network: a torch model (`TorchNetwork`) or exported graphs (`ExportedNetwork`).
 
     Attributes:
-        model, image_encoder, text_encoder, device: what it is made of, and where it computes.
+        card: the model's card.
+        stride: pixels per token.
+        embed: embeds labels with the card's prompt templates.
+        window_batch_size: windows to encode at once.
+        size_step: sides of images must be multiples of it; 0: the card's resolution is the only size.
     """
 
-    def __init__(
-        self,
-        model: Fusioner,
-        image_encoder: ImageEncoder,
-        text_encoder: TextEncoder,
-        card: ModelCard,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        """Moves all three to `device`.
+    card: "ModelCard"
+    stride: int
+    embed: "LabelEmbedder"
+    window_batch_size: int
+    size_step: int
+
+    def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """Resize an image to `size` (height, width), bilinear with antialiasing, as in training."""
+        ...
+
+    def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
+        """Return the unit-length tokens of RGB images."""
+        ...
+
+    def predict_logits(
+        self, tokens: Float[np.ndarray, "n d gh gw"], text: Any, size: tuple[int, int] | None
+    ) -> Float[np.ndarray, "n k h w"]:
+        """Return the logits of embedded labels at `size`; None: at the network's resolution."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An encoded image, ready for any number of queries.
+
+    Attributes:
+        image: upright RGB.
+        tokens: one grid of unit-length tokens per window, float32 or float16.
+        grid: positions of the windows; None for tokens of the whole image.
+        name: the image's file name, if it came from a file.
+        options: the options it was encoded with.
+        guide: guided filter of the image; None if logits are not filtered.
+        extra_scale_tokens: tokens of the whole image at further sizes.
+        logits_cache: label -> logits of the latest labels, at most `LOGITS_CACHE_BYTES`.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    tokens: Float[np.ndarray, "n d gh gw"]
+    grid: WindowGrid | None
+    name: str
+    options: InferenceOptions
+    guide: GuidedFilter | None = None
+    extra_scale_tokens: tuple[Float[np.ndarray, "1 d gh2 gw2"], ...] = ()
+    logits_cache: dict[str, Float[np.ndarray, "h w"]] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image, px."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Upper bound of its memory: image, tokens and logits cache."""
+        tokens = sum(tokens.nbytes for tokens in (self.tokens, *self.extra_scale_tokens))
+        return self.image.nbytes + tokens + LOGITS_CACHE_BYTES
+
+    def cache_logits(self, labels: Sequence[str], logits: dict[str, Float[np.ndarray, "h w"]]) -> None:
+        """Cache the logits of the latest labels and drop the oldest ones."""
+        capacity = LOGITS_CACHE_BYTES // logits[labels[0]].nbytes
+        for label in labels[:capacity]:
+            self.logits_cache.pop(label, None)
+            self.logits_cache[label] = logits[label].copy()
+        for label in list(self.logits_cache)[: max(0, len(self.logits_cache) - capacity)]:
+            del self.logits_cache[label]
+
+
+class Segmenter:
+    """Segments images by free-form labels.
+
+    `seg(image, labels)` segments one image; `seg.set_image(image)` followed by any number of `seg.segment(labels)`
+    encodes the image once.
+
+    Attributes:
+        network, card: the network and its card.
+        options: default options of all calls.
+        overlap_blending: blend overlapping windows without seams; False lays them as the official code does, see
+            `sliding_window`.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network, self.card = network, network.card
+        self.options = DEFAULT_OPTIONS
+        self.overlap_blending = True
+        self._current: EncodedImage | None = None
+
+    @classmethod
+    def from_parts(
+        cls,
+        model: "Fusioner",
+        image_encoder: "ImageEncoder",
+        text_encoder: "TextEncoder",
+        card: "ModelCard",
+        device: "str | torch.device" = "cpu",
+    ) -> Self:
+        """Build a segmenter from a network and its encoders, which are moved to `device`.
 
         Raises:
-            FusionerError: the encoders' widths are not the ones the network was trained on; no such device.
+            FusionerError: the network was trained on encoders of other widths, or there is no such device.
         """
-        super().__init__()
-        self.device = pick_device(device)
-        self.some = 1 if self.device.type == "cpu" else 8
-        config = model.config
-        _check_width("image", image_encoder, config.image_dim + config.aligned_dim)
-        _check_width("text", text_encoder, config.text_dim)
-        self.model = model.to(self.device).eval()
-        self.image_encoder, self.text_encoder, self.card = image_encoder, text_encoder, card
-        for encoder in (image_encoder, text_encoder):
-            if isinstance(encoder, nn.Module):
-                encoder.to(self.device)
-        self.embed, self.stride = LabelEmbedder(text_encoder, card.templates), image_encoder.stride
-        self._looked: list[tuple[Tensor, Seen | None]] = []
+        from fusioner.torch_network import TorchNetwork
+
+        return cls(TorchNetwork(model, image_encoder, text_encoder, card, device))
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, device: str | torch.device | None = None, templates: Sequence[str] | None = None
-    ) -> "Segmenter":
-        """Load a file of `fusioner train` and the encoders its card names; `templates` replace the card's.
+        cls,
+        path: str | Path,
+        device: "str | torch.device | None" = None,
+        templates: Sequence[str] | None = None,
+    ) -> Self:
+        """Load a file of `fusioner train` and the encoders that its card names; `templates` replace the card's.
 
         Raises:
-            FusionerError: the file is missing, damaged or foreign, or an encoder cannot be had.
+            FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder is not available.
         """
-        from fusioner.encoders.registry import build_image_encoder, build_text_encoder
+        from fusioner.torch_network import TorchNetwork
 
-        chosen = pick_device(device)
-        model, card = load_model(path)
-        image_encoder, text_encoder = build_image_encoder(card.image_encoder), build_text_encoder(card.text_encoder)
-        image_encoder.mean, image_encoder.std = card.mean or image_encoder.mean, card.std or image_encoder.std
-        segmenter = cls(model, image_encoder, text_encoder, card, chosen)
-        if templates is not None:
-            segmenter.embed = LabelEmbedder(text_encoder, templates)
-        return segmenter
+        return cls(TorchNetwork.from_checkpoint(path, device, templates))
 
     @classmethod
     def from_pretrained(
@@ -89,19 +180,19 @@ class Segmenter(BaseSegmenter):
         *,
         revision: str | None = None,
         token: str | None = None,
-        device: str | torch.device | None = None,
-    ) -> "Segmenter":
-        """Load a folder of `save_pretrained`, or the repository OWNER/NAME of the Hugging Face hub.
+        device: "str | torch.device | None" = None,
+    ) -> Self:
+        """Load a folder of `save_pretrained` or the repository OWNER/NAME of the Hugging Face hub.
 
         Raises:
-            FusionerError: it cannot be had, or an encoder that it names cannot.
+            FusionerError: it is not available, or an encoder that its card names is not.
         """
         from fusioner.hub import find_pretrained
 
         return cls.from_checkpoint(find_pretrained(source, revision, token), device)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the trained network, its configuration and a model card into a folder -> the folder.
+        """Write the trained network, its configuration and a model card into a folder; return the folder.
 
         Raises:
             FusionerError: the folder cannot be written to.
@@ -111,46 +202,365 @@ class Segmenter(BaseSegmenter):
         return save_pretrained(self, folder)
 
     def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload what `save_pretrained` writes to the hub's repository OWNER/NAME, made where missing -> its address.
+        """Upload the files of `save_pretrained` to the hub's repository OWNER/NAME; return its address.
 
         Raises:
-            FusionerError: an encoder is named by a folder of this machine, the hub cannot be reached, or it refuses.
+            FusionerError: an encoder is a local folder, or the hub cannot be reached or refuses the upload.
         """
         from fusioner.hub import push_to_hub
 
         return push_to_hub(self, repository, private=private, token=token)
 
-    @contextmanager
-    def _computing(self, name: str) -> Iterator[None]:
-        with torch.inference_mode(), super()._computing(name):
-            yield
+    @property
+    def embed(self) -> "LabelEmbedder":
+        """The embedder of labels."""
+        return self.network.embed
 
-    def _squash(self, rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Tensor, "3 side side"]:
-        return resize_square(rgb, side)
+    @property
+    def model(self) -> "Fusioner":
+        """The trained network (torch models only)."""
+        return self._torch.model
 
-    def _pixels(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[Tensor, "1 3 h2 w2"]:
-        return resize(from_numpy(np.require(rgb, requirements="W")).permute(2, 0, 1)[None], size)
+    @property
+    def image_encoder(self) -> "ImageEncoder":
+        """The frozen image encoder (torch models only)."""
+        return self._torch.image_encoder
 
-    def _tokens(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d gh gw"]:
-        # The encoder is nearly all of the work; fusion and decoding stay in float32, where logits keep their precision.
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self.image_encoder(images.to(self.device)).float()
+    @property
+    def text_encoder(self) -> "TextEncoder":
+        """The frozen text encoder (torch models only)."""
+        return self._torch.text_encoder
 
-    def _answer(
-        self, tokens: Float[Tensor, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
-    ) -> Float[Tensor, "n k h w"]:
-        text = text.to(self.device).expand(len(tokens), -1, -1)
-        for known, seen in self._looked:  # asked again and again of one image, mostly
-            if known is tokens:
-                return self.model(tokens, text, size, seen=seen)
-        seen = self.model.look(tokens)
-        self._looked = [*self._looked, (tokens, seen)][-4:]
-        return self.model(tokens, text, size, seen=seen)
+    @property
+    def _torch(self) -> Any:
+        return self.network
+
+    @property
+    def labels_independent(self) -> bool:
+        """Whether a label's logits do not depend on the other labels."""
+        return self.card.config.labels_independent
+
+    @cached_property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Hypernyms ("animal") with those of their members that the model was trained on."""
+        config, classes = self.card.config, self.card.training.get("classes", ())
+        return find_members(classes) if config.closed_set_classes else {}
+
+    def __call__(
+        self,
+        image: ImageSource,
+        labels: Sequence[str] | str,
+        options: InferenceOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        **changes: Any,
+    ) -> Segmentation:
+        """Segment `image` by `labels`; the image of `set_image` stays current.
+
+        In mode slide every window is dropped once its logits are computed, so that images of any size fit.
+
+        Args:
+            image: anything `read_image` takes: a path, bytes, an open file, a Pillow image or an array.
+            labels: names, or one string of them separated by commas.
+            options: default: the segmenter's.
+            on_progress: see `OnProgress`; mode whole counts as one window.
+            changes: single options, such as `mode="slide"`; see `InferenceOptions`.
+
+        Raises:
+            FusionerError: invalid image, labels or options, or not enough memory.
+        """
+        names, options = check_labels(labels), self.resolve(options, **changes)
+        if options.mode == "whole":
+            encoded = self.encode(image, options, on_progress=on_progress)
+            return self.decide(encoded, names, self.low_res_logits(encoded, names), options)
+        rgb, name = read_image(image), _file_name(image)
+        grid = self._grid(rgb)
+        with _clear_memory_errors(name):
+            logits = self._merge_windows(self._encode_windows(rgb, grid, on_progress), names, grid)
+            return Segmentation.from_logits(rgb, names, logits, options, name=name)
+
+    def set_image(
+        self,
+        image: ImageSource,
+        options: InferenceOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Encode `image` and make it current for `segment`."""
+        self._current = self.encode(image, options, on_progress=on_progress, **changes)
+        return self
+
+    def segment(self, labels: Sequence[str] | str, **changes: Any) -> Segmentation:
+        """Segment the current image by `labels`; `changes` are its options `threshold` and `background`."""
+        if self._current is None:
+            raise FusionerError("there is no current image: call set_image first")
+        names = check_labels(labels)
+        options = replace(self._current.options, **changes)
+        return self.decide(self._current, names, self.low_res_logits(self._current, names), options)
+
+    def resolve(self, options: InferenceOptions | None = None, **changes: Any) -> InferenceOptions:
+        """Return the options (default: the segmenter's) with `changes` and the card's defaults.
+
+        Mode slide has neither scales nor a guided filter.
+        """
+        options = replace(options or self.options, **changes)
+        filtered = self.card.guided_filter if options.guided_filter is None else options.guided_filter
+        threshold = self.card.threshold if options.threshold is None else options.threshold
+        if options.mode == "slide":
+            return replace(options, tta_scales=(1.0,), guided_filter=False, threshold=threshold)
+        return replace(options, guided_filter=filtered, threshold=threshold)
+
+    def encode(
+        self,
+        image: ImageSource,
+        options: InferenceOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        scale: float = 1.0,
+        **changes: Any,
+    ) -> EncodedImage:
+        """Read and encode an image; arguments and errors as for calling the segmenter.
+
+        The tokens of all windows are kept, so mode slide refuses images above about 30 megapixels (bundled model),
+        which calling the segmenter accepts. `scale` resizes the encoder's input: the whole image, or the image that
+        the windows slide over.
+        """
+        options = self.resolve(options, **changes)
+        rgb, name = read_image(image), _file_name(image)
+        with _clear_memory_errors(name):
+            if options.mode == "whole":
+                sides = [self.side(scale * tta_scale) for tta_scale in options.tta_scales]
+                tokens = [self.network.encode_images(self.network.resize(rgb, (side, side))[None]) for side in sides]
+                if on_progress:
+                    on_progress(1, 1)
+                return self.wrap_tokens(rgb, tokens, options, name)
+            grid = self._grid(rgb, scale)
+            tokens, done = None, 0
+            for window_tokens, origins in self._encode_windows(rgb, grid, on_progress):
+                if tokens is None:
+                    tokens = _allocate_tokens(window_tokens, len(grid.origins), name)
+                tokens[done : done + len(origins)] = window_tokens
+                done += len(origins)
+            assert tokens is not None
+            return EncodedImage(rgb, tokens, grid, name, options)
+
+    def encode_batch(
+        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], options: InferenceOptions | None = None
+    ) -> list[EncodedImage]:
+        """Encode upright RGB images of any sizes in one forward pass (mode whole)."""
+        options, resize = self.resolve(options), self.network.resize
+        with _clear_memory_errors(f"{len(images)} images"):
+            sides = [self.side(scale) for scale in options.tta_scales]
+            batches = [
+                self.network.encode_images(np.stack([resize(rgb, (side, side)) for rgb in images])) for side in sides
+            ]
+        tokens = ([batch[i : i + 1].copy() for batch in batches] for i in range(len(images)))
+        return [self.wrap_tokens(rgb, own, options) for rgb, own in zip(images, tokens, strict=True)]
+
+    def wrap_tokens(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        tokens: Sequence[Float[np.ndarray, "1 d _ _"]],
+        options: InferenceOptions | None = None,
+        name: str = "image",
+    ) -> EncodedImage:
+        """Return an encoded image of given tokens of the whole image, one grid per scale."""
+        options = self.resolve(options)
+        guide = None
+        if options.guided_filter:
+            small = self.network.resize(rgb, (GUIDE_SIZE, GUIDE_SIZE))
+            guide = GuidedFilter(small.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+        return EncodedImage(rgb, tokens[0], None, name, options, guide, tuple(tokens[1:]))
+
+    def side(self, scale: float = 1.0) -> int:
+        """Return the side in pixels of the resized image: a multiple of the stride, the training size at scale 1."""
+        resolution, stride, step = self.card.resolution, self.network.stride, self.network.size_step
+        side = resolution if scale == 1.0 else max(1, round(resolution * scale / stride)) * stride
+        return max(1, round(side / step)) * step if step else resolution
+
+    def logits(
+        self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Float[np.ndarray, "k H W"]:
+        """Return all labels' logits at `size` (height, width; default: the image's size)."""
+        return upsample(self.low_res_logits(encoded, labels), size or encoded.size)
+
+    def probabilities(
+        self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
+    ) -> Float[np.ndarray, "k H W"]:
+        """Return the sigmoid of `logits`; labels are independent, so the values do not sum to 1."""
+        return np.concatenate(list(iter_probabilities(self.low_res_logits(encoded, labels), size or encoded.size)))
+
+    def low_res_logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Return logits at the network's resolution, or merged over the windows (mode slide).
+
+        The merged logits have the image's size, less if labels times pixels exceed `MAX_CANVAS_SIZE`.
+
+        Raises:
+            FusionerError: not enough memory, or NaN or Inf logits (a corrupt checkpoint).
+        """
+        with _clear_memory_errors(encoded.name):
+            if encoded.grid is not None:
+                return self._merge_windows([(encoded.tokens, encoded.grid.origins)], labels, encoded.grid)
+            cached = dict(encoded.logits_cache) if self.labels_independent else {}
+            new = [label for label in labels if label not in cached]
+            if new:
+                names = expand_hypernyms(new, self.members)
+                scales = [
+                    self._forward_chunked(tokens, names, None)[0]
+                    for tokens in (encoded.tokens, *encoded.extra_scale_tokens)
+                ]
+                logits = reduce_hypernyms(_check_finite(mean_logits(scales)), new, self.members)
+                logits = logits if encoded.guide is None else encoded.guide(logits)
+                if not self.labels_independent:
+                    return logits
+                cached = cached | dict(zip(new, logits, strict=True))
+            encoded.cache_logits(labels, cached)
+            return np.stack([cached[label] for label in labels])
+
+    def decide(
+        self,
+        encoded: EncodedImage,
+        labels: Sequence[str],
+        logits: Float[np.ndarray, "k h w"],
+        options: InferenceOptions | None = None,
+    ) -> Segmentation:
+        """Return the result of `low_res_logits`; only `threshold` and `background` of the options apply."""
+        options = self.resolve(options)
+        options = replace(encoded.options, threshold=options.threshold, background=options.background)
+        with _clear_memory_errors(encoded.name):
+            return Segmentation.from_logits(encoded.image, labels, logits, options, name=encoded.name)
+
+    def _grid(self, rgb: UInt8[np.ndarray, "h w 3"], scale: float = 1.0) -> WindowGrid:
+        height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
+        return WindowGrid(height, width, self.card.resolution, smooth=self.overlap_blending)
+
+    def _encode_windows(
+        self, rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, on_progress: OnProgress | None
+    ) -> Iterator[tuple[Float[np.ndarray, "n d gh gw"], list[Origin]]]:
+        """Yield the tokens and origins of a few windows at a time."""
+        if rgb.shape[:2] != (grid.height, grid.width):
+            rgb = self.network.resize(rgb, (grid.height, grid.width))
+        origins, step = grid.origins, self.network.window_batch_size
+        for start in range(0, len(origins), step):
+            batch = origins[start : start + step]
+            yield self.network.encode_images(grid.cut(rgb, batch)), batch
+            if on_progress:
+                on_progress(start + len(batch), len(origins))
+
+    def _merge_windows(
+        self,
+        windows: Iterable[tuple[Float[np.ndarray, "n d gh gw"], list[Origin]]],
+        labels: Sequence[str],
+        grid: WindowGrid,
+    ) -> Float[np.ndarray, "k h w"]:
+        """Average the logits of all windows."""
+        names = expand_hypernyms(labels, self.members)
+        scale = math.sqrt(MAX_CANVAS_SIZE / (len(names) * grid.height * grid.width))
+        side = grid.crop if scale >= 1 else max(1, int(grid.crop * scale))
+        canvas = Canvas(grid, side)
+        step = max(1, min(8, MAX_FEATURE_SIZE // (max(self.card.config.decoder_widths) * side**2)))
+        for tokens, origins in windows:
+            for start in range(0, len(origins), step):
+                logits = self._forward_chunked(tokens[start : start + step], names, (side, side))
+                for window_logits, origin in zip(logits, origins[start : start + step], strict=True):
+                    canvas.add(window_logits, origin)
+        return reduce_hypernyms(_check_finite(canvas.mean()), labels, self.members)
+
+    def _forward_chunked(
+        self, tokens: Float[np.ndarray, "n d gh gw"], labels: Sequence[str], size: tuple[int, int] | None
+    ) -> Float[np.ndarray, "n k h w"]:
+        """Run the network on as many labels at a time as fit into `MAX_FEATURE_SIZE`, if labels are independent."""
+        text, config = self.network.embed(labels), self.card.config
+        tokens = tokens.astype(np.float32, copy=False)
+        chunk = len(labels)
+        if self.labels_independent:  # every label has its own tokens and features
+            n = math.prod(tokens.shape[2:])
+            cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
+            values = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
+            chunk = max(1, MAX_FEATURE_SIZE // (values * len(tokens)))
+        starts = range(0, len(labels), chunk)
+        parts = [self.network.predict_logits(tokens, text[start : start + chunk], size) for start in starts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def _check_width(kind: str, encoder: ImageEncoder | TextEncoder, expected: int) -> None:
-    if encoder.dim != expected:
+def load(
+    model: str | Path | None = None,
+    device: "str | torch.device | None" = None,
+    templates: Sequence[str] | None = None,
+    runtime: str = "auto",
+    dataset: str = "pascal",
+) -> Segmenter:
+    """Return a segmenter.
+
+    Args:
+        model: a file of `fusioner train`, a folder of `fusioner export`, or an official checkpoint (.pth, .pt; see
+            `model.official_checkpoint`); default: the bundled model, which needs no network.
+        device: "cpu", "cuda", "mps"; None or "auto": the best available. Exported models run on the CPU.
+        templates: prompt templates, each with a `{}` for the label; default: the card's.
+        runtime: "torch", or for an exported model "onnx" or "openvino"; "auto": torch, and for an exported model the
+            faster installed one.
+        dataset: for an official checkpoint: the data set whose normalisation it was trained with.
+
+    Raises:
+        FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder, the device or the runtime
+            is not available.
+    """
+    from fusioner.export.bundle import is_bundle
+
+    if model is not None and is_bundle(model):
+        from fusioner.export.network import ExportedNetwork
+
+        if device not in (None, "auto", "cpu"):
+            raise FusionerError(f"an exported model runs on the CPU, not on '{device}'")
+        return Segmenter(ExportedNetwork(model, runtime, templates))
+    if runtime not in ("auto", "torch"):
+        subject = f"{model} is not an exported model" if model else "the bundled model is not exported"
         raise FusionerError(
-            f"the model was trained on {kind} vectors of width {expected}, encoder '{encoder.name}' gives "
-            f"{encoder.dim}: use the encoder it was trained with"
+            f"{subject}: run `fusioner export`, then pass its folder as the model to --runtime {runtime}"
         )
+    if not find_spec("torch"):
+        raise FusionerError(
+            "torch is not installed, so the model must be a folder of `fusioner export`: pass one with --model, or "
+            "pip install torch"
+        )
+    from fusioner.torch_network import TorchNetwork
+
+    if Path(model or DEFAULT_MODEL).suffix in (".pth", ".pt"):
+        assert model is not None
+        segmenter = Segmenter(TorchNetwork.from_official(model, device, templates, dataset))
+        segmenter.overlap_blending = False  # as its published scores were measured
+        return segmenter
+    return Segmenter(TorchNetwork.from_checkpoint(model, device, templates))
+
+
+def _file_name(image: ImageSource) -> str:
+    return Path(image).name if isinstance(image, str | Path) else "image"
+
+
+@contextmanager
+def _clear_memory_errors(name: str) -> Iterator[None]:
+    """Turn memory errors into a FusionerError that names the image."""
+    try:
+        yield
+    except Exception as error:
+        is_memory_error = any(words in str(error) for words in ("allocate memory", "out of memory"))
+        if not isinstance(error, MemoryError) and not is_memory_error:
+            raise
+        raise FusionerError(f"not enough memory for {name}: use fewer labels, a smaller image or mode whole") from error
+
+
+def _allocate_tokens(
+    tokens: Float[np.ndarray, "n d gh gw"], windows: int, name: str
+) -> Float[np.ndarray, "windows d gh gw"]:
+    """Allocate the tokens of all windows: float32, or float16 above `MAX_TOKEN_BYTES`; refuse twice that."""
+    needed = windows * tokens[0].nbytes
+    if needed > 2 * MAX_TOKEN_BYTES:
+        raise FusionerError(f"{name} is too large to encode in mode slide: use mode whole")
+    return np.empty((windows, *tokens.shape[1:]), np.float16 if needed > MAX_TOKEN_BYTES else np.float32)
+
+
+def _check_finite(logits: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "k h w"]:
+    if not math.isfinite(logits.sum()):  # one number: isfinite of the array would take as much memory again
+        raise FusionerError("the model produced NaN or Inf logits: the checkpoint is corrupt")
+    return logits

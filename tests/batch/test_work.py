@@ -18,8 +18,8 @@ from fusioner.batch.crash_log import CrashLog
 from fusioner.batch.plan import make_plan
 from fusioner.batch.worker import Job, Worker
 from fusioner.errors import FusionerError
-from fusioner.loading import load
 from fusioner.options import InferenceOptions
+from fusioner.segmenter import load
 
 MakeJob = Callable[..., Job]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools

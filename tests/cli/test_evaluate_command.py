@@ -86,7 +86,7 @@ def test_the_models_own_threshold_decides_where_it_is_asked_for(model: Path, own
 
 def test_edges_are_moved_where_the_model_does_so_unless_it_is_said_otherwise(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
-    card.refine = True
+    card.guided_filter = True
     save_model(tmp_path / "refining.safetensors", network, card)
     cases = {"default": {}, "off": {"guided_filter": False}, "slide": {"mode": "slide"}}
     found = {}

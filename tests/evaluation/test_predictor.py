@@ -65,7 +65,7 @@ def test_the_evaluation_decides_as_the_segmenter_does(tiny_segmenter: Segmenter,
 
 
 def test_independent_labels_give_the_same_figures_asked_apart(make_tiny_segmenter, voc_data: SegmentationData):
-    predictor = SegmenterPredictor(make_tiny_segmenter(aligned_dim=6, similarity="cosine"))
+    predictor = SegmenterPredictor(make_tiny_segmenter(similarity_dim=6, similarity="cosine"))
     assert predictor.independent
     few = replace(FAST, limit=2)
     together = to_metrics(evaluate(predictor, voc_data, few))

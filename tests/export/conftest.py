@@ -16,10 +16,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
 
-    from fusioner.model.checkpoint import save_model
+    from fusioner.model.checkpoint import ModelCard, save_model
     from fusioner.model.config import FusionerConfig
     from fusioner.model.fusioner import Fusioner
-    from fusioner.model.metadata import ModelCard
 
     home = tmp_path_factory.mktemp("trained")
     image, text = home / "image", home / "text"

@@ -16,9 +16,9 @@ from fusioner.cli.main import main
 from fusioner.client import Client
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import read_bundle
+from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import COUNTS, LIMITS, Row
-from fusioner.export.segmenter import ExportedSegmenter
-from fusioner.loading import load
+from fusioner.segmenter import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 LABELS = ["cat", "sofa", "cup"]
@@ -61,7 +61,7 @@ def test_finds_what_torch_finds(exported: Path, trained: Path, runtime: str, mod
 def test_asks_again_and_encodes_many(exported: Path) -> None:
     segmenter = load(exported)
     photos = [np.asarray(Image.open(SAMPLES / name)) for name in ("chelsea.jpg", "coffee.jpg")]
-    many = [segmenter.own_logits(one, LABELS) for one in segmenter.encode_many(photos)]
+    many = [segmenter.low_res_logits(one, LABELS) for one in segmenter.encode_batch(photos)]
     for photo, logits in zip(photos, many, strict=True):
         segmenter.set_image(photo)
         alone = segmenter.segment(LABELS)
@@ -139,7 +139,7 @@ def test_a_damaged_folder_is_told(exported: Path, tmp_path: Path, damage: str) -
     else:
         (tmp_path / damage).write_bytes(b"{")
     with pytest.raises(FusionerError, match="export the model again"):
-        ExportedSegmenter(tmp_path)
+        ExportedNetwork(tmp_path)
 
 
 @pytest.mark.slow

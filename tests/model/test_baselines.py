@@ -27,7 +27,7 @@ def unit(*shape: int, dim: int = 1) -> Tensor:
 
 def build(method: Method, **changes: Any) -> Fusioner:
     torch.manual_seed(0)
-    aligned = {"similarity": "cosine", "aligned_dim": 10} if method in TRAINING_FREE else {}
+    aligned = {"similarity": "cosine", "similarity_dim": 10} if method in TRAINING_FREE else {}
     model = Fusioner(FusionerConfig(method=method, **(SHAPE | aligned | changes))).eval()
     for weight in model.parameters():  # well apart from the small initial weights, so that answers differ
         torch.nn.init.normal_(weight, std=0.5)
@@ -38,7 +38,7 @@ def build(method: Method, **changes: Any) -> Fusioner:
 
 
 def tokens(model: Fusioner, b: int = 2, gh: int = 3, gw: int = 4) -> Tensor:
-    return unit(b, model.config.image_dim + model.config.aligned_dim, gh, gw)
+    return unit(b, model.config.image_dim + model.config.similarity_dim, gh, gw)
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -100,7 +100,7 @@ def test_segmenters_patches_and_labels_see_each_other_and_no_decoder_follows() -
 
 @torch.no_grad()
 def test_blind_answers_the_same_whatever_is_asked() -> None:
-    for extra in ({}, {"similarity": "cosine", "aligned_dim": 10}):
+    for extra in ({}, {"similarity": "cosine", "similarity_dim": 10}):
         model = build("prompt-ablated", **extra)
         image, labels = tokens(model), unit(2, 3, 10, dim=-1)
         answer = model(image, labels)
@@ -112,11 +112,11 @@ def test_blind_answers_the_same_whatever_is_asked() -> None:
 @torch.no_grad()
 def test_cosine_is_read_among_other_words() -> None:
     model = build("cosine")
-    assert model.free is not None
-    model.free.level.fill_(1.5)
+    assert model.baseline is not None
+    model.baseline.zscore_threshold.fill_(1.5)
     image, labels = tokens(model), unit(2, 5, 10, dim=-1)
     patch = F.normalize(image[1, -10:, 2, 1], dim=0)  # the aligned channels come last
-    others = model.free.words @ patch
+    others = model.baseline.reference_words @ patch
     deviations = (labels[1] @ patch - others.mean()) / others.std()
     torch.testing.assert_close(model(image, labels)[1, :, 2, 1], deviations - 1.5)
     assert (labels[1] @ patch).argmax() == model(image, labels)[1, :, 2, 1].argmax()
@@ -124,10 +124,10 @@ def test_cosine_is_read_among_other_words() -> None:
 
 @torch.no_grad()
 def test_a_posterior_becomes_the_mean_of_its_names() -> None:
-    model = build("cosine", image_dim=0, similarity="posterior", aligned_dim=6)
-    assert model.free is not None
+    model = build("cosine", image_dim=0, similarity="posterior", similarity_dim=6)
+    assert model.baseline is not None
     p = torch.tensor([0.7, 0.3, 0, 0, 0, 0]).view(1, 6, 1, 1)
-    label = F.normalize(0.7 * model.free.anchors[0] + 0.3 * model.free.anchors[1], dim=0)
+    label = F.normalize(0.7 * model.baseline.anchors[0] + 0.3 * model.baseline.anchors[1], dim=0)
     best = model(F.normalize(p, dim=1), label[None, None])
     assert (best >= model(F.normalize(p, dim=1), unit(1, 50, 10, dim=-1))).all()
 
@@ -136,10 +136,3 @@ def test_a_posterior_becomes_the_mean_of_its_names() -> None:
 def test_background_claims_nothing() -> None:
     model = build("empty")
     assert (model(tokens(model), unit(2, 3, 10, dim=-1)).sigmoid() < 1e-6).all()
-
-
-def test_files_of_before_methods_had_names_are_read() -> None:
-    old = FusionerConfig(**SHAPE).to_dict()
-    del old["method"]
-    assert FusionerConfig.from_dict(old | {"fusion": "early"}) == FusionerConfig(**SHAPE)
-    assert FusionerConfig.from_dict(old | {"fusion": "late"}).method == "late"

@@ -43,7 +43,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(FusionerError, match="damaged"):
+        with pytest.raises(FusionerError, match="corrupt"):
             load_model(path)
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(FusionerError, match="no Fusioner model"):

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusioner.errors import FusionerError
-from fusioner.model.closed_set_head import Memory, features, log_posterior
+from fusioner.model.closed_set_head import ClosedSetHead, features, log_posterior
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.training.config import OptimOptions
 from fusioner.training.optim import build_optimizer
 
 SHAPE = FusionerConfig(
-    image_dim=4, text_dim=8, width=8, heads=2, layers=1, decoder_widths=(4,), similarity="posterior", aligned_dim=5,
-    memory=3,
+    image_dim=4, text_dim=8, width=8, heads=2, layers=1, decoder_widths=(4,), similarity="posterior", similarity_dim=5,
+    closed_set_classes=3,
 )  # fmt: skip
 
 
@@ -31,12 +31,12 @@ def looks(scale: float) -> Any:
     return layer.requires_grad_(False)
 
 
-def fitted() -> Memory:
+def fitted() -> ClosedSetHead:
     """Three names along three axes of text space."""
-    memory = Memory(SHAPE)
+    memory = ClosedSetHead(SHAPE)
     memory.names.copy_(torch.eye(8)[:3])
     memory.known.fill_(True)
-    memory.whole, memory.cross = looks(4.0), [looks(0.0), looks(-4.0)]
+    memory.full, memory.cross_fit = looks(4.0), [looks(0.0), looks(-4.0)]
     return memory
 
 
@@ -48,15 +48,15 @@ def looking_like(*axes: int) -> torch.Tensor:
 
 
 def read(
-    memory: Memory,
+    memory: ClosedSetHead,
     looks: torch.Tensor,
     text: torch.Tensor,
     hidden: torch.Tensor | None = None,
     portion: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The maps and how near the nearest name is (B, K, C + 1, P), of patches with these features."""
-    visual, log = looks.flatten(2).split([SHAPE.image_dim, SHAPE.aligned_dim], dim=1)
-    maps, near = memory(memory.look(visual, log, portion), text, hidden)
+    visual, log = looks.flatten(2).split([SHAPE.image_dim, SHAPE.similarity_dim], dim=1)
+    maps, near = memory(memory.encode_image(visual, log, portion), text, hidden)
     return torch.cat([maps, near[..., None, None].expand(*maps.shape[:2], 1, maps.shape[3])], dim=2)
 
 
@@ -70,43 +70,46 @@ def test_a_label_reads_the_look_of_its_name() -> None:
 
 def test_what_is_recalled_is_the_closed_sets_answer_to_the_features() -> None:
     generator = torch.Generator().manual_seed(2)
-    memory = Memory(SHAPE)
+    memory = ClosedSetHead(SHAPE)
     memory.known.copy_(torch.tensor([True, False, True]))
     visual, p = torch.rand(2, 4, 2, 3, generator=generator), torch.rand(2, 5, 2, 3, generator=generator)
     logs = log_posterior(p).flatten(2)
-    recalled = memory.look(visual.flatten(2), logs - logs.mean(dim=1, keepdim=True))
-    scores = memory.whole(features(visual, log_posterior(p)).flatten(2).mT).mT
-    torch.testing.assert_close(recalled.sides, scores[:, :3] - scores[:, 3:])
-    torch.testing.assert_close(recalled.shares[:, [0, 2]], scores[:, [0, 2, 3]].softmax(dim=1)[:, :2])
-    assert not recalled.shares[:, 1].any()  # a name that no training image showed has no share
+    recalled = memory.encode_image(visual.flatten(2), logs - logs.mean(dim=1, keepdim=True))
+    scores = memory.full(features(visual, log_posterior(p)).flatten(2).mT).mT
+    torch.testing.assert_close(recalled.log_odds, scores[:, :3] - scores[:, 3:])
+    torch.testing.assert_close(recalled.probabilities[:, [0, 2]], scores[:, [0, 2, 3]].softmax(dim=1)[:, :2])
+    assert not recalled.probabilities[:, 1].any()  # a name that no training image showed has no share
 
 
 def test_what_earlier_trainings_taught_is_recalled_beside_what_its_own_did() -> None:
-    first, second = Memory(SHAPE), Memory(replace(SHAPE, earlier=(3,), memory=2))
-    third = Memory(replace(SHAPE, earlier=(3, 2), memory=1))
+    first, second = ClosedSetHead(SHAPE), ClosedSetHead(replace(SHAPE, previous_closed_sets=(3,), closed_set_classes=2))
+    third = ClosedSetHead(replace(SHAPE, previous_closed_sets=(3, 2), closed_set_classes=1))
     for number, memory in enumerate((first, second, third)):
         if number:
-            memory.inherit((first, second)[number - 1])
-        memory.learn(
-            torch.eye(8)[3 * number : 3 * number + memory.own], torch.tensor([True, False, True])[: memory.own]
+            memory.load_previous((first, second)[number - 1])
+        memory.set_names(
+            torch.eye(8)[3 * number : 3 * number + memory.num_classes],
+            torch.tensor([True, False, True])[: memory.num_classes],
         )
     assert torch.equal(third.names, torch.eye(8)[[0, 1, 2, 3, 4, 6]])
     assert third.known.tolist() == [True, False, True, True, False, True]
     seen = torch.rand(2, 4, 6), torch.randn(2, 5, 6)
-    recalled = third.look(*seen, portion=None)
+    recalled = third.encode_image(*seen, split=None)
     for first_row, memory, own in ((0, first, 3), (3, second, 2)):
-        alone = memory.look(*seen)
-        torch.testing.assert_close(recalled.sides[:, first_row : first_row + own], alone.sides[:, -own:])
-        torch.testing.assert_close(recalled.shares[:, first_row : first_row + own], alone.shares[:, -own:])
-    assert recalled.sides.shape == recalled.shares.shape == (2, 6, 6)
+        alone = memory.encode_image(*seen)
+        torch.testing.assert_close(recalled.log_odds[:, first_row : first_row + own], alone.log_odds[:, -own:])
+        torch.testing.assert_close(
+            recalled.probabilities[:, first_row : first_row + own], alone.probabilities[:, -own:]
+        )
+    assert recalled.log_odds.shape == recalled.probabilities.shape == (2, 6, 6)
 
 
 def test_a_patch_is_judged_in_its_surroundings() -> None:
-    memory = Memory(SHAPE)
+    memory = ClosedSetHead(SHAPE)
     alone, beside = torch.rand(1, 4, 2), torch.rand(1, 5, 2)
-    before = memory.look(alone, beside).sides[..., 0]
+    before = memory.encode_image(alone, beside).log_odds[..., 0]
     alone[..., 1] += 1.0
-    assert not torch.allclose(before, memory.look(alone, beside).sides[..., 0])
+    assert not torch.allclose(before, memory.encode_image(alone, beside).log_odds[..., 0])
 
 
 def test_a_hidden_label_does_without_its_own_name() -> None:
@@ -142,13 +145,13 @@ def test_training_reads_what_the_other_portions_taught() -> None:
 
 def test_what_only_training_needs_is_not_saved_and_training_changes_nothing() -> None:
     model = Fusioner(SHAPE).train()
-    memory = model.similarity.memory if model.similarity else None
+    memory = model.similarity.closed_set if model.similarity else None
     assert memory is not None
     names = set(memory.state_dict())
-    memory.cross = [looks(1.0)]
+    memory.cross_fit = [looks(1.0)]
     assert set(memory.state_dict()) == names
     image = torch.cat([torch.rand(2, 4, 3, 3), torch.rand(2, 5, 3, 3) + 0.1], dim=1)
-    one, other = (memory.look(*(part.flatten(2) for part in model.split(image))) for _ in range(2))
+    one, other = (memory.encode_image(*(part.flatten(2) for part in model.split_channels(image))) for _ in range(2))
     for one_part, other_part in zip(one, other, strict=True):
         assert torch.equal(one_part, other_part)  # no dropout
     model(image, torch.eye(8)[None, :2].expand(2, -1, -1)).sum().backward()
@@ -171,5 +174,5 @@ def test_the_network_is_what_it_was_without_a_memory_and_answers_with_one() -> N
     logits = Fusioner(SHAPE).eval()(image, torch.eye(8)[None, :2])
     assert logits.shape == (1, 2, 3, 3)
     assert logits.isfinite().all()
-    with pytest.raises(FusionerError, match="it needs similarity"):
-        FusionerConfig(memory=3)
+    with pytest.raises(FusionerError, match="needs a classifier's posterior"):
+        FusionerConfig(closed_set_classes=3)

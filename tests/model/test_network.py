@@ -12,7 +12,7 @@ from torch import Tensor
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.similarity import DEPTH, affinity
+from fusioner.model.similarity import MAX_PARENTS, affinity
 
 
 def config(**changes: Any) -> FusionerConfig:
@@ -32,14 +32,14 @@ def build(**changes: Any) -> Fusioner:
     model = Fusioner(config(**changes)).eval()
     if "similarity.anchors" in dict(model.named_buffers()):
         model.get_buffer("similarity.anchors").copy_(F.normalize(torch.randn(6, 10), dim=-1))
-    if "similarity.kinds" in dict(model.named_buffers()):
+    if "similarity.hypernyms" in dict(model.named_buffers()):
         reader: Any = model.similarity
-        reader.learn_kinds(F.normalize(torch.randn(3, 10), dim=-1), above([0, 1], [1], [], [1, 2], [], []))
+        reader.set_hypernyms(F.normalize(torch.randn(3, 10), dim=-1), above([0, 1], [1], [], [1, 2], [], []))
     return model
 
 
 def above(*kinds: list[int]) -> Tensor:
-    return torch.tensor([one + [3] * (DEPTH - len(one)) for one in kinds])
+    return torch.tensor([one + [3] * (MAX_PARENTS - len(one)) for one in kinds])
 
 
 def tokens(b: int, gh: int, gw: int, posterior: int = 0) -> Tensor:
@@ -57,7 +57,11 @@ def text(b: int, k: int) -> Tensor:
 @settings(max_examples=12, deadline=None)
 @torch.no_grad()
 def test_any_number_of_labels_on_any_grid(b: int, k: int, gh: int, gw: int, ours: bool) -> None:
-    extra = {"similarity": "posterior", "aligned_dim": 6, "kinds": 3, "affinity": True} if ours else {}
+    extra = (
+        {"similarity": "posterior", "similarity_dim": 6, "num_hypernyms": 3, "affinity_refinement": True}
+        if ours
+        else {}
+    )
     logits = build(**extra)(tokens(b, gh, gw, 6 * ours), text(b, k))
     assert logits.shape == (b, k, 2 * gh, 2 * gw)
     assert logits.abs().max() <= 1 / 0.07 + 1e-3
@@ -80,7 +84,7 @@ def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
 
 @torch.no_grad()
 def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
-    ours = {"similarity": "posterior", "aligned_dim": 6, "affinity": True}
+    ours = {"similarity": "posterior", "similarity_dim": 6, "affinity_refinement": True}
     for extra, independent in (({}, False), (ours, True)):
         model = build(**extra)
         image, labels = tokens(1, 4, 3, 6 * ("similarity" in extra)), text(1, 5)
@@ -91,23 +95,23 @@ def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
 
 @torch.no_grad()
 def test_what_is_seen_of_an_image_serves_any_question() -> None:
-    model = build(similarity="posterior", aligned_dim=6, affinity=True)
+    model = build(similarity="posterior", similarity_dim=6, affinity_refinement=True)
     image, labels = tokens(2, 4, 3, 6), text(2, 5)
-    seen = model.look(image)
-    assert torch.equal(model(image, labels, seen=seen), model(image, labels))
-    alone = [model(image, some, seen=seen) for some in labels.split(2, dim=1)]
+    seen = model.encode_image(image)
+    assert torch.equal(model(image, labels, features=seen), model(image, labels))
+    alone = [model(image, some, features=seen) for some in labels.split(2, dim=1)]
     torch.testing.assert_close(torch.cat(alone, dim=1), model(image, labels), atol=1e-4, rtol=1e-4)
-    assert build().look(tokens(1, 2, 2)) is None
+    assert build().encode_image(tokens(1, 2, 2)) is None
 
 
 @torch.no_grad()
 def test_similarity_rises_where_the_posterior_names_the_label() -> None:
-    model = build(similarity="posterior", aligned_dim=6)
+    model = build(similarity="posterior", similarity_dim=6)
     assert model.similarity is not None
     anchors = model.get_buffer("similarity.anchors")
     p = torch.full((1, 6, 2, 2), 0.01)
     p[0, 3, 0, 1] = 1.0
-    seen = model.similarity.look(torch.zeros(1, 12, 2, 2), F.normalize(p, dim=1))
+    seen = model.similarity.encode_image(torch.zeros(1, 12, 2, 2), F.normalize(p, dim=1))
     maps = model.similarity.maps(seen, anchors[None, 3:4])[0, 0]
     assert [int(channel.argmax()) for channel in maps] == [1, 1, 1]
 
@@ -115,35 +119,35 @@ def test_similarity_rises_where_the_posterior_names_the_label() -> None:
 @torch.no_grad()
 def test_a_label_is_read_where_its_kinds_are_too() -> None:
     """Kind 1 is above the names 0, 1 and 3: called by it, half of the label's share is theirs, in equal parts."""
-    reader: Any = build(similarity="posterior", aligned_dim=6, kinds=3).similarity
+    reader: Any = build(similarity="posterior", similarity_dim=6, num_hypernyms=3).similarity
     reader.anchors.copy_(torch.eye(10)[:6])
-    reader.learn_kinds(torch.eye(10)[6:9], above([0, 1], [1], [], [1, 2], [], []))
-    near = reader.near(torch.eye(10)[None, 7:8])[0, 0]
+    reader.set_hypernyms(torch.eye(10)[6:9], above([0, 1], [1], [], [1, 2], [], []))
+    near = reader.anchor_weights(torch.eye(10)[None, 7:8])[0, 0]
     torch.testing.assert_close(near, torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]) / 6 + 1 / 12, atol=1e-4, rtol=0)
     # The fewer names a kind covers, the nearer it brings them; its own name is nearest.
     between = F.normalize(torch.eye(10)[6:7] + torch.eye(10)[7:8], dim=1)
-    near = reader.near(between[None])[0, 0]
+    near = reader.anchor_weights(between[None])[0, 0]
     assert near[0] > near[1] == near[3] > near[2]
-    assert reader.near(torch.eye(10)[None, 2:3])[0, 0].argmax() == 2
+    assert reader.anchor_weights(torch.eye(10)[None, 2:3])[0, 0].argmax() == 2
 
 
 @given(k=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 @torch.no_grad()
 def test_a_labels_shares_add_up_to_one(k: int, seed: int) -> None:
-    reader: Any = build(similarity="posterior", aligned_dim=6, kinds=3).similarity
+    reader: Any = build(similarity="posterior", similarity_dim=6, num_hypernyms=3).similarity
     torch.manual_seed(seed)
-    near = reader.near(text(2, k))
+    near = reader.anchor_weights(text(2, k))
     torch.testing.assert_close(near.sum(dim=-1), torch.ones(2, k))
     assert near.min() >= 0
 
 
 @torch.no_grad()
 def test_cosine_similarity_is_the_cosine() -> None:
-    model = build(similarity="cosine", aligned_dim=10)
+    model = build(similarity="cosine", similarity_dim=10)
     assert model.similarity is not None
     aligned, labels = F.normalize(torch.randn(1, 10, 2, 3), dim=1), text(1, 2)
-    maps = model.similarity.maps(model.similarity.look(tokens(1, 2, 3), aligned), labels).unflatten(3, (2, 3))
+    maps = model.similarity.maps(model.similarity.encode_image(tokens(1, 2, 3), aligned), labels).unflatten(3, (2, 3))
     assert maps.shape == (1, 2, 1, 2, 3)
     expected = F.cosine_similarity(aligned[0, :, 1, 2], labels[0, 1], dim=0)
     assert maps[0, 1, 0, 1, 2].item() == pytest.approx(10 * expected.item(), abs=1e-4)
@@ -164,15 +168,15 @@ def test_an_average_over_alike_patches_is_an_average(b: int, p: int, seed: int) 
 @torch.no_grad()
 def test_what_is_said_of_one_patch_holds_for_those_like_it() -> None:
     """Two kinds of patches; the posterior names one patch of the first kind alone."""
-    model = build(similarity="posterior", aligned_dim=6, affinity=True)
+    model = build(similarity="posterior", similarity_dim=6, affinity_refinement=True)
     assert model.similarity is not None
     visual = torch.zeros(1, 12, 2, 3)
     visual[0, 0, 0], visual[0, 1, 1] = 1.0, 1.0
     p = torch.full((1, 6, 2, 3), 0.01)
     p[0, 3, 0, 1] = 1.0
-    seen = model.similarity.look(visual, F.normalize(p, dim=1))
-    assert seen.alike is not None
-    spread = model.similarity.maps(seen, model.get_buffer("similarity.anchors")[None, 3:4])[0, 0] @ seen.alike[0].T
+    seen = model.similarity.encode_image(visual, F.normalize(p, dim=1))
+    assert seen.affinity is not None
+    spread = model.similarity.maps(seen, model.get_buffer("similarity.anchors")[None, 3:4])[0, 0] @ seen.affinity[0].T
     for channel in spread.unflatten(1, (2, 3)):
         assert channel[0].min() > channel[1].max()
         torch.testing.assert_close(channel[0], channel[0, :1].expand(3))
@@ -180,10 +184,10 @@ def test_what_is_said_of_one_patch_holds_for_those_like_it() -> None:
 
 @torch.no_grad()
 def test_the_short_way_starts_at_nothing_and_adds_what_it_says() -> None:
-    model = build(similarity="posterior", aligned_dim=6, direct=True, logit_bias=True)
+    model = build(similarity="posterior", similarity_dim=6, residual_head=True, logit_bias=True)
     image, labels = tokens(2, 4, 3, 6), text(2, 3)
     before = model(image, labels)
-    bias = dict(model.named_parameters())["similarity.direct.2.bias"]
+    bias = dict(model.named_parameters())["similarity.residual_head.2.bias"]
     assert bias.item() == 0
     bias.fill_(1.5)
     torch.testing.assert_close(model(image, labels), before + 1.5)
@@ -192,15 +196,15 @@ def test_the_short_way_starts_at_nothing_and_adds_what_it_says() -> None:
 @torch.no_grad()
 def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
     for rate, training, shares in ((0.5, False, {0.0}), (1.0, False, {1.0}), (1.0, True, {1.0}), (0.0, True, {0.0})):
-        model = build(similarity="posterior", aligned_dim=6, prompt_dropout=rate).train(training)
-        assert {model._hidden(1, 1, torch.device("cpu")).float().item() for _ in range(9)} == shares
-    half = build(similarity="posterior", aligned_dim=6, prompt_dropout=0.5).train()
-    assert half._hidden(50, 50, torch.device("cpu")).float().mean() == pytest.approx(0.5, abs=0.05)
+        model = build(similarity="posterior", similarity_dim=6, prompt_dropout=rate).train(training)
+        assert {model._dropped_prompts(1, 1, torch.device("cpu")).float().item() for _ in range(9)} == shares
+    half = build(similarity="posterior", similarity_dim=6, prompt_dropout=0.5).train()
+    assert half._dropped_prompts(50, 50, torch.device("cpu")).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_gradients_reach_every_weight() -> None:
-    options = {"affinity": True, "direct": True, "logit_bias": True, "decoder_norm": "layer"}
-    model = build(similarity="posterior", aligned_dim=6, kinds=3, **options).train()
+    options = {"affinity_refinement": True, "residual_head": True, "logit_bias": True, "decoder_norm": "layer"}
+    model = build(similarity="posterior", similarity_dim=6, num_hypernyms=3, **options).train()
     model(tokens(2, 3, 4, 6), text(2, 3)).square().mean().backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
@@ -209,14 +213,14 @@ def test_gradients_reach_every_weight() -> None:
     ("changes", "says"),
     [
         ({"heads": 3}, "multiple of its 3 heads"),
-        ({"kinds": 9}, "found among a classifier's names"),
-        ({"affinity": True}, "affinity averages similarity maps"),
-        ({"direct": True}, "direct reads similarity maps"),
+        ({"num_hypernyms": 9}, "num_hypernyms needs a classifier's posterior"),
+        ({"affinity_refinement": True}, "affinity_refinement reads similarity maps"),
+        ({"residual_head": True}, "residual_head reads similarity maps"),
         ({"method": "middle"}, "one of fusioner, late"),
-        ({"decoder_norm": "batch"}, "'instance' or 'layer'"),
+        ({"decoder_norm": "batch"}, "decoder_norm must be one of instance, layer"),
         ({"similarity": "posterior"}, "aligned image encoder"),
-        ({"aligned_dim": 6}, "aligned image encoder"),
-        ({"similarity": "cosine", "aligned_dim": 6}, "from one model"),
+        ({"similarity_dim": 6}, "aligned image encoder"),
+        ({"similarity": "cosine", "similarity_dim": 6}, "from one model"),
         ({"decoder_widths": ()}, "at least one"),
     ],
 )
@@ -227,10 +231,10 @@ def test_a_shape_that_cannot_be_is_one_sentence(changes: dict, says: str) -> Non
 
 @torch.no_grad()
 def test_one_encoder_gives_both_visual_tokens_and_similarity() -> None:
-    model = build(image_dim=0, similarity="cosine", aligned_dim=10, affinity=True)
+    model = build(image_dim=0, similarity="cosine", similarity_dim=10, affinity_refinement=True)
     assert model.config.visual_dim == 10
     image = tokens(1, 3, 4)[:, :10]
-    visual, aligned = model.split(image)
+    visual, aligned = model.split_channels(image)
     assert torch.equal(visual, image)
     assert torch.equal(aligned, image)
     assert model(image, text(1, 3)).shape[:2] == (1, 3)

@@ -17,7 +17,6 @@ from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION, load_official
-from fusioner.sliding_window import sliding_windows
 
 State = dict[str, Tensor]
 WORDS = ["<pad>", "<unk>", "a", "photo", "of", "cat", "sofa", "<s>", "</s>"]  # OpenAI's ends come last
@@ -174,7 +173,9 @@ def test_no_file_a_cut_one_and_no_tokenizer(write: Callable[..., Path], tmp_path
         load_official(path)
 
 
-def test_the_golden_tensors_through_the_checkpoint(reference: Path, write: Callable[..., Path]) -> None:
+def test_the_golden_tensors_through_the_checkpoint(
+    sliding_windows: Any, reference: Path, write: Callable[..., Path]
+) -> None:
     """Image in, logits out, as the official implementation computed them."""
 
     def read(name: str) -> tuple[State, dict[str, str]]:

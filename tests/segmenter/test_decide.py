@@ -1,6 +1,7 @@
 """The decision: thresholds, ties, order of labels, and the streaming form against the plain one."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import fusioner.postprocess as decide_module
-from fusioner import backend_torch as tensors
+import fusioner.postprocess as postprocess
 from fusioner.errors import FusionerError
-from fusioner.postprocess import chunks, decide, decide_logits, upsample
+
+
+def decide(p: Tensor, threshold: float = 0.5, background: bool = True) -> Tensor:
+    return torch.from_numpy(postprocess.decide(p.numpy(), threshold, background))
+
+
+def decide_logits(logits: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    numbers, best = postprocess.decide_logits(logits.numpy(), *options)
+    return torch.from_numpy(numbers), torch.from_numpy(best)
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(postprocess.upsample(logits.numpy(), size))
 
 
 def planes(low: float = 0.0, high: float = 1.0) -> st.SearchStrategy[Tensor]:
@@ -77,13 +89,13 @@ def test_a_threshold_outside_zero_to_one_is_refused(threshold: float) -> None:
 def test_streaming_decides_as_all_at_once(
     logits: Tensor, size: tuple[int, int], threshold: float, background: bool, chunk: int
 ) -> None:
-    usual = decide_module.CHUNK, decide_module.BAND
-    decide_module.CHUNK = decide_module.BAND = chunk
+    usual = postprocess.CHUNK_SIZE, postprocess.BAND_SIZE
+    postprocess.CHUNK_SIZE = postprocess.BAND_SIZE = chunk
     try:
         numbers, best = decide_logits(logits, size, threshold, background)
-        streamed = torch.cat(list(chunks(logits, size)))
+        streamed = torch.from_numpy(np.concatenate(list(postprocess.iter_probabilities(logits.numpy(), size))))
     finally:
-        decide_module.CHUNK, decide_module.BAND = usual
+        postprocess.CHUNK_SIZE, postprocess.BAND_SIZE = usual
     p = upsample(logits, size).sigmoid()  # the last bit of a sigmoid depends on how many are computed at once
     assert torch.allclose(streamed, p, rtol=0, atol=1e-6)
     rivals = torch.cat([torch.full_like(p[:1], threshold if background else -1.0), p])
@@ -98,8 +110,8 @@ def test_hopeless_labels_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(100, 12, 10) - 5
     logits[17], logits[60, :6] = 3.0, 9.0
     upsampled = []
-    whole = tensors.upsample_rows
-    monkeypatch.setattr(tensors, "upsample_rows", lambda *a: upsampled.append(len(a[1])) or whole(*a))
+    whole = postprocess._upsample_rows
+    monkeypatch.setattr(postprocess, "_upsample_rows", lambda *a: upsampled.append(len(a[1])) or whole(*a))
     for background in (True, False):
         numbers, _ = decide_logits(logits, (50, 60), 0.5, background)
         assert numbers.unique().tolist() == [18, 61]

@@ -41,8 +41,8 @@ def test_one_encoding_many_questions(seg: "fusioner.Segmenter") -> None:
 
 def test_a_label_does_not_depend_on_its_company(seg: "fusioner.Segmenter") -> None:
     encoded = seg.encode(data.coffee())
-    alone = seg.own_logits(encoded, ["cup"])
-    among = seg.own_logits(encoded, ["table", "cup", "spoon"])
+    alone = seg.low_res_logits(encoded, ["cup"])
+    among = seg.low_res_logits(encoded, ["table", "cup", "spoon"])
     if seg.model.labels_independent:
         assert np.allclose(alone[0], among[1], atol=1e-3)
 

@@ -1,6 +1,7 @@
 """The edge filter on pictures whose edges are known."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusioner.guided_filter import EdgeFilter
+import fusioner.postprocess as postprocess
 from fusioner.options import InferenceOptions
-from fusioner.postprocess import upsample
 from fusioner.segmenter import Segmenter
+
+
+class GuidedFilter(postprocess.GuidedFilter):
+    """With tensors in and out."""
+
+    def __init__(self, guide: Tensor, *options: Any, **more: Any) -> None:
+        super().__init__(guide.numpy(), *options, **more)
+
+    def __call__(self, logits: Any) -> Any:
+        return torch.from_numpy(super().__call__(logits.numpy()))
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(postprocess.upsample(logits.numpy(), size))
 
 
 def disc(side: int, radius: float) -> Tensor:
@@ -28,14 +42,14 @@ def test_a_blurred_mask_takes_the_edges_of_what_the_photograph_shows():
     truth = disc(84, 25)
     guide = torch.stack([0.2 + 0.6 * truth, 0.7 - 0.3 * truth, 0.4 + 0 * truth])
     coarse = torch.nn.functional.avg_pool2d(truth[None] * 8 - 4, 12)  # 7 x 7 cells
-    before, after = upsample(coarse, (84, 84))[0] > 0, EdgeFilter(guide)(coarse)[0] > 0
+    before, after = upsample(coarse, (84, 84))[0] > 0, GuidedFilter(guide)(coarse)[0] > 0
     assert iou(after, truth.bool()) > 0.97 > 0.93 > iou(before, truth.bool())
 
 
 def test_a_photograph_without_edges_changes_next_to_nothing():
     coarse = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
     plain = upsample(coarse, (60, 60))
-    found = EdgeFilter(torch.full((3, 60, 60), 0.5), radius=1)(coarse)
+    found = GuidedFilter(torch.full((3, 60, 60), 0.5), radius=1)(coarse)
     assert (found - plain).abs().mean() < 0.05 * plain.abs().mean()
 
 
@@ -43,7 +57,7 @@ def test_a_photograph_without_edges_changes_next_to_nothing():
 @given(st.integers(0, 10_000), st.floats(-5, 5), st.floats(0.1, 3))
 def test_it_is_linear_in_the_logits_and_leaves_constants_alone(seed: int, level: float, factor: float):
     g = torch.Generator().manual_seed(seed)
-    edges = EdgeFilter(torch.rand(3, 24, 24, generator=g), radius=2)
+    edges = GuidedFilter(torch.rand(3, 24, 24, generator=g), radius=2)
     logits = torch.randn(2, 8, 8, generator=g)
     torch.testing.assert_close(edges(factor * logits + level), factor * edges(logits) + level, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(edges(logits)[1:], edges(logits[1:]))
@@ -64,18 +78,18 @@ def test_it_is_the_filter_of_the_paper_written_out_for_one_pixel():
             )
             levels[y, x] = values.mean() - slopes[y, x] @ mean
     expected = slopes[4:7, 6:9].mean((0, 1)) @ guide[:, 5, 7] + levels[4:7, 6:9].mean()
-    found = EdgeFilter(guide, r, eps)(p[None])[0, 5, 7]
+    found = GuidedFilter(guide, r, eps)(p[None])[0, 5, 7]
     torch.testing.assert_close(found, expected)
 
 
 def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Segmenter):
     rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    plain = tiny_segmenter.own_logits(tiny_segmenter.encode(rgb), ["cat", "dog"])
+    plain = tiny_segmenter.low_res_logits(tiny_segmenter.encode(rgb), ["cat", "dog"])
     encoded = tiny_segmenter.encode(rgb, guided_filter=True)
-    found = tiny_segmenter.own_logits(encoded, ["cat", "dog"])
-    assert encoded.edges is not None
-    torch.testing.assert_close(found, encoded.edges(plain))
-    assert tiny_segmenter.encode(rgb, mode="slide", guided_filter=True).edges is None
+    found = tiny_segmenter.low_res_logits(encoded, ["cat", "dog"])
+    assert encoded.guide is not None
+    torch.testing.assert_close(found, encoded.guide(plain))
+    assert tiny_segmenter.encode(rgb, mode="slide", guided_filter=True).guide is None
     found = tiny_segmenter(rgb, ["cat"], guided_filter=True)
     assert found.label_map.shape == (40, 60)
     assert found.options == InferenceOptions("whole", (1.0,), True, threshold=0.5)
@@ -85,7 +99,7 @@ def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Se
 @pytest.mark.parametrize("refine", [True, False])
 def test_a_model_refines_as_its_card_says_unless_it_is_told_otherwise(tiny_segmenter: Segmenter, refine: bool):
     parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
-    made = Segmenter(*parts, replace(tiny_segmenter.card, refine=refine))
+    made = Segmenter.from_parts(*parts, replace(tiny_segmenter.card, guided_filter=refine))
     assert made.resolve().guided_filter is refine
     assert made.resolve(guided_filter=not refine).guided_filter is not refine
     made.options = InferenceOptions(guided_filter=not refine)

@@ -1,11 +1,14 @@
 """Windows cover every pixel, stay within bounds, and average what they say. (Official values: tests/reference.)"""
 
+from typing import Any
+
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fusioner.sliding_window import Canvas, WindowGrid, sliding_windows
+from fusioner.sliding_window import Canvas, WindowGrid
 
 sizes, crops = st.integers(1, 40), st.integers(4, 30)
 
@@ -23,7 +26,9 @@ def test_every_pixel_is_covered_and_no_window_is_idle(height: int, width: int, c
 
 
 @given(sizes, sizes, crops, st.integers(4, 30), st.integers(1, 7))
-def test_a_pixelwise_model_comes_through_unchanged(height: int, width: int, crop: int, stride: int, batch: int) -> None:
+def test_a_pixelwise_model_comes_through_unchanged(
+    sliding_windows: Any, height: int, width: int, crop: int, stride: int, batch: int
+) -> None:
     image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height * width))
 
     def predict(windows: Tensor) -> Tensor:
@@ -42,12 +47,11 @@ def test_windows_start_at_multiples_of_two_thirds() -> None:
     assert WindowGrid(5, 1, 1).origins == [(row, 0) for row in range(5)]
 
 
-def test_padding_lies_right_and_below_with_one_value_a_channel() -> None:
-    image = torch.zeros(1, 3, 5, 7)
-    window = WindowGrid(5, 7, 8).cut(image, [(0, 0)], torch.tensor([-1.0, -2.0, -3.0]))[0, 0]
-    assert window[:, :5, :7].eq(0).all()
-    assert window[:, 5:, :].unique().tolist() == [-3, -2, -1]
-    assert window[1, :, 7:].unique().tolist() == [-2]
+def test_padding_lies_right_and_below() -> None:
+    window = WindowGrid(5, 7, 8).cut(np.full((5, 7, 3), 9.0), [(0, 0)])[0]
+    assert (window[:5, :7] == 9).all()
+    assert not window[5:].any()
+    assert not window[:, 7:].any()
 
 
 def test_a_coarse_canvas_holds_the_same_picture() -> None:
@@ -58,10 +62,10 @@ def test_a_coarse_canvas_holds_the_same_picture() -> None:
     for side in (64, 20, 7, 1):
         canvas = Canvas(grid, side)
         for origin in grid.origins:
-            window = grid.cut(image, [origin], 0.0)[0]
+            window = torch.from_numpy(grid.cut(image[0].movedim(0, -1).numpy(), [origin])).movedim(-1, 1)
             inside = torch.nn.functional.adaptive_avg_pool2d(window, (side, side))
-            canvas.add(inside, origin)
-        coarse = canvas.mean()
+            canvas.add(inside.numpy(), origin)
+        coarse = torch.from_numpy(canvas.mean())
         assert tuple(coarse.shape[-2:]) == canvas.size
         assert coarse.isfinite().all()
         full = torch.nn.functional.interpolate(coarse, size=(200, 310), mode="bilinear")
@@ -74,5 +78,5 @@ def test_a_coarse_canvas_has_no_holes(height: int, width: int, crop: int, side: 
     grid = WindowGrid(height, width, crop)
     canvas = Canvas(grid, min(side, crop))
     for origin in grid.origins:
-        canvas.add(torch.ones(2, canvas.side, canvas.side), origin)
-    assert torch.equal(canvas.mean(), torch.ones(2, *canvas.size))
+        canvas.add(np.ones((2, canvas.side, canvas.side), np.float32), origin)
+    np.testing.assert_allclose(canvas.mean(), np.ones((2, *canvas.size)), rtol=1e-6)

@@ -78,7 +78,7 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
     grid = told["grid"]["height"], told["grid"]["width"]
     planes = np.stack([np.frombuffer(base64.b64decode(plane), "<u2").reshape(grid) for plane in told["planes"]])
     logits = told["low"] + told["step"] * planes.astype(np.float64)
-    own = segmenter.own_logits(segmenter.encode(photo), LABELS)
+    own = segmenter.low_res_logits(segmenter.encode(photo), LABELS)
     assert np.abs(logits - own.numpy()).max() <= told["step"] * 0.51
     assert (told["width"], told["height"], told["labels"], told["threshold"]) == (451, 300, LABELS, 0.5)
 

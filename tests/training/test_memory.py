@@ -57,27 +57,27 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
     fit_closed_set_head(model, corpus, [source], embed(corpus.names()))
     assert model.similarity is not None
-    filled = model.similarity.memory
+    filled = model.similarity.closed_set
     assert filled is not None
     shown = {1, 2, 3, 8, 12}
     assert {row + 1 for row in filled.known.nonzero().flatten().tolist()} == shown
-    assert len(filled.cross) == CROSS_FIT_FOLDS
-    first = [one.first.weight for one in (filled.whole, *filled.cross)]
+    assert len(filled.cross_fit) == CROSS_FIT_FOLDS
+    first = [one.first.weight for one in (filled.full, *filled.cross_fit)]
     assert not any(torch.equal(one, other) for one, other in combinations(first, 2))
     for item in corpus.splits[0].data.items[:6]:
         tokens, masks = source.batch([(item, 0)])
         ids = sorted(set(masks[0].flatten().tolist()) & shown)
         there, absent = embed([PASCAL_CLASSES[i] for i in ids]), embed([PASCAL_CLASSES[i] for i in shown - set(ids)])
-        seen = model.look(tokens)
+        seen = model.encode_image(tokens)
         assert seen is not None
-        assert seen.recalled is not None
-        peaks = [filled(seen.recalled, words[None])[0][0, :, 0].amax(1) for words in (there, absent)]
+        assert seen.closed_set is not None
+        peaks = [filled(seen.closed_set, words[None])[0][0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
     lessons = ClosedSetDataset(model, corpus, [source], None)
     others = [row for row, sample in enumerate(lessons.samples) if cross_fit_fold(sample.item.id) != 0]
     lessons.samples, lessons.counts = [lessons.samples[row] for row in others], lessons.counts[others]
     for name, split in fit_closed_set(lessons).state_dict().items():
-        torch.testing.assert_close(filled.cross[0].state_dict()[name], split)
+        torch.testing.assert_close(filled.cross_fit[0].state_dict()[name], split)
 
 
 def test_every_view_of_an_image_is_learnt_from_with_its_own_mask(voc_tree: Path, remembering: TrainConfig) -> None:
@@ -129,16 +129,16 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
         whole = RunConfig(tmp_path / "first", resume=True, device="cpu")
         assert train([open_split("pascal", voc_tree)], remembering, whole).signal == 0
     state, card = load_model(first)[0].state_dict(), load_model(first)[1]
-    assert card.config.memory == 20
+    assert card.config.closed_set_classes == 20
     assert not any("cross" in name for name in state)
     second, about = load_model(run("second", 0, first))  # fewer classes of its own
-    assert (about.config.memory, about.config.earlier) == (15, (20,))
+    assert (about.config.closed_set_classes, about.config.previous_closed_sets) == (15, (20,))
     third, about = load_model(run("third", 1, tmp_path / "second" / "last.safetensors"))
-    assert (about.config.memory, about.config.earlier) == (15, (20, 15))
+    assert (about.config.closed_set_classes, about.config.previous_closed_sets) == (15, (20, 15))
     for kept in (second.state_dict(), third.state_dict()):
-        assert torch.equal(kept["similarity.memory.names"][:20], state["similarity.memory.names"])
-        for name in (name for name in state if "memory.whole." in name):
-            assert torch.equal(kept[name.replace("whole.", "earlier.0.")], state[name])
+        assert torch.equal(kept["similarity.closed_set.names"][:20], state["similarity.closed_set.names"])
+        for name in (name for name in state if "memory.full." in name):
+            assert torch.equal(kept[name.replace("full.", "previous.0.")], state[name])
     assert set(card.training["images"]) <= set(about.training["images"])
     assert set(card.training["classes"]) == set(about.training["classes"])
 
@@ -181,4 +181,4 @@ def test_a_fold_does_without_a_memory_and_the_rest_has_one(voc_tree: Path, clip_
         ("all", [], 20),
     ):
         assert main([*words, *fold, "--out", str(tmp_path / name)]) == 0
-        assert load_model(tmp_path / name / "last.safetensors")[1].config.memory == remembered
+        assert load_model(tmp_path / name / "last.safetensors")[1].config.closed_set_classes == remembered

@@ -15,7 +15,7 @@ SIZES: dict[str, Any] = {"image_dim": 8, "text_dim": 6, "width": 16, "layers": 1
 
 @pytest.fixture
 def model() -> Fusioner:
-    return Fusioner(FusionerConfig(**SIZES, logit_bias=True, similarity="cosine", aligned_dim=6))
+    return Fusioner(FusionerConfig(**SIZES, logit_bias=True, similarity="cosine", similarity_dim=6))
 
 
 def test_each_parameter_is_in_the_group_of_the_official_recipe(model: Fusioner) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from fusioner.cli.main import main
 from fusioner.cli.official import OFFICIAL, OURS, parser, settings
 from fusioner.cli.train import command_line
-from fusioner.loading import load_torch
 from fusioner.model.checkpoint import load_model
+from fusioner.segmenter import load
 from fusioner.sweep.plan import settings_toml
 from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.presets import PAPER, SMALL
@@ -165,9 +165,9 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
     example = SMALL.with_file(REPO / "examples" / "default.toml")
-    card = load_torch().card
+    card = load().card
     assert card.training["settings"] == example.to_dict()
-    assert card.refine is example.model.guided_filter
+    assert card.guided_filter is example.model.guided_filter
 
 
 @pytest.mark.slow

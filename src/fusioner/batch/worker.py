@@ -21,10 +21,10 @@ from fusioner.batch.sources import Picture, Source
 from fusioner.errors import FusionerError
 from fusioner.image import read_image
 from fusioner.io import atomic_write
-from fusioner.loading import load
 from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
+from fusioner.segmenter import load
 
 OnProgress = Callable[[int, int], object]
 """Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""
@@ -132,8 +132,8 @@ class Worker:
         try:
             if len(images) == 1 or job.options.mode == "slide":
                 return [segmenter(image, job.labels, job.options) for image in images]
-            encoded = segmenter.encode_many(images, job.options) if images else []
-            logits = ((image, segmenter.own_logits(image, job.labels)) for image in encoded)
+            encoded = segmenter.encode_batch(images, job.options) if images else []
+            logits = ((image, segmenter.low_res_logits(image, job.labels)) for image in encoded)
             return [segmenter.decide(image, job.labels, plane, job.options) for image, plane in logits]
         except Exception as error:  # any error of one image; the others of the input must still be segmented
             return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]

@@ -147,7 +147,7 @@ def _load(
 ) -> tuple["Segmenter", Path | None]:
     """Load the segmenter and return it with its model file; official checkpoints are taken to be of `dataset`."""
     from fusioner.encoders.bundled import weights_file
-    from fusioner.loading import DEFAULT_MODEL, load_torch
+    from fusioner.segmenter import DEFAULT_MODEL, load
     from fusioner.training.calibration import ablate_prompts, uncalibrated
     from fusioner.training.presets import SMALL
 
@@ -155,7 +155,7 @@ def _load(
         if model is not None:
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         return uncalibrated(method, *encoders, SMALL.model.resolution, device=device), None  # pyright: ignore
-    segmenter = load_torch(model, device, dataset=dataset.partition("-to-")[0])
+    segmenter = load(model, device, dataset=dataset.partition("-to-")[0])
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 
 

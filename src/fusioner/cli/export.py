@@ -48,14 +48,14 @@ def export(
     from fusioner.cli.inputs import find_inputs, is_video
     from fusioner.export.write import export as write
     from fusioner.image import read_image
-    from fusioner.loading import load_torch
+    from fusioner.segmenter import load
 
     found, errors = find_inputs([str(photos or sample_photos())], False, out)
     if errors:
         raise errors[0]
     files = [file for file in found if not is_video(file)]
     chosen = [read_image(file) for file in files[:: -(-len(files) // MOST)]]
-    segmenter = load_torch(model, "cpu")
+    segmenter = load(model, "cpu")
     precision = "int8" if int8 else "fp16" if fp16 else "fp32"
     write(segmenter, out, format, precision, chosen, lambda line: print(line, flush=True))
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())

@@ -22,8 +22,8 @@ from fusioner.cli.options import (
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
-    from fusioner.base_segmenter import BaseSegmenter
     from fusioner.cli.predict_runner import Settings
+    from fusioner.segmenter import Segmenter
 
 
 def predict(
@@ -105,7 +105,7 @@ def predict(
     dependencies = tuple(file for file in (model, templates) if file)
     settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 
-    def load() -> "BaseSegmenter":
+    def load() -> "Segmenter":
         prompts = read_templates(templates) if templates else None
         return fusioner.load(model, device, prompts, runtime=runtime)
 
@@ -136,7 +136,7 @@ def predict(
     return 2 if run.failed else 0
 
 
-def _to_stdout(path: Path, settings: "Settings", load: "Callable[[], BaseSegmenter]") -> int:
+def _to_stdout(path: Path, settings: "Settings", load: "Callable[[], Segmenter]") -> int:
     """Write the one result of one picture to stdout; the summary goes to stderr."""
     from fusioner.cli.inputs import STDIN, is_video
     from fusioner.cli.predict_runner import found_text, read_stdin

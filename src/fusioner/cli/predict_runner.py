@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from fusioner.base_segmenter import BaseSegmenter
 from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
@@ -21,6 +20,7 @@ from fusioner.io import atomic_write, cannot_read
 from fusioner.options import InferenceOptions
 from fusioner.prefetch import map_ahead, taken_ahead
 from fusioner.segmentation import Segmentation
+from fusioner.segmenter import Segmenter
 from fusioner.video import Video, open_video, write_video
 from fusioner.visualization import ContactSheet, add_legend, format_coverage, thumbnail
 
@@ -95,7 +95,7 @@ class Run:
         self._videos: dict[Job, Video] = {}
         self._segmented = self._total = 0
 
-    def segment(self, jobs: Sequence[Job], segmenter: BaseSegmenter, task: "Task") -> None:
+    def segment(self, jobs: Sequence[Job], segmenter: Segmenter, task: "Task") -> None:
         """Segment pictures and videos in the order given; failures are printed and counted."""
         self._segmenter, self._task, self._total, workers = segmenter, task, len(jobs), self.settings.workers
         with (

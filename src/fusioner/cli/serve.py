@@ -12,7 +12,7 @@ from fusioner.export import Runtime
 from fusioner.serve.limits import Limits
 
 if TYPE_CHECKING:
-    from fusioner.base_segmenter import BaseSegmenter
+    from fusioner.segmenter import Segmenter
 
 KEY_VARIABLE = "FUSIONER_API_KEY"
 
@@ -68,8 +68,8 @@ def serve(
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
-    def load() -> "BaseSegmenter":
-        from fusioner.loading import load
+    def load() -> "Segmenter":
+        from fusioner.segmenter import load
 
         segmenter = load(model, device, runtime=runtime)
         segmenter.options = options

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from jaxtyping import Float
 
-from fusioner.backend import Array, ways
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
     from fusioner.encoders.base import TextEncoder
-    from fusioner.export.segmenter import ExportedText
+    from fusioner.export.network import ExportedTextEncoder
+
+Array: TypeAlias = Any  # torch tensors, or NumPy arrays of exported text encoders
 
 DEFAULT_TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -53,7 +55,9 @@ CACHE_SIZE = 4096  # labels, 2 kB each
 class LabelEmbedder:
     """Embeds labels as the mean of their templates' unit vectors, scaled to unit length; caches the latest labels."""
 
-    def __init__(self, encoder: "TextEncoder | ExportedText", templates: Sequence[str] = DEFAULT_TEMPLATES) -> None:
+    def __init__(
+        self, encoder: "TextEncoder | ExportedTextEncoder", templates: Sequence[str] = DEFAULT_TEMPLATES
+    ) -> None:
         self.encoder = encoder
         self.templates = check_templates(templates)
         self._cache: dict[str, Float[Array, " d"]] = {}
@@ -68,10 +72,15 @@ class LabelEmbedder:
         rows = [self._cache[label] for label in labels]
         for label in list(self._cache)[:-CACHE_SIZE]:
             del self._cache[label]
-        return ways(rows[0]).stack(rows)
+        if isinstance(rows[0], np.ndarray):
+            return np.stack(rows)
+        import torch
+
+        return torch.stack(rows)
 
     def _embed(self, labels: list[str]) -> Float[Array, "k d"]:
         # Not str.format: labels and templates may contain other braces.
         prompts = [template.replace("{}", label) for label in labels for template in self.templates]
         vectors = self.encoder(prompts)
-        return ways(vectors).unit(vectors.reshape(len(labels), len(self.templates), -1).mean(1))
+        means = vectors.reshape(len(labels), len(self.templates), -1).mean(1)
+        return means / ((means * means).sum(-1) ** 0.5).clip(1e-12)[:, None]

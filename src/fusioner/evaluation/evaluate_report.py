@@ -68,7 +68,7 @@ def provenance(
         content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
     training = segmenter.card.training
     images = {"images": len(training["images"])} if isinstance(training.get("images"), list) else {}
-    return content | {"device": str(segmenter.device), **options, "training": training | images}
+    return content | {"device": str(segmenter.network.device), **options, "training": training | images}
 
 
 def _versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.predictor import Predictor
 from fusioner.evaluation.protocols import make_plans
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, Plan, PromptCounts
-from fusioner.postprocess import decide_logits, upsample
+from fusioner.postprocess import decide_logits, sigmoid, upsample
 
 _MAX_MATRIX = 100  # classes; larger confusion matrices are left out of metrics.json
 
@@ -262,22 +262,22 @@ class _Predictions:
 
     def __init__(self, predictor: Predictor, encoded: Any, size: tuple[int, int]) -> None:
         self.predictor, self.encoded, self.size = predictor, encoded, size
-        self.cache: dict[str, Float[Tensor, "h w"]] = {}
+        self.cache: dict[str, Float[np.ndarray, "h w"]] = {}
 
     def positive(self, label: str, threshold: float) -> Bool[Tensor, "H W"]:
         """Return the pixels of a label prompted alone."""
-        return (upsample(self._logits([label]), self.size)[0].sigmoid_() > threshold).cpu()
+        return torch.from_numpy(sigmoid(upsample(self._logits([label]), self.size)[0]) > threshold)
 
     def argmax(self, labels: Sequence[str], threshold: float, background: bool) -> Integer[Tensor, "H W"]:
         """Return the winner among labels prompted together: i for the i-th (from 1), 0 for none."""
-        return decide_logits(self._logits(labels), self.size, threshold, background)[0].cpu()
+        return torch.from_numpy(decide_logits(self._logits(labels), self.size, threshold, background)[0])
 
-    def _logits(self, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
+    def _logits(self, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
         if not self.predictor.independent:
-            return self.predictor.logits(self.encoded, labels)
+            return np.asarray(self.predictor.logits(self.encoded, labels))
         if new := [label for label in labels if label not in self.cache]:
-            self.cache |= dict(zip(new, self.predictor.logits(self.encoded, new), strict=True))
-        return torch.stack([self.cache[label] for label in labels])
+            self.cache |= dict(zip(new, np.asarray(self.predictor.logits(self.encoded, new)), strict=True))
+        return np.stack([self.cache[label] for label in labels])
 
 
 class _TopK:

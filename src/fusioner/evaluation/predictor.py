@@ -103,13 +103,13 @@ class SegmenterPredictor:
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
         """Return the mean logits of all scales and flips, at the resolution of the finest."""
         views: list[EncodedView] = encoded
-        logits = [self.segmenter.own_logits(view.encoded, labels) for view in views]
-        return mean_logits([one.flip(-1) if view.flipped else one for view, one in zip(views, logits, strict=True)])
+        logits = [self.segmenter.low_res_logits(view.encoded, labels) for view in views]
+        unflipped = [one[..., ::-1] if view.flipped else one for view, one in zip(views, logits, strict=True)]
+        return torch.from_numpy(np.ascontiguousarray(mean_logits(unflipped)))
 
     def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, flipped: bool) -> EncodedImage:
         if flipped or not self.caches or file is None:
             shown = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb
             return self.segmenter.encode(shown, scale=scale)
-        device = self.segmenter.device
-        first, *more = (cache.tokens(file)[None].to(device).float() for cache in self.caches)
-        return self.segmenter.keep(rgb, first, file.name, more)
+        tokens = [cache.tokens(file)[None].float().numpy() for cache in self.caches]
+        return self.segmenter.wrap_tokens(rgb, tokens, name=file.name)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
-from fusioner.model.metadata import ModelCard
+from fusioner.model.checkpoint import ModelCard
 
 MANIFEST, FORMAT = "fusioner.json", "fusioner-export-1"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}

@@ -99,7 +99,7 @@ def build(segmenter: "Segmenter") -> Graphs:
     )
     config, k, size = model.config, _dim("k", LABELS), (_dim("h", 2**14), _dim("w", 2**14))
     grid = {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
-    tokens = F.normalize(torch.rand(2, config.image_dim + config.aligned_dim, 10, 12), dim=1)
+    tokens = F.normalize(torch.rand(2, config.image_dim + config.similarity_dim, 10, 12), dim=1)
     vectors = F.normalize(torch.rand(3, config.text_dim), dim=1)
     labels = _onnx(
         "fusion network",

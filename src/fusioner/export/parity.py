@@ -1,24 +1,20 @@
-"""Whether an exported model answers as torch does: on real photographs, at three sizes, with few labels and many."""
+"""Check that an exported model agrees with torch: on photos, at three input sizes, with few and many labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from fusioner.backend import Array, to_numpy
 from fusioner.postprocess import decide_logits
 
 if TYPE_CHECKING:
-    from fusioner.base_segmenter import BaseSegmenter
-    from fusioner.export.segmenter import ExportedSegmenter
     from fusioner.segmenter import Segmenter
 
 LIMITS = {"fp32": (1e-4, 1e-4), "fp16": (float("inf"), 5e-3), "int8": (float("inf"), 1e-2)}
-"""Precision -> the largest difference of logits, and the largest share of pixels whose label changes."""
+"""Precision -> limits of the logit difference and of the share of pixels whose label changes."""
 COUNTS = (1, 7, 40)
 LABELS = (
     *("cat", "person", "cup", "dog", "table", "car", "sofa", "chair", "bird", "bottle", "horse", "train", "flower"),
@@ -30,13 +26,13 @@ LABELS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One size of the image part's input and one number of labels, over all photographs.
+    """Differences at one input size and number of labels, over all photos.
 
     Attributes:
         height, width: px.
-        labels: how many.
-        logits: largest difference of any logit.
-        pixels: share of the photographs' pixels whose label changes, 0..1.
+        labels: number of labels.
+        logits: maximum logit difference.
+        pixels: share of pixels whose label changes, 0..1.
     """
 
     height: int
@@ -46,59 +42,45 @@ class Row:
     pixels: float
 
     def holds(self, precision: str) -> bool:
-        """Whether it is within `LIMITS`."""
-        most = LIMITS[precision]
-        return self.logits <= most[0] and self.pixels <= most[1]
+        """Return whether the differences are within `LIMITS`."""
+        max_logits, max_pixels = LIMITS[precision]
+        return self.logits <= max_logits and self.pixels <= max_pixels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return JSON-compatible values."""
         return asdict(self)
 
 
 def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
-    """Three sizes (height, width) that the image part is asked: flat, the training size, upright and larger."""
+    """Return three input sizes (height, width): landscape, the training size, and a larger portrait."""
     if not step:
         return [(resolution, resolution)]
     smaller, larger = (max(1, round(resolution * share / step)) * step for share in (2 / 3, 4 / 3))
     return [(smaller, resolution), (resolution, resolution), (larger, resolution)]
 
 
-def compare(
-    ours: "Segmenter", exported: "ExportedSegmenter", photos: Sequence[UInt8[np.ndarray, "h w 3"]]
-) -> list[Row]:
-    """A row for every size and number of labels."""
-    rows = []
-    with torch.inference_mode():
-        for size in sizes(ours.card.resolution, exported.bundle.step):
-            shown = [_shown(photo, size) for photo in photos]
-            before = [ours._tokens(torch.from_numpy(pixels)) for pixels in shown]
-            after = [exported._tokens(pixels) for pixels in shown]
-            for count in COUNTS:
-                differences, changed, all_ = [0.0], 0, 0
-                for photo, one, two in zip(photos, before, after, strict=True):
-                    logits = [_logits(*each, LABELS[:count]) for each in ((ours, one), (exported, two))]
-                    differences.append(float(np.abs(to_numpy(logits[0]) - logits[1]).max()))
-                    old, new = (
-                        to_numpy(decide_logits(each, photo.shape[:2], ours.card.threshold)[0]) for each in logits
-                    )
-                    changed, all_ = changed + int((old != new).sum()), all_ + old.size
-                rows.append(Row(*size, count, max(differences), changed / all_))
+def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Row]:
+    """Compare the exported model with torch: a row per input size and number of labels."""
+    rows, card = [], reference.card
+    for height, width in sizes(card.resolution, exported.network.size_step):
+        inputs = [np.asarray(Image.fromarray(photo).resize((width, height)))[None] for photo in photos]
+        encoded = [[model.network.encode_images(pixels) for model in (reference, exported)] for pixels in inputs]
+        for count in COUNTS:
+            differences, changed, total = [0.0], 0, 0
+            for photo, tokens in zip(photos, encoded, strict=True):
+                before, after = (
+                    model._forward_chunked(own, LABELS[:count], None)[0]
+                    for model, own in zip((reference, exported), tokens, strict=True)
+                )
+                differences.append(float(np.abs(before - after).max()))
+                old, new = (decide_logits(logits, photo.shape[:2], card.threshold)[0] for logits in (before, after))
+                changed, total = changed + int((old != new).sum()), total + old.size
+            rows.append(Row(height, width, count, max(differences), changed / total))
     return rows
 
 
-def _shown(photo: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> Float[np.ndarray, "1 3 h2 w2"]:
-    """What both are shown."""
-    small = np.asarray(Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(small.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
-
-
-def _logits(segmenter: "BaseSegmenter", tokens: Any, labels: Sequence[str]) -> Float[Array, "k h w"]:
-    """At the network's own resolution."""
-    return segmenter._network(tokens, segmenter.embed(labels), None)[0]
-
-
 def table(rows: Sequence[Row], precision: str) -> Iterator[str]:
-    """Lines to print; the last column says what is over the limit."""
+    """Yield the lines of a table; the last column marks rows over the limit."""
     yield f"{'size':>9}  labels  max |logit difference|  pixels that change"
     for row in rows:
         note = "" if row.holds(precision) else "  over the limit"

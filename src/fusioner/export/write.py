@@ -14,14 +14,13 @@ from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import ENDINGS, MANIFEST, TOKENIZER, Bundle
+from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import Row, compare, table
-from fusioner.export.segmenter import ExportedSegmenter
 from fusioner.io import cannot_write, writable_folder
+from fusioner.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from fusioner.segmenter import Segmenter
 
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -82,7 +81,7 @@ def export(
         (bundle.folder / TOKENIZER).write_text(text["tokenizer"], "utf-8")
         bundle.write()
         say(f"checking against torch; photographs: {len(photos)}")
-        rows = compare(segmenter, ExportedSegmenter(bundle.folder, format), photos)
+        rows = compare(segmenter, Segmenter(ExportedNetwork(bundle.folder, format)), photos)
         for line in table(rows, precision):
             say(line)
         if not all(row.holds(precision) for row in rows):

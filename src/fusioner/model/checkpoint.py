@@ -1,22 +1,72 @@
-"""A trained model in one safetensors file, its card inside as metadata."""
+"""Trained models: one safetensors file each, with the model's card as metadata."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
-from fusioner.model.fusioner import Fusioner
-from fusioner.model.metadata import ModelCard
+from fusioner.model.config import FusionerConfig
+
+if TYPE_CHECKING:  # exported models read cards where torch is not installed
+    import torch
+    from torch import Tensor, nn
+
+    from fusioner.model.fusioner import Fusioner
 
 FORMAT = "fusioner-1"
 
 
-def save_model(path: str | Path, model: nn.Module, card: ModelCard, dtype: torch.dtype | None = None) -> None:
+@dataclass
+class ModelCard:
+    """Everything needed to rebuild a model and to judge it.
+
+    Attributes:
+        config: of the trained network.
+        image_encoder, text_encoder: registry names (`A+B` for several image encoders).
+        resolution: side in pixels of the square images it was trained on.
+        templates: prompt templates averaged for every label.
+        mean, std: normalisation of the image encoder's input; None keeps the encoder's own.
+        threshold: default probability above which a pixel gets a label.
+        guided_filter: whether mask edges are aligned with image edges by default.
+        training: data set, fold, classes, steps, command, versions, hash of the image list, settings.
+    """
+
+    config: FusionerConfig
+    image_encoder: str
+    text_encoder: str
+    resolution: int = 224
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    threshold: float = 0.5
+    guided_filter: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return one line of JSON with sorted keys, so that equal cards are equal bytes."""
+        return json.dumps(asdict(self) | {"config": self.config.to_dict()}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCard":
+        """Invert `to_json`.
+
+        Raises:
+            FusionerError: the card is corrupt or of a newer version.
+        """
+        try:
+            values = json.loads(text)
+            values["config"] = FusionerConfig.from_dict(values["config"])
+            for name in ("templates", "mean", "std"):
+                values[name] = None if values[name] is None else tuple(values[name])
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FusionerError(f"the model card is corrupt or of another version of Fusioner ({error})") from error
+
+
+def save_model(path: str | Path, model: "nn.Module", card: ModelCard, dtype: "torch.dtype | None" = None) -> None:
     """Write weights and card to `path` (.safetensors), atomically; `dtype` converts the weights (fp16 to ship)."""
     state: Mapping[str, Tensor] = model.state_dict()
     if dtype is not None:
@@ -24,19 +74,27 @@ def save_model(path: str | Path, model: nn.Module, card: ModelCard, dtype: torch
     save_tensors(path, state, {"format": FORMAT, "card": card.to_json()})
 
 
-def save_tensors(path: str | Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all; FusionerError where the system refuses."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_write(path) as beside:
-        # Not save_file, which makes files that only their owner may read.
-        beside.write_bytes(save(plain, metadata=metadata))
+def save_tensors(path: str | Path, state: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically; raises FusionerError if it cannot be written."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_write(path) as temporary:
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Fusioner, ModelCard]:
-    """Read a file of `save_model` -> (the network in eval mode and float32, its card).
+def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "tuple[Fusioner, ModelCard]":
+    """Read a file of `save_model`: the network in eval mode and float32, and its card.
 
-    Raises FusionerError for a missing, truncated or foreign file and for weights that do not fit the card.
+    Raises:
+        FusionerError: the file is missing, truncated, not a Fusioner model or of a newer version, or its weights do not
+            fit its card.
     """
+    from safetensors import SafetensorError, safe_open
+
+    from fusioner.model.fusioner import Fusioner
+
     path = Path(path)
     if not path.is_file():
         raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
@@ -45,25 +103,33 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Fu
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise FusionerError(f"{path} is damaged or no safetensors file ({error}): copy or train it again") from error
-    if metadata.get("format") != FORMAT:
-        raise FusionerError(f"{path} is a safetensors file but no Fusioner model (no '{FORMAT}' card in its metadata)")
-    card = ModelCard.from_json(metadata["card"])
+        raise FusionerError(f"{path} is corrupt or not a safetensors file ({error}): copy or train it again") from error
+    version = metadata.get("format", "")
+    if version != FORMAT and version.startswith("fusioner-"):
+        raise FusionerError(f"{path} has the format '{version}' of a newer Fusioner: update this installation")
+    if version != FORMAT or "card" not in metadata:
+        raise FusionerError(
+            f"{path} is a safetensors file but not a Fusioner model (no '{FORMAT}' card in its metadata)"
+        )
+    try:
+        card = ModelCard.from_json(metadata["card"])
+    except FusionerError as error:
+        raise FusionerError(f"{path}: {error}") from error
     model = Fusioner(card.config)
     load_state(model, state, str(path))
     return model.to(device).eval(), card
 
 
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`; raises FusionerError naming the first key that is missing, unknown or misshapen."""
-    own = model.state_dict()
-    for name, tensor in own.items():
+def load_state(model: "nn.Module", state: "Mapping[str, Tensor]", source: str) -> None:
+    """Copy `state` into `model`; raises FusionerError naming the first missing, unknown or misshapen weight."""
+    expected = model.state_dict()
+    for name, tensor in expected.items():
         if name not in state:
             raise FusionerError(f"{source} lacks the weight '{name}' of shape {tuple(tensor.shape)}")
         if state[name].shape != tensor.shape:
             shapes = f"{tuple(state[name].shape)}, the model needs {tuple(tensor.shape)}"
             raise FusionerError(f"{source}: weight '{name}' has shape {shapes}; was it made for other encoders?")
-    unknown = sorted(set(state) - set(own))
+    unknown = sorted(set(state) - set(expected))
     if unknown:
         raise FusionerError(f"{source} holds the weight '{unknown[0]}' that this model does not have")
     model.load_state_dict(dict(state))

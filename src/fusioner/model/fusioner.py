@@ -1,4 +1,4 @@
-"""The whole trained network: tokens and text in, logits out.
+"""The trained network: from image tokens and label embeddings to logits.
 
 Letters: B images, K labels, D channels, Gh Gw token grid, H W pixels.
 """
@@ -10,22 +10,22 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fusioner.model.baselines import Free, Projection
+from fusioner.model.baselines import Projection, ZeroShotBaseline
 from fusioner.model.config import TRAINING_FREE, UNDECODED, FusionerConfig
 from fusioner.model.decoder import Decoder
 from fusioner.model.fusion import Fusion
 from fusioner.model.head import cosine_logits
-from fusioner.model.similarity import Seen, Similarity
+from fusioner.model.similarity import ImageFeatures, Similarity
 
 
 class Fusioner(nn.Module):
     """Fusion, decoder and cosine head over the outputs of frozen encoders.
 
     With `config.similarity == "none"` this is the paper's network: all labels of an image are fused together, and a
-    label's mask may depend on what else is asked for. With similarity every label runs apart
-    through shared weights; it is guided by its own similarity to the image: beyond the paper, see docs.
+    label's mask may depend on the other labels. With a similarity (beyond the paper) each label is fused separately
+    with shared weights, guided by its similarity maps.
 
-    `config.method` names a baseline in its place (docs/baselines.md); all of them take and give the same.
+    `config.method` selects a baseline instead (docs/baselines.md), with the same inputs and outputs.
     """
 
     fusion: Fusion | Projection
@@ -37,8 +37,8 @@ class Fusioner(nn.Module):
         super().__init__()
         self.config = config
         self.decoder = self.similarity = None
-        self.free = Free(config) if config.method in TRAINING_FREE else None
-        if self.free is not None:
+        self.baseline = ZeroShotBaseline(config) if config.method in TRAINING_FREE else None
+        if self.baseline is not None:
             return
         self.fusion = Projection(config) if config.method == "lseg" else Fusion(config)
         self.decoder = Decoder(config) if config.method not in UNDECODED else None
@@ -51,7 +51,7 @@ class Fusioner(nn.Module):
 
     @property
     def labels_independent(self) -> bool:
-        """See `FusionerConfig`."""
+        """Whether a label's logits do not depend on the other labels."""
         return self.config.labels_independent
 
     def forward(
@@ -59,78 +59,69 @@ class Fusioner(nn.Module):
         tokens: Float[Tensor, "b d gh gw"],
         text: Float[Tensor, "b k dt"],
         size: tuple[int, int] | None = None,
-        portion: Int[Tensor, " b"] | None = None,
-        seen: Seen | None = None,
+        split: Int[Tensor, " b"] | None = None,
+        features: ImageFeatures | None = None,
     ) -> Float[Tensor, "b k h w"]:
-        """Logits of every label at every pixel.
+        """Return the logits of every label at every pixel.
 
         Args:
-            tokens: unit-length image tokens of any grid; aligned channels, where configured, come last.
+            tokens: unit-length image tokens on any grid; similarity channels, if configured, come last.
             text: unit-length label embeddings, any number of labels.
-            size: (H, W) of the answer; None keeps the decoder's own resolution, 8x the grid with four decoder widths.
-            portion: in training, which portion of the training images each belongs to, see `model.memory`.
-            seen: `look(tokens)`, for whoever asks more than once of the same images.
+            size: (H, W) of the logits; None: the decoder's resolution, 8x the grid with four decoder widths.
+            split: in training, the cross-fitting split of each image, see `closed_set_head`.
+            features: `encode_image(tokens)`, to reuse it for several queries.
         """
         b, k = text.shape[:2]
-        if self.free is not None:
-            return _resized(self.free(self.split(tokens)[1], text), size)
-        if self.config.method == "prompt-ablated":  # every name is the neutral text, so one answer is that of all
-            return self._answer(tokens, self.neutral.expand(b, 1, -1), size, portion, seen).expand(-1, k, -1, -1)
-        return self._answer(tokens, text, size, portion, seen)
+        if self.baseline is not None:
+            return _resize(self.baseline(self.split_channels(tokens)[1], text), size)
+        if self.config.method == "prompt-ablated":  # all labels have the neutral embedding, so one is computed
+            text = self.neutral.expand(b, 1, -1)
+        n, visual, guidance, residual = text.shape[1], tokens, None, None
+        if self.similarity is not None:
+            hidden = self._dropped_prompts(b, n, text.device)
+            features = self.encode_image(tokens, split) if features is None else features
+            guidance, residual = self.similarity(features, text, hidden if self.training else None)
+            visual = self.split_channels(tokens)[0]
+            text = (text * ~hidden[..., None]).reshape(b * n, 1, -1)
+        patches, classes = self.fusion(visual.flatten(2).transpose(1, 2), text, guidance)
+        grid = patches.transpose(1, 2).unflatten(2, tokens.shape[-2:])
+        logits = self._decode(grid, classes, size)
+        logits = logits.view(b, n, *logits.shape[-2:])
+        if residual is not None:
+            logits = logits + _resize(residual.unflatten(2, tokens.shape[-2:]), (logits.shape[2], logits.shape[3]))
+        return logits.expand(-1, k, -1, -1) if n != k else logits
 
-    def _answer(
-        self,
-        tokens: Float[Tensor, "b d gh gw"],
-        text: Float[Tensor, "b k dt"],
-        size: tuple[int, int] | None,
-        portion: Int[Tensor, " b"] | None,
-        seen: Seen | None,
-    ) -> Float[Tensor, "b k h w"]:
-        b, k = text.shape[:2]
-        if self.similarity is None:
-            return self._fuse(tokens, text, None, size)
-        hidden = self._hidden(b, k, text.device)
-        seen = self.look(tokens, portion) if seen is None else seen
-        guidance, direct = self.similarity(seen, text, hidden if self.training else None)
-        text = text * ~hidden[..., None]
-        logits = self._fuse(self.split(tokens)[0], text.reshape(b * k, 1, -1), guidance, size)
-        logits = logits.view(b, k, *logits.shape[-2:])
-        if direct is None:
-            return logits
-        return logits + _resized(direct.unflatten(2, tokens.shape[-2:]), (logits.shape[2], logits.shape[3]))
+    def encode_image(
+        self, tokens: Float[Tensor, "b d gh gw"], split: Int[Tensor, " b"] | None = None
+    ) -> ImageFeatures | None:
+        """Compute label-independent image features (None if there are none); `split` as in `forward`."""
+        return None if self.similarity is None else self.similarity.encode_image(*self.split_channels(tokens), split)
 
-    def look(self, tokens: Float[Tensor, "b d gh gw"], portion: Int[Tensor, " b"] | None = None) -> Seen | None:
-        """What of the answer depends on the images alone; None where nothing does. `portion` as in `forward`."""
-        return None if self.similarity is None else self.similarity.look(*self.split(tokens), portion)
+    def split_channels(self, tokens: Float[Tensor, "b d gh gw"]) -> tuple[Tensor, Tensor]:
+        """Separate visual tokens and similarity channels."""
+        similarity_dim = self.config.similarity_dim
+        visual, similarity = tokens.split([tokens.shape[1] - similarity_dim, similarity_dim], dim=1)
+        return visual if self.config.image_dim else tokens, similarity
 
-    def split(self, tokens: Float[Tensor, "b d gh gw"]) -> tuple[Tensor, Tensor]:
-        """Visual tokens and aligned channels apart."""
-        visual, aligned = tokens.split([tokens.shape[1] - self.config.aligned_dim, self.config.aligned_dim], dim=1)
-        return visual if self.config.image_dim else tokens, aligned
-
-    def _hidden(self, b: int, k: int, device: torch.device) -> Bool[Tensor, "b k"]:
-        """Prompt dropout: labels whose words the fusion must do without; all of them always where the rate is 1."""
+    def _dropped_prompts(self, b: int, k: int, device: torch.device) -> Bool[Tensor, "b k"]:
+        """Draw the labels whose embedding is hidden from the fusion (prompt dropout; always all at rate 1)."""
         rate = self.config.prompt_dropout
         if rate == 0.0 or (rate < 1.0 and not self.training):
             return torch.zeros(b, k, dtype=torch.bool, device=device)
         return torch.rand(b, k, device=device) < rate
 
-    def _fuse(
-        self,
-        tokens: Float[Tensor, "b d gh gw"],
-        text: Float[Tensor, "b k dt"],
-        guidance: Float[Tensor, "b k n w"] | None,
-        size: tuple[int, int] | None,
-    ) -> Float[Tensor, "..."]:
-        patches, classes = self.fusion(tokens.flatten(2).transpose(1, 2), text, guidance)
-        grid = patches.transpose(1, 2).unflatten(2, tokens.shape[-2:])
-        features, size_there = (grid, None) if self.decoder is None else (self.decoder(grid), size)
+    def _decode(
+        self, grid: Float[Tensor, "b w gh gw"], classes: Float[Tensor, "b k c"], size: tuple[int, int] | None
+    ) -> Float[Tensor, "b k h w2"]:
         temperature = 1.0 if self.config.logit_bias else self.config.temperature
-        logits = cosine_logits(features, classes, temperature, size_there)
+        if self.decoder is None:
+            logits = cosine_logits(grid, classes, temperature)
+        else:
+            logits = cosine_logits(self.decoder(grid), classes, temperature, size)
         if self.config.logit_bias:
             logits = logits * self.logit_scale.exp() + self.logit_bias
-        return _resized(logits, size) if self.decoder is None else logits
+        return _resize(logits, size) if self.decoder is None else logits
 
 
-def _resized(logits: Float[Tensor, "b k gh gw"], size: tuple[int, int] | None) -> Float[Tensor, "b k h w"]:
+def _resize(logits: Float[Tensor, "b k gh gw"], size: tuple[int, int] | None) -> Float[Tensor, "b k h w"]:
     return logits if size is None else F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

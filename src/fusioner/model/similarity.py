@@ -1,8 +1,8 @@
-"""Similarity channels: how much each patch looks like each label, as a frozen aligned encoder sees it.
+"""Similarity maps: the similarity of each patch and each label by a frozen text-aligned encoder.
 
-Beyond the paper. Masks that follow from a similarity map carry over to words never trained on, because the network
-learns to read maps, not words (cost aggregation, as in CAT-Seg, arXiv 2303.11797, rather than feature aggregation).
-Letters: B images, K labels, D text width, M anchor names, H wider kinds, P patches, C channels, W fusion width.
+Beyond the paper. Masks predicted from similarity maps generalise to unseen words, because the network learns to read
+maps, not words (cost aggregation, as in CAT-Seg, arXiv 2303.11797, rather than feature aggregation).
+Letters: B images, K labels, D text width, M class names, H hypernyms, P patches, C maps, W fusion width.
 """
 
 from typing import NamedTuple
@@ -12,28 +12,35 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fusioner.model.closed_set_head import CHANNELS, NEARBY, Memory, Recalled, centred, posterior
+from fusioner.model.closed_set_head import (
+    NAME_TEMPERATURE,
+    NUM_MAPS,
+    ClosedSetHead,
+    ClosedSetScores,
+    centre,
+    posterior,
+)
 from fusioner.model.config import FusionerConfig
 
-# Chosen on training images by how well single patches are told apart without any training, see docs/accuracy.md.
-SOFT = 2.0  # softmax temperature of the softened posterior
-FLOOR = 1e-5  # posterior mass below which a label counts as absent
-SHARPNESS = 5.0  # how much more a patch counts that is more alike
-RAMP = 0.001  # cosines over which a patch fades in
-GENERAL = 0.05  # what a kind's cosine loses by the logarithm of how many names it covers
-DEPTH = 20  # places for the kinds of a name, of which WordNet gives none more than 19
-SIDEWAYS = 32  # width of the short way from maps to logits
+# Tuned on training images by the accuracy of single patches without training, see docs/accuracy.md.
+SOFTMAX_TEMPERATURE = 2.0  # of the softened posterior
+MIN_MASS = 1e-5  # of the posterior, below which a label counts as absent
+AFFINITY_SHARPNESS = 5.0  # of the weights of similar patches
+AFFINITY_RAMP = 0.001  # range of cosines over which a patch fades in
+HYPERNYM_COST = 0.05  # reduction of a hypernym's cosine per log of its number of names
+MAX_PARENTS = 20  # hypernyms of a name; WordNet has at most 19
+RESIDUAL_WIDTH = 32  # of the residual head
 
 
-class Seen(NamedTuple):
-    """What there is to say of images whatever the labels, so that it is said once an image.
+class ImageFeatures(NamedTuple):
+    """Label-independent features of images, computed once per image.
 
     Attributes:
-        tokens: aligned tokens in text space: as they are ("cosine"), or ConSE's ("posterior", and all that follows).
-        soft, log: the softened posterior, and the logarithm of the posterior less its mean.
+        tokens: in text space: the aligned tokens ("cosine") or ConSE's ("posterior", like all that follows).
+        soft, log: softened posterior and centred log-posterior.
         mean, spread: of the cosines of a token with all M names.
-        alike: how much of patch j there is in an average over the patches that are like patch i; rows add up to 1.
-        recalled: what the memory says, where there is one.
+        affinity: weight of patch j in the average over the patches similar to patch i; rows sum to 1.
+        closed_set: scores of the closed-set head, if there is one.
     """
 
     tokens: Float[Tensor, "b d p"]
@@ -41,133 +48,139 @@ class Seen(NamedTuple):
     log: Float[Tensor, "b m p"] | None = None
     mean: Float[Tensor, "b p"] | None = None
     spread: Float[Tensor, "b p"] | None = None
-    alike: Float[Tensor, "b p p"] | None = None
-    recalled: Recalled | None = None
+    affinity: Float[Tensor, "b p p"] | None = None
+    closed_set: ClosedSetScores | None = None
 
 
 class Similarity(nn.Module):
-    """What is seen in an image (`look`) and label embeddings -> what to add to the visual tokens of each label.
+    """Image features (`encode_image`) and label embeddings -> guidance, which is added to each label's visual tokens.
 
-    "cosine": aligned tokens live in the text encoder's space, as CLIP's do; one channel, their cosine with the label.
-    "posterior": aligned tokens are a classifier's posterior over M named classes, scaled to unit length. Each label
-    spreads over the names nearest to it in text space, and reads three channels there: the log of the softened
-    posterior mass, the mean logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
-    With `config.kinds` half of a label's share goes to names that are a kind of it, however they are called: a tabby
-    is a cat. There a name is as near as the nearest of its WordNet hypernyms, less a little the more that one covers.
-    With `config.memory` three channels more say what trained classes of nearby names look like, and one, the same
-    everywhere, how near those names are (`model.memory`).
-    With `config.affinity` every map is read once more, averaged over the patches that the visual encoder finds alike:
-    what an aligned encoder says of an object's head then holds for its legs (as in ProxyCLIP, arXiv 2408.04883).
-    Every map comes twice: as it is, and as its maximum over the image, which says whether the label is there at all.
+    "cosine": the tokens live in the text encoder's space, as CLIP's do; one map, their cosine with the label.
+    "posterior": the tokens are a classifier's posterior over M named classes, scaled to unit length. Each label is
+    matched to the names nearest to it in text space, with three maps: the log of the softened posterior mass, the mean
+    logit, and the z-score of ConSE's cosine (arXiv 1312.5650) among those of all M names.
+    With `config.num_hypernyms` half of a label's weight goes to names that are hyponyms of it: a tabby is a cat. There
+    the cosine of a name is the largest one of its WordNet hypernyms, reduced by their number of names.
+    With `config.closed_set_classes` there are three more maps and one number per label (`model.closed_set_head`).
+    With `config.affinity_refinement` every map is repeated, averaged over patches that the visual encoder finds
+    similar, which spreads evidence from an object's head to its legs (as in ProxyCLIP, arXiv 2408.04883).
+    Every map is read twice: as it is, and as its maximum over the image, evidence for the label's presence.
     """
+
+    anchors: Float[Tensor, "m d"]
+    hypernyms: Float[Tensor, "h d"]
+    hypernym_cost: Float[Tensor, " h"]
+    parents: Int[Tensor, "m depth"]
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
         self.kind = config.similarity
-        self.memory = Memory(config) if config.memory else None
-        self.affinity = config.affinity
-        maps = (3 if self.kind == "posterior" else 1) + (CHANNELS if self.memory else 0)
-        channels = 2 * maps * (2 if self.affinity else 1) + (1 if self.memory else 0)
+        self.closed_set = ClosedSetHead(config) if config.closed_set_classes else None
+        self.affinity_refinement = config.affinity_refinement
+        maps = (3 if self.kind == "posterior" else 1) + (NUM_MAPS if self.closed_set else 0)
+        channels = 2 * maps * (2 if self.affinity_refinement else 1) + (1 if self.closed_set else 0)
         self.proj = nn.Sequential(nn.Linear(channels, config.width), nn.GELU(), nn.Linear(config.width, config.width))
-        self.direct = None
-        if config.direct:
-            self.direct = nn.Sequential(nn.Linear(channels, SIDEWAYS), nn.GELU(), nn.Linear(SIDEWAYS, 1))
-            for of_last in self.direct[2].parameters():  # at first it says nothing
-                nn.init.zeros_(of_last)
+        self.residual_head = None
+        if config.residual_head:
+            self.residual_head = nn.Sequential(
+                nn.Linear(channels, RESIDUAL_WIDTH), nn.GELU(), nn.Linear(RESIDUAL_WIDTH, 1)
+            )
+            for parameter in self.residual_head[2].parameters():  # starts at zero
+                nn.init.zeros_(parameter)
         if self.kind == "posterior":
-            self.register_buffer("anchors", torch.zeros(config.aligned_dim, config.text_dim))
-        self.has_kinds = config.kinds > 0
-        if self.has_kinds:
-            self.register_buffer("kinds", torch.zeros(config.kinds, config.text_dim))
-            self.register_buffer("cost", torch.zeros(config.kinds))
-            self.register_buffer("above", torch.full((config.aligned_dim, DEPTH), config.kinds))
+            self.register_buffer("anchors", torch.zeros(config.similarity_dim, config.text_dim))
+        self.has_hypernyms = config.num_hypernyms > 0
+        if self.has_hypernyms:
+            self.register_buffer("hypernyms", torch.zeros(config.num_hypernyms, config.text_dim))
+            self.register_buffer("hypernym_cost", torch.zeros(config.num_hypernyms))
+            no_parent = config.num_hypernyms
+            self.register_buffer("parents", torch.full((config.similarity_dim, MAX_PARENTS), no_parent))
 
-    anchors: Float[Tensor, "m d"]
-    kinds: Float[Tensor, "h d"]
-    cost: Float[Tensor, " h"]
-    above: Int[Tensor, "m depth"]
+    def set_hypernyms(self, hypernyms: Float[Tensor, "h d"], parents: Int[Tensor, "m n"]) -> None:
+        """Set the hypernyms' unit embeddings and the hypernyms of each name, at most `MAX_PARENTS`; H: none."""
+        names = torch.bincount(parents.flatten(), minlength=len(hypernyms) + 1)[:-1].clamp_min(1)
+        self.hypernyms.copy_(hypernyms)
+        self.hypernym_cost.copy_(HYPERNYM_COST * names.log())
+        self.parents[:, : parents.shape[1]] = parents
 
-    def learn_kinds(self, kinds: Float[Tensor, "h d"], above: Int[Tensor, "m most"]) -> None:
-        """Take over the kinds' unit embeddings, and which, `DEPTH` at most, are above each name; H: no more."""
-        covered = torch.bincount(above.flatten(), minlength=len(kinds) + 1)[:-1].clamp_min(1)
-        self.kinds.copy_(kinds)
-        self.cost.copy_(GENERAL * covered.log())
-        self.above[:, : above.shape[1]] = above
-
-    def look(
+    def encode_image(
         self,
         visual: Float[Tensor, "b v gh gw"],
         aligned: Float[Tensor, "b a gh gw"],
-        portion: Int[Tensor, " b"] | None = None,
-    ) -> Seen:
-        """What labels are compared with; `portion` as in `Memory`."""
-        seen = self.read(aligned.flatten(2))
-        recalled = None
-        if self.memory is not None and seen.log is not None:
-            recalled = self.memory.look(visual.flatten(2), seen.log, portion)
-        alike = affinity(visual.flatten(2)) if self.affinity else None
-        return seen._replace(alike=alike, recalled=recalled)
+        split: Int[Tensor, " b"] | None = None,
+    ) -> ImageFeatures:
+        """Compute label-independent features; `split` as in `ClosedSetHead`."""
+        features = self.embed_tokens(aligned.flatten(2))
+        scores = None
+        if self.closed_set is not None and features.log is not None:
+            scores = self.closed_set.encode_image(visual.flatten(2), features.log, split)
+        weights = affinity(visual.flatten(2)) if self.affinity_refinement else None
+        return features._replace(affinity=weights, closed_set=scores)
 
-    def read(self, aligned: Float[Tensor, "b a p"]) -> Seen:
-        """What aligned tokens say, each by itself."""
+    def embed_tokens(self, aligned: Float[Tensor, "b a p"]) -> ImageFeatures:
+        """Compute the features of each token alone."""
         if self.kind == "cosine":
-            return Seen(aligned)
+            return ImageFeatures(aligned)
         p = posterior(aligned)
-        log = centred(p.log())
+        log = centre(p.log())
         token = F.normalize(self.anchors.T @ p, dim=1)
-        centre = self.anchors.mean(dim=0)
-        off = (self.anchors - centre).T  # not torch.cov, which no graph can hold
-        mean, variance = centre @ token, (token * (off @ off.T / len(self.anchors) @ token)).sum(dim=1)
-        return Seen(token, (log / SOFT).softmax(dim=1), log, mean, variance.clamp_min(1e-8).sqrt())
+        mean_anchor = self.anchors.mean(dim=0)
+        deviation = (self.anchors - mean_anchor).T  # torch.cov cannot be exported
+        covariance = deviation @ deviation.T / len(self.anchors)
+        mean, variance = mean_anchor @ token, (token * (covariance @ token)).sum(dim=1)
+        soft = (log / SOFTMAX_TEMPERATURE).softmax(dim=1)
+        return ImageFeatures(token, soft, log, mean, variance.clamp_min(1e-8).sqrt())
 
     def forward(
-        self, seen: Seen, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
+        self, features: ImageFeatures, text: Float[Tensor, "b k d"], hidden: Bool[Tensor, "b k"] | None = None
     ) -> tuple[Float[Tensor, "b k p w"], Float[Tensor, "b k p"] | None]:
-        """Guidance for each label's visual tokens, in row-major grid order, and with `config.direct` what there is to
-        add to its logits; `hidden` as in `Memory`."""
-        maps, near = self.maps(seen, text), None
-        if self.memory is not None and seen.recalled is not None:
-            recalled, near = self.memory(seen.recalled, text, hidden)
-            maps = torch.cat([maps, recalled], dim=2)
-        if seen.alike is not None:
-            maps = torch.cat([maps, maps @ seen.alike.transpose(1, 2)[:, None]], dim=2)
+        """Return the guidance of each label's visual tokens (row-major grid order) and the residual logits, if any.
+
+        `hidden` as in `ClosedSetHead`.
+        """
+        maps, nearest = self.maps(features, text), None
+        if self.closed_set is not None and features.closed_set is not None:
+            closed_set_maps, nearest = self.closed_set(features.closed_set, text, hidden)
+            maps = torch.cat([maps, closed_set_maps], dim=2)
+        if features.affinity is not None:
+            maps = torch.cat([maps, maps @ features.affinity.transpose(1, 2)[:, None]], dim=2)
         peaks = maps.amax(dim=3, keepdim=True).expand_as(maps)
-        read = torch.cat([maps, peaks], dim=2).transpose(2, 3)
-        if near is not None:
-            read = torch.cat([read, near[..., None, None].expand(*read.shape[:3], 1)], dim=3)
-        return self.proj(read), None if self.direct is None else self.direct(read)[..., 0]
+        inputs = torch.cat([maps, peaks], dim=2).transpose(2, 3)
+        if nearest is not None:
+            inputs = torch.cat([inputs, nearest[..., None, None].expand(*inputs.shape[:3], 1)], dim=3)
+        return self.proj(inputs), None if self.residual_head is None else self.residual_head(inputs)[..., 0]
 
-    def near(self, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k m"]:
-        """How a label spreads over the anchor names; adds up to 1."""
+    def anchor_weights(self, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k m"]:
+        """Return each label's weights of the class names; they sum to 1."""
         cosine = text @ self.anchors.T
-        near = (cosine / NEARBY).softmax(dim=-1)
-        if not self.has_kinds:
-            return near
-        wide = text @ self.kinds.T - self.cost
-        wide = F.pad(wide, (0, 1), value=-1.0).index_select(2, self.above.flatten()).unflatten(2, self.above.shape)
-        wider = torch.maximum(cosine, wide.amax(dim=-1))
-        return (near + (wider / NEARBY).softmax(dim=-1)) / 2
+        weights = (cosine / NAME_TEMPERATURE).softmax(dim=-1)
+        if not self.has_hypernyms:
+            return weights
+        above = text @ self.hypernyms.T - self.hypernym_cost
+        above = F.pad(above, (0, 1), value=-1.0).index_select(2, self.parents.flatten())
+        cosine = torch.maximum(cosine, above.unflatten(2, self.parents.shape).amax(dim=-1))
+        return (weights + (cosine / NAME_TEMPERATURE).softmax(dim=-1)) / 2
 
-    def maps(self, seen: Seen, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
-        """The channels that need no memory, each about unit scale."""
-        cosine = text @ seen.tokens
-        if seen.soft is None or seen.log is None or seen.mean is None or seen.spread is None:
+    def maps(self, features: ImageFeatures, text: Float[Tensor, "b k d"]) -> Float[Tensor, "b k c p"]:
+        """Return the similarity maps without the closed-set head's, each about unit scale."""
+        cosine = text @ features.tokens
+        if features.soft is None or features.log is None or features.mean is None or features.spread is None:
             return 10.0 * cosine[:, :, None]
-        near = self.near(text)
-        # The logs add up to 0: less the mean share, the large ones no longer cancel each other in the last digits.
-        mass, logit = near @ seen.soft, (near - 1 / near.shape[2]) @ seen.log
-        z = (cosine - seen.mean[:, None]) / seen.spread[:, None]
-        return torch.stack([((mass + FLOOR).log() + 6.0) / 2.5, logit / 4.0, z / 2.0], dim=2)
+        weights = self.anchor_weights(text)
+        # The logs sum to 0: without the mean weight, large ones do not cancel each other in the last digits.
+        mass, logit = weights @ features.soft, (weights - 1 / weights.shape[2]) @ features.log
+        z = (cosine - features.mean[:, None]) / features.spread[:, None]
+        return torch.stack([((mass + MIN_MASS).log() + 6.0) / 2.5, logit / 4.0, z / 2.0], dim=2)
 
 
 def affinity(visual: Float[Tensor, "b v p"]) -> Float[Tensor, "b p p"]:
-    """How much each patch counts in an average over those like it; rows add up to 1.
+    """Return the weight of each patch in an average over patches similar to it; rows sum to 1.
 
-    A softmax over cosines, of those alone that are above the image's mean cosine. They fade in within `RAMP` about it,
-    for at a cliff the last digit of a cosine, which no two machines share, would decide.
+    A softmax over the cosines above the image's mean cosine. They fade in within `AFFINITY_RAMP` around it: with a hard
+    limit, rounding errors of a cosine would decide.
     """
     visual = F.normalize(visual, dim=1)
     cosine = visual.transpose(1, 2) @ visual
     above = cosine - cosine.mean(dim=(1, 2), keepdim=True)
-    weights = (SHARPNESS * above).exp() * (above / RAMP + 0.5).clamp(0.0, 1.0)
+    weights = (AFFINITY_SHARPNESS * above).exp() * (above / AFFINITY_RAMP + 0.5).clamp(0.0, 1.0)
     return weights / weights.sum(dim=2, keepdim=True)

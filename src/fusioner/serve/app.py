@@ -15,8 +15,8 @@ from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
 from fusioner import __version__
-from fusioner.base_segmenter import BaseSegmenter
 from fusioner.formats import FORMATS
+from fusioner.segmenter import Segmenter
 from fusioner.serve import schemas
 from fusioner.serve.concurrency import ConcurrencyMiddleware, run_until_disconnect
 from fusioner.serve.errors import ApiError, add_error_handlers
@@ -36,7 +36,7 @@ def log_failure(error: BaseException) -> None:
 
 
 def create_app(
-    load: Callable[[], BaseSegmenter],
+    load: Callable[[], Segmenter],
     limits: Limits | None = None,
     access: Access | None = None,
     on_failure: Callable[[BaseException], None] = log_failure,

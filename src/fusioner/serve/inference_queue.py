@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fusioner.backend import Array
-from fusioner.base_segmenter import BaseSegmenter
-from fusioner.encoded_image import EncodedImage
 from fusioner.errors import FusionerError
 from fusioner.options import InferenceOptions, Mode
+from fusioner.segmenter import EncodedImage, Segmenter
 from fusioner.serve.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class InferenceQueue:
 
     def __init__(
         self,
-        load: Callable[[], BaseSegmenter],
+        load: Callable[[], Segmenter],
         batch_size: int,
         on_batch: Callable[[int], None],
         on_failure: Callable[[BaseException], None],
@@ -86,7 +84,7 @@ class InferenceQueue:
         self._thread = threading.Thread(target=self._run, name="fusioner-inference", daemon=True)
         self._loaded: Future[None] = Future()
         self._loaded.set_running_or_notify_cancel()  # a request that stops waiting cannot cancel it
-        self.segmenter: BaseSegmenter | None = None
+        self.segmenter: Segmenter | None = None
         self.failure: BaseException | None = None
         self.seconds_per_job = 1.0
 
@@ -106,7 +104,7 @@ class InferenceQueue:
         """Number of waiting jobs."""
         return len(self._encodes) + len(self._queries)
 
-    async def loaded(self) -> BaseSegmenter:
+    async def loaded(self) -> Segmenter:
         """Wait for the segmenter; ApiError 503 if it could not be loaded."""
         await asyncio.wrap_future(self._loaded)
         if self.segmenter is None:
@@ -119,8 +117,8 @@ class InferenceQueue:
         options = replace(segmenter.options, mode=mode) if mode else segmenter.options
         return await self._submit(EncodeJob(image, options), self._encodes)
 
-    async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[Array, "k h w"]:
-        """Compute logits as `Segmenter.own_logits` does."""
+    async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Compute logits as `Segmenter.low_res_logits` does."""
         return await self._submit(QueryJob(encoded, labels), self._queries)
 
     async def _submit(self, job: Any, queue: deque[Any]) -> Any:
@@ -145,7 +143,7 @@ class InferenceQueue:
         while self._turn(self.segmenter):
             pass
 
-    def _turn(self, segmenter: BaseSegmenter) -> bool:
+    def _turn(self, segmenter: Segmenter) -> bool:
         with self._wake:
             self._wake.wait_for(lambda: self.waiting or self._closed)
             if not self.waiting:
@@ -153,13 +151,13 @@ class InferenceQueue:
             queries = [self._queries.popleft() for _ in range(len(self._queries))]
         for job in queries:
             if job.future.set_running_or_notify_cancel():
-                self._finish([job], lambda job=job: [segmenter.own_logits(job.encoded, job.labels)])
+                self._finish([job], lambda job=job: [segmenter.low_res_logits(job.encoded, job.labels)])
         batch = self._next_batch()
         if batch:
             self._on_batch(len(batch))
         if len(batch) > 1:
             images, options = [job.image for job in batch], batch[0].options
-            if self._finish(batch, lambda: segmenter.encode_many(images, options)):
+            if self._finish(batch, lambda: segmenter.encode_batch(images, options)):
                 return True
         for job in batch:
             encode = partial(segmenter.encode, job.image, job.options, on_progress=job.on_progress)

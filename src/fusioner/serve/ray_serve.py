@@ -9,7 +9,7 @@ import os
 from fastapi import FastAPI
 from ray import serve
 
-from fusioner.base_segmenter import BaseSegmenter
+from fusioner.segmenter import Segmenter
 from fusioner.serve.app import create_app
 from fusioner.serve.security import Access
 
@@ -19,8 +19,8 @@ def build() -> FastAPI:
     return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), (), "0.0.0.0"))
 
 
-def _load() -> BaseSegmenter:
-    from fusioner.loading import load
+def _load() -> Segmenter:
+    from fusioner.segmenter import load
 
     return load(os.environ.get("FUSIONER_MODEL"))
 

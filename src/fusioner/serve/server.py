@@ -12,8 +12,8 @@ from typing import Any
 
 import uvicorn
 
-from fusioner.base_segmenter import BaseSegmenter
 from fusioner.errors import FusionerError
+from fusioner.segmenter import Segmenter
 from fusioner.serve.app import create_app
 from fusioner.serve.limits import Limits
 from fusioner.serve.security import Access
@@ -24,7 +24,7 @@ GRACE_SECONDS = 10  # for clients to read their last response
 class Server(uvicorn.Server):
     """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
 
-    def __init__(self, load: Callable[[], BaseSegmenter], limits: Limits, access: Access) -> None:
+    def __init__(self, load: Callable[[], Segmenter], limits: Limits, access: Access) -> None:
         app = create_app(load, limits, access, on_failure=lambda error: None)  # `serve` raises it
         config = uvicorn.Config(
             app,
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(
-    load: Callable[[], BaseSegmenter],
+    load: Callable[[], Segmenter],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -76,7 +76,7 @@ def make_server(
     return Server(load, limits or Limits(), Access(key, origins, host)), listener, url
 
 
-def serve(load: Callable[[], BaseSegmenter], *, open_browser: bool = False, **options: Any) -> None:
+def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options: Any) -> None:
     """Serve until a signal; `options` are those of `make_server`.
 
     Raises:

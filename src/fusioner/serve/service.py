@@ -16,15 +16,13 @@ from urllib.parse import quote
 
 from fastapi import Response
 from jaxtyping import Float
+from PIL import Image
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from fusioner.backend import Array, to_numpy
-from fusioner.backend_numpy import shrink
-from fusioner.base_segmenter import BaseSegmenter
-from fusioner.encoded_image import EncodedImage
 from fusioner.formats import FORMATS
 from fusioner.image import read_image
 from fusioner.options import Mode
+from fusioner.segmenter import EncodedImage, Segmenter
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
 from fusioner.serve.errors import ApiError
 from fusioner.serve.inference_queue import InferenceQueue
@@ -43,7 +41,7 @@ class Service:
     """The state of one server; nothing is written to disk."""
 
     def __init__(
-        self, load: Callable[[], BaseSegmenter], limits: Limits, on_failure: Callable[[BaseException], None]
+        self, load: Callable[[], Segmenter], limits: Limits, on_failure: Callable[[BaseException], None]
     ) -> None:
         self.limits, self.registry = limits, CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -173,14 +171,18 @@ class ImageCache:
         del self._images[id]
 
 
-def encode_logits(logits: Float[Array, "k h w"], labels: list[str], size: tuple[int, int], threshold: float) -> bytes:
+def encode_logits(
+    logits: Float[np.ndarray, "k h w"], labels: list[str], size: tuple[int, int], threshold: float
+) -> bytes:
     """Encode logits as the `logits` format: planes of 16 bits (logit = low + step * value).
 
     Planes of more than `MAX_PLANE_CELLS` cells, or `MAX_LOGITS` together, are downsampled.
     """
     k, h, w = logits.shape
     factor = min(1.0, (MAX_PLANE_CELLS / (h * w)) ** 0.5, (MAX_LOGITS / (k * h * w)) ** 0.5)
-    planes = shrink(to_numpy(logits), (max(1, int(h * factor)), max(1, int(w * factor))))
+    coarse = max(1, int(w * factor)), max(1, int(h * factor))
+    resized = (Image.fromarray(plane).resize(coarse, Image.Resampling.BILINEAR) for plane in logits)
+    planes = logits if coarse == (w, h) else np.stack([np.asarray(plane) for plane in resized])
     low = planes.min().item()
     step = max((planes.max().item() - low) / 65535, 1e-9)
     values = ((planes - low) / step).round().astype("<u2")

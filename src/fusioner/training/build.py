@@ -173,13 +173,13 @@ def build_network(
         decoder_widths=options.decoder_widths,
         decoder_norm=options.decoder_norm,
         similarity=options.similarity,  # pyright: ignore[reportArgumentType]  # no longer "auto"
-        aligned_dim=similarity_dim,
-        direct=options.residual_head,
-        kinds=len(hypernyms.embeddings) if hypernyms is not None else 0,
-        affinity=options.affinity_refinement,
+        similarity_dim=similarity_dim,
+        residual_head=options.residual_head,
+        num_hypernyms=len(hypernyms.embeddings) if hypernyms is not None else 0,
+        affinity_refinement=options.affinity_refinement,
         prompt_dropout=options.prompt_dropout,
-        memory=num_names if options.closed_set_head else 0,
-        earlier=previous_closed_sets,
+        closed_set_classes=num_names if options.closed_set_head else 0,
+        previous_closed_sets=previous_closed_sets,
         logit_bias=options.logit_bias,
     )
     with torch.random.fork_rng(devices=[]):
@@ -187,9 +187,9 @@ def build_network(
         model = Fusioner(shape)
     if hypernyms is not None:
         module: Any = model.similarity
-        module.learn_kinds(hypernyms.embeddings, hypernyms.of_class)
+        module.set_hypernyms(hypernyms.embeddings, hypernyms.of_class)
     if options.similarity == "posterior" and last.class_embeddings is not None:
-        buffer = "similarity.anchors" if model.free is None else "free.anchors"
+        buffer = "similarity.anchors" if model.baseline is None else "baseline.anchors"
         model.get_buffer(buffer).copy_(last.class_embeddings)
     return model
 

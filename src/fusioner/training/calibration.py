@@ -38,8 +38,8 @@ def set_reference_words(model: Fusioner, embed: LabelEmbedder) -> None:
     """Set the text embeddings that the model's method compares with, or replaces prompts by; most methods have none."""
     if model.config.method == "prompt-ablated":
         model.neutral.copy_(embed([NEUTRAL])[0])
-    elif model.free is not None and not model.free.silent:
-        model.free.words.copy_(embed(reference_words()))
+    elif model.baseline is not None and not model.baseline.is_empty:
+        model.baseline.reference_words.copy_(embed(reference_words()))
 
 
 def reference_words() -> list[str]:
@@ -57,13 +57,13 @@ def calibrate_threshold(
     Raises:
         FusionerError: an unreadable image or mask.
     """
-    assert model.free is not None
+    assert model.baseline is not None
     samples = loader.corpus.samples
     drawn = sorted(np.random.default_rng((seed, 4)).permutation(len(samples))[:NUM_IMAGES].tolist())
     starts = range(0, len(drawn), batch_size)
     counts = torch.zeros(len(CANDIDATES), loader.corpus.class_offsets[-1], 3)
-    device = model.free.level.device
-    model.free.level.zero_()
+    device = model.baseline.zscore_threshold.device
+    model.baseline.zscore_threshold.zero_()
     for start in track(starts, "calibrating") if track else starts:
         part = drawn[start : start + batch_size]
         batch = loader.build([samples[i] for i in part], [(i,) for i in part], training=False).to(device)
@@ -71,7 +71,7 @@ def calibrate_threshold(
         for total, threshold in zip(counts, CANDIDATES, strict=True):
             total += iou_counts(zscores - threshold, batch, len(total)).cpu()
     score, threshold = max((miou(total), threshold) for total, threshold in zip(counts, CANDIDATES, strict=True))
-    model.free.level.fill_(threshold)
+    model.baseline.zscore_threshold.fill_(threshold)
     return score
 
 
@@ -95,7 +95,7 @@ def uncalibrated(
     model = build_network(config, image, text)
     set_reference_words(model, embed)
     card = ModelCard(model.config, image.name, text.name, resolution, embed.templates)
-    return Segmenter(model, image, text, card, pick_device(device))
+    return Segmenter.from_parts(model, image, text, card, pick_device(device))
 
 
 class NeutralEmbedder(LabelEmbedder):

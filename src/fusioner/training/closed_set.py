@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
 from fusioner.model.checkpoint import save_tensors
-from fusioner.model.closed_set_head import ClosedSet
+from fusioner.model.closed_set_head import ClosedSetSegmenter
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import map_ahead
 from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
@@ -103,9 +103,9 @@ def fit_closed_set_head(
         FusionerError: an unreadable image or mask, or a full disk.
     """
     similarity: Any = model.similarity
-    head = similarity.memory
+    head = similarity.closed_set
     dataset = ClosedSetDataset(model, corpus, sources, track)
-    head.learn(class_embeddings, dataset.counts.sum(dim=0)[:-1] > 0)
+    head.set_names(class_embeddings, dataset.counts.sum(dim=0)[:-1] > 0)
     states = []
     for excluded in (-1, *range(CROSS_FIT_FOLDS)):
         name = "full" if excluded < 0 else f"without_{excluded}"
@@ -116,9 +116,9 @@ def fit_closed_set_head(
             if cache:
                 cache.put(name, state)
         states.append(state)
-    head.whole.load_state_dict(states[0])
-    head.cross = [copy.deepcopy(head.whole) for _ in range(CROSS_FIT_FOLDS)]
-    for network, state in zip(head.cross, states[1:], strict=True):
+    head.full.load_state_dict(states[0])
+    head.cross_fit = [copy.deepcopy(head.full) for _ in range(CROSS_FIT_FOLDS)]
+    for network, state in zip(head.cross_fit, states[1:], strict=True):
         network.load_state_dict(state)
 
 
@@ -130,7 +130,7 @@ def fit_closed_set(
     seed: int = 0,
     device: torch.device | None = None,
     fit: FitConfig = DEFAULT_FIT,
-) -> ClosedSet:
+) -> ClosedSetSegmenter:
     """Fit one closed-set network for unnormalised features; returned frozen, on the device.
 
     Minimises the cross-entropy over the classes of an image's own split with AdamW, on all views, half of them flipped;
@@ -143,7 +143,7 @@ def fit_closed_set(
     samples, counts = [dataset.samples[i] for i in used], dataset.counts[used].sum(dim=0)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        network = ClosedSet(dataset.width, dataset.allowed.shape[1] - 1).to(device)
+        network = ClosedSetSegmenter(dataset.width, dataset.allowed.shape[1] - 1).to(device)
         if not samples:
             nn.init.zeros_(network.last.weight)
             nn.init.zeros_(network.last.bias)

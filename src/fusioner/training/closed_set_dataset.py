@@ -56,7 +56,7 @@ class ClosedSetDataset:
 
     def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track | None) -> None:
         self.model, self.sources = model, sources
-        self.width = model.config.visual_dim + model.config.aligned_dim
+        self.width = model.config.visual_dim + model.config.similarity_dim
         self.samples = corpus.unique_images()
         classes = {name: number for number, name in enumerate(corpus.names())}
         self.tables = [_label_table(split, classes) for split in corpus.splits]

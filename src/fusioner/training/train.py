@@ -93,8 +93,8 @@ def train(
     table = embed(vocabulary.words)
     class_embeddings = table[: len(corpus.names())].cpu()  # without synonyms and hypernyms
     previous: tuple[int, ...] = ()
-    if initial is not None and initial.config.memory:
-        previous = (*initial.config.earlier, initial.config.memory)
+    if initial is not None and initial.config.closed_set_classes:
+        previous = (*initial.config.previous_closed_sets, initial.config.closed_set_classes)
     model = build_network(config, image, text, len(corpus.names()), previous)
     set_reference_words(model, embed)
     if initial is not None:
@@ -115,11 +115,11 @@ def train(
         config.model.resolution,
         embed.templates,
         *((image.mean, image.std) if config.model.normalisation == "dataset" else (None, None)),
-        refine=config.model.guided_filter,
+        guided_filter=config.model.guided_filter,
         training=entry,
     )
     sources = build_sources(corpus, image, config, run.cache, progress.say, track)
-    if model.config.memory:
+    if model.config.closed_set_classes:
         fit = FitConfig(config.model.closed_set_epochs, config.model.closed_set_patch_ratio)
         inputs = [config.model.resolution, config.seed, fit, config.data.features, config.data.views]
         key = json.dumps([corpus.digest(), entry["encoders"], *inputs])
@@ -141,7 +141,7 @@ def train(
         config.data.horizontal_flip,
         config.data.negative_frequency_power,
     )
-    if model.free is not None:
+    if model.baseline is not None:
         return _calibrate(model.to(fabric.device), loader, config, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": entry["encoders"], "init_from": entry["init_from"]}
     runtime = runtime or RuntimeConfig()
@@ -165,21 +165,21 @@ def _with_network_of(config: TrainConfig, network: FusionerConfig) -> TrainConfi
     }
     return config.override(
         **values,
-        closed_set_head=network.memory > 0,
-        hypernyms=network.kinds > 0,
-        affinity_refinement=network.affinity,
-        residual_head=network.direct,
+        closed_set_head=network.closed_set_classes > 0,
+        hypernyms=network.num_hypernyms > 0,
+        affinity_refinement=network.affinity_refinement,
+        residual_head=network.residual_head,
     )
 
 
 def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
     """Copy an initial model's weights, and its closed-set heads beside the new one."""
-    weights = {name: tensor for name, tensor in initial.state_dict().items() if ".memory." not in name}
-    new = {name: tensor for name, tensor in model.state_dict().items() if ".memory." in name}
+    weights = {name: tensor for name, tensor in initial.state_dict().items() if ".closed_set." not in name}
+    new = {name: tensor for name, tensor in model.state_dict().items() if ".closed_set." in name}
     load_state(model, weights | new, source)
-    old_head, new_head = (getattr(network.similarity, "memory", None) for network in (initial, model))
+    old_head, new_head = (getattr(network.similarity, "closed_set", None) for network in (initial, model))
     if old_head is not None and new_head is not None:
-        new_head.inherit(old_head)
+        new_head.load_previous(old_head)
 
 
 def _calibrate(

@@ -1,0 +1,95 @@
+"""The network behind a `Segmenter` as exported graphs, run by ONNX Runtime or OpenVINO without torch.
+
+Letters as in `segmenter`; T tokens of a text.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.errors import FusionerError
+from fusioner.export.bundle import TOKENIZER, Bundle, read_bundle
+from fusioner.export.runtime import Graph, open_graph, pick_runtime
+
+TEXT_BATCH_SIZE = 64
+
+
+class ExportedNetwork:
+    """The graphs of a folder of `fusioner export`; see `segmenter.Network`.
+
+    Attributes:
+        bundle: the content of `fusioner.json`.
+        runtime: "onnx" or "openvino".
+    """
+
+    window_batch_size = 1
+
+    def __init__(
+        self, folder: str | Path, runtime: str = "auto", templates: Sequence[str] | None = None, threads: int = 0
+    ) -> None:
+        """Load the graphs; `templates` replace the card's, `threads` 0 leaves their number to the runtime.
+
+        Raises:
+            FusionerError: the folder is not an exported model or is corrupt, or the runtime is not available.
+        """
+        self.bundle = read_bundle(folder)
+        self.card, self.stride, self.size_step = self.bundle.card, self.bundle.stride, self.bundle.step
+        self.runtime = pick_runtime(runtime, self.bundle.format)
+        self._image, text, self._labels = (
+            open_graph(self.bundle.graph(part), self.runtime, threads) for part in ("image", "text", "labels")
+        )
+        self.embed = LabelEmbedder(ExportedTextEncoder(self.bundle, text), templates or self.card.templates)
+
+    def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """See `Network.resize`."""
+        return np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+    def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
+        """See `Network.encode_images`."""
+        pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+        return self._image(pixels=pixels / np.float32(255))
+
+    def predict_logits(
+        self, tokens: Float[np.ndarray, "n d gh gw"], text: Float[np.ndarray, "k dt"], size: tuple[int, int] | None
+    ) -> Float[np.ndarray, "n k h w"]:
+        """See `Network.predict_logits`."""
+        if size is None:
+            scale = 2 ** (len(self.card.config.decoder_widths) - 1)
+            size = tokens.shape[2] * scale, tokens.shape[3] * scale
+        return self._labels(tokens=tokens, text=text, canvas=np.zeros(size, np.float32))
+
+
+class ExportedTextEncoder:
+    """The exported text encoder: strings to unit-length vectors."""
+
+    def __init__(self, bundle: Bundle, graph: Graph) -> None:
+        """Raises FusionerError if the tokenizer cannot be read."""
+        try:
+            from tokenizers import Tokenizer
+        except ModuleNotFoundError as error:
+            raise FusionerError(f"an exported model needs {error.name}: pip install 'fusioner[onnx]'") from error
+        self.name, self.dim, self._graph = bundle.card.text_encoder, bundle.card.config.text_dim, graph
+        self._lower = bundle.text["lower"]
+        path = bundle.folder / TOKENIZER
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise FusionerError(f"{path} cannot be read ({error}): export the model again") from error
+        context, (pad, number) = bundle.text["context"], bundle.text["pad"]
+        self._tokenizer.enable_truncation(context)
+        length = context if bundle.text["fixed"] else None
+        self._tokenizer.enable_padding(pad_id=number, pad_token=pad, length=length)
+
+    def __call__(self, texts: Sequence[str]) -> Float[np.ndarray, "n dt"]:
+        """Return one vector per string, in order."""
+        parts = [self._embed(texts[start : start + TEXT_BATCH_SIZE]) for start in range(0, len(texts), TEXT_BATCH_SIZE)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "n dt"]:
+        encoded = self._tokenizer.encode_batch([text.lower() if self._lower else text for text in texts])
+        ids = np.array([text.ids for text in encoded], np.int64)  # (n, t)
+        return self._graph(ids=ids, mask=np.array([text.attention_mask for text in encoded], np.int64))
