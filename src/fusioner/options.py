@@ -1,5 +1,6 @@
 """How an image is segmented: the options that prediction, batches, the server and evaluation share."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -55,7 +56,7 @@ def check_threshold(threshold: float) -> float:
     return float(threshold)
 
 
-def check_scales(scales: "tuple[float, ...] | list[float]") -> tuple[float, ...]:
+def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """Return the scales as a tuple; raise FusionerError unless there is one and each lies in (0, 16]."""
     if not scales or not all(0 < scale <= 16 for scale in scales):  # also false for NaN
         raise FusionerError(

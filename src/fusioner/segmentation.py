@@ -52,7 +52,7 @@ class Segmentation:
         name: str = "image",
     ) -> "Segmentation":
         """Assign a label to every pixel of `image` from logits of any resolution; the default threshold is 0.5."""
-        options = options or InferenceOptions()
+        logits, options = np.asarray(logits), options or InferenceOptions()
         threshold = 0.5 if options.threshold is None else options.threshold
         options = replace(options, threshold=threshold, guided_filter=bool(options.guided_filter))
         if len(labels) != len(logits):

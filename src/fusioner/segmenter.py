@@ -48,6 +48,7 @@ class Network(Protocol):
 
     Attributes:
         card: the model's card.
+        device: that it runs on.
         stride: pixels per token.
         embed: embeds labels with the card's prompt templates.
         window_batch_size: windows to encode at once.
@@ -55,6 +56,7 @@ class Network(Protocol):
     """
 
     card: "ModelCard"
+    device: "torch.device | str"
     stride: int
     embed: "LabelEmbedder"
     window_batch_size: int

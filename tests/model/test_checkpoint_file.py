@@ -46,7 +46,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         with pytest.raises(FusionerError, match="corrupt"):
             load_model(path)
     save_file({"x": torch.zeros(2)}, path)
-    with pytest.raises(FusionerError, match="no Fusioner model"):
+    with pytest.raises(FusionerError, match="not a Fusioner model"):
         load_model(path)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fusioner
-from fusioner.labels import expand_hypernyms, reduce_hypernyms
+from fusioner.labels import expand_hypernyms, find_members, reduce_hypernyms
 from fusioner.postprocess import decide
 from fusioner.segmenter import Segmenter
 

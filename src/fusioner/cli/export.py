@@ -1,11 +1,11 @@
-"""`fusioner export`: a model for ONNX Runtime and OpenVINO."""
+"""`fusioner export`: write a model for ONNX Runtime and OpenVINO."""
 
 from pathlib import Path
 from typing import Literal
 
 from fusioner.errors import FusionerError
 
-MOST = 16  # photographs looked at
+MAX_PHOTOS = 16
 
 
 def export(
@@ -17,11 +17,11 @@ def export(
     fp16: bool = False,
     photos: Path | None = None,
 ) -> int:
-    """Write a model as ONNX or OpenVINO, which answers without torch, and check that it answers the same.
+    """Write a model as ONNX or OpenVINO, which runs without torch, and check that it agrees with torch.
 
-    The folder holds three graphs (images, words, and labels in images), the tokenizer and fusioner.json; give it to
-    `fusioner predict --model`. The check compares logits and masks with torch's on photographs, at three sizes, with
-    1, 7 and 40 labels; where it fails nothing is written and the exit code is 2.
+    The folder holds three graphs (image encoder, text encoder, fusion network), the tokenizer and fusioner.json; pass
+    it to `fusioner predict --model`. The check compares logits and masks with torch's on photos, at three sizes, with
+    1, 7 and 40 labels; if it fails, nothing is written and the exit code is 2.
 
         fusioner export --out exported
         fusioner export --model run/best.safetensors --format openvino --fp16 --out exported
@@ -32,16 +32,16 @@ def export(
     out
         Folder for the files; an earlier export there is replaced.
     model
-        Model file of `fusioner train`; without it the one inside the package.
+        Model file of `fusioner train`; default: the bundled model.
     format
         onnx is read by ONNX Runtime and OpenVINO, openvino by OpenVINO alone.
     int8
-        Store and compute what bears it in 8 bits.
+        Store and compute in 8 bits what the masks tolerate.
     fp16
-        Store weights in 16 bits; arithmetic stays in 32.
+        Store weights in 16 bits; arithmetic stays in 32 bits.
     photos
-        Folder of photographs like those to come, of which 16 are used: for the check, and to find the range of every
-        number for --int8; without it three sample photographs.
+        Folder of photos like those to segment, of which 16 are used: for the check, and to calibrate --int8; default:
+        three sample photos.
     """
     if int8 and fp16:
         raise FusionerError("--int8 and --fp16 exclude each other: choose one")
@@ -54,8 +54,8 @@ def export(
     if errors:
         raise errors[0]
     files = [file for file in found if not is_video(file)]
-    chosen = [read_image(file) for file in files[:: -(-len(files) // MOST)]]
-    segmenter = load(model, "cpu")
+    chosen = [read_image(file) for file in files[:: -(-len(files) // MAX_PHOTOS)]]
+    segmenter = load(model, "cpu", runtime="torch")
     precision = "int8" if int8 else "fp16" if fp16 else "fp32"
     write(segmenter, out, format, precision, chosen, lambda line: print(line, flush=True))
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
@@ -64,9 +64,9 @@ def export(
 
 
 def sample_photos() -> Path:
-    """The three photographs that come with Fusioner; FusionerError when they are not there."""
-    home = Path(__file__).resolve().parents[1]
-    for folder in (home / "export" / "photos", home.parents[1] / "samples"):
+    """Return the folder of the three bundled photos; raises FusionerError if it is missing."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "export" / "photos", package.parents[1] / "samples"):
         if folder.is_dir():
             return folder
-    raise FusionerError("the sample photographs are not in this installation: name a folder with --photos")
+    raise FusionerError("the sample photos are missing from this installation: name a folder with --photos")

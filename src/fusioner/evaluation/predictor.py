@@ -83,7 +83,7 @@ class SegmenterPredictor:
         scales: Sequence[float] = (1.0,),
     ):
         self.segmenter = copy.copy(segmenter)  # leaves the caller's as it is
-        self.segmenter.smooth = False
+        self.segmenter.overlap_blending = False
         scales = check_scales(tuple(scales))
         inner = scales if mode == "whole" else (1.0,)
         self.segmenter.options = replace(segmenter.options, mode=mode, tta_scales=inner)

@@ -26,7 +26,7 @@ class ExportedNetwork:
         runtime: "onnx" or "openvino".
     """
 
-    window_batch_size = 1
+    device, window_batch_size = "cpu", 1
 
     def __init__(
         self, folder: str | Path, runtime: str = "auto", templates: Sequence[str] | None = None, threads: int = 0

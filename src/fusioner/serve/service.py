@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import numpy as np
 from fastapi import Response
 from jaxtyping import Float
 from PIL import Image

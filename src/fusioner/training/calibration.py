@@ -18,7 +18,7 @@ from fusioner.encoders.dense_classifier import parse_names
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, NEUTRAL, LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, value_tokens
 from fusioner.features.build import Track
-from fusioner.model.baselines import WORDS
+from fusioner.model.baselines import NUM_REFERENCE_WORDS
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import Method
 from fusioner.model.fusioner import Fusioner
@@ -45,7 +45,7 @@ def set_reference_words(model: Fusioner, embed: LabelEmbedder) -> None:
 def reference_words() -> list[str]:
     """Return the first name of every fifth of the 1000 ImageNet classes."""
     classes = parse_names(weights_file("imagenet_names.tsv").read_text("utf-8"))
-    return [entry.synonyms[0] for entry in classes[:: len(classes) // WORDS]]
+    return [entry.synonyms[0] for entry in classes[:: len(classes) // NUM_REFERENCE_WORDS]]
 
 
 @torch.no_grad()
@@ -108,5 +108,5 @@ class NeutralEmbedder(LabelEmbedder):
 
 def ablate_prompts(segmenter: Segmenter) -> Segmenter:
     """Replace every label by the neutral prompt from now on; return the segmenter itself."""
-    segmenter.embed = NeutralEmbedder(segmenter.text_encoder, segmenter.embed.templates)
+    segmenter.network.embed = NeutralEmbedder(segmenter.text_encoder, segmenter.embed.templates)
     return segmenter

@@ -90,7 +90,7 @@ class ClosedSetDataset:
             return self._cache[key]
         tokens, masks = self.sources[sample.split].batch([(sample.item, view)])
         with torch.no_grad():
-            visual, aligned = self.model.split(tokens.cpu())
+            visual, aligned = self.model.split_channels(tokens.cpu())
             grid = features(visual, log_posterior(aligned))[0].half()
         entry = grid, torch.from_numpy(self._labels(sample, masks[0], (grid.shape[1], grid.shape[2])))
         if (len(self._cache) + 1) * grid.nbytes < CACHE_BYTES:
