@@ -16,7 +16,7 @@ from fusioner.data.registry import DatasetName, TrainableDataset, loaders
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_text_encoder
 from fusioner.errors import FusionerError
-from fusioner.model.baselines import WORDS
+from fusioner.model.baselines import NUM_REFERENCE_WORDS
 from fusioner.model.checkpoint import load_model
 from fusioner.model.config import TRAINING_FREE, Method
 from fusioner.segmenter import load
@@ -82,7 +82,7 @@ def test_the_level_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tm
     assert round(float(model.baseline.zscore_threshold), 1) in CANDIDATES
     assert card.training["train_miou"] == round(result.best, 2) > 0
     words = LabelEmbedder(build_text_encoder(config.model.text_encoder), config.model.templates)(reference_words())
-    assert len(words) == WORDS
+    assert len(words) == NUM_REFERENCE_WORDS
     torch.testing.assert_close(model.baseline.reference_words, words)
     again = run(voc_tree, tmp_path / "b", config.override(batch_size=5))
     assert again.best == pytest.approx(result.best)  # whatever images are looked at together
