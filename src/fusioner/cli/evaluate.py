@@ -22,6 +22,7 @@ def evaluate(
     /,
     *,
     root: Path,
+    mask_values: str = "",
     model: Path | None = None,
     method: Literal["cosine", "maskclip", "empty", "prompt-ablated"] | None = None,
     image_encoder: str = "effnet-lite2",
@@ -61,6 +62,8 @@ def evaluate(
         Data set; docs/data.md describes the folder of each.
     root
         Folder of the data set.
+    mask_values
+        Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore.
     model
         Model file of `fusioner train`; default: the bundled model.
     method
@@ -107,7 +110,8 @@ def evaluate(
     if fold != "all":
         options = replace(options, folds=(int(fold),))
     seeded = {"seed": options.seed} if dataset == "mosaic4" else {}
-    data = open_dataset(dataset, root, evaluation_split(dataset, root, split), **seeded)
+    data = open_dataset(dataset, root, evaluation_split(dataset, root, split), mask_values, **seeded)
+    data.require_classes()
     plans = [plan for plan, _ in make_plans(data, options).values()]  # errors here come before the model is loaded
     writable_folder(out)
     segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)

@@ -96,6 +96,7 @@ class AnnotationProject:
         classes: names in the order of their ids, without background.
         small_on_top: paint small shapes over large ones and ignored ones below all others, instead of in their order.
         left_out: description of shapes or images that are not painted -> their number.
+        merged: one sentence for each class name that was merged into another.
         painted: number of shapes painted so far.
     """
 
@@ -104,12 +105,13 @@ class AnnotationProject:
     images: list[AnnotatedImage]
     small_on_top: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
+    merged: list[str] = field(default_factory=list)
     painted: int = 0
 
     @property
     def notes(self) -> list[str]:
         """What was left out or changed, one sentence each."""
-        return [f"{count} {kind}" for kind, count in sorted(self.left_out.items())]
+        return [*self.merged, *(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))]
 
     def paint(self, image: AnnotatedImage, size: Size, ignore: int) -> np.ndarray:
         """Paint the mask of an image, (H, W) uint8 or uint16: 0 background, 1 ... classes, `ignore`.
@@ -366,14 +368,14 @@ def _merge_names(project: AnnotationProject) -> list[str]:
     """Names of all classes without background, in the form and order of a class file."""
     names: dict[str, str] = {}
     labels = (shape.label for image in project.images for shape in image.shapes)
-    for label in [*project.classes, *dict.fromkeys(labels)]:
+    for label in dict.fromkeys([*project.classes, *labels]):
         name = unicodedata.normalize("NFC", label).strip()
         if not name or len(name.splitlines()) > 1:
             raise FusionerError(f"{project.source} has a class called {label!r}: rename it to a name of one line")
         if label_key(name) in _BACKGROUND | _IGNORE:
             continue
         if names.setdefault(label_key(name), name) != name:
-            project.left_out[f"class names were merged into {names[label_key(name)]!r}: {name!r}"] = 1
+            project.merged.append(f"class name {name!r} was merged into {names[label_key(name)]!r}")
     return list(names.values())
 
 
