@@ -78,3 +78,41 @@ def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     with pytest.raises(FusionerError, match=r"clip-rn50@\S+ needs timm.*pip install fusioner\[timm\]"):
         build_image_encoder(f"clip-rn50@{tmp_path}")
+
+
+@torch.no_grad()
+def test_openais_keys_give_the_same_tokens(network: Any, folder: Path, tmp_path: Path) -> None:
+    """As `open_clip_model.safetensors` of timm's repositories holds them, the text encoder included."""
+    state = {f"visual.{_openai_key(key)}": value.contiguous() for key, value in network.state_dict().items()}
+    state["token_embedding.weight"] = torch.zeros(3, 4)
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50_clip"}')
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(
+        build_image_encoder(f"clip-rn50@{tmp_path}")(images), build_image_encoder(f"clip-rn50@{folder}")(images)
+    )
+
+
+def _openai_key(key: str) -> str:
+    """timm's key of a CLIP ResNet -> OpenAI's."""
+    if key.startswith("head."):
+        names = {"head.q.": "q_proj.", "head.k.": "k_proj.", "head.v.": "v_proj.", "head.proj.": "c_proj."}
+        prefix = next((name for name in names if key.startswith(name)), "head.pos_embed")
+        return "attnpool." + (names[prefix] + key.removeprefix(prefix) if prefix in names else "positional_embedding")
+    if key.startswith("stem."):
+        _, conv, part, rest = key.split(".")
+        return f"{conv if part == 'conv' else conv.replace('conv', 'bn')}.{rest}"
+    _, stage, block, *rest = key.split(".")
+    inner = ".".join(rest)
+    for old, new in (
+        ("conv1_1x1.conv.", "conv1."),
+        ("conv1_1x1.bn.", "bn1."),
+        ("conv2_kxk.conv.", "conv2."),
+        ("conv2_kxk.bn.", "bn2."),
+        ("conv3_1x1.conv.", "conv3."),
+        ("conv3_1x1.bn.", "bn3."),
+        ("shortcut.conv.conv.", "downsample.0."),
+        ("shortcut.conv.bn.", "downsample.1."),
+    ):
+        inner = inner.replace(old, new)
+    return f"layer{int(stage) + 1}.{block}.{inner}"

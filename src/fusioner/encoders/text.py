@@ -30,14 +30,6 @@ from fusioner.encoders.open_clip import is_openai, remap_openai_text, text_confi
 from fusioner.errors import FusionerError
 
 BATCH = 64  # strings encoded at once; bounds the memory of many labels times templates
-_VOCABULARIES = [
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-]
 
 
 class TextModel(Frozen, ABC):

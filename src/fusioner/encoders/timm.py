@@ -56,7 +56,7 @@ def load_clip_resnet(source: str, name: str) -> ClipResNet:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        problem = str(error).splitlines()[1].strip()
+        problem = str(error).splitlines()[1].strip().split(", ")[0]
         raise FusionerError(f"{name}: {checkpoint.weights} does not hold {architecture}: {problem}") from error
     return ClipResNet(model.float(), name)
 
