@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.data.benchmarks import BENCHMARKS, CITYSCAPES_IDS, SPECS, STUFF_GAPS, read_names
+from fusioner.data.benchmarks import BENCHMARKS, SPECS
+from fusioner.data.classes import read_names
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.folds import published_pairs
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 
+STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TREES = {  # name -> images, masks, what the first may hold in order of its classes, ignored values, split and its size
     "ade150": ("ADEChallengeData2016/images/validation/{}.jpg", "ADEChallengeData2016/annotations/validation/{}.png"),
     "ade847": ("ADE20K_2021_17_01/images_detectron2/validation/{}.jpg",

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fusioner.data.annotation_formats import read_annotations
@@ -215,7 +214,9 @@ def test_what_we_export_comes_back_the_same(tmp_path: Path, kind: str):
     rgb = rng.integers(0, 255, (*label_map.shape, 3)).astype(np.uint8)
     labels = ("cat", "red sofa", "wall")
     scores: dict[str, float] = dict.fromkeys(labels, 1.0)
-    result = Segmentation(rgb, labels, label_map, scores, "room.png", torch.zeros(3, 1, 1), InferenceOptions())
+    result = Segmentation(
+        rgb, labels, label_map, scores, "room.png", np.zeros((3, 1, 1), np.float32), InferenceOptions()
+    )
     result.save(tmp_path / "set", "room", [kind])
     Image.fromarray(rgb).save(tmp_path / "set" / "room.png")
     masks = converted(kind, tmp_path / "set", tmp_path / "out")

@@ -1,25 +1,21 @@
 """The benchmarks of open-vocabulary segmentation in their official directory trees: a table and one loader.
 
-Class names are in `names/`, one class a line in the benchmark's order: the name and, after a tab, its prompt if that
-differs. Unlabeled pixels are ignored; PAS-20b, PAS-21 and COCO-Object have a background, which their mIoU includes.
+The table is in benchmarks.toml. Class names are in `names/`, one class a line in the benchmark's order: the name and,
+after a tab, its prompt if that differs. Unlabeled pixels are ignored; PAS-20b, PAS-21 and COCO-Object have a
+background, which their mIoU includes.
 """
 
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.classes import read_names
 from fusioner.data.pascal import pascal
 from fusioner.data.paths import check_split, find_folder, no_images, pair_files, pair_listed, read_lines
-
-STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
-"""Values of COCO's thing ids without annotations in COCO-Stuff's masks (value = COCO's id - 1)."""
-CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""labelIds of the 19 evaluated classes in the order of their train ids."""
-_STUFF_IDS = tuple(i for i in range(182) if i not in STUFF_GAPS)
 
 
 @dataclass(frozen=True)
@@ -29,117 +25,45 @@ class Benchmark:
     Attributes:
         tree: the expected directory tree, for error messages.
         images, masks: candidate folders; `{}` stands for the tree's name of the split.
-        classes: name of a list in `names/`, or the class names.
-        values: mask value -> class id (0 background, None ignored); empty: the value is the id.
+        classes: name of a list in `names/`.
         splits: name of a split -> its name in the tree.
+        class_values: mask values of the classes in their order, such as "0-10 12"; "": the value is the id.
+        ignored_values: mask values that are ignored.
+        background_values: mask values of a background that is part of the mIoU; "": there is none, 0 is ignored.
         endings: suffixes after the id in the file names of images and masks.
         listed: text file with the ids of a split, if not all masks of a folder belong to it.
-        background: id 0 is background and part of the mIoU; otherwise it is unlabeled and ignored.
     """
 
     tree: str
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
-    classes: str | tuple[str, ...]
-    values: Mapping[int, int | None]
+    images: Sequence[str]
+    masks: Sequence[str]
+    classes: str
     splits: Mapping[str, str]
-    endings: tuple[str, str] = (".jpg", ".png")
+    class_values: str = ""
+    ignored_values: str = ""
+    background_values: str = ""
+    endings: Sequence[str] = (".jpg", ".png")
     listed: str | None = None
-    background: bool = False
+
+    @cached_property
+    def mask_values(self) -> dict[int, int | None]:
+        """Mask value -> class id (0 background, None ignored); empty: the value is the id."""
+        return {
+            **dict.fromkeys(_ranges(self.ignored_values)),
+            **dict.fromkeys(_ranges(self.background_values), 0),
+            **{value: i for i, value in enumerate(_ranges(self.class_values), start=1)},
+        }
 
 
-def _counted(ids: tuple[int, ...] | range, ignored: tuple[int, ...]) -> dict[int, int | None]:
-    """Map values to the classes 1, 2, ... in this order, or to None if they are ignored."""
-    return {**dict.fromkeys(ignored), **{value: i for i, value in enumerate(ids, start=1)}}
+def _ranges(text: str) -> list[int]:
+    """Numbers of a text such as "0-10 12"."""
+    bounds = (part.partition("-") for part in text.split())
+    return [value for low, _, high in bounds for value in range(int(low), int(high or low) + 1)]
 
 
-_COCO_STUFF = Benchmark(
-    tree="""\
-    images/{train2017,val2017}/000000000139.jpg ...
-    annotations/{train2017,val2017}/000000000139.png ...   (stuffthingmaps: 0..181 with gaps, 255 = unlabeled)""",
-    images=("images/{}", "coco_stuff164k/images/{}", "{}"),
-    masks=("annotations/{}", "coco_stuff164k/annotations/{}", "stuffthingmaps_trainval2017/{}"),
-    classes="stuff171",
-    values=_counted(_STUFF_IDS, ignored=(255,)),
-    splits={"train": "train2017", "val": "val2017"},
-)
-
-SPECS: dict[str, Benchmark] = {
-    "ade150": Benchmark(
-        tree="""\
-    ADEChallengeData2016/images/{training,validation}/ADE_val_00000001.jpg ...
-    ADEChallengeData2016/annotations/{training,validation}/ADE_val_00000001.png ...   (0 = other, 1..150)""",
-        images=("ADEChallengeData2016/images/{}", "images/{}"),
-        masks=("ADEChallengeData2016/annotations/{}", "annotations/{}"),
-        classes="ade150",
-        values={},
-        splits={"train": "training", "val": "validation"},
-    ),
-    "ade847": Benchmark(
-        tree="""\
-    ADE20K_2021_17_01/images_detectron2/{training,validation}/ADE_val_00000001.jpg ...
-    ADE20K_2021_17_01/annotations_detectron2/{training,validation}/ADE_val_00000001.tif ...
-        (0..846, 65535 = ignore: what MaskFormer's prepare_ade20k_full_sem_seg.py writes)""",
-        images=("ADE20K_2021_17_01/images_detectron2/{}", "images_detectron2/{}"),
-        masks=("ADE20K_2021_17_01/annotations_detectron2/{}", "annotations_detectron2/{}"),
-        classes="ade847",
-        values=_counted(range(847), ignored=(65535,)),
-        splits={"train": "training", "val": "validation"},
-        endings=(".jpg", ".tif"),
-    ),
-    "context59": Benchmark(
-        tree="""\
-    VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg ...
-    VOCdevkit/VOC2010/SegmentationClassContext/2008_000002.png ...   (0 = other, 1..59)
-    VOCdevkit/VOC2010/ImageSets/SegmentationContext/{train,val}.txt""",
-        images=("VOCdevkit/VOC2010/JPEGImages", "VOC2010/JPEGImages", "JPEGImages"),
-        masks=tuple(f"{top}SegmentationClassContext" for top in ("VOCdevkit/VOC2010/", "VOC2010/", "")),
-        classes="context59",
-        values={},
-        splits={"train": "train", "val": "val"},
-        listed="ImageSets/SegmentationContext/{}.txt",
-    ),
-    "context459": Benchmark(
-        tree="""\
-    VOCdevkit/VOC2010/JPEGImages/2008_000002.jpg ...
-    VOCdevkit/VOC2010/annotations_detectron2/pc459_{train,val}/2008_000002.tif ...
-        (LabelMap of the .mat files less one: 0..458, 459 or 65535 = ignore)""",
-        images=("VOCdevkit/VOC2010/JPEGImages", "VOC2010/JPEGImages", "JPEGImages"),
-        masks=tuple(f"{top}annotations_detectron2/pc459_{{}}" for top in ("VOCdevkit/VOC2010/", "VOC2010/", "")),
-        classes="context459",
-        values=_counted(range(459), ignored=(459, 65535)),
-        splits={"train": "train", "val": "val"},
-        endings=(".jpg", ".tif"),
-    ),
-    "coco-stuff": _COCO_STUFF,
-    "coco-object": replace(
-        _COCO_STUFF,
-        classes=COCO_CLASSES[1:],
-        values=dict.fromkeys((*range(91, 182), 255), 0) | _counted(tuple(i for i in _STUFF_IDS if i < 91), ignored=()),
-        background=True,
-    ),
-    "cityscapes": Benchmark(
-        tree="""\
-    leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png ...
-    gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png ...   (0..33, of which 19 are evaluated)""",
-        images=("leftImg8bit/{}",),
-        masks=("gtFine/{}",),
-        classes="cityscapes",
-        values=_counted(CITYSCAPES_IDS, ignored=(*(i for i in range(34) if i not in CITYSCAPES_IDS), 255)),
-        splits={"train": "train", "val": "val"},
-        endings=("_leftImg8bit.png", "_gtFine_labelIds.png"),
-    ),
-    "camvid": Benchmark(
-        tree="""\
-    {train,val,test}/0001TP_008550.png ...
-    {train,val,test}annot/0001TP_008550.png ...   (SegNet's eleven classes: 0..10, 11 = unlabelled)""",
-        images=("{}", "CamVid/{}"),
-        masks=("{}annot", "CamVid/{}annot"),
-        classes="camvid",
-        values=_counted(range(11), ignored=(11,)),
-        splits={"train": "train", "val": "val", "test": "test"},
-        endings=(".png", ".png"),
-    ),
+SPECS = {
+    name: Benchmark(**entry)
+    for name, entry in tomllib.loads((files("fusioner.data") / "benchmarks.toml").read_text("utf-8")).items()
 }
 
 
@@ -151,31 +75,25 @@ def open_benchmark(name: str, root: Path, split: str | None = None) -> Segmentat
     """
     spec, root, problems = SPECS[name], Path(root), list[str]()
     check_split(name, split, spec.splits)
-    on_disk = [
-        part for part, folder in spec.splits.items() if any((root / m.format(folder)).is_dir() for m in spec.masks)
-    ]
+    on_disk = [name for name, part in spec.splits.items() if any((root / m.format(part)).is_dir() for m in spec.masks)]
     parts = [split] if split else on_disk or ["val"]
     items = [item for part in parts for item in _items(spec, root, part, problems)]
     if not items:
         raise no_images(split, root, spec.tree)
-    classes, prompts = read_names(spec.classes) if isinstance(spec.classes, str) else (spec.classes, spec.classes)
-    first = "background" if spec.background else "unlabeled"
+    classes, prompts = read_names(spec.classes)
+    count = len(_ranges(spec.class_values)) or len(classes)
+    background = bool(spec.background_values)
+    first = "background" if background else "unlabeled"
     return SegmentationData(
         name,
-        (first, *classes),
+        (first, *classes[:count]),
         items,
-        ignore_unlabeled=not spec.background,
-        prompts=(first, *prompts),
-        mask_values=spec.values,
-        include_background=spec.background,
+        ignore_unlabeled=not background,
+        prompts=(first, *prompts[:count]),
+        mask_values=spec.mask_values,
+        include_background=background,
         problems=problems,
     )
-
-
-def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the class names and prompts of a list in `names/`."""
-    lines = (files("fusioner.data") / "names" / f"{name}.txt").read_text("utf-8").splitlines()
-    return tuple(line.split("\t")[0] for line in lines), tuple(line.split("\t")[-1] for line in lines)
 
 
 def pas20(root: Path, split: str | None = None) -> SegmentationData:

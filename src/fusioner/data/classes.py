@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -68,6 +69,12 @@ def _class_file(root: Path) -> Path:
     if path is None:
         raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
     return path
+
+
+def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the class names and prompts of a packaged list in `names/`."""
+    lines = (files("fusioner.data") / "names" / f"{name}.txt").read_text("utf-8").splitlines()
+    return tuple(line.split("\t")[0] for line in lines), tuple(line.split("\t")[-1] for line in lines)
 
 
 def prompt_of(name: str) -> str:

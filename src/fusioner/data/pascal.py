@@ -4,14 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fusioner.data.base import SegmentationData
-from fusioner.data.classes import prompt_of
+from fusioner.data.classes import read_names
 from fusioner.data.paths import check_split, files_by_stem, find_folder, no_images, pair_listed, read_lines
 from fusioner.errors import FusionerError
 
-PASCAL_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+PASCAL_CLASSES, PASCAL_PROMPTS = read_names("pascal")
 """VOC's spelling; index = mask value, 255 in a mask = ignore."""
 
 PASCAL_TO_COCO = {
@@ -46,8 +43,7 @@ def pascal(root: Path, split: str | None = None) -> SegmentationData:
     items = pair_listed(ids, files_by_stem(image_folder), masks, split or "all splits", problems)
     if not items:
         raise no_images(split, root, TREE)
-    prompts = tuple(prompt_of(name) for name in PASCAL_CLASSES)
-    return SegmentationData("pascal", PASCAL_CLASSES, items, prompts=prompts, problems=problems)
+    return SegmentationData("pascal", PASCAL_CLASSES, items, prompts=PASCAL_PROMPTS, problems=problems)
 
 
 def coco_to_pascal(root: Path, split: str | None = None) -> SegmentationData:

@@ -35,9 +35,7 @@ def fill_outline(exterior: object, holes: Sequence[object], size: Size) -> Mask:
     return np.array(canvas)
 
 
-def fill_box(
-    corners: Sequence[float], size: Size, rotation: float = 0, pivot: tuple[float, float] | None = None
-) -> Mask:
+def fill_box(corners: Sequence[Any], size: Size, rotation: Any = 0, pivot: tuple[float, float] | None = None) -> Mask:
     """Fill the box (left, top, right, bottom), rotated clockwise by degrees around `pivot` (default: its centre)."""
     left, top, right, bottom = _finite(corners)
     x, y = _pixel_centres(size, rotation, pivot or ((left + right) / 2, (top + bottom) / 2))
