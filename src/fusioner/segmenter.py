@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fusioner.model.fusioner import Fusioner
 
 DEFAULT_MODEL = "default.safetensors"  # in fusioner/weights
+EXPORT_MANIFEST = "fusioner.json"  # of an exported model
 MAX_TOKEN_BYTES = 2**30  # of one encoded image
 LOGITS_CACHE_BYTES = 2**23  # of one encoded image
 MAX_CANVAS_SIZE = 2**27  # float32 logits of all labels of one image: 512 MiB
@@ -56,7 +57,7 @@ class Network(Protocol):
     """
 
     card: "ModelCard"
-    device: "torch.device | str"
+    device: Any
     stride: int
     embed: "LabelEmbedder"
     window_batch_size: int
@@ -408,10 +409,9 @@ class Segmenter:
             new = [label for label in labels if label not in cached]
             if new:
                 names = expand_hypernyms(new, self.members)
-                scales = [
-                    self._forward_chunked(tokens, names, None)[0]
-                    for tokens in (encoded.tokens, *encoded.extra_scale_tokens)
-                ]
+                scales = []
+                for tokens in (encoded.tokens, *encoded.extra_scale_tokens):
+                    scales += [self._forward_chunked(tokens, names, None)[0]]
                 logits = reduce_hypernyms(_check_finite(mean_logits(scales)), new, self.members)
                 logits = logits if encoded.guide is None else encoded.guide(logits)
                 if not self.labels_independent:
@@ -481,8 +481,9 @@ class Segmenter:
             cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
             values = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
             chunk = max(1, MAX_FEATURE_SIZE // (values * len(tokens)))
-        starts = range(0, len(labels), chunk)
-        parts = [self.network.predict_logits(tokens, text[start : start + chunk], size) for start in starts]
+        parts = []
+        for start in range(0, len(labels), chunk):
+            parts += [self.network.predict_logits(tokens, text[start : start + chunk], size)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
@@ -508,9 +509,7 @@ def load(
         FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder, the device or the runtime
             is not available.
     """
-    from fusioner.export.bundle import is_bundle
-
-    if model is not None and is_bundle(model):
+    if model is not None and (Path(model) / EXPORT_MANIFEST).is_file():
         from fusioner.export.network import ExportedNetwork
 
         if device not in (None, "auto", "cpu"):

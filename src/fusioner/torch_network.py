@@ -88,7 +88,8 @@ class TorchNetwork:
     @torch.inference_mode()
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
         """See `Network.encode_images`."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device).float().div_(255)
+        pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2)
+        pixels = pixels.contiguous().to(self.device).float().div_(255)
         # The encoder is nearly all of the work; fusion and decoding stay in float32 for the precision of the logits.
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             return self.image_encoder(pixels).float().cpu().numpy()

@@ -4,18 +4,21 @@ Letters: B images, K labels, D channels, Gh Gw token grid, H W pixels.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fusioner.model.baselines import Projection, ZeroShotBaseline
 from fusioner.model.config import TRAINING_FREE, UNDECODED, FusionerConfig
 from fusioner.model.decoder import Decoder
 from fusioner.model.fusion import Fusion
 from fusioner.model.head import cosine_logits
 from fusioner.model.similarity import ImageFeatures, Similarity
+
+if TYPE_CHECKING:
+    from fusioner.model.baselines import Projection, ZeroShotBaseline
 
 
 class Fusioner(nn.Module):
@@ -28,7 +31,8 @@ class Fusioner(nn.Module):
     `config.method` selects a baseline instead (docs/baselines.md), with the same inputs and outputs.
     """
 
-    fusion: Fusion | Projection
+    fusion: "Fusion | Projection"
+    baseline: "ZeroShotBaseline | None"
     decoder: Decoder | None
     similarity: Similarity | None
     neutral: Float[Tensor, " dt"]
@@ -37,10 +41,18 @@ class Fusioner(nn.Module):
         super().__init__()
         self.config = config
         self.decoder = self.similarity = None
-        self.baseline = ZeroShotBaseline(config) if config.method in TRAINING_FREE else None
-        if self.baseline is not None:
+        self.baseline = None
+        if config.method in TRAINING_FREE:
+            from fusioner.model.baselines import ZeroShotBaseline
+
+            self.baseline = ZeroShotBaseline(config)
             return
-        self.fusion = Projection(config) if config.method == "lseg" else Fusion(config)
+        if config.method == "lseg":
+            from fusioner.model.baselines import Projection
+
+            self.fusion = Projection(config)
+        else:
+            self.fusion = Fusion(config)
         self.decoder = Decoder(config) if config.method not in UNDECODED else None
         self.similarity = Similarity(config) if config.similarity != "none" else None
         if config.method == "prompt-ablated":
