@@ -29,7 +29,7 @@ def report(module, args):
         return
     frame, frames = sys._getframe(), []
     while frame:
-        if frame.f_code.co_filename.startswith(root):
+        if frame.f_code.co_filename.startswith(root) and not frame.f_code.co_name.startswith("<"):
             frames.append(frame.f_code.co_qualname)
         frame = frame.f_back
     modules = [name for name in sys.modules if name.split(".")[0] == "fusioner"]

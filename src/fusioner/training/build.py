@@ -3,7 +3,7 @@
 import atexit
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -159,28 +159,15 @@ def build_network(
     options, last = config.model, image.parts[-1]
     similarity_dim = 0 if options.similarity == "none" else last.dim
     hypernyms = last.hypernyms() if options.hypernyms else None
+    shared = {entry.name for entry in fields(FusionerConfig)} & {entry.name for entry in fields(options)}
     shape = FusionerConfig(
+        **{name: getattr(options, name) for name in shared},
         image_dim=image.dim - similarity_dim,
         text_dim=text.dim,
-        width=options.width,
-        layers=options.layers,
-        heads=options.heads,
-        mlp_ratio=options.mlp_ratio,
-        dropout=options.dropout,
-        drop_path=options.drop_path,
-        temperature=options.temperature,
-        method=options.method,
-        decoder_widths=options.decoder_widths,
-        decoder_norm=options.decoder_norm,
-        similarity=options.similarity,  # pyright: ignore[reportArgumentType]  # no longer "auto"
         similarity_dim=similarity_dim,
-        residual_head=options.residual_head,
         num_hypernyms=len(hypernyms.embeddings) if hypernyms is not None else 0,
-        affinity_refinement=options.affinity_refinement,
-        prompt_dropout=options.prompt_dropout,
         closed_set_classes=num_names if options.closed_set_head else 0,
         previous_closed_sets=previous_closed_sets,
-        logit_bias=options.logit_bias,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
