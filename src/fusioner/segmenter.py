@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from fusioner.model.checkpoint import ModelCard
     from fusioner.model.fusioner import Fusioner
 
-DEFAULT_MODEL = "default.safetensors"  # in fusioner/weights
 EXPORT_MANIFEST = "fusioner.json"  # of an exported model
 MAX_TOKEN_BYTES = 2**30  # of one encoded image
 LOGITS_CACHE_BYTES = 2**23  # of one encoded image
@@ -527,8 +526,7 @@ def load(
         )
     from fusioner.torch_network import TorchNetwork
 
-    if Path(model or DEFAULT_MODEL).suffix in (".pth", ".pt"):
-        assert model is not None
+    if model is not None and Path(model).suffix in (".pth", ".pt"):
         segmenter = Segmenter(TorchNetwork.from_official(model, device, templates, dataset))
         segmenter.overlap_blending = False  # as its published scores were measured
         return segmenter

@@ -59,7 +59,7 @@ class TorchNetwork:
         """Load a file of `fusioner train` (default: the bundled model) and the encoders that its card names."""
         from fusioner.encoders.bundled import weights_file
         from fusioner.encoders.registry import build_image_encoder, build_text_encoder
-        from fusioner.segmenter import DEFAULT_MODEL
+        from fusioner.weights import DEFAULT_MODEL
 
         device = pick_device(device)
         model, card = load_model(weights_file(DEFAULT_MODEL) if path is None else path)

@@ -9,10 +9,11 @@ import pytest
 
 from fusioner.data.base import Item, SegmentationData, present_pairs
 from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
+from fusioner.data.folds import fold_classes, fold_pairs
 from fusioner.data.fss1000 import fss1000_classes
 from fusioner.data.pascal import PASCAL_CLASSES, pascal
 from fusioner.data.registry import open_dataset
+from fusioner.data.split_lists import published_pairs
 from fusioner.errors import FusionerError
 
 

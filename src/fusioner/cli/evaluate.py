@@ -151,9 +151,10 @@ def _load(
 ) -> tuple["Segmenter", Path | None]:
     """Load the segmenter and return it with its model file; official checkpoints are taken to be of `dataset`."""
     from fusioner.encoders.bundled import weights_file
-    from fusioner.segmenter import DEFAULT_MODEL, load
+    from fusioner.segmenter import load
     from fusioner.training.calibration import ablate_prompts, uncalibrated
     from fusioner.training.presets import SMALL
+    from fusioner.weights import DEFAULT_MODEL
 
     if method is not None and method != "prompt-ablated":
         if model is not None:

@@ -13,15 +13,12 @@ Images of training pairs may contain unseen classes; as in the published protoco
 the prompted class.
 """
 
-from functools import lru_cache
-from importlib.resources import as_file, files
 from typing import Literal
-
-import numpy as np
 
 from fusioner.data.base import Pair, SegmentationData
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.pascal import PASCAL_CLASSES, PASCAL_TO_COCO
+from fusioner.data.split_lists import published_pairs
 from fusioner.errors import FusionerError
 
 SplitLists = Literal["official", "hsnet"]
@@ -83,20 +80,3 @@ def fold_pairs(
         name = "pascal"
     wanted = set(seen if split == "train" else unseen)
     return [pair for pair in published_pairs(name, split) if pair[1] in wanted]
-
-
-@lru_cache(maxsize=4)
-def published_pairs(name: str, split: str) -> tuple[Pair, ...]:
-    """Return HSNet's pairs of all four folds ("train" or "val"), sorted by image, then class."""
-    part = {"train": "trn", "val": "val"}[split]
-    with as_file(files("fusioner.data") / "splits" / f"{name}.npz") as path, np.load(path) as packed:
-        numbers = np.cumsum(packed[f"{part}_step"], dtype=np.int64)
-        bits = np.unpackbits(packed[f"{part}_bits"], axis=1)
-    ids = [_image_id(name, split, int(number)) for number in numbers]
-    return tuple((ids[row], int(column) + 1) for row, column in np.argwhere(bits))
-
-
-def _image_id(name: str, split: str, number: int) -> str:
-    if name == "coco":
-        return f"COCO_{split}2014_{number:012d}"
-    return f"{number // 1_000_000}_{number % 1_000_000:06d}"

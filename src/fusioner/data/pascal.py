@@ -6,6 +6,7 @@ from pathlib import Path
 from fusioner.data.base import SegmentationData
 from fusioner.data.classes import read_names
 from fusioner.data.paths import check_split, files_by_stem, find_folder, no_images, pair_listed, read_lines
+from fusioner.data.split_lists import published_pairs
 from fusioner.errors import FusionerError
 
 PASCAL_CLASSES, PASCAL_PROMPTS = read_names("pascal")
@@ -63,7 +64,5 @@ def _split_ids(folder: Path, split: str | None, ids: list[str]) -> list[str]:
     if split == "train_aug" and (folder / "val.txt").is_file():
         val = set(read_lines(folder / "val.txt"))
         return [i for i in ids if i not in val]
-    from fusioner.data.folds import published_pairs
-
     listed = {image for image, _ in published_pairs("pascal", "val" if split == "val" else "train")}
     return [i for i in ids if i in listed]

@@ -1,1 +1,3 @@
-"""The embedded default model's weights, with their card and NOTICE."""
+"""Weights of the bundled encoders and the bundled model, with their card and NOTICE."""
+
+DEFAULT_MODEL = "default.safetensors"
