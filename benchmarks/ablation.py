@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fusioner.data.folds import fold_classes
-from fusioner.evaluation.iou import binary_counts, class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import binary_counts, class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.postprocess import decide, sigmoid, upsample
 from fusioner.segmenter import load

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fusioner.cli.train import track
-from fusioner.evaluation.iou import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.model import closed_set_head as memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity

@@ -21,7 +21,7 @@ from held_out import read_given, set_aside
 from torch import Tensor
 
 from fusioner.data.folds import fold_classes
-from fusioner.evaluation.iou import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.image import resize_square
 from fusioner.options import InferenceOptions

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fusioner.evaluation.iou import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.model.checkpoint import ModelCard
 from fusioner.postprocess import decide, upsample

@@ -143,7 +143,7 @@ def test_hsnet_rows_count_as_often_as_they_were_drawn(voc_data: SegmentationData
 def test_the_fold_figures_are_those_of_the_metric(voc_data: SegmentationData):
     import torch
 
-    from fusioner.evaluation.iou import binary_counts
+    from fusioner.evaluation.evaluator import binary_counts
 
     plan, _ = fold_plan(voc_data, 0)
     counts = torch.zeros(21, 2, 2, dtype=torch.int64)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.classification import BinaryJaccardIndex, MulticlassJaccardIndex
 
-from fusioner.evaluation.iou import binary_counts, class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import binary_counts, class_iou, confusion_matrix
 
 
 def masks(seed: int, classes: int, images: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

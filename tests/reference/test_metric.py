@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from fusioner.evaluation.iou import binary_counts
+from fusioner.evaluation.evaluator import binary_counts
 
 
 def test_fold_iou_reproduces_the_official_sums(reference: Path):

@@ -30,7 +30,7 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
 
     from fusioner.errors import FusionerError
     from fusioner.evaluation.compare import compare as compare_runs
-    from fusioner.evaluation.compare_report import terminal, write_comparison
+    from fusioner.evaluation.compare import terminal, write_comparison
     from fusioner.evaluation.results import load_counts
     from fusioner.io import writable_folder
 
@@ -42,6 +42,6 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
     console = Console()
     with console.status("comparing"):
         found = compare_runs(a, b, n_resamples, seed)
-    console.print(terminal(found, run_a, run_b))
-    for path in [] if out is None else write_comparison(out, found, run_a, run_b):
+    console.print(terminal(found))
+    for path in [] if out is None else write_comparison(out, found):
         console.print(f"wrote {path}", soft_wrap=True)

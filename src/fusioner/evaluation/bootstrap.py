@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts
 
@@ -41,8 +41,7 @@ class Summary:
     """All measures of an evaluation.
 
     Attributes:
-        measures: by name: `miou`, `fb_iou`, `argmax_miou`, `seen_argmax_miou`, `harmonic`, `background_iou`,
-            `single_prompt_miou`, `prompt_ablated_miou`, `false_positive_area`, `specificity`, as far as they apply.
+        measures: those of `report.MEASURES` that apply, by name.
         per_class: class id -> IoU of the protocol; argmax_per_class: class id -> IoU when all classes compete.
         images, pairs, absent_prompts: number of each.
     """
@@ -115,13 +114,11 @@ def _measure(counts: Counts, weights: Weights) -> dict[MeasureKey, Values]:
     return measures
 
 
-def _measure_all_classes(
-    counts: Counts, iou: Float[np.ndarray, "n_resamples c"], weights: Weights
-) -> dict[MeasureKey, Values]:
+def _measure_all_classes(counts: Counts, iou: np.ndarray, weights: Weights) -> dict[MeasureKey, Values]:
     """Measure data sets without folds, where the argmax over all classes is the protocol itself."""
     group = counts.groups["all"]
-    miou = _nanmean(iou if counts.plan.include_background else iou[:, 1:])
-    measures: dict[MeasureKey, Values] = {("measure", "miou"): miou}
+    measures: dict[MeasureKey, Values] = {}
+    measures["measure", "miou"] = _nanmean(iou if counts.plan.include_background else iou[:, 1:])
     if counts.plan.background:
         measures["measure", "fb_iou"] = _group_fb_iou(group, weights)
         measures["measure", "background_iou"] = iou[:, 0]
@@ -129,16 +126,12 @@ def _measure_all_classes(
     return measures | {("class", str(i)): iou[:, k + 1] for k, i in enumerate(group.class_ids) if present[k]}
 
 
-def _measure_unseen_and_seen(
-    counts: Counts, argmax: Mapping[str, Float[np.ndarray, "n_resamples c"]]
-) -> dict[MeasureKey, Values]:
+def _measure_unseen_and_seen(counts: Counts, argmax: Mapping[str, np.ndarray]) -> dict[MeasureKey, Values]:
     unseen = _nanmean(argmax["unseen"][:, 1:])
-    measures: dict[MeasureKey, Values] = {
-        ("measure", "argmax_miou"): unseen,
-        ("measure", "background_iou"): argmax["unseen"][:, 0],
-    }
-    ids = counts.groups["unseen"].class_ids
-    measures |= {("argmax", str(i)): argmax["unseen"][:, k + 1] for k, i in enumerate(ids)}
+    measures: dict[MeasureKey, Values] = {("measure", "argmax_miou"): unseen}
+    measures["measure", "background_iou"] = argmax["unseen"][:, 0]
+    for k, i in enumerate(counts.groups["unseen"].class_ids, start=1):
+        measures["argmax", str(i)] = argmax["unseen"][:, k]
     if "seen" in argmax:
         seen = _nanmean(argmax["seen"][:, 1:])
         measures["measure", "seen_argmax_miou"] = seen
@@ -146,9 +139,7 @@ def _measure_unseen_and_seen(
     return measures
 
 
-def _pair_iou(
-    table: PromptCounts, weights: Weights
-) -> tuple[Int[np.ndarray, "c"], Float[np.ndarray, "n_resamples c"], Values]:
+def _pair_iou(table: PromptCounts, weights: Weights) -> tuple[np.ndarray, Float[np.ndarray, "n_resamples c"], Values]:
     """Return (class ids, foreground IoU by class, FB-IoU)."""
     ids, column = np.unique(table.class_id, return_inverse=True)
     per_image = np.zeros((weights.shape[1], len(ids), 4))

@@ -6,16 +6,28 @@ predictions on random images would not matter, so the predictions of each image 
 the difference is computed again.
 """
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import CHUNK, Estimate, MeasureKey, Weights, measure_folds, sample_weights
+from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts, SavedRun
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 SETTINGS = ("protocol", "threshold", "eval_size", "background", "background_prompts")
+
+_HEAD = ("", "A", "B", "B - A [95 %]", "p", "verdict")
+_LOWER_IS_BETTER = ("false_positive_area", "prompt_ablated_miou")
+_WIDTH = 300  # px on each side of zero in the plot of a difference
 
 
 @dataclass(frozen=True)
@@ -44,27 +56,25 @@ class Comparison:
     """Differences of B from A.
 
     Attributes:
-        images: number of images that both runs evaluated.
+        a, b: folders of the runs; images: number of images that both evaluated.
         measures: by the names of `report.MEASURES`; per_class, argmax_per_class: by class id, p-values Holm-adjusted
             over the classes of a table.
         notes: remarks for the reader.
     """
 
+    a: Path
+    b: Path
     dataset: str
     classes: Sequence[str]
     images: int
     measures: dict[str, Difference]
     per_class: dict[int, Difference]
     argmax_per_class: dict[int, Difference]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) -> Comparison:
-    """Test every measure that both runs have.
-
-    Raises:
-        FusionerError: the runs have different data sets, folds or pairs, or share no image.
-    """
+    """Test every measure that both runs have; FusionerError unless they share the data set, folds, pairs and images."""
     folds = _common_folds(a, b)
     aligned = [_align(a.folds[fold], b.folds[fold]) for fold in folds]
     firsts, seconds = [first for first, _ in aligned], [second for _, second in aligned]
@@ -73,6 +83,8 @@ def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) ->
     exchanged = _randomize(firsts, seconds, images, n_resamples, seed)
     differences = {key: _difference(*samples[key], exchanged[key]) for key in samples}
     return Comparison(
+        a.folder,
+        b.folder,
         a.dataset,
         a.classes,
         len(images),
@@ -221,3 +233,111 @@ def _notes(a: SavedRun, b: SavedRun, folds: Sequence[int | None], images: int) -
         if left := [str(fold) for fold in run.folds if fold not in folds]:
             notes.append(f"{letter} also has fold {', '.join(left)}, which the other run lacks")
     return notes
+
+
+def terminal(found: Comparison) -> "RenderableType":
+    """Return the tables, legend and notes for a rich console."""
+    from rich.console import Group
+
+    tables = [table.to_rich() for table, _ in _tables(found)]
+    return Group(*tables, *_legend(found), *(f"note: {note}" for note in found.notes))
+
+
+def write_comparison(folder: Path, found: Comparison) -> list[Path]:
+    """Write compare.json, compare.md and compare.html into `folder` and return their paths."""
+    remarks = [*_legend(found), *found.notes]
+    markdown = [f"# {_title(found)}", "\n".join(f"- {line}" for line in remarks)]
+    markdown += [table.to_markdown() for table, _ in _tables(found)]
+    html = [html_list(remarks)]
+    for name, (table, differences) in zip(("Measures", "Classes"), _tables(found), strict=True):
+        html += [f"<h2>{name}</h2>", _plotted(table, differences)]
+    contents = {
+        "compare.json": json.dumps(_to_json(found), indent=2, allow_nan=False) + "\n",
+        "compare.md": "\n\n".join(markdown) + "\n",
+        "compare.html": html_page(_title(found), html),
+    }
+    return write_files(folder, contents)
+
+
+def _tables(found: Comparison) -> list[tuple[Table, list[Difference]]]:
+    """Return the tables of measures and classes, each with the difference that every row shows."""
+    measures, classes = [], []
+    for name, (label, _) in MEASURES.items():
+        if name in found.measures:
+            measures.append((label, found.measures[name], name in _LOWER_IS_BETTER))
+    for i in sorted(found.per_class.keys() | found.argmax_per_class.keys()):
+        for differences, suffix in ((found.per_class, ""), (found.argmax_per_class, ", multi-class")):
+            if i in differences:
+                classes.append((found.classes[i] + suffix, differences[i], False))
+    tables = []
+    for title, entries in ((_title(found), measures), ("classes", classes)):
+        rows = [[label, *_cells(difference, lower)] for label, difference, lower in entries]
+        bold = [number for number, (_, difference, _) in enumerate(entries) if difference.significant]
+        table = Table(_HEAD, rows, title, text_columns=(0, len(_HEAD) - 1), bold=bold)
+        tables.append((table, [difference for _, difference, _ in entries]))
+    return tables
+
+
+def _cells(difference: Difference, lower_is_better: bool) -> list[str]:
+    sign = "+" if difference.change.value > 0 else ""
+    values = ["-" if math.isnan(value) else f"{value:.1f}" for value in (difference.first, difference.second)]
+    p = f"{difference.p:.3f}" if difference.p >= 0.001 else f"{difference.p:.1g}"
+    verdict = "not significant"
+    if difference.significant:
+        verdict = "B better" if (difference.change.value > 0) != lower_is_better else "A better"
+    return [*values, sign + format_estimate(difference.change), p, verdict]
+
+
+def _title(found: Comparison) -> str:
+    return f"{found.dataset}: {found.images} images evaluated by both runs"
+
+
+def _legend(found: Comparison) -> list[str]:
+    method = "interval: paired bootstrap over images; p: approximate randomisation, Holm-adjusted over classes"
+    return [f"A: {found.a}", f"B: {found.b}", f"per cent; {method}"]
+
+
+def _to_json(found: Comparison) -> dict[str, object]:
+    def table(differences: Mapping[str, Difference]) -> dict[str, object]:
+        values = {
+            name: {"a": one.first, "b": one.second, "change": asdict(one.change), "p": one.p}
+            | {"significant": one.significant}
+            for name, one in differences.items()
+        }
+        return json.loads(json.dumps(values).replace("NaN", "null"))
+
+    return {
+        "a": str(found.a),
+        "b": str(found.b),
+        "dataset": found.dataset,
+        "images": found.images,
+        "unit": "per cent",
+        "measures": table(found.measures),
+        "per_class": table({found.classes[i]: one for i, one in found.per_class.items()}),
+        "argmax_per_class": table({found.classes[i]: one for i, one in found.argmax_per_class.items()}),
+        "notes": found.notes,
+    }
+
+
+def _plotted(table: Table, differences: Sequence[Difference]) -> str:
+    """Return the table in HTML with a plot of each difference in its second column."""
+    ends = [abs(end) for one in differences for end in (one.change.low, one.change.high) if not math.isnan(end)]
+    scale = _WIDTH / max([1.0, *ends])
+    plots = [_plot(difference, scale) for difference in differences]
+    rows = [[label, plot, *cells] for (label, *cells), plot in zip(table.rows, plots, strict=True)]
+    head = [table.head[0], "lower in B | higher in B", *table.head[1:]]
+    plotted = replace(table, head=head, rows=rows, text_columns=(0, 1, len(head) - 1))
+    return f"<p>Scale: {_WIDTH / scale:.1f} points to either side of zero.</p>{plotted.to_html()}"
+
+
+def _plot(difference: Difference, scale: float) -> Markup:
+    """Draw a difference as a dot with its interval, zero in the middle; `scale` in px per point."""
+    change = difference.change
+    low, value, high = (_WIDTH + scale * (0.0 if math.isnan(v) else v) for v in (change.low, change.value, change.high))
+    colour = "#2f6fe0" if difference.significant else "#888"
+    return Markup(
+        f"<svg width={2 * _WIDTH} height=16 role=img aria-label='{change.value:.1f} points'>"
+        f"<line x1={_WIDTH} x2={_WIDTH} y1=0 y2=16 stroke=currentColor opacity=.35 />"
+        f"<line x1={low:.1f} x2={high:.1f} y1=8 y2=8 stroke='{colour}' stroke-width=3 />"
+        f"<circle cx={value:.1f} cy=8 r=5 fill='{colour}' /></svg>"
+    )

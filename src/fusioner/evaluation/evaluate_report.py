@@ -1,4 +1,4 @@
-"""Reports of an evaluation: terminal tables, to_metrics.json, report.md, report.html and the saved counts."""
+"""Reports of an evaluation: terminal tables, metrics.json, report.md, report.html and the saved counts."""
 
 import base64
 import hashlib
@@ -34,14 +34,7 @@ _SEPARATOR = 6  # px between prediction and ground truth
 
 
 def write_report(folder: Path, result: EvaluationResult, origin: dict[str, Any]) -> list[Path]:
-    """Write all files of a report into `folder`, created if missing, and return their paths.
-
-    Args:
-        origin: see `provenance`.
-
-    Raises:
-        FusionerError: no space or no permission.
-    """
+    """Write all files of a report into `folder`, created if missing, and return their paths; `origin`: `provenance`."""
     contents = {
         "metrics.json": json.dumps(to_metrics(result) | origin, indent=2, allow_nan=False, default=str) + "\n",
         "report.md": markdown(result, origin),
@@ -173,9 +166,7 @@ def _class_bars(result: EvaluationResult) -> str:
     table = class_table(result)
     bars = [_bar(iou) for _, iou in sorted(result.summary.per_class.items())]
     rows = [[name, bar, *values] for (name, *values), bar in zip(table.rows, bars, strict=True)]
-    ablated = result.summary.measures.get("prompt_ablated_miou")
-    note = f"<p>{MEASURES['prompt_ablated_miou'][0]} of all classes: {format_estimate(ablated)}</p>" if ablated else ""
-    return Table([table.head[0], "", *table.head[1:]], rows, text_columns=(0, 1)).to_html() + note
+    return Table([table.head[0], "", *table.head[1:]], rows, text_columns=(0, 1)).to_html()
 
 
 def _bar(estimate: Estimate) -> Markup:
@@ -187,17 +178,13 @@ def _bar(estimate: Estimate) -> Markup:
 def _matrix(group: GroupCounts, data: SegmentationData, suffix: str) -> str:
     names = ["background", *(data.classes[i] for i in group.class_ids)]
     share = 100 * group.confusion / np.maximum(group.confusion.sum(axis=1, keepdims=True), 1)
-    head = "<th></th>" + "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = [
-        f"<tr><th>{escape(name)}</th>"
-        + "".join(f"<td style='background:rgb(47 111 224/{v:.0f}%)'>{v:.0f}</td>" for v in values)
-        + "</tr>"
-        for name, values in zip(names, share, strict=True)
+        [name, *(Markup(f"<div style='background:rgb(47 111 224/{v:.0f}%)'>{v:.0f}</div>") for v in row)]
+        for name, row in zip(names, share, strict=True)
     ]
-    return (
-        f"<h2>Confusion{suffix}</h2><p>Argmax of all classes: share of the pixels of each class (rows) by predicted "
-        f"class, per cent.</p><table class=matrix><thead><tr>{head}</tr></thead>{''.join(rows)}</table>"
-    )
+    text = "Argmax of all classes: share of the pixels of each class (rows) by predicted class, per cent."
+    table = Table(["", *names], rows).to_html()
+    return f"<h2>Confusion{suffix}</h2><p>{text}</p><div class=matrix>{table}</div>"
 
 
 def _examples(counts: Counts, data: SegmentationData, suffix: str) -> list[str]:
@@ -219,10 +206,10 @@ def _card(example: Example, data: SegmentationData) -> str:
         for k, i in enumerate(example.labels, start=1)
         if k in visible
     )
-    sides = [_draw(rgb, labels) for labels in (example.prediction, example.truth)]
     gap = np.full((_HEIGHT, _SEPARATOR, 3), 255, np.uint8)
+    sides = np.concatenate([_draw(rgb, example.prediction), gap, _draw(rgb, example.truth)], axis=1)
     buffer = io.BytesIO()
-    Image.fromarray(np.concatenate([sides[0], gap, sides[1]], axis=1)).save(buffer, format="JPEG", quality=82)
+    Image.fromarray(sides).save(buffer, format="JPEG", quality=82)
     source = base64.b64encode(buffer.getvalue()).decode()
     text = f"{escape(example.image)}: IoU {100 * example.score:.0f}{legend}"
     return f"<div class=card><img alt='' src='data:image/jpeg;base64,{source}'><div>{text}</div></div>"

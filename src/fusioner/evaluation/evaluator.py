@@ -1,22 +1,25 @@
-"""Evaluate a predictor on a data set: visit every image once, count pixels, summarize."""
+"""Evaluate a predictor on a data set: visit every image once, count pixels, summarize.
+
+Counts are summed over images before dividing, as in the PASCAL-5i and COCO-20i papers (HSNet's evaluator), never
+averaged per image.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappush, heappushpop
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Int64, Integer
 from torch import Tensor
 
 from fusioner.data.base import Item, PairCoverage, SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
+from fusioner.encoders.prompt_templates import NEUTRAL
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import Estimate, Summary, summarize
-from fusioner.evaluation.iou import binary_counts, confusion_matrix
 from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.predictor import Predictor
 from fusioner.evaluation.protocols import make_plans
@@ -24,6 +27,7 @@ from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, P
 from fusioner.postprocess import decide_logits, sigmoid, upsample
 
 _MAX_MATRIX = 100  # classes; larger confusion matrices are left out of metrics.json
+_EXAMPLES = 12  # best and worst predictions to keep
 
 Track = Callable[[Sequence[Item], int | None], Iterable[Item]]
 """Yields the images of a fold while advancing a progress bar."""
@@ -65,7 +69,10 @@ def evaluate(
         raise FusionerError("no fold to evaluate")
     results: dict[int | None, FoldResult] = {}
     for fold, (plan, coverage) in plans.items():
-        counts = count_pixels(predictor, data, plan, lambda items, fold=fold: track(items, fold))
+        counter = _PixelCounter(predictor, data, plan)
+        for index, item in enumerate(track([data.by_id[image] for image in plan.images], fold)):
+            counter.visit(index, item)
+        counts = counter.counts()
         results[fold] = FoldResult(counts, summarize([counts], options.n_resamples, options.seed), coverage)
     summary = next(iter(results.values())).summary
     if len(results) > 1:
@@ -123,7 +130,7 @@ def _settings(result: EvaluationResult) -> dict[str, Any]:
         "eval_size": options.eval_size,
         "limit": options.limit,
         "seed": options.seed,
-        "neutral_prompt": plan.neutral_prompt if plan.pairs else None,
+        "neutral_prompt": NEUTRAL if plan.pairs else None,
         "n_resamples": options.n_resamples,
     }
     if result.data.name in FOLD_DATASETS:
@@ -139,32 +146,43 @@ def _to_json(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 4)
 
 
-def count_pixels(
-    predictor: Predictor,
-    data: SegmentationData,
-    plan: Plan,
-    track: Callable[[Sequence[Item]], Iterable[Item]] = iter,
-    examples: int = 12,
-) -> Counts:
-    """Visit the plan's images in order; each is read and encoded once for all its prompts.
+def binary_counts(
+    prediction: Bool[Tensor, "*b h w"] | Integer[Tensor, "*b h w"],
+    target: Bool[Tensor, "*b h w"] | Integer[Tensor, "*b h w"],
+    ignore: Bool[Tensor, "*b h w"] | Integer[Tensor, "*b h w"] | None = None,
+) -> Int64[Tensor, "2 2"]:
+    """Count pixels of a binary decision: rows background and foreground, columns intersection and union.
 
-    Args:
-        track: wraps the list of images, for a progress bar.
-        examples: number of best and of worst predictions to keep.
-
-    Raises:
-        FusionerError: an unreadable image or mask.
+    Non-zero is foreground in `prediction` and `target`, and not counted in `ignore`.
     """
-    counter = _PixelCounter(predictor, data, plan, examples)
-    for index, item in enumerate(track([data.by_id[image] for image in plan.images])):
-        counter.visit(index, item)
-    return counter.counts()
+    predicted, wanted = prediction.bool(), target.bool()
+    valid = torch.ones_like(wanted) if ignore is None else ~ignore.bool()
+    both, either = (predicted & wanted & valid).sum(), ((predicted | wanted) & valid).sum()
+    total = valid.sum()
+    return torch.stack([torch.stack([total - either, total - both]), torch.stack([both, either])])
+
+
+def confusion_matrix(
+    prediction: Integer[Tensor, "*b h w"], target: Integer[Tensor, "*b h w"], classes: int, ignore: int = 255
+) -> Int64[Tensor, "c c"]:
+    """Count pixels by (true id, predicted id), both in 0..classes-1, without pixels whose target is `ignore`."""
+    truth, predicted = target.reshape(-1).long(), prediction.reshape(-1).long()
+    valid = truth != ignore
+    cells = torch.bincount(truth[valid] * classes + predicted[valid], minlength=classes * classes)
+    return cells.reshape(classes, classes)
+
+
+def class_iou(confusion: Int64[Tensor, "c c"]) -> Float[Tensor, " c"]:
+    """Return the IoU of each class in [0, 1], NaN for classes that are not in the ground truth."""
+    counts = confusion.double()
+    inside, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    return torch.where(truth > 0, inside / (truth + predicted - inside).clamp(min=1), torch.nan)
 
 
 class _PixelCounter:
-    """Accumulates the counts of a plan, image by image."""
+    """Accumulates the counts of a plan, image by image; each is read and encoded once for all its prompts."""
 
-    def __init__(self, predictor: Predictor, data: SegmentationData, plan: Plan, examples: int) -> None:
+    def __init__(self, predictor: Predictor, data: SegmentationData, plan: Plan) -> None:
         self.predictor, self.data, self.plan = predictor, data, plan
         self.listed: dict[str, Counter[int]] = {}
         for image, class_id in plan.pairs:
@@ -172,7 +190,8 @@ class _PixelCounter:
         self.tables: dict[str, list[tuple[int, int, list]]] = {"pairs": [], "ablated": [], "absent": []}
         self.group_counts: dict[str, list[np.ndarray]] = {name: [] for name in plan.groups}
         self.confusion = {name: np.zeros((len(ids) + 1,) * 2, np.int64) for name, ids in plan.groups.items()}
-        self.best, self.worst = _TopK(examples, 1), _TopK(examples, -1)
+        self.best: list[Example] = []
+        self.worst: list[Example] = []
 
     @torch.inference_mode()
     def visit(self, index: int, item: Item) -> None:
@@ -193,19 +212,17 @@ class _PixelCounter:
         listed = self.listed.get(item.id)
         if not listed:
             return
-        threshold, neutral_prompt = self.plan.threshold, self.plan.neutral_prompt
         ignored = mask == self.data.ignore
-        ablated = None if neutral_prompt is None else predictions.positive(neutral_prompt, threshold)
+        ablated = predictions.positive(NEUTRAL, self.plan.threshold)
         for class_id, times in sorted(listed.items()):
-            positive = predictions.positive(self.data.prompts[class_id], threshold)
+            positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold)
             counts = binary_counts(positive, mask == class_id, ignored)
             self.tables["pairs"] += [(index, class_id, counts.flatten().tolist())] * times
             if "all" not in self.plan.groups:
                 truth = (mask == class_id).long().masked_fill(ignored, IGNORED)
                 self._add_example(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), positive, truth)
-            if ablated is not None:
-                ablated_counts = binary_counts(ablated, mask == class_id, ignored).flatten().tolist()
-                self.tables["ablated"] += [(index, class_id, ablated_counts)] * times
+            ablated_counts = binary_counts(ablated, mask == class_id, ignored).flatten().tolist()
+            self.tables["ablated"] += [(index, class_id, ablated_counts)] * times
 
     def _count_absent(self, index: int, present: set[int], mask: Tensor, predictions: "_Predictions") -> None:
         absent = [i for i in self.plan.prompted if i not in present]
@@ -242,11 +259,12 @@ class _PixelCounter:
             self._add_example(_image_miou(counts), item, ids, prediction, truth)
 
     def _add_example(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, truth: Tensor) -> None:
-        if self.best.accepts(score) or self.worst.accepts(score):
-            maps = (prediction.numpy().astype(np.uint16), truth.numpy().astype(np.uint16))
-            example = Example(score, item.id, ids, *maps)
-            self.best.add(example)
-            self.worst.add(example)
+        for examples, sign in ((self.best, -1), (self.worst, 1)):
+            if len(examples) < _EXAMPLES or sign * score < sign * examples[-1].score:
+                maps = (prediction.numpy().astype(np.uint16), truth.numpy().astype(np.uint16))
+                examples.append(Example(score, item.id, ids, *maps))
+                examples.sort(key=lambda example, sign=sign: sign * example.score)  # the earlier one wins ties
+                del examples[_EXAMPLES:]
 
     def counts(self) -> Counts:
         groups = {
@@ -254,7 +272,7 @@ class _PixelCounter:
             for name, ids in self.plan.groups.items()
         }
         pairs, ablated, absent = (_to_columns(self.tables[name]) for name in ("pairs", "ablated", "absent"))
-        return Counts(self.plan, pairs, ablated, absent, groups, self.best.examples(), self.worst.examples())
+        return Counts(self.plan, pairs, ablated, absent, groups, self.best, self.worst)
 
 
 class _Predictions:
@@ -278,26 +296,6 @@ class _Predictions:
         if new := [label for label in labels if label not in self.cache]:
             self.cache |= dict(zip(new, np.asarray(self.predictor.logits(self.encoded, new)), strict=True))
         return np.stack([self.cache[label] for label in labels])
-
-
-class _TopK:
-    """The `size` examples of highest (sign 1) or lowest (sign -1) score; the earlier one wins ties."""
-
-    def __init__(self, size: int, sign: int) -> None:
-        self.size, self.sign, self.added = size, sign, 0
-        self.heap: list[tuple[float, int, Example]] = []
-
-    def accepts(self, score: float) -> bool:
-        return len(self.heap) < self.size or (self.size > 0 and self.sign * score > self.heap[0][0])
-
-    def add(self, example: Example) -> None:
-        if self.accepts(example.score):
-            self.added += 1
-            entry = (self.sign * example.score, -self.added, example)
-            heappush(self.heap, entry) if len(self.heap) < self.size else heappushpop(self.heap, entry)
-
-    def examples(self) -> list[Example]:
-        return [example for *_, example in sorted(self.heap, reverse=True)]
 
 
 def _image_miou(counts: Int[Tensor, "3 c"]) -> float:

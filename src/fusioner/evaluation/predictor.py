@@ -63,15 +63,11 @@ class SegmenterPredictor:
     """A `Segmenter` as a `Predictor`, with test-time augmentation (logits are averaged) and an optional token cache.
 
     Args:
-        segmenter: the model with its encoders.
         mode: "whole" (the whole image once, resized) or "slide" (sliding windows, placed as in the official code; never
             cached).
         cache: feature cache folder for the tokens of whole images; None: encode at every call.
         flip: average with the flipped image.
         scales: sizes to average, as multiples of the training size ("whole") or of the image's own ("slide").
-
-    Raises:
-        FusionerError: no scale, or one that is not above 0.
     """
 
     def __init__(

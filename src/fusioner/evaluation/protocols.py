@@ -31,11 +31,7 @@ ABSENT_PROMPTS = 5  # per image: all of PASCAL's, a sample of COCO's 20
 def make_plans(
     data: SegmentationData, options: EvaluationOptions
 ) -> dict[int | None, tuple[Plan, PairCoverage | None]]:
-    """Return the plan of each fold.
-
-    Raises:
-        FusionerError: a fold none of whose pairs is on disk, an unknown protocol, or a limit below 1.
-    """
+    """Return the plan of each fold; FusionerError if none of its pairs is on disk, or the limit is below 1."""
     plans: dict[int | None, tuple[Plan, PairCoverage | None]] = {}
     if data.name in FOLD_DATASETS:
         for fold in options.folds:
@@ -72,12 +68,9 @@ def fold_plan(
 
     Args:
         data: the opened val split.
-        images: "fold": images of the fold's pairs; "all": every image of the split (also those without any class of
-            the fold, where every positive pixel is false; slower).
+        images: "fold": images of the fold's pairs; "all": every image of the split (slower), also those without any
+            class of the fold, where every positive pixel is false.
         seed: of the samples of `hsnet` and the choice of absent classes.
-
-    Raises:
-        FusionerError: an unknown protocol, a data set without folds, or no pair of the fold on disk.
     """
     if protocol not in get_args(Protocol):
         raise FusionerError(f"there is no protocol {protocol!r}; choose one of {', '.join(get_args(Protocol))}")

@@ -43,8 +43,8 @@ td.best{background:var(--soft);font-weight:600}
 .cards{display:flex;flex-wrap:wrap;gap:1rem}.card{background:var(--soft);border-radius:8px;padding:.5rem}
 .card img{display:block;border-radius:4px;max-width:100%}.card div{margin-top:.3rem;font-size:.85rem}
 .chip{display:inline-block;width:.8em;height:.8em;border-radius:3px;margin:0 .25em 0 .5em;vertical-align:-1px}
-.matrix td{padding:.15rem .4rem;text-align:right;font-size:.8rem;border:0}.matrix th{font-size:.8rem;border:0}
-.matrix thead th{writing-mode:vertical-rl;transform:rotate(180deg)}
+.matrix td,.matrix th{padding:.15rem;font-size:.8rem;border:0}
+.matrix th{writing-mode:vertical-rl;transform:rotate(180deg)}
 pre{background:var(--soft);padding:1rem;overflow:auto;border-radius:8px;white-space:pre-wrap}
 """
 
@@ -122,11 +122,7 @@ def format_estimate(estimate: Estimate | None) -> str:
 
 
 def write_files(folder: Path, contents: Mapping[str, str]) -> list[Path]:
-    """Write text files atomically into a folder, created if missing, and return their paths.
-
-    Raises:
-        FusionerError: no space or no permission.
-    """
+    """Write text files atomically into a folder, created if missing, and return their paths."""
     for name, text in contents.items():
         with atomic_write(folder / name) as beside:
             beside.write_text(text, encoding="utf-8")

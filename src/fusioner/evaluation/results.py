@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 
 from fusioner.data.base import Pair
-from fusioner.encoders.prompt_templates import NEUTRAL
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
 
@@ -42,7 +41,6 @@ class Plan:
         listed_only: prompt each image with only those classes of a group that `pairs` lists for it.
         absent: maximum number of `prompted` classes that are not in an image and are prompted there, one at a time.
         prompted: the classes of the pairs and the absent prompts.
-        neutral_prompt: text prompted in place of the class name of every pair; None skips the measure.
         background: whether a pixel may belong to no class of a group.
         background_prompts: further prompts of a group; the pixels they win are background, the threshold is not used.
         include_background: the protocol's mIoU averages background, too.
@@ -58,7 +56,6 @@ class Plan:
     listed_only: bool = False
     absent: int = 0
     prompted: tuple[int, ...] = ()
-    neutral_prompt: str | None = NEUTRAL
     background: bool = True
     background_prompts: tuple[str, ...] = ()
     include_background: bool = False
@@ -69,12 +66,7 @@ class Plan:
 
 @dataclass
 class PromptCounts:
-    """One row per prompt.
-
-    Attributes:
-        image: index into the plan's images; class_id: the class prompted.
-        values: pixel counts or shares, see `Counts`.
-    """
+    """One row per prompt: index into the plan's images, class prompted, and pixel counts or shares (see `Counts`)."""
 
     image: Int[np.ndarray, "n"]
     class_id: Int[np.ndarray, "n"]
@@ -96,7 +88,7 @@ class GroupCounts:
     confusion: Int[np.ndarray, "c c"]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Example:
     """A prediction to show.
 
@@ -107,8 +99,8 @@ class Example:
     score: float
     image: str
     labels: tuple[int, ...]
-    prediction: Integer[np.ndarray, "h w"] = field(compare=False)
-    truth: Integer[np.ndarray, "h w"] = field(compare=False)
+    prediction: Integer[np.ndarray, "h w"]
+    truth: Integer[np.ndarray, "h w"]
 
 
 @dataclass
@@ -143,11 +135,7 @@ class SavedRun:
 
 
 def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mapping[int | None, Counts]) -> Path:
-    """Write `COUNTS_FILE` atomically into `folder` and return its path.
-
-    Raises:
-        FusionerError: no space or no permission.
-    """
+    """Write `COUNTS_FILE` atomically into `folder` and return its path."""
     arrays: dict[str, Any] = {}
     metadata: dict[str, Any] = {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "folds": []}
     for number, (fold, counts) in enumerate(folds.items()):
@@ -162,11 +150,7 @@ def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mappi
 
 
 def load_counts(folder: Path) -> SavedRun:
-    """Read the counts that `fusioner evaluate --out folder` has written.
-
-    Raises:
-        FusionerError: there is no such file, or it is corrupt.
-    """
+    """Read the counts that `fusioner evaluate --out folder` has written; FusionerError if missing or corrupt."""
     path = Path(folder) / COUNTS_FILE
     if not path.is_file():
         raise FusionerError(f"{folder} has no {COUNTS_FILE}: give the --out folder of a `fusioner evaluate`")

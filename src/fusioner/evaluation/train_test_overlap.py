@@ -16,10 +16,7 @@ def refuse_trained_images(training: Mapping[str, Any], items: Sequence[Item], al
     Args:
         training: the card's `training` entry; its `images` are the first hex digits of each image file's sha256.
         items: images to evaluate.
-        allowed: return a note instead of refusing.
-
-    Raises:
-        FusionerError: there are such images and they are not allowed, or an image cannot be read.
+        allowed: return a note instead of raising FusionerError.
     """
     trained = set(training.get("images") or ())
     digits = len(next(iter(trained), ""))
