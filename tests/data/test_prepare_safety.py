@@ -70,7 +70,8 @@ def test_images_that_lie_in_the_root_stay(tmp_path: Path, name: str, copy: tuple
 
 @pytest.mark.parametrize("copy", [(), ("--copy",)])
 @pytest.mark.parametrize(
-    "occupied", ["images/a.jpg", "images/a.png", "images/A.jpg", "masks/a.png", "images/a.jpg link"]
+    "occupied",
+    ["images/a.jpg", "images/a.png", "images/A.jpg", "masks/a.png", "masks/A.png", "masks/a.tif", "images/a.jpg link"],
 )
 def test_files_of_others_are_never_replaced(tmp_path: Path, occupied: str, copy: tuple[str, ...]):
     picture(tmp_path / "set" / "a.jpg")

@@ -27,7 +27,7 @@ from PIL import Image
 from fusioner.data.classes import read_names_file
 from fusioner.data.masks import VOC_PALETTE, read_mask
 from fusioner.data.pascal import PASCAL_CLASSES
-from fusioner.data.paths import find_file, read_lines
+from fusioner.data.paths import NameIndex, find_file, read_lines
 from fusioner.data.shapes import (
     Mask,
     Size,
@@ -58,7 +58,7 @@ Drawers = dict[str, Callable[[Any, Size], Mask]]
 class Shape:
     """A labelled region; `draw` returns its mask for the size (height, width) of the image.
 
-    `sparse` shapes are regular in having no pixel in some images.
+    `sparse` shapes may have no pixel in an image.
     """
 
     label: str
@@ -71,7 +71,7 @@ class AnnotatedImage:
     """One image with its shapes.
 
     Attributes:
-        name: names the output.
+        name: its stem names the output files.
         shapes: in the order of painting.
         size: (height, width) that the annotation was made on; None: that of the image file.
         files: names of the image file to try; folders: where to look for them.
@@ -128,8 +128,9 @@ class AnnotationProject:
                 regions = sorted(regions, key=lambda region: (region[1] != ignore, -int(region[2].sum())))
             for shape, value, region in regions:
                 mask[region] = value
-                self.painted += bool(region.any())
-                if not (shape.sparse or region.any()):
+                if region.any():
+                    self.painted += 1
+                elif not shape.sparse:
                     self.left_out["shapes cover no pixel of their image"] += 1
         except _MALFORMED as error:
             raise FusionerError(f"the annotation of {image.name} cannot be understood: {error}") from error
@@ -149,9 +150,9 @@ def read_annotations(
     Raises:
         FusionerError: files that are not of this format, missing images, class names that no class file can hold.
     """
-    project = READERS[source_format](source)
+    project, indexes = READERS[source_format](source), dict[Path, NameIndex]()
     for image in project.images:
-        image.path = find_file(image.files, [images] if images else image.folders)
+        image.path = find_file(image.files, [images] if images else image.folders, indexes)
         if image.path is not None:
             image.name = str(Path(image.name.replace("\\", "/")).with_name(image.path.name))
     missing = [image for image in project.images if image.path is None and image.content is None]

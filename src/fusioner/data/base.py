@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -64,7 +65,7 @@ class SegmentationData:
     include_background: bool = False
     colours: Mapping[Colour, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    _checked: set[Item] = field(default_factory=set, init=False, repr=False, compare=False)
+    _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -105,9 +106,9 @@ class SegmentationData:
         from fusioner.image import image_size
 
         mask = self._read_mask(item)
-        if item not in self._checked and item.image.is_file():
+        if item.id not in self._checked and item.image.is_file():
             check_mask_size(item, image_size(item.image), mask.shape)
-            self._checked.add(item)
+            self._checked.add(item.id)
         return mask
 
     def pixel_counts(self, item: Item) -> dict[int, int]:
@@ -134,8 +135,11 @@ class SegmentationData:
 
     def no_class_note(self) -> str:
         """Return a sentence on masks without any class: the values that they hold, and how to map them to classes."""
-        stored = [np.unique(read_mask(item.mask, self.colours or None)) for item in self.items[:200]]
-        values = np.unique(np.concatenate(stored)).tolist()
+        found = {0}
+        for item in self.items[:200]:
+            with suppress(FusionerError):  # reported where the mask is used
+                found |= set(np.unique(read_mask(item.mask, self.colours or None)).tolist())
+        values = sorted(found)
         listed = ", ".join(map(str, values[:-1][:20])) + (" and " if len(values) > 1 else "") + str(values[-1])
         flag = f"--mask-values {values[-1]}={min(self.class_ids, default=1)}"
         return (

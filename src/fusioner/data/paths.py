@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 
 from fusioner.data.base import Item
@@ -55,9 +54,9 @@ def files_by_stem(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dic
 
 
 class NameIndex:
-    """Finds names despite the differences that other systems and tools make.
+    """Finds names as other systems and tools write them.
 
-    Tried are the name itself, then the name without folders in any case and Unicode form, if only one fits.
+    An exact match wins; otherwise names are compared without folders, case and Unicode form, if only one matches.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -76,24 +75,23 @@ def _name_key(name: str) -> str:
     return unicodedata.normalize("NFC", name.replace("\\", "/").rsplit("/", 1)[-1]).casefold()
 
 
-def find_file(names: Iterable[str], folders: Sequence[Path]) -> Path | None:
-    """Return the file of the first name (with or without its folders) that is in the first folder that has one."""
+def find_file(names: Iterable[str], folders: Sequence[Path], indexes: dict[Path, NameIndex]) -> Path | None:
+    """Return the file of the first name (with or without its folders) in the first folder that has one.
+
+    `indexes` caches the contents of folders between calls.
+    """
     candidates = [form for name in names for form in (name, name.replace("\\", "/"), PureWindowsPath(name).name)]
     for folder in folders:
         for name in candidates:
             if name and (folder / name).is_file():
                 return folder / name
     for folder in filter(Path.is_dir, folders):
-        index = _folder_index(folder)
+        if folder not in indexes:
+            indexes[folder] = NameIndex(path.name for path in folder.iterdir() if path.is_file())
         for name in candidates:
-            if found := index.find(name):
+            if found := indexes[folder].find(name):
                 return folder / found
     return None
-
-
-@lru_cache(maxsize=64)
-def _folder_index(folder: Path) -> NameIndex:
-    return NameIndex(path.name for path in folder.iterdir() if path.is_file())
 
 
 def pair_files(images: Mapping[str, Path], masks: Mapping[str, Path], where: str, problems: list[str]) -> list[Item]:

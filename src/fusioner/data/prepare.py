@@ -16,7 +16,7 @@ from fusioner.data.annotation_formats import AnnotatedImage, AnnotationProject, 
 from fusioner.data.classes import CLASS_FILES, MAX_ID, read_class_names
 from fusioner.data.coco import COCO_CLASSES
 from fusioner.data.masks import read_mask
-from fusioner.data.paths import IMAGE_SUFFIXES
+from fusioner.data.paths import IMAGE_SUFFIXES, MASK_SUFFIXES
 from fusioner.errors import FusionerError
 from fusioner.image import image_size, read_image
 from fusioner.io import atomic_write, cannot_write
@@ -73,9 +73,7 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
     if has_classes and read_class_names(out) != dict(enumerate(names)):
         raise FusionerError(f"{out} holds a set of other classes: choose an empty folder")
     ignore = 255 if len(names) <= 255 else 65535
-    existing = {
-        path.stem.casefold(): path for path in (out / "images").glob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    images, masks = _files_by_name(out / "images", IMAGE_SUFFIXES), _files_by_name(out / "masks", MASK_SUFFIXES)
     for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
         rgb = read_image(image.path or image.content or b"", image.name)
         size = rgb.shape[:2]
@@ -84,11 +82,18 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
             file = image.path or image.name
             raise FusionerError(f"{file} is {size[1]}x{size[0]} pixels, its annotation was made on {width}x{height}")
         mask = project.paint(image, size, ignore)
-        _place_image(image, rgb, out / "images" / stem, existing.get(stem.casefold()), copy)
+        if (other := masks.get(label_key(stem))) is not None and other.name != f"{stem}.png":
+            raise FusionerError(f"{other} exists beside {stem}.png: choose an empty folder for --root")
+        _place_image(image, rgb, out / "images" / stem, images.get(label_key(stem)), copy)
         _write_png(out / "masks" / f"{stem}.png", mask)
     if not has_classes:
         with atomic_write(out / "classes.txt") as temporary:
             temporary.write_text("".join(f"{name}\n" for name in names), "utf-8")
+
+
+def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files of a folder by stem, without regard to case and Unicode form."""
+    return {label_key(path.stem): path for path in folder.glob("*") if path.suffix.lower() in suffixes}
 
 
 def _coco_part(file_name: str, instances: Path) -> str:
