@@ -29,8 +29,8 @@ PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WEIGHTS = (*SAFETENSORS, *OPEN_CLIP, *PICKLE)
 """Names of weight files, in the order in which they are preferred."""
 
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
-_VOCABULARIES += ("sentencepiece.bpe.model",)
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"}
+_VOCABULARIES |= {"sentencepiece.bpe.model"}
 CONFIGS = ("config.json", "open_clip_config.json")
 _SETTINGS = ["*.json", "*.txt", "*.model"]
 _SHARDS = {SAFETENSORS: "model-*.safetensors", PICKLE: "pytorch_model-*.bin"}
@@ -180,10 +180,8 @@ def _conversion(repository: str) -> str | None:
         requests = list(HfApi().get_repo_discussions(repository, author=author, discussion_type="pull_request"))
     except HfHubHTTPError:  # the repository has no discussions
         return None
-    found = (
-        request for request in requests if (request.author, request.title, request.status) == (author, title, "open")
-    )
-    return next((request.git_reference for request in found), None)
+    found = [request for request in requests if request.author == author and request.title == title]
+    return next((request.git_reference for request in found if request.status == "open"), None)
 
 
 def _download_problem(error: Exception, repository: str) -> str:
@@ -291,16 +289,15 @@ def read_normalisation(folder: Path) -> tuple[RGB, RGB] | None:
     settings = read_json(folder / "preprocessor_config.json")
     if settings.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    open_clip = read_json(folder / "open_clip_config.json").get("preprocess_cfg") or {}
+    open_clip = read_json(folder / "open_clip_config.json").get("preprocess_cfg", {})
+    values = [settings.get("image_mean", open_clip.get("mean")), settings.get("image_std", open_clip.get("std"))]
     try:
-        return _rgb(settings.get("image_mean") or open_clip["mean"]), _rgb(
-            settings.get("image_std") or open_clip["std"]
-        )
-    except (KeyError, TypeError, ValueError):
+        return _rgb(values[0]), _rgb(values[1])
+    except (TypeError, ValueError):
         return None
 
 
-def _rgb(values: list[float]) -> RGB:
+def _rgb(values: Any) -> RGB:
     red, green, blue = map(float, values)
     return red, green, blue
 

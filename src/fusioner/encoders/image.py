@@ -156,8 +156,8 @@ class ConcatEncoder(FrozenImageEncoder):
         super().__init__()
         if not encoders:
             raise FusionerError("a list of image encoders needs at least one")
-        self.encoders = nn.ModuleList(encoder for encoder in encoders if isinstance(encoder, nn.Module))
         self._parts = tuple(encoders)
+        self.encoders = nn.ModuleList(encoder for encoder in encoders if isinstance(encoder, nn.Module))
         self.name = "+".join(encoder.name for encoder in encoders)
         self.dim = sum(encoder.dim for encoder in encoders)
         self.stride = encoders[0].stride
