@@ -357,7 +357,7 @@ class Segmenter:
             batches = [
                 self.network.encode_images(np.stack([resize(rgb, (side, side)) for rgb in images])) for side in sides
             ]
-        tokens = ([batch[i : i + 1].copy() for batch in batches] for i in range(len(images)))
+        tokens = ([batch[i : i + 1].copy(order="K") for batch in batches] for i in range(len(images)))
         return [self.wrap_tokens(rgb, own, options) for rgb, own in zip(images, tokens, strict=True)]
 
     def wrap_tokens(
