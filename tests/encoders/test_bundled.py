@@ -1,4 +1,4 @@
-"""The shipped DINOv2 and MiniLM against transformers' own forward, and what they are shipped for: likeness."""
+"""The bundled DINOv2 and MiniLM against transformers' own forward, and that similar things have similar vectors."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import BertModel, Dinov2Model
 
-from fusioner.encoders import bundled as embedded
+from fusioner.encoders import bundled
 from fusioner.encoders.base import Frozen, ImageEncoder, TextEncoder
 from fusioner.encoders.image import PatchTransformer
 from fusioner.encoders.text import PooledText
@@ -28,12 +28,12 @@ WEIGHTS = Path(str(resources.files("fusioner.weights")))
 
 @pytest.fixture(scope="module")
 def dinov2() -> PatchTransformer:
-    return embedded.dinov2_s_embedded()
+    return bundled.dinov2_s_embedded()
 
 
 @pytest.fixture(scope="module")
 def minilm() -> PooledText:
-    return embedded.minilm_embedded()
+    return bundled.minilm_embedded()
 
 
 def photo(name: str, height: int, width: int) -> Tensor:
@@ -93,7 +93,7 @@ def test_dinov2_final_norm_has_no_weights_of_its_own(dinov2: PatchTransformer):
 
 
 def test_dinov2_positions_are_a_smooth_grid_in_row_order(dinov2: PatchTransformer):
-    """A transposed or shuffled grid would still run: but neighbours must look alike, and rows differ from columns."""
+    """A transposed or shuffled grid would run too, so neighbours must be similar and distant positions not."""
     position = dinov2.model.embeddings.position_embeddings
     assert position.shape == (1, 1 + 37 * 37, 384)
     grid = F.normalize(position[0, 1:].unflatten(0, (37, 37)) - position[0, 1:].mean(dim=0), dim=-1)
@@ -160,7 +160,7 @@ def test_minilm_takes_none_and_many_and_too_long(minilm: PooledText):
 
 
 @pytest.mark.parametrize(
-    ("build", "protocol"), [(embedded.dinov2_s_embedded, ImageEncoder), (embedded.minilm_embedded, TextEncoder)]
+    ("build", "protocol"), [(bundled.dinov2_s_embedded, ImageEncoder), (bundled.minilm_embedded, TextEncoder)]
 )
 def test_they_load_without_network_and_stay_frozen(build: Callable, protocol: Any, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
@@ -177,7 +177,7 @@ def test_they_load_without_network_and_stay_frozen(build: Callable, protocol: An
 
 
 def test_fingerprints_follow_weights_and_normalisation(dinov2: PatchTransformer, minilm: PooledText):
-    again = embedded.dinov2_s_embedded()
+    again = bundled.dinov2_s_embedded()
     assert again.fingerprint() == dinov2.fingerprint() != minilm.fingerprint()
     again.mean = (0.5, 0.5, 0.5)
     assert again.fingerprint() != dinov2.fingerprint()
@@ -185,17 +185,17 @@ def test_fingerprints_follow_weights_and_normalisation(dinov2: PatchTransformer,
 
 def test_missing_and_broken_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FusionerError, match=r"none\.safetensors is missing: reinstall"):
-        embedded.read_weights("none.safetensors")
+        bundled.read_weights("none.safetensors")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((WEIGHTS / "dinov2_s.safetensors").read_bytes()[:100_000])
-    monkeypatch.setattr(embedded, "weights_file", lambda name: cut)
+    monkeypatch.setattr(bundled, "weights_file", lambda name: cut)
     with pytest.raises(FusionerError, match=r"cannot be read .*: reinstall fusioner"):
-        embedded.dinov2_s_embedded()
+        bundled.dinov2_s_embedded()
 
 
 @pytest.mark.parametrize("change", ["lacks", "more", "shape"])
 def test_weights_that_do_not_fit_are_refused(change: str):
-    state = embedded.read_weights("minilm.safetensors")
+    state = bundled.read_weights("minilm.safetensors")
     key = "encoder.layer.3.output.dense.weight"
     if change == "lacks":
         del state[key]
@@ -204,4 +204,4 @@ def test_weights_that_do_not_fit_are_refused(change: str):
     else:
         state[key] = state[key].T.contiguous()
     with pytest.raises(FusionerError, match=r"not fit BertModel: 1 tensors are \S.*, first encoder\.layer\.\d\.output"):
-        embedded.build_minilm(state, (WEIGHTS / "minilm.tokenizer.json").read_text())
+        bundled.build_minilm(state, (WEIGHTS / "minilm.tokenizer.json").read_text())

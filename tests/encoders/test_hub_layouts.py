@@ -279,7 +279,7 @@ def test_the_table_of_models() -> None:
 
 
 def test_the_tool_that_checks_the_hub(hub: Any, image_model: Make, text_model: Make, tmp_path: Path) -> None:
-    """In its own process, as a person runs it; MAE and CLIP are read by the library from whole checkpoints."""
+    """In its own process, with the hub's address in HF_ENDPOINT."""
     served = {
         "facebook/dinov2-small": image_model("dinov2")[0],
         "facebook/dinov3-vits16plus-pretrain-lvd1689m": image_model("dinov3_vit")[0],

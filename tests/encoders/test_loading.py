@@ -1,4 +1,4 @@
-"""From a name to weights: the hub (a real one, small and local), the cache, folders, and every way they fail."""
+"""From a name to weights: a hub on 127.0.0.1, the cache, folders, and their errors."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def copy(folder: Path, target: Path, *, without: str = "") -> Path:
     return target
 
 
-def test_a_zoo_name_downloads_once_and_then_needs_no_hub(hub: Any, image_model: Make) -> None:
+def test_a_registered_name_downloads_once(hub: Any, image_model: Make) -> None:
     folder, _ = image_model("dinov2")
     hub.add("facebook/dinov2-small", folder)
     images = torch.rand(1, 3, 16, 24)
@@ -137,7 +137,7 @@ def test_a_text_folder_without_tokenizer(text_model: Make, tmp_path: Path) -> No
         build_text_encoder(f"bert-base@{tmp_path}")
 
 
-def test_loading_says_nothing_and_leaves_the_library_as_it_was(
+def test_loading_is_silent_and_restores_the_librarys_logging(
     text_model: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = text_model("clip")  # half of the checkpoint is "unexpected" to either tower

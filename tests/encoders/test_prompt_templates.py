@@ -1,4 +1,4 @@
-"""Labels to vectors: templates averaged, every label encoded once."""
+"""Label embeddings: templates averaged, every label encoded once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ LABELS = ["cat", "sofa", "dog", "red tree", "a small {} cat"]
 
 
 class Counting:
-    """A real encoder that remembers what it was asked."""
+    """An encoder that records the texts it encodes."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        self.encoder, self.name, self.dim, self.asked = encoder, encoder.name, encoder.dim, list[str]()
+        self.encoder, self.name, self.dim, self.texts = encoder, encoder.name, encoder.dim, list[str]()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        self.asked += texts
+        self.texts += texts
         return self.encoder(texts)
 
     def fingerprint(self) -> str:
@@ -51,11 +51,11 @@ def test_each_label_is_encoded_once(encoder: TextEncoder) -> None:
     counting = Counting(encoder)
     embed = LabelEmbedder(counting, ["a {}", "the {}"])
     first = embed(["cat", "sofa", "cat"])
-    assert counting.asked == ["a cat", "the cat", "a sofa", "the sofa"]
+    assert counting.texts == ["a cat", "the cat", "a sofa", "the sofa"]
     assert torch.equal(embed(["sofa", "cat"]), first[[1, 0]])
-    assert len(counting.asked) == 4
+    assert len(counting.texts) == 4
     embed(["dog", "cat"])
-    assert counting.asked[4:] == ["a dog", "the dog"]
+    assert counting.texts[4:] == ["a dog", "the dog"]
 
 
 def test_templates_matter(encoder: TextEncoder) -> None:

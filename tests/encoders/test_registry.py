@@ -1,4 +1,4 @@
-"""The grammar of encoder names, lists of encoders, and that frozen stays frozen."""
+"""Encoder names, concatenated encoders, and frozen weights."""
 
 import subprocess
 import sys
