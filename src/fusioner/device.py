@@ -1,4 +1,4 @@
-"""Which processor computes."""
+"""Selection of the torch device."""
 
 import torch
 
@@ -6,10 +6,10 @@ from fusioner.errors import FusionerError
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """`"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`, or `"auto"` (also None): the first of cuda, mps, cpu that is there.
+    """Return the device "cpu", "cuda", "cuda:1" or "mps"; "auto" or None: the first available of cuda, mps, cpu.
 
     Raises:
-        FusionerError: no such device, or not on this machine.
+        FusionerError: there is no such device on this machine.
     """
     if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")

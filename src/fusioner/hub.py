@@ -1,7 +1,7 @@
-"""Trained models as folders and repositories of the Hugging Face hub: weights in safetensors, a model card in words.
+"""Trained models as folders and as repositories of the Hugging Face hub.
 
-A folder holds `model.safetensors` (the file of `fusioner train`, its card inside), `config.json` (that card, to be read
-by people and counted by the hub) and `README.md`. Only the trained network is in it: encoders are named, not copied.
+A folder holds `model.safetensors` (the file of `fusioner train` with its card), `config.json` (the card, which also
+lets the hub count downloads) and `README.md` (the model card). Encoders are referenced by name, not included.
 """
 
 import json
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 METRICS = {"val_miou": "mIoU on held-out training images", "train_miou": "mIoU on training images, running"}
-"""Keys of a card's `training` that are figures -> what they mean."""
+"""Scores in a card's `training` and their names."""
 
 
 def save_pretrained(segmenter: "Segmenter", folder: str | Path, name: str = "") -> Path:
-    """Write model, configuration and model card into `folder` -> the folder; `name` is the repository's in the card.
+    """Write model, configuration and model card into `folder`; return it. `name`: of the repository, for the card.
 
     Raises:
         FusionerError: the folder cannot be written to.
@@ -44,10 +44,10 @@ def save_pretrained(segmenter: "Segmenter", folder: str | Path, name: str = "") 
 
 
 def find_pretrained(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """The model file of a folder of `save_pretrained`, or of a repository of the hub, which is downloaded once.
+    """Return the model file of a folder of `save_pretrained` or of a repository, which is downloaded once.
 
     Raises:
-        FusionerError: there is no such folder or repository, it holds no model, or the hub cannot be reached.
+        FusionerError: there is no such folder or repository, it has no model, or the hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -59,11 +59,11 @@ def find_pretrained(source: str | Path, revision: str | None = None, token: str 
     try:
         return Path(hf_hub_download(str(source), WEIGHTS, revision=revision, token=token))
     except EntryNotFoundError as error:
-        raise FusionerError(f"the repository {source} holds no {WEIGHTS}: it is no Fusioner model") from error
+        raise FusionerError(f"the repository {source} holds no {WEIGHTS}: it is not a Fusioner model") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         what = f"no revision {revision} of {source}" if revision else f"no repository {source} that you may read"
         raise FusionerError(f"the Hugging Face hub has {what}") from error
-    except Exception as error:  # proxies, time-outs, full disks: many classes, one meaning
+    except Exception as error:  # proxies, time-outs and full disks raise many classes
         raise FusionerError(f"cannot download {source} from the Hugging Face hub: {_line(error)}") from error
 
 
@@ -75,10 +75,10 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Upload a Fusioner model",
 ) -> str:
-    """Upload model, configuration and model card to the hub's repository OWNER/NAME, made where missing -> its address.
+    """Upload model, configuration and model card to the repository OWNER/NAME (created if missing); return its URL.
 
     Raises:
-        FusionerError: an encoder is named by a folder of this machine, the hub cannot be reached, or it refuses.
+        FusionerError: an encoder is a local folder, or the hub cannot be reached or refuses the upload.
     """
     from tempfile import TemporaryDirectory
 
@@ -96,23 +96,23 @@ def push_to_hub(
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     except FusionerError:
         raise
-    except Exception as error:  # as in downloading
+    except Exception as error:  # as for downloads
         raise FusionerError(f"cannot upload to {repository} on the Hugging Face hub: {_line(error)}") from error
     return f"{api.endpoint}/{repository}"
 
 
 def model_card(card: "ModelCard", name: str) -> str:
-    """The README of a model: what it is, how to use it, how it was made, and how well it did."""
+    """Return the README of a model: description, usage, training and scores."""
     training = card.training
     head = {"library_name": "fusioner", "pipeline_tag": "image-segmentation", "tags": ["open-vocabulary", "zero-shot"]}
-    figures = [(text, training[key]) for key, text in METRICS.items() if isinstance(training.get(key), int | float)]
+    scores = [(text, training[key]) for key, text in METRICS.items() if isinstance(training.get(key), int | float)]
     rows = [
         ("image encoder", f"`{card.image_encoder}` (frozen, not in this repository)"),
         ("text encoder", f"`{card.text_encoder}` (frozen, not in this repository)"),
         ("resolution", f"{card.resolution} px"),
         ("prompt templates", "; ".join(f"`{template}`" for template in card.templates)),
         ("threshold", str(card.threshold)),
-        ("edges", "moved to the photograph's" if card.guided_filter else ""),
+        ("guided filter", "on by default" if card.guided_filter else ""),
         ("data", _data(training)),
         ("steps", str(training.get("step", training.get("steps", "")))),
         ("made with", ", ".join(f"{one} {number}" for one, number in training.get("versions", {}).items())),
@@ -120,15 +120,15 @@ def model_card(card: "ModelCard", name: str) -> str:
     parts = [
         "---\n" + "".join(f"{key}: {json.dumps(value)}\n" for key, value in head.items()) + "---",
         f"# {name}",
-        "Name things in words, get their masks: an open-vocabulary segmentation model of "
+        "Segment images by free-form labels: an open-vocabulary segmentation model of "
         "[Fusioner](https://arxiv.org/abs/2210.15138).",
         f"```python\nimport fusioner\n\nseg = fusioner.Segmenter.from_pretrained({json.dumps(name)})\n"
         'seg("photo.jpg", ["cat", "sofa"]).save("out")\n```',
         "| | |\n|---|---|\n" + "\n".join(f"| {what} | {_cell(text)} |" for what, text in rows if text),
     ]
-    if figures:
+    if scores:
         parts.append(
-            "## Figures\n\n| | |\n|---|---|\n" + "\n".join(f"| {text} | {value:.2f} |" for text, value in figures)
+            "## Scores\n\n| | |\n|---|---|\n" + "\n".join(f"| {text} | {value:.2f} |" for text, value in scores)
         )
     if command := training.get("command"):
         parts.append(f"## How it was trained\n\n```bash\n{command}\n```")
@@ -138,8 +138,8 @@ def model_card(card: "ModelCard", name: str) -> str:
 
 
 def _data(training: dict[str, Any]) -> str:
-    also = [f"{kind} ({root})" for kind, root in training.get("extra_datasets", [])]
-    sets = [str(training.get("dataset", "")), *also]
+    extra = [f"{kind} ({root})" for kind, root in training.get("extra_datasets", [])]
+    sets = [str(training.get("dataset", "")), *extra]
     fold = "" if training.get("fold") is None else f", fold {training['fold']}"
     return ", ".join(one for one in sets if one) + fold
 

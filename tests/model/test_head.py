@@ -55,7 +55,7 @@ def test_opposite_neighbours_and_features_of_zero_stay_finite() -> None:
 def test_products_in_blocks_are_products_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.randn(3, 8, 11, 7)
     whole = neighbour_products(features)
-    monkeypatch.setattr("fusioner.model.head.BLOCK", 100)  # a row at a time
+    monkeypatch.setattr("fusioner.model.cpu_kernels.BLOCK_SIZE", 100)  # a row at a time
     torch.testing.assert_close(neighbour_products(features), whole)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(neighbour_products(features), whole)

@@ -150,7 +150,7 @@ class Evil:
         ({"weights": {}}, "under the key 'model'"),
         ([1, 2], "under the key 'model'"),
         ({"model": {"fusion.norm.weight": torch.zeros(1)}}, r"lacks all weights 'img_model\.\*'"),
-        ({"model": {}, "bad": Evil()}, "damaged or no official checkpoint"),
+        ({"model": {}, "bad": Evil()}, "corrupt or not an official checkpoint"),
     ],
 )
 def test_a_foreign_file_gets_one_sentence(
@@ -169,7 +169,7 @@ def test_no_file_a_cut_one_and_no_tokenizer(write: Callable[..., Path], tmp_path
     with pytest.raises(FusionerError, match=r"there is no tokenizer\.json in"):
         load_official(path, tokenizer=tmp_path / "nowhere")
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(FusionerError, match="is damaged"):
+    with pytest.raises(FusionerError, match="is corrupt"):
         load_official(path)
 
 

@@ -1,1 +1,1 @@
-"""The trained part: fusion, decoder, head, and their assembly. Knows nothing of images, labels or datasets."""
+"""The trained network and its parts, independent of images, labels and data sets."""

@@ -15,7 +15,7 @@ class Decoder(nn.Module):
     """Fused patches (B, W, Gh, Gw) -> features (B, C, H, W).
 
     3x3 convolution, normalisation, ReLU at 1x, 2x, 4x, ... the grid with a bilinear x2 between, then a 1x1 convolution.
-    With the default four widths the last map is at 8x the grid; `size` resizes it to the pixels asked for.
+    With the default four widths the last map is at 8x the grid; `size` resizes it.
     """
 
     def __init__(self, config: FusionerConfig) -> None:
@@ -28,7 +28,7 @@ class Decoder(nn.Module):
         self.add_module(f"conv_{self.stages}", nn.Conv2d(widths[-1], widths[-1], 1))
 
     def forward(self, x: Float[Tensor, "b w gh gw"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h w2"]:
-        """`size` (height, width); None keeps the decoder's own resolution, 2**(stages - 1) times the grid."""
+        """Resize to `size` (height, width); None keeps the decoder's resolution, 2**(stages - 1) times the grid."""
         for i in range(self.stages):
             if i > 0:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
@@ -49,5 +49,5 @@ class Decoder(nn.Module):
 def _instance_norm(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.instance_norm(x)
-    # The norm of one image is a batch norm of a batch of one, which unlike the other keeps channels last.
+    # Equals a batch norm of one image, which unlike instance_norm keeps the channels-last layout.
     return torch.cat([F.batch_norm(one, None, None, training=True) for one in x.split(1)])

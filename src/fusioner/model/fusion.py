@@ -22,7 +22,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n w"], mask: Bool[Tensor, "n n"] | None) -> Float[Tensor, "b n w"]:
-        """`mask[i, j]` says whether token i may look at token j; None lets everyone look at everyone."""
+        """`mask[i, j]`: token i attends to token j; None: all tokens attend to all tokens."""
         b, n, w = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
@@ -75,10 +75,10 @@ class Block(nn.Module):
 class Fusion(nn.Module):
     """Unit-length visual tokens (B, N, Dv) and label embeddings (B, K, Dt) -> patches (B, N, W), classes (B, K, C).
 
-    "fusioner" (the paper's early fusion): all tokens attend to all tokens, so each patch knows what is asked for and
-    each label what is there. "late" (the ablation of the paper's Table 1, as we read its "fuse after the visual
-    decoder"): the same transformer with visual and text tokens blind to each other, so that the two first meet in the
-    cosine head behind the decoder. Both have the same parameters, hence the comparison is of fusion alone.
+    "fusioner" (the paper's early fusion): all tokens attend to all tokens. "late" (the ablation of the paper's Table 1,
+    as we read its "fuse after the visual decoder"): the same transformer with visual and text tokens masked from each
+    other, so that they first meet in the cosine head after the decoder. Both have the same parameters, so the
+    comparison isolates the fusion.
     """
 
     def __init__(self, config: FusionerConfig) -> None:
@@ -104,22 +104,22 @@ class Fusion(nn.Module):
         text: Float[Tensor, "bm k dt"],
         extra: Float[Tensor, "b m n w"] | None = None,
     ) -> tuple[Float[Tensor, "bm n w"], Float[Tensor, "bm k c"]]:
-        """With `extra` the text is (B * M, K, Dt): each image is fused M times, and extra[:, m] (what the similarity
-        channels have to say) is added to its projected tokens the m-th time."""
+        """With `extra` the text is (B * M, K, Dt): each image is fused M times, and extra[:, m] (the guidance of the
+        similarity maps) is added to its projected tokens in the m-th fusion."""
         n = visual.shape[1]
         patches = self.visual_proj(visual)
         if extra is not None:
             patches = (patches[:, None] + extra).flatten(0, 1)
-        asked = self.text_proj(text) + self.cls_emb
-        x = torch.cat([patches, asked], dim=1)
-        mask = self._blind(n, asked.shape[1], x.device) if self.late else None
+        labels = self.text_proj(text) + self.cls_emb
+        x = torch.cat([patches, labels], dim=1)
+        mask = self._late_mask(n, labels.shape[1], x.device) if self.late else None
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
         return x[:, :n] @ self.proj_patch, x[:, n:] @ self.proj_classes
 
     @staticmethod
-    def _blind(n: int, k: int, device: torch.device) -> Bool[Tensor, "m m"]:
+    def _late_mask(n: int, k: int, device: torch.device) -> Bool[Tensor, "m m"]:
         is_text = torch.arange(n + k, device=device) >= n
         return is_text[:, None] == is_text[None, :]
 

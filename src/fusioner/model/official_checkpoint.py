@@ -1,7 +1,7 @@
 """The official checkpoint: `{"model": state_dict}` with `img_model.* text_model.* fusion.* decoder.*`.
 
-Its frozen encoders are CLIP's under OpenAI's key names. Sizes are read off the tensors; what tensors cannot tell
-(heads, temperature, normalisation) has the official default and can be said by the caller.
+Its frozen encoders are CLIP's under OpenAI's key names. Sizes are inferred from the tensors; other settings (heads,
+temperature, normalisation) have the official defaults, which the caller can override.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 
 SUFFIXES = (".pth", ".pt")
-"""How official checkpoints are named."""
+"""File name suffixes of official checkpoints."""
 PUBLISHED_NORMALISATION: dict[str, tuple[RGB, RGB]] = {
     "pascal": ((0.4554, 0.4298, 0.3955), (0.1181, 0.1189, 0.1338)),
     "coco": ((0.4650, 0.4357, 0.3973), (0.1152, 0.1153, 0.1352)),
 }
-"""Mean and std of the official recipe by data set; a checkpoint does not say which it was trained with."""
+"""Mean and std of the official recipe per data set; checkpoints do not store them."""
 TOKENIZER = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _PARTS = ("img_model", "text_model", "fusion", "decoder")
@@ -47,20 +47,22 @@ def load_official(
     temperature: float = 0.07,
     tokenizer: str | Path | None = None,
 ) -> tuple[Fusioner, ClipVision, ClipText, ModelCard]:
-    """Read an official checkpoint -> network, image encoder, text encoder, card; all in float32 and eval mode.
+    """Load an official checkpoint: network, image encoder, text encoder and card, in float32 and eval mode.
 
     Only tensors and plain values are unpickled (`weights_only=True`).
 
     Args:
         path: the file.
-        dataset: whose published mean and std it was trained with, a key of `PUBLISHED_NORMALISATION`.
-        heads: of the fusion; None: one per 64 channels, which is the official 8 of 512. clip_heads: of both encoders.
+        dataset: key of `PUBLISHED_NORMALISATION` with the mean and std it was trained with.
+        heads: of the fusion; None: one per 64 channels (the official 8 of 512).
+        clip_heads: of both encoders.
         temperature: of the head.
-        tokenizer: folder with CLIP's tokenizer.json (or vocab.json and merges.txt), which a checkpoint does not hold;
-            None looks beside the checkpoint, then on the Hugging Face hub (2 MB, downloaded once).
+        tokenizer: folder with CLIP's tokenizer.json (or vocab.json and merges.txt), which checkpoints do not include;
+            None: the checkpoint's folder, then the Hugging Face hub (2 MB, downloaded once).
 
     Raises:
-        FusionerError: no such file, something else in it, a key that is missing or of the wrong shape, no tokenizer.
+        FusionerError: the file is missing or not an official checkpoint, a key is missing or misshapen, or there is no
+                tokenizer.
     """
     path = Path(path).expanduser()
     parts = _split(_read(path), path)
@@ -69,7 +71,7 @@ def load_official(
         image = clip_vision_from_openai(_only_visual(parts["img_model"]), heads=clip_heads, name="official-clip")
         text = clip_text_from_openai(parts["text_model"], words, heads=clip_heads, name="official-clip-text")
     except FusionerError as error:
-        raise FusionerError(f"{path} is no checkpoint of the official code: {error}") from error
+        raise FusionerError(f"{path} is not a checkpoint of the official code: {error}") from error
     image.mean, image.std = PUBLISHED_NORMALISATION[dataset]
     config = _config(parts, path, (image.dim, text.dim), heads, temperature)
     model = Fusioner(config)
@@ -89,10 +91,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise FusionerError(f"{path} is damaged or no official checkpoint ({reason})") from error
+        raise FusionerError(f"{path} is corrupt or not an official checkpoint ({reason})") from error
     state = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FusionerError(f"{path} holds no weights under the key 'model', so it is no official checkpoint")
+        raise FusionerError(f"{path} has no weights under the key 'model', so it is not an official checkpoint")
     return {key.removeprefix("module."): value for key, value in state.items()}  # as DDP names them
 
 
@@ -110,7 +112,7 @@ def _split(state: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tenso
 
 
 def _only_visual(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The vision transformer, also where a whole CLIP was stored."""
+    """Return the vision transformer, also of a checkpoint with a whole CLIP."""
     visual = {key: value for key, value in state.items() if key.startswith("visual.")}
     return visual or state
 
@@ -156,6 +158,6 @@ def _tokenizer(path: Path, folder: str | Path | None) -> Any:
         raise
     except Exception as error:  # no network, a proxy, a full disk: many classes, one meaning
         raise FusionerError(
-            f"{path} holds no tokenizer, and CLIP's could not be had ({str(error).splitlines()[0][:100]}): put "
+            f"{path} has no tokenizer, and CLIP's is not available ({str(error).splitlines()[0][:100]}): put "
             f"tokenizer.json of huggingface.co/{TOKENIZER} beside the checkpoint"
         ) from error
