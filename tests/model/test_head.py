@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fusioner.model.cpu_kernels import WIDE, convolve
+from fusioner.model.cpu_kernels import MIN_CHANNELS, convolve
 from fusioner.model.head import cosine_logits, neighbour_products
 
 
@@ -64,9 +64,9 @@ def test_products_in_blocks_are_products_at_once(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_wide_convolutions_have_the_librarys_gradients(kernel: int) -> None:
     torch.manual_seed(0)
-    conv: Any = nn.Conv2d(WIDE, WIDE + 3, kernel, padding=kernel // 2)
+    conv: Any = nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS + 3, kernel, padding=kernel // 2)
     conv.to(memory_format=torch.channels_last)
-    x = torch.randn(2, WIDE, 5, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(2, MIN_CHANNELS, 5, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
     ours, theirs = convolve(conv, x), conv(x)
     pull, inputs = torch.randn_like(theirs), (x, conv.weight, conv.bias)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
