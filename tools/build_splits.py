@@ -1,10 +1,10 @@
-"""Pack the published fold lists into src/fusioner/data/splits: small files, the same bytes every time.
+"""Pack the published fold lists into src/fusioner/data/splits, with the same bytes at every run.
 
     python tools/build_splits.py ../shared/splits
 
 Reads `pascal5i_hsnet.csv` (split,fold,image,class), `coco20i_hsnet.npz` (per split and fold: image number, 0-based
-class) and `fss1000_{trn,val,test}.txt`. A set's training lists of the four folds are one list filtered by class, which
-is checked here, so each set is stored once: sorted image numbers as differences, each with one bit a class.
+class) and `fss1000_{trn,val,test}.txt`. The training lists of the four folds are one list filtered by class (checked
+here), so each data set is stored once: differences of sorted image numbers, and one bit per class for each.
 """
 
 import csv
@@ -17,7 +17,7 @@ OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "data" / "split
 
 
 def pack(pairs: set[tuple[int, int]], classes: int) -> dict[str, np.ndarray]:
-    """(image number, class id from 1) pairs -> image number differences and packed bits."""
+    """Pack (image number, class id from 1) pairs as image number differences and class bits."""
     numbers = np.array(sorted({image for image, _ in pairs}), dtype=np.int64)
     row = {int(number): i for i, number in enumerate(numbers)}
     bits = np.zeros((len(numbers), classes), dtype=bool)
@@ -27,7 +27,7 @@ def pack(pairs: set[tuple[int, int]], classes: int) -> dict[str, np.ndarray]:
 
 
 def pascal_pairs(path: Path) -> dict[str, set[tuple[int, int]]]:
-    """Year and number of a VOC id (2007_000032) become one integer, 2007000032."""
+    """Read PASCAL's pairs; a VOC id (2007_000032) becomes one integer, 2007000032."""
     found: dict[str, set[tuple[int, int]]] = {"trn": set(), "val": set()}
     with path.open() as file:
         for row in csv.DictReader(file):
@@ -38,7 +38,7 @@ def pascal_pairs(path: Path) -> dict[str, set[tuple[int, int]]]:
 
 
 def coco_pairs(path: Path) -> dict[str, set[tuple[int, int]]]:
-    """Union over folds; a fold's own training list must be that union without the fold's classes."""
+    """Read COCO's pairs of all folds; the training list of a fold must be their union without its classes."""
     arrays = np.load(path)
     lists = {}
     for split in ("trn", "val"):

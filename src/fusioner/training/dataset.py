@@ -99,7 +99,8 @@ class Corpus:
         """Return a sha256 (hex) of splits, samples and prompts; it differs whenever a run would see other data."""
         total = hashlib.sha256()
         for split in self.splits:
-            line = f"{split.data.name}|{split.fold}|{split.classes}|{split.ignored}|{split.data.prompts}\n"
+            values = dict(split.data.mask_values)
+            line = f"{split.data.name}|{split.fold}|{split.classes}|{split.ignored}|{split.data.prompts}|{values}\n"
             total.update(line.encode())
         for sample in (*self.samples, None, *self.held_out):
             line = "" if sample is None else f"{sample.split}|{sample.item.id}|{sample.class_id}"
