@@ -68,9 +68,11 @@ def show(
     columns: Annotated[int, Parameter(help="Images per row.")] = 4,
     mask_values: MaskValues = "",
 ) -> None:
-    """Write a contact sheet: evenly spaced images under their masks, with names and coverage.
+    """Write a contact sheet of a data set.
 
-    fusioner data show pascal --root data/pascal --out sheet.png
+    It shows evenly spaced images under their masks, with the names of the classes and their coverage.
+
+        fusioner data show pascal --root data/pascal --out sheet.png
     """
     from fusioner.data.check import contact_sheet
     from fusioner.data.registry import open_dataset

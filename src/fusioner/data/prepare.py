@@ -75,7 +75,7 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
     ignore = 255 if len(names) <= 255 else 65535
     images, masks = _files_by_name(out / "images", IMAGE_SUFFIXES), _files_by_name(out / "masks", MASK_SUFFIXES)
     for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
-        rgb = read_image(image.path or image.content or b"", image.name)
+        rgb = read_image(image.path or image.content or b"", str(image.path or image.name))
         size = rgb.shape[:2]
         if image.size is not None and image.size != size:
             height, width = image.size
