@@ -1,17 +1,21 @@
-"""Read any image as upright 8-bit RGB, resize images, and list the images of a folder."""
+"""Read any image as upright 8-bit sRGB, resize images, and list the images of a folder."""
 
 import os
+import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped, UInt8
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fusioner.errors import FusionerError
 
@@ -20,7 +24,27 @@ ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarra
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 # Pillow's other readers are excluded: some start external programs (EPS), none is a photo format.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO", "HEIF")
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # Pillow calls PNGs with more than 1 MB of text corrupt
+HEIF = "HEIC: pip install 'fusioner[heif]'"
+CAMERA_RAW = "camera raw: develop it to JPEG, PNG or TIFF first"
+_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_RAW_SUFFIXES = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw"),
+    *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".srw", ".x3f"),
+)
+_UNREAD_SUFFIXES = {
+    **dict.fromkeys(_HEIF_SUFFIXES, HEIF),
+    **dict.fromkeys(_RAW_SUFFIXES, CAMERA_RAW),
+    ".jxl": "JPEG XL",
+    ".psd": "Photoshop",
+    ".svg": "SVG",
+    ".exr": "OpenEXR",
+    ".jxr": "JPEG XR",
+}
+_RAW_STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
+_SUBFILE_TYPE, _BITS, _BANDS, _PLANAR, _EXTRA_SAMPLES, _DNG_VERSION = 254, 258, 277, 284, 338, 50706  # TIFF tags
+_MAX_PAGES = 1000  # of a TIFF, counted at most
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,16 +58,20 @@ _EXIF_ORIENTATION = 0x0112
 _WARNINGS_LOCK = threading.Lock()  # warning filters are global to the process
 
 
-def read_image(source: ImageSource, name: str | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode an image to upright RGB.
+def read_image(
+    source: ImageSource, name: str | None = None, on_note: Callable[[str], None] = lambda note: None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode an image to upright sRGB.
 
-    EXIF and XMP orientation is applied, the first frame of an animation is used, transparency is composited on white,
-    CMYK, palette and Lab images are converted, and 16-bit, 32-bit and float greys are scaled (not clipped) to 8 bits.
+    EXIF and XMP orientation and ICC profiles are applied, the first frame of an animation is used, transparency is
+    composited on white, CMYK, palette and Lab images are converted, and 16-bit, 32-bit and float images are scaled (not
+    clipped) to 8 bits.
 
     Args:
         source: a path, the bytes of a file, an open binary file, a Pillow image, or an array of shape (H, W),
             (H, W, 3) or (H, W, 4) (uint8, uint16, bool, or floats in [0, 1]).
         name: how error messages call the image; by default its path or "the image".
+        on_note: called with a sentence for each part of the file that is not used (pages, bands) or was stretched.
 
     Raises:
         FusionerError: the image is missing, empty, corrupt, truncated, not an image, or has more than `MAX_PIXELS`
@@ -52,14 +80,14 @@ def read_image(source: ImageSource, name: str | None = None) -> UInt8[np.ndarray
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _decode(source, name or "the image")
+        return _decode(source, name or "the image", on_note)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read_stream(BytesIO(source), name or "the image")
+        return _read_stream(BytesIO(source), name or "the image", on_note)
     if isinstance(source, str | Path):
         with _open_file(Path(source)) as file:
-            return _read_stream(file, name or str(source))
+            return _read_stream(file, name or str(source), on_note)
     if hasattr(source, "read"):
-        return _read_stream(_read_all(source), name or str(getattr(source, "name", "the image")))
+        return _read_stream(_read_all(source), name or str(getattr(source, "name", "the image")), on_note)
     raise FusionerError(f"an image must be a path, bytes, an open file, a Pillow image or an array, not {type(source)}")
 
 
@@ -73,6 +101,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def image_suffixes() -> frozenset[str]:
     """Return the lower-case file suffixes of the supported formats, such as ".jpg"."""
+    _register_heif()
     extensions = Image.registered_extensions()
     return frozenset(suffix for suffix, format in extensions.items() if format in (*IMAGE_FORMATS, "MPO"))
 
@@ -85,7 +114,8 @@ def list_images(
 ) -> Iterator[Path]:
     """Yield the images of a folder in a fixed order, holding the names of one folder at a time in memory.
 
-    Hidden files and folders, `exclude` and links to folders are skipped.
+    Hidden files and folders, `exclude` and links to folders are skipped. After the last image, `on_error` is called
+    with the number of pictures of unsupported formats, if there are any.
 
     Raises:
         FusionerError: a folder cannot be read and there is no `on_error` to pass the error to.
@@ -98,14 +128,23 @@ def list_images(
         on_error(failure)
 
     suffixes, excluded = image_suffixes(), exclude and os.path.realpath(exclude)
+    left_out = Counter[str]()
     for root, folders, files in os.walk(folder, onerror=report):
         parent = Path(root)
         folders[:] = sorted(name for name in folders if name[0] != "." and os.path.realpath(parent / name) != excluded)
         for path in (parent / name for name in sorted(files)):
-            if path.suffix.lower() in suffixes and path.name[0] != "." and path.is_file():
+            suffix = path.suffix.lower()
+            if path.name[0] == "." or not path.is_file():
+                continue
+            if suffix in suffixes:
                 yield path
+            elif suffix in _UNREAD_SUFFIXES:
+                left_out[_UNREAD_SUFFIXES[suffix]] += 1
         if not recursive:
             break
+    if left_out and on_error:
+        kinds = "; ".join(f"{number} {kind}" for kind, number in left_out.items())
+        on_error(FusionerError(f"folder {folder} holds pictures that are not supported and left out: {kinds}"))
 
 
 def resize_square(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Array, "3 side side"]:
@@ -151,41 +190,158 @@ def _read_all(stream: BinaryIO) -> BytesIO:
     return BytesIO(content)
 
 
-def _read_stream(stream: BytesIO | BufferedReader, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    return _decode(_identify(stream, name), name)
+def _read_stream(
+    stream: BytesIO | BufferedReader, name: str, on_note: Callable[[str], None]
+) -> UInt8[np.ndarray, "h w 3"]:
+    return _decode(_identify(stream, name, on_note), name, on_note, stream)
 
 
-def _identify(stream: BytesIO | BufferedReader, name: str) -> Image.Image:
+def _identify(
+    stream: BytesIO | BufferedReader, name: str, on_note: Callable[[str], None] = lambda note: None
+) -> Image.Image:
+    """Open an image, at the first full-size page of a TIFF file."""
+    _register_heif()
     Image.init()
     formats = [format for format in IMAGE_FORMATS if format in Image.OPEN]
+    pages: list[ImageFileDirectory_v2] = []
+    head = b""
     try:
-        if not stream.read(1):
+        head = stream.read(16)
+        if not head:
             raise FusionerError(f"{name} is empty (0 bytes)")
-        stream.seek(0)
+        if head.startswith(_RAW_STARTS) or head[4:12] == b"ftypcrx " or head[8:10] == b"CR":
+            raise FusionerError(f"{name} is not supported ({CAMERA_RAW})")
         with _no_warnings():
-            return Image.open(stream, formats=formats)
+            if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                pages = _tiff_pages(stream, head)
+            page = _full_size_page(pages, name, on_note)
+            stream.seek(0)
+            image = Image.open(stream, formats=formats)
+            if page:
+                image.seek(page)
+            return image
     except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     except FusionerError:
         raise
     except Exception as error:  # a malicious header can make a reader fail in any way
+        if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
+            hint = "it is a corrupt HEIC" if "HEIF" in formats else HEIF
+            raise FusionerError(f"{name} cannot be read ({hint})") from error
+        if pages and pages[0].get(_BANDS, 1) != 1:
+            bits = pages[0].get(_BITS, (1,))[0]
+            layout = f"{pages[0][_BANDS]} bands of {bits} bits"
+            raise FusionerError(
+                f"{name} is a TIFF of {layout}, which is not supported: save three bands as RGB"
+            ) from error
         supported = ", ".join(formats)
         raise FusionerError(f"{name} is corrupt or not an image (supported: {supported})") from error
 
 
-def _decode(image: Image.Image, name: str) -> UInt8[np.ndarray, "h w 3"]:
+@cache
+def _register_heif() -> None:
+    """Let Pillow read HEIC if the optional package is installed."""
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return
+    register_heif_opener()
+
+
+def _tiff_pages(stream: BytesIO | BufferedReader, head: bytes) -> list[ImageFileDirectory_v2]:
+    """Return the tags of the pages, thumbnails included."""
+    pages: list[ImageFileDirectory_v2] = []
+    head = head if b"+" in head[:4] else head[:8]  # BigTIFF has the longer header
+    offset = ImageFileDirectory_v2(head).next
+    while offset and len(pages) < _MAX_PAGES:
+        stream.seek(offset)
+        pages.append(page := ImageFileDirectory_v2(head))
+        page.load(stream)
+        offset = page.next
+    return pages
+
+
+def _full_size_page(pages: list[ImageFileDirectory_v2], name: str, on_note: Callable[[str], None]) -> int:
+    """Return the number of the first page that is neither a thumbnail nor a transparency mask."""
+    full_size = [number for number, page in enumerate(pages) if not page.get(_SUBFILE_TYPE, 0) & 0b101]
+    if any(_DNG_VERSION in page for page in pages) or (pages and not full_size):
+        raise FusionerError(f"{name} holds only a thumbnail that can be read ({CAMERA_RAW})")
+    if not full_size:
+        return 0
+    first = pages[full_size[0]]
+    if first.get(_PLANAR) == 2 and max(first.get(_BITS, (1,))) > 8:  # Pillow misreads them
+        raise FusionerError(f"{name} is a TIFF of 16-bit bands in separate planes: save it with interleaved bands")
+    if len(full_size) > 1:
+        on_note(f"{name} has {len(full_size)} pages: only the first is read")
+    return full_size[0]
+
+
+def _decode(
+    image: Image.Image, name: str, on_note: Callable[[str], None], stream: BytesIO | BufferedReader | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(f"{name} with its {image.width} x {image.height} pixels")
     if not image.width or not image.height:
         raise FusionerError(f"{name} has no pixels ({image.width} x {image.height})")
+
+    def note(text: str) -> None:
+        on_note(f"{name} {text}")
+
     try:
+        rawmodes = [_rawmode(tile) for tile in getattr(image, "tile", [])]
         image.load()
-        orientation = _orientation(image)
-        return _to_rgb(image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image)
+        orientation, tags = _orientation(image), getattr(image, "tag_v2", None)
+        if stream and image.mode in ("RGB", "RGBA") and any(";16" in rawmode for rawmode in rawmodes):
+            image = _stretch_colours(image, stream, note)
+        if tags:
+            image = _drop_bands(image, tags, note)
+        return _to_rgb(image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image, note)
     except MemoryError as error:
         raise FusionerError(f"there is not enough memory to decode {name}: make it smaller first") from error
     except Exception as error:  # corrupt data can make a decoder fail in any way
         raise FusionerError(f"{name} is corrupt or truncated: {error}") from error
+
+
+def _rawmode(tile: Any) -> str:
+    return tile.args if isinstance(tile.args, str) else str(tile.args[0])
+
+
+def _stretch_colours(image: Image.Image, stream: BytesIO | BufferedReader, note: Callable[[str], None]) -> Image.Image:
+    """Scale 16-bit colours of up to 14 bits, of which Pillow decoded the high byte, by their range."""
+    high = np.array(image)
+    if high[..., :3].max() >= 2**6:
+        return image
+    stream.seek(0)
+    low = Image.open(stream)
+    low.seek(image.tell())
+    swap = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    tiles: list[Any] = []
+    for tile in vars(low)["tile"]:  # with the bytes swapped, Pillow decodes the low byte
+        rawmode = _rawmode(tile)[:-1] + swap[_rawmode(tile)[-1]]
+        tiles.append(tile._replace(args=rawmode if isinstance(tile.args, str) else (rawmode, *tile.args[1:])))
+    vars(low)["tile"] = tiles
+    low.load()
+    high[..., :3] = _stretch(high[..., :3].astype(np.uint16) * 256 + np.asarray(low)[..., :3], note)
+    stretched = Image.fromarray(high)
+    stretched.info = image.info
+    return stretched
+
+
+def _drop_bands(image: Image.Image, tags: ImageFileDirectory_v2, note: Callable[[str], None]) -> Image.Image:
+    """Drop bands of a TIFF that are no colours; alpha must be marked as such and be opaque or clear in most places.
+
+    Tools mark any fourth band (near infrared) as alpha.
+    """
+    bands, colours = tags.get(_BANDS, 1), {"L": 1, "LA": 1, "RGBA": 3}.get(image.mode, len(image.getbands()))
+    if image.mode in ("LA", "RGBA"):
+        alpha = image.getchannel("A").histogram()
+        if _EXTRA_SAMPLES in tags and 2 * (alpha[0] + alpha[255]) >= sum(alpha):
+            colours += 1
+        else:
+            image = image.convert(image.mode[:-1])
+    if bands > colours:
+        note(f"has {bands} bands: only the first {colours} are read, as colours")
+    return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -197,16 +353,36 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+def _to_rgb(image: Image.Image, note: Callable[[str], None] = lambda text: None) -> UInt8[np.ndarray, "h w 3"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return np.repeat(_to_uint8(np.asarray(image))[..., None], 3, axis=2)
+        values = np.asarray(image)
+        grey = _stretch(values, note) if values.dtype.itemsize == 2 else _to_uint8(values)
+        return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    if image.mode == "LAB":  # Pillow converts Lab only through a colour profile
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    image = _to_srgb(image)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Convert from the embedded colour profile; one that is broken or of another colour model is ignored."""
+    srgb = ImageCms.createProfile("sRGB")
+    if image.mode == "LAB":  # Pillow converts Lab only through a colour profile
+        return ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), srgb, outputMode="RGB") or image
+    content = image.info.get("icc_profile")
+    if not content:
+        return image
+    image = image.convert("RGB") if image.mode == "P" else image
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(content))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return image
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError):
+        return image
 
 
 def _from_array(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
@@ -239,6 +415,15 @@ def _to_uint8(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     else:
         floats = (floats - low) * (255 / (high - low or 1))
     return (floats + 0.5).astype(np.uint8)
+
+
+def _stretch(values: Shaped[np.ndarray, "..."], note: Callable[[str], None]) -> UInt8[np.ndarray, "..."]:
+    """Scale 16-bit values by the smallest usual range that holds them: 8, 10, 12, 14 or 16 bits."""
+    highest = int(values.max())
+    bits = next((bits for bits in (8, 10, 12, 14) if highest < 2**bits), 16)
+    if bits < 16:
+        note(f"holds values of {bits} bits in 16: they are stretched to the full range")
+    return (values * np.float32(255 / (2**bits - 1)) + np.float32(0.5)).astype(np.uint8)
 
 
 def _too_large(subject: str) -> FusionerError:

@@ -76,6 +76,16 @@ def test_what_names_nothing_is_told_and_the_rest_goes_on(tree: Path) -> None:
     ]
 
 
+def test_a_folder_counts_the_pictures_it_leaves_out(tree: Path) -> None:
+    (tree / "IMG_1.CR3").touch()
+    paths, errors = find_inputs([str(tree)])
+    assert paths
+    assert [str(error) for error in errors] == [
+        f"folder {tree} holds pictures that are not supported and left out: 1 camera raw: develop it to JPEG, PNG or TIFF "
+        "first"
+    ]
+
+
 def stems(paths: list[str], out: Path) -> list[str]:
     return [job.stem for job in name_results({Path(path): Path() for path in paths}, out, ENDINGS)]
 

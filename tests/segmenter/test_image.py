@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from skimage import data
 
+from fusioner import image
 from fusioner.errors import FusionerError
-from fusioner.image import MAX_PIXELS, image_suffixes, read_image, resize
+from fusioner.image import CAMERA_RAW, HEIF, MAX_PIXELS, image_size, image_suffixes, list_images, read_image, resize
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,184 @@ def test_16_bit_colour_png(photo: np.ndarray) -> None:
     header = struct.pack(">IIBBBBB", photo.shape[1], photo.shape[0], 16, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     assert close(read_image(png), photo, 1.0)
+
+
+def color_profile(primaries: list[tuple[float, float]], gamma: float) -> bytes:
+    """Return an ICC profile of a matrix and a gamma, with the white point D65."""
+
+    def xyz(x: float, y: float) -> np.ndarray:
+        return np.array([x / y, 1, (1 - x - y) / y])
+
+    matrix, white = np.stack([xyz(*point) for point in primaries], 1), xyz(0.3127, 0.3290)
+    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    d50 = np.array([0.9642, 1, 0.8249])
+    adapted = np.linalg.inv(bradford) @ np.diag((bradford @ d50) / (bradford @ white)) @ bradford
+    columns = (adapted @ matrix * np.linalg.solve(matrix, white)).T
+
+    def fixed(values: np.ndarray) -> bytes:
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    name = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(82)
+    tags = [(b"desc", name), (b"cprt", b"text\0\0\0\0x\0\0\0"), (b"wtpt", b"XYZ \0\0\0\0" + fixed(d50))]
+    tags += [
+        (letter + b"XYZ", b"XYZ \0\0\0\0" + fixed(column))
+        for letter, column in zip((b"r", b"g", b"b"), columns, strict=True)
+    ]
+    tags += [(letter + b"TRC", curve) for letter in (b"r", b"g", b"b")]
+    table, body, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for tag, content in tags:
+        table += tag + struct.pack(">II", start + len(body), len(content))
+        body += content
+    header = struct.pack(">I", start + len(body)) + b"lcms" + struct.pack(">I", 0x02400000) + b"mntrRGB XYZ "
+    header += bytes(12) + b"acsp" + bytes(28) + fixed(d50)
+    return header + bytes(128 - len(header)) + table + body
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize(
+    "primaries",
+    [
+        pytest.param([(0.68, 0.32), (0.265, 0.69), (0.15, 0.06)], id="Display P3"),
+        pytest.param([(0.64, 0.33), (0.21, 0.71), (0.15, 0.06)], id="Adobe RGB"),
+        pytest.param([(0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001)], id="ProPhoto"),
+    ],
+)
+def test_colour_profiles_are_honoured(
+    photo: np.ndarray, primaries: list[tuple[float, float]], mode: str, kind: str
+) -> None:
+    if (mode, kind) == ("RGBA", "JPEG"):
+        return
+    from PIL import ImageCms
+
+    content = color_profile(primaries, 1.8 if primaries[0][0] > 0.7 else 2.2)
+    wide = ImageCms.ImageCmsProfile(io.BytesIO(content))
+    stored = ImageCms.profileToProfile(Image.fromarray(photo), ImageCms.createProfile("sRGB"), wide, outputMode="RGB")
+    assert stored is not None
+    assert not close(np.asarray(stored), photo, 4.0)
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    assert close(read_image(encoded(stored.convert(mode), kind, icc_profile=content, **options)), photo, 3.0)
+
+
+def test_a_colour_profile_that_does_not_fit_is_ignored(photo: np.ndarray) -> None:
+    from PIL import ImageCms
+
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for content in (b"garbage", srgb, srgb[:200]):
+        assert np.array_equal(read_image(encoded(Image.fromarray(photo), "PNG", icc_profile=content)), photo)
+    grey = Image.fromarray(photo[..., 0])
+    assert np.array_equal(read_image(encoded(grey, "PNG", icc_profile=srgb))[..., 0], photo[..., 0])
+
+
+def written(path: Path, *pages: np.ndarray, byteorder: Any = None, **options: Any) -> tuple[np.ndarray, list[str]]:
+    """Write a TIFF and return what is read of it, and the notes without the path."""
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(path, byteorder=byteorder) as writer:
+        for page in pages:
+            writer.write(page, **options)
+    notes: list[str] = []
+    rgb = read_image(path, on_note=notes.append)
+    assert all(note.startswith(f"{path} ") for note in notes)
+    return rgb, [note.removeprefix(f"{path} ") for note in notes]
+
+
+def test_a_fourth_band_of_a_tiff_is_alpha_only_if_it_looks_like_it(photo: np.ndarray, tmp_path: Path) -> None:
+    infrared = np.dstack([photo, photo[..., 1] // 3])
+    clear = np.dstack([photo, np.where(np.arange(90) < 45, 0, 255) * np.ones((60, 1))]).astype(np.uint8)
+    for extra in (["unassalpha"], ["unspecified"]):
+        rgb, notes = written(tmp_path / "a.tif", infrared, photometric="rgb", extrasamples=extra)
+        assert np.array_equal(rgb, photo)
+        assert notes == ["has 4 bands: only the first 3 are read, as colours"]
+    rgb, notes = written(tmp_path / "b.tif", clear, photometric="rgb", extrasamples=["unassalpha"])
+    assert (rgb[:, :45] == 255).all()
+    assert np.array_equal(rgb[:, 45:], photo[:, 45:])
+    assert notes == []
+
+
+def test_pages_of_a_tiff_are_counted_and_thumbnails_are_none(photo: np.ndarray, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    rgb, notes = written(tmp_path / "a.tif", photo, photo[::-1], photo, photometric="rgb")
+    assert np.array_equal(rgb, photo)
+    assert notes == ["has 3 pages: only the first is read"]
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        writer.write(photo[::5, ::5], photometric="rgb", subfiletype=1)
+        writer.write(photo, photometric="rgb", subfiletype=0)
+    assert np.array_equal(read_image(tmp_path / "b.tif"), photo)
+    assert image_size(tmp_path / "b.tif") == (60, 90)
+    with tifffile.TiffWriter(tmp_path / "c.tif") as writer:
+        writer.write(photo[::5, ::5], photometric="rgb", subfiletype=1, subifds=1)
+        writer.write(photo, photometric="rgb", subfiletype=0)
+    with pytest.raises(FusionerError, match="holds only a thumbnail that can be read"):
+        read_image(tmp_path / "c.tif")
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("bits", [12, 14, 16])
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_fewer_bits_stored_in_16_are_stretched(
+    photo: np.ndarray, tmp_path: Path, bands: int, bits: int, byteorder: str, compression: str | None
+) -> None:
+    levels = np.dstack([photo, photo[..., :1]])[..., :bands].squeeze()
+    values = (levels * ((2**bits - 1) / 255) + 0.5).astype(f"{byteorder}u2")
+    layout = {"photometric": "minisblack" if bands == 1 else "rgb"} | ({"extrasamples": [0]} if bands == 4 else {})
+    rgb, notes = written(tmp_path / "a.tif", values, byteorder=byteorder, compression=compression, **layout)
+    expected = np.repeat(photo[..., :1], 3, axis=2) if bands == 1 else photo
+    assert np.abs(rgb.astype(int) - expected).max() <= 1
+    note = f"holds values of {bits} bits in 16: they are stretched to the full range"
+    assert notes == [note][: bits < 16] + ["has 4 bands: only the first 3 are read, as colours"][: bands == 4]
+
+
+def test_a_tiff_of_other_bands_is_named(tmp_path: Path) -> None:
+    pages = np.zeros((5, 30, 40), np.uint8)
+    with pytest.raises(FusionerError, match="is a TIFF of 5 bands of 8 bits, which is not supported: save three"):
+        written(tmp_path / "a.tif", pages, photometric="minisblack", planarconfig="separate")
+    deep = np.zeros((3, 30, 40), np.uint16)
+    with pytest.raises(FusionerError, match="16-bit bands in separate planes: save it with interleaved"):
+        written(tmp_path / "b.tif", deep, photometric="rgb", planarconfig="separate")
+
+
+def test_heic_and_camera_raw_are_named(photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000)
+    suffixes = {suffix: format for suffix, format in Image.registered_extensions().items() if format != "HEIF"}
+    monkeypatch.setattr(image, "_register_heif", lambda: None)
+    monkeypatch.setattr(Image, "EXTENSION", suffixes)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    with pytest.raises(FusionerError, match=r"cannot be read \(HEIC: pip install 'fusioner\[heif\]'\)"):
+        read_image(heic)
+    for content in (
+        encoded(Image.fromarray(photo), "TIFF", tiffinfo={50706: b"\1\4\0\0"}),
+        b"FUJIFILMCCD-RAW 0201" + bytes(100),
+        b"II*\0\x10\0\0\0CR\2\0" + bytes(100),
+        b"\0\0\0\x18ftypcrx \0\0\0\1" + bytes(100),
+    ):
+        with pytest.raises(FusionerError, match="camera raw: develop it"):
+            read_image(content)
+    for name in ("a.jpg", "b.HEIC", "c.dng", "d.nef", "e.txt"):
+        (tmp_path / name).touch()
+    errors: list[FusionerError] = []
+    assert [path.name for path in list_images(tmp_path, on_error=errors.append)] == ["a.jpg"]
+    assert [str(error) for error in errors] == [
+        f"folder {tmp_path} holds pictures that are not supported and left out: 1 {HEIF}; 2 {CAMERA_RAW}"
+    ]
+
+
+def test_heic(photo: np.ndarray) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(photo)).save(stream, quality=95)
+    assert close(read_image(stream.getvalue()), photo, 8.0)
+    assert ".heic" in image_suffixes()
+
+
+def test_a_png_with_long_texts(photo: np.ndarray) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    texts = PngInfo()
+    texts.add_text("prompt", "words " * 2**20, zip=True)
+    texts.add_itxt("workflow", "words " * 2**19, zip=True)
+    assert np.array_equal(read_image(encoded(Image.fromarray(photo), "PNG", pnginfo=texts)), photo)
 
 
 def test_palette(photo: np.ndarray) -> None:

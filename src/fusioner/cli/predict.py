@@ -144,10 +144,14 @@ def _to_stdout(path: Path, settings: "Settings", load: "Callable[[], Segmenter]"
 
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
-    image = read_image(read_stdin(), "standard input") if path == STDIN else read_image(path)
+    name = "standard input" if path == STDIN else str(path)
+    notes: list[str] = []
+    image = read_image(read_stdin() if path == STDIN else path, name, notes.append)
     result = load()(image, settings.labels, settings.options)
     result.name = "stdin" if path == STDIN else path.name
     sys.stdout.buffer.write(result.to_bytes(settings.formats[0]))
     sys.stdout.buffer.flush()
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"{path}: {found_text(result)}", file=sys.stderr)
     return 0

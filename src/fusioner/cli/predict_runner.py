@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +71,7 @@ class Item:
     error: FusionerError | None = None
     skipped: bool = False
     message: str = ""
+    notes: list[str] = field(default_factory=list)  # parts of the file that were not read
     thumbnail: Image.Image | None = None
     drawing: Image.Image | None = None  # a frame of the video of overlays
 
@@ -124,7 +125,8 @@ class Run:
             self.sheet.write()
         for path in (*([table] if table else []), *(self.sheet.paths if self.sheet else [])):
             summary += f"; wrote {path}"
-        print(summary, flush=True)
+        if self.failed != 1 or self.pictures or self.frames or self.skipped or table or self.sheet:
+            print(summary, flush=True)  # of a single failed input the error says all
 
     def fail(self, error: FusionerError, path: str | Path = "") -> None:
         """Report the failure of a whole input."""
@@ -245,6 +247,8 @@ class Run:
 
     def _report(self, item: Item) -> None:
         del self._written[item.number]
+        for note in item.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
         if item.error:
             self._print_error(item.error)
             return
@@ -287,7 +291,9 @@ def read_stdin() -> bytes:
 def _read(item: Item) -> Item:
     try:
         if not item.error and not item.skipped:
-            item.image = read_image(item.image, "standard input" if item.job.path == STDIN else None)
+            item.image = read_image(
+                item.image, "standard input" if item.job.path == STDIN else None, on_note=item.notes.append
+            )
     except FusionerError as error:
         item.error = error
     return item
