@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.errors import FusionerError
+from fusioner.image import CAMERA_RAW
 
 ENDINGS = (".overlay.png", ".png", ".json")
 
@@ -81,8 +82,7 @@ def test_a_folder_counts_the_pictures_it_leaves_out(tree: Path) -> None:
     paths, errors = find_inputs([str(tree)])
     assert paths
     assert [str(error) for error in errors] == [
-        f"folder {tree} holds pictures that are not supported and left out: 1 camera raw: develop it to JPEG, PNG or TIFF "
-        "first"
+        f"folder {tree} holds pictures that are not supported and left out: 1 {CAMERA_RAW}"
     ]
 
 
