@@ -153,7 +153,7 @@ def test_an_export_that_does_not_agree_is_not_kept(
     monkeypatch.setitem(LIMITS, "fp16", (0.0, 0.0))
     assert main(["export", "--model", str(trained), "--out", str(tmp_path), "--fp16"]) == 2
     told = capsys.readouterr()
-    assert "does not answer as torch does: nothing was written" in told.err
+    assert "does not agree with torch: nothing was written" in told.err
     assert "over the limit" in told.out
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 

@@ -1,6 +1,6 @@
-"""Models as graphs for ONNX Runtime and OpenVINO, and segmenting with them where there is no torch."""
+"""Export of models to ONNX Runtime and OpenVINO, which run without torch."""
 
 from typing import Literal
 
 Runtime = Literal["auto", "torch", "onnx", "openvino"]
-"""Who computes. It stands here, where nothing heavy is loaded, for the command lines."""
+"""Runtime of a model; defined here without heavy imports for the command line."""

@@ -1,4 +1,4 @@
-"""An exported model: a folder with three graphs, a tokenizer and `fusioner.json`, which says what they are."""
+"""The folder of an exported model: three graphs, a tokenizer and the manifest `fusioner.json`."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -16,14 +16,14 @@ TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What `fusioner.json` says.
+    """Content of `fusioner.json`.
 
     Attributes:
-        folder: where the files are.
+        folder: of the files.
         format: "onnx" or "openvino".
         precision: "fp32", "fp16" or "int8", of the weights.
         card: the model's.
-        step: px that the sides of images must be multiples of; 0: the card's resolution is the only size.
+        step: sides of images must be multiples of it, px; 0: the card's resolution is the only size.
         stride: px per token.
         text: how words are read: `context` word pieces at most, `fixed` whether all texts are padded to that,
             `pad` the piece that fills up and its number, `lower` whether upper case is lost.
@@ -40,7 +40,7 @@ class Bundle:
     parity: list[dict[str, Any]] = field(default_factory=list)
 
     def graph(self, part: str) -> Path:
-        """The file of "image", "text" or "labels"."""
+        """Return the file of "image", "text" or "labels"."""
         return self.folder / f"{part}{ENDINGS[self.format]}"
 
     def write(self) -> None:
@@ -51,17 +51,12 @@ class Bundle:
             beside.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def is_bundle(path: str | Path) -> bool:
-    """Whether this is a folder of `fusioner export`."""
-    return (Path(path) / MANIFEST).is_file()
-
-
 def read_bundle(folder: str | Path) -> Bundle:
-    """What a folder of `fusioner export` holds; FusionerError when it is none, damaged, or incomplete."""
+    """Read the manifest of a folder; raises FusionerError if it is not an exported model, corrupt or incomplete."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        raise FusionerError(f"{folder} is no exported model (no {MANIFEST}): make one with `fusioner export`")
+        raise FusionerError(f"{folder} is not an exported model (no {MANIFEST}): make one with `fusioner export`")
     try:
         values = json.loads(path.read_text("utf-8"))
         if values.pop("kind") != FORMAT:
@@ -70,7 +65,7 @@ def read_bundle(folder: str | Path) -> Bundle:
         bundle = Bundle(folder=folder, **values)
         needed = [*(bundle.graph(part) for part in ("image", "text", "labels")), folder / TOKENIZER]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FusionerError(f"{path} is damaged: copy the folder or export the model again") from error
+        raise FusionerError(f"{path} is corrupt: copy the folder or export the model again") from error
     for file in needed:
         if not file.is_file():
             raise FusionerError(f"the exported model lacks {file}: copy the whole folder or export the model again")

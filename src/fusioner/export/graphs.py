@@ -1,6 +1,6 @@
-"""The three graphs of an exported model in ONNX: pixels to tokens, word pieces to vectors, both to logits.
+"""The three ONNX graphs of an exported model: image encoder, text encoder and fusion network.
 
-An image is encoded once and a label read once; only the third graph runs again for every question. Letters: B images,
+Images and labels are encoded once; only the third graph runs for every query. Letters: B images,
 Gh Gw token grid, D and E widths, K labels, N texts, T word pieces, H W pixels.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
 
 OPSET = 20
-BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # the most that the graphs take, in images, labels, texts, cells
+BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # upper bounds: images, labels, texts, cells
 
 
 class ImagePart(nn.Module):
@@ -53,7 +53,7 @@ class TextPart(nn.Module):
 
 
 class LabelPart(nn.Module):
-    """Tokens and label vectors -> logits of the size of `canvas`, of which nothing but its shape is read."""
+    """Tokens and label embeddings -> logits of the size of `canvas`, of which only the shape is used."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -68,11 +68,11 @@ class LabelPart(nn.Module):
 
 @dataclass(frozen=True)
 class Graphs:
-    """What `build` makes.
+    """Result of `build`.
 
     Attributes:
         image, text, labels: the graphs.
-        step: px that the image's sides are multiples of; 0: the graph takes the training size alone.
+        step: sides of images are multiples of it, px; 0: only the training size.
     """
 
     image: "ModelProto"
@@ -82,10 +82,10 @@ class Graphs:
 
 
 def build(segmenter: "Segmenter") -> Graphs:
-    """The graphs of a segmenter on the CPU.
+    """Trace the graphs of a segmenter on the CPU.
 
     Raises:
-        FusionerError: a part cannot be put into a graph.
+        FusionerError: a part cannot be exported.
     """
     model, encoder = segmenter.model, cast("Any", segmenter.text_encoder)
     image, step = _image_graph(segmenter)
@@ -112,16 +112,16 @@ def build(segmenter: "Segmenter") -> Graphs:
 
 
 def _image_graph(segmenter: "Segmenter") -> tuple["ModelProto", int]:
-    """The image part with free sides where that can be had, else with those of training alone."""
+    """Export the image encoder with dynamic sides if it supports them, else with the training size."""
     encoder, side = segmenter.image_encoder, segmenter.card.resolution
-    step = lcm(*(2 * part.stride for part in encoder.parts))  # even grids: a strided network pads them all alike
+    step = lcm(*(2 * part.stride for part in encoder.parts))  # even grids, which strided networks all pad alike
     part, batch = ImagePart(encoder), _dim("b", BATCH)
     if side % step == 0:
         try:
             shape = {0: batch, 2: step * _dim("rows", GRID), 3: step * _dim("columns", GRID)}
             pixels = torch.rand(2, 3, 3 * step, 4 * step)
             return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": shape}, "tokens"), step
-        except FusionerError:  # an encoder whose own code asks for the size
+        except FusionerError:  # an encoder whose code depends on the size
             pass
     pixels = torch.rand(2, 3, side, side)
     return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, "tokens"), 0
@@ -134,7 +134,7 @@ def _dim(name: str, most: int) -> Dim:
 def _onnx(
     what: str, part: nn.Module, example: dict[str, Tensor], shapes: dict[str, dict[int, Any]], output: str
 ) -> "ModelProto":
-    """One part as an ONNX model that was traced with `example`; FusionerError when torch cannot do it."""
+    """Trace one part with `example`; raises FusionerError if torch cannot export it."""
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(
@@ -148,7 +148,7 @@ def _onnx(
             done = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, output_names=[output])
     except ModuleNotFoundError as error:
         raise FusionerError(f"exporting needs {error.name}: pip install 'fusioner[export]'") from error
-    except Exception as error:  # torch.export and the exporter have many classes of their own
+    except Exception as error:  # torch.export and the exporter raise many classes
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FusionerError(f"the {what} cannot be exported: {reason}") from error
     assert done is not None
@@ -157,7 +157,7 @@ def _onnx(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress lines and its remarks on packages that are not there."""
+    """Suppress the exporter's progress lines and its notes on missing packages."""
     registry = logging.getLogger("torch.onnx")
     level = registry.level
     registry.setLevel(logging.ERROR)

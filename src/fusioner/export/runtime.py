@@ -1,4 +1,4 @@
-"""Who computes an exported graph: ONNX Runtime or OpenVINO, each imported when it is asked for."""
+"""Runtimes of exported graphs: ONNX Runtime and OpenVINO, imported on use."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,18 +11,18 @@ from jaxtyping import Shaped
 from fusioner.errors import FusionerError
 
 Graph: TypeAlias = Callable[..., Shaped[np.ndarray, "..."]]
-"""Called with the inputs by name -> the one output."""
+"""Called with the inputs by name; returns the output."""
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 READS = {"onnx": ("openvino", "onnx"), "openvino": ("openvino",)}
-"""Format of a graph -> who can compute it, the fastest first (docs/export.md has the times)."""
+"""Runtimes of each format, the fastest first (see docs/export.md)."""
 
 
 def pick_runtime(wanted: str, format: str) -> str:
-    """Who computes graphs of this format: `wanted`, or for "auto" the first of `READS` that is installed.
+    """Return the runtime for a format: `wanted`, or for "auto" the first installed one of `READS`.
 
     Raises:
-        FusionerError: it cannot read them, or is not installed.
+        FusionerError: the runtime cannot read the format or is not installed.
     """
     able = READS[format]
     if wanted == "auto":
@@ -39,14 +39,14 @@ def pick_runtime(wanted: str, format: str) -> str:
 
 
 def open_graph(path: Path, runtime: str, threads: int = 0) -> Graph:
-    """The graph of a file, ready; `threads` 0 leaves their number to the runtime.
+    """Load a graph; `threads` 0 leaves their number to the runtime.
 
     Raises:
-        FusionerError: the file is damaged.
+        FusionerError: the file is corrupt.
     """
     try:
         return (_onnxruntime if runtime == "onnx" else _openvino)(path, threads)
-    except Exception as error:  # each runtime has its own classes
+    except Exception as error:  # each runtime raises its own classes
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise FusionerError(f"{path} cannot be loaded ({reason}): export the model again") from error
 
@@ -56,7 +56,7 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors; the rest speaks of its own optimisations
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda **inputs: np.asarray(session.run(None, inputs)[0])
 
@@ -64,7 +64,7 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
 def _openvino(path: Path, threads: int) -> Graph:
     import openvino
 
-    # Its own choice of precision is bfloat16 where the processor has it, which moves borders.
+    # By default it computes in bfloat16 on processors that support it, which moves mask borders.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         settings["INFERENCE_NUM_THREADS"] = str(threads)

@@ -1,4 +1,4 @@
-"""From a segmenter in torch to the folder of an exported model, checked before it gets its name."""
+"""Write the folder of an exported model, after checking it against torch."""
 
 import json
 import shutil
@@ -36,31 +36,31 @@ def export(
     photos: Photos = (),
     say: Callable[[str], object] = print,
 ) -> list[Row]:
-    """Write the model to the folder `out` -> how far it answers as before.
+    """Export a model to the folder `out`; return its differences from torch.
 
     Precision is that of the stored weights. "fp16" and the parts that "int8" leaves alone still compute in single
-    precision. What the folder held of an earlier export is replaced, and only when the new one has passed its check.
+    precision. An earlier export in the folder is replaced once the new one has passed the check.
 
     Args:
         segmenter: what to export, on the CPU.
         out: folder, made where it is missing.
         format, precision: of the graphs.
         photos: real photographs: for the check, and for "int8" to learn the range of every number from.
-        say: hears what is going on, line by line.
+        say: called with progress messages.
 
     Raises:
         FusionerError: a part cannot be exported, a package is missing, the answers differ by more than
             `parity.LIMITS`, or the folder cannot be written to.
     """
     if not photos:
-        raise FusionerError("exporting needs photographs to check its answers on: name a folder of them")
+        raise FusionerError("exporting needs photos for its check: name a folder of them")
     from fusioner.export.graphs import build
 
     out = writable_folder(out)
     text = text_settings(segmenter.text_encoder)
-    for abandoned in out.glob(".part-*"):  # by a run that was killed
+    for abandoned in out.glob(".part-*"):  # of a killed run
         shutil.rmtree(abandoned, ignore_errors=True)
-    say("putting image encoder, text encoder and fusion network into graphs")
+    say("tracing image encoder, text encoder and fusion network")
     graphs = build(segmenter)
     parts = {"image": graphs.image, "text": graphs.text, "labels": graphs.labels}
     if precision == "int8":
@@ -85,17 +85,17 @@ def export(
         for line in table(rows, precision):
             say(line)
         if not all(row.holds(precision) for row in rows):
-            raise FusionerError(f"the {precision} {format} model does not answer as torch does: nothing was written")
+            raise FusionerError(f"the {precision} {format} model does not agree with torch: nothing was written")
         replace(bundle, parity=[row.to_dict() for row in rows]).write()
         _replace(bundle.folder, out)
     return rows
 
 
 def text_settings(encoder: Any) -> dict[str, Any]:
-    """How an encoder reads words: its `tokenizer` as JSON, and the `settings` of `Bundle.text`.
+    """Return the text encoder's `tokenizer` as JSON and the `settings` of `Bundle.text`.
 
     Raises:
-        FusionerError: its tokenizer exists in Python alone.
+        FusionerError: its tokenizer is implemented in Python only.
     """
     tokenizer = encoder._tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -128,7 +128,7 @@ def _save(model: "ModelProto", path: Path, format: Format, half: bool) -> None:
 
 
 def halve(model: "ModelProto") -> "ModelProto":
-    """The same graph with its large constants in half precision, turned back to single when it is loaded."""
+    """Store large constants in half precision, cast back to single precision when the graph is loaded."""
     from onnx import TensorProto, helper, numpy_helper
 
     casts = []
@@ -147,7 +147,7 @@ def halve(model: "ModelProto") -> "ModelProto":
 
 
 def _replace(made: Path, out: Path) -> None:
-    """Move what was made to where it belongs, what says that it is there last."""
+    """Move the files into `out`, the manifest last."""
     try:
         (out / MANIFEST).unlink(missing_ok=True)
         for old in out.iterdir():
