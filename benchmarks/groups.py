@@ -18,7 +18,7 @@ import torch
 from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
 from fusioner.evaluation.predictor import SegmenterPredictor
-from fusioner.labels import read_word_lists
+from fusioner.labels import LabelHierarchy, read_word_lists
 from fusioner.postprocess import upsample
 from fusioner.segmenter import load
 
@@ -66,7 +66,7 @@ def main() -> None:
     for model in given.models:
         asked = SegmenterPredictor(load(model), cache=given.cache)
         if given.alone:
-            asked.segmenter.members = {}
+            asked.segmenter.hierarchy = LabelHierarchy(())
         cells = " | ".join(f"{value:.1f}" for value in measure(asked, data, groups, given.every))
         print(f"| {model.parent.name if model else 'default'} | {cells} |", flush=True)
 

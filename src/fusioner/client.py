@@ -56,7 +56,8 @@ class Client(AbstractContextManager["Client"]):
         Args:
             image: a path, a file's bytes, a Pillow image, or an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8.
             labels: names, or one string of them separated by commas.
-            options: threshold (0..1, default the model's), background (default True), mode ("whole" or "slide").
+            options: threshold (0..1, default the model's), background (default True), mode ("auto", "whole",
+                "multicrop" or "slide").
 
         Raises:
             FusionerError: the server refuses the request or does not answer.

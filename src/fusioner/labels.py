@@ -1,7 +1,7 @@
-"""Parse and check labels; find hypernyms by their members."""
+"""Parse and check labels; find hypernyms, hyponyms and inflected words by the trained classes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -97,32 +97,111 @@ HYPERNYMS = (
 )  # fmt: skip
 """Hypernyms that are also found by their members' names, as measured in docs/accuracy.md. Garments and stuff are not
 among them: data sets of those annotate few other classes, so their classes produce false positives."""
-HYPERNYM_MARGIN = 0.01  # logits that a member loses when it stands for its hypernym
+HYPERNYM_MARGIN = 0.01  # logits that a class loses when it stands for another label
+HYPONYM_WEIGHT = 0.05  # share of a hyponym's own logits, which order several hyponyms of one class
+MODIFIERS = frozenset(
+    {"a", "an", "the", "some", "any", "my", "your", "his", "her", "our", "their", "this", "that", "these", "those",
+     "one", "two", "three", "several", "many", "few", "other", "another", "red", "blue", "green", "yellow",
+     "orange", "black", "white", "brown", "grey", "gray", "pink", "purple", "beige", "golden", "silver", "dark",
+     "light", "bright", "big", "small", "large", "little", "tiny", "huge", "tall", "short", "long", "old", "young",
+     "new", "wooden", "metal", "plastic", "leather", "empty", "full"}
+)  # fmt: skip
+"""Determiners and adjectives that do not change what a noun denotes."""
+PLURAL_ENDINGS = (
+    ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
+    ("ves", "f"), ("ves", "fe"),
+)  # fmt: skip
+"""WordNet's detachment rules of nouns (morphy(7WN)), plural ending -> singular ending, and the two of -ves."""
 
 
-def find_members(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Map hypernyms in lower case to those of their members that are among the trained `classes`."""
-    trained = {name.casefold() for name in classes}
-    table = read_word_lists("packaged", "hypernyms.json")
-    members = {word: tuple(name for name in table[word] if name.casefold() in trained) for word in HYPERNYMS}
-    return {word: names for word, names in members.items() if names}
+def strip_modifiers(label: str) -> str:
+    """Remove leading determiners and adjectives: `"the red cars"` -> `"cars"`."""
+    words = label.casefold().split()
+    while len(words) > 1 and words[0] in MODIFIERS:
+        words = words[1:]
+    return " ".join(words)
 
 
-def expand_hypernyms(labels: Sequence[str], members: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the labels, followed by the members of those that are hypernyms, each once."""
-    added = (name for label in labels for name in members.get(label.casefold(), ()))
-    return list(dict.fromkeys([*labels, *added]))
-
-
-def reduce_hypernyms(
-    logits: Float[np.ndarray, "n h w"], labels: Sequence[str], members: Mapping[str, Sequence[str]]
-) -> Float[np.ndarray, "k h w"]:
-    """Reduce the logits of `expand_hypernyms(labels)` to the labels: a hypernym takes the maximum over its members."""
-    names = expand_hypernyms(labels, members)
-    if len(names) == len(labels):
-        return logits
-    row, planes = {name: number for number, name in enumerate(names)}, []
+def find_indistinct(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of labels that differ by determiners or adjectives alone."""
+    first: dict[str, str] = {}
+    pairs = []
     for label in labels:
-        below = [logits[row[name]] - HYPERNYM_MARGIN for name in members.get(label.casefold(), ())]
-        planes.append(np.max([logits[row[label]], *below], axis=0))
-    return np.stack(planes)
+        other = first.setdefault(strip_modifiers(label), label)
+        if other != label:
+            pairs.append((other, label))
+    return pairs
+
+
+def label_warnings(labels: Sequence[str]) -> list[str]:
+    """Return a sentence for each group of labels that a model cannot be expected to find."""
+    warnings = []
+    for first, second in find_indistinct(labels):
+        warnings.append(f"'{first}' and '{second}' differ by an adjective alone: the model cannot tell them apart")
+    parts = set(read_word_lists("packaged", "parts.json")["parts"])
+    if names := [label for label in labels if strip_modifiers(label).split("'s ")[-1] in parts]:
+        warnings.append(f"parts of things are not segmented apart from the whole: {', '.join(names)}")
+    if names := [label for label in labels if not label.isascii()]:
+        warnings.append(f"labels are understood in English only: {', '.join(names)}")
+    return warnings
+
+
+class LabelHierarchy:
+    """Trained classes that stand for free-form labels: members of hypernyms, and classes above hyponyms.
+
+    "animal" is found wherever one of its trained members is. "cyclist", "women" and "a red car" are found wherever
+    *person* or *car* is: WordNet's hyponyms and our synonyms, plurals, and nouns with determiners or adjectives.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        trained = {name.casefold(): name for name in classes}
+        self._trained = trained
+        self._members: dict[str, tuple[str, ...]] = {}
+        hypernyms = read_word_lists("packaged", "hypernyms.json")
+        for word in HYPERNYMS if trained else ():
+            if members := tuple(trained[name.casefold()] for name in hypernyms[word] if name.casefold() in trained):
+                self._members[word] = members
+        self._classes: dict[str, tuple[str, ...]] = {}
+        for file in ("synonyms.json", "hyponyms.json") if trained else ():
+            known = set(self._classes)  # synonyms come first
+            for name, words in read_word_lists("packaged", file).items():
+                for word in words if name.casefold() in trained else ():
+                    if word not in known and word not in trained and word not in self._members:
+                        self._classes[word] = (*self._classes.get(word, ()), trained[name.casefold()])
+
+    def members(self, label: str) -> tuple[str, ...]:
+        """Return the trained members of a hypernym."""
+        return self._members.get(label.casefold(), ())
+
+    def classes(self, label: str) -> tuple[str, ...]:
+        """Return the trained classes that a label is a hyponym, a synonym or an inflection of."""
+        word = label.casefold()
+        if word in self._trained or word in self._members:
+            return ()
+        for phrase in dict.fromkeys((word, strip_modifiers(word))):
+            bases = (phrase[: -len(end)] + base for end, base in PLURAL_ENDINGS if phrase.endswith(end))
+            for form in (phrase, *bases):
+                if form in self._trained:
+                    return (self._trained[form],)
+                if form in self._classes:
+                    return self._classes[form]
+        return ()
+
+    def expand(self, labels: Sequence[str]) -> list[str]:
+        """Return the labels, followed by the trained classes that stand for some of them, each once."""
+        added = (name for label in labels for name in (*self.members(label), *self.classes(label)))
+        return list(dict.fromkeys([*labels, *added]))
+
+    def reduce(self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Reduce the logits of `expand(labels)` to the labels: the maximum of a label's own and its classes'."""
+        names = self.expand(labels)
+        if len(names) == len(labels) and not any(self.classes(label) or self.members(label) for label in labels):
+            return logits
+        row, planes = {name: number for number, name in enumerate(names)}, []
+        for label in labels:
+            own = logits[row[label]]
+            below = [logits[row[name]] - HYPERNYM_MARGIN for name in self.members(label)]
+            above = [logits[row[name]] for name in self.classes(label)]
+            above = [plane - HYPERNYM_MARGIN + HYPONYM_WEIGHT * (own - plane) for plane in above]
+            planes.append(np.max([own, *below, *above], axis=0))
+        return np.stack(planes)

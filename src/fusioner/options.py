@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from fusioner.errors import FusionerError
 
-Mode = Literal["whole", "slide"]
+Mode = Literal["auto", "whole", "multicrop", "slide"]
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,18 @@ class InferenceOptions:
     Raises FusionerError for an unknown mode, a scale outside (0, 16] or a threshold outside [0, 1].
 
     Attributes:
-        mode: whole: encode the whole image at once, resized to the training size; slide: slide windows of that size
-            over the full-resolution image (slower, finer).
-        tta_scales: Sizes of the resized image, as multiples of the training size; their logits are averaged (mode
-            whole only). 1,1.33 takes about three times as long.
-        guided_filter: Align mask edges with image edges by a guided filter (mode whole only). Default: as the model's
+        mode: whole: encode the whole image at once, resized to the training size; multicrop: also four overlapping
+            crops of the image at 1.5 times that size, logits averaged (5 times slower, better on small objects);
+            slide: slide windows over the full-resolution image; auto: multicrop for the bundled model, else whole.
+        tta_scales: Sizes of the resized image, as multiples of the training size; their logits are averaged (not
+            in mode slide). 1,1.33 takes about three times as long.
+        guided_filter: Align mask edges with image edges by a guided filter (not in mode slide). Default: as the model's
             card says.
         threshold: Minimum probability of a labelled pixel, 0 to 1. Default: the model's own.
         background: Leave pixels without a label where no label reaches the threshold; off: label every pixel.
     """
 
-    mode: Mode = "whole"
+    mode: Mode = "auto"
     tta_scales: tuple[float, ...] = (1.0,)
     guided_filter: bool | None = None
     threshold: float | None = None
@@ -34,15 +35,15 @@ class InferenceOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise FusionerError(f"the mode must be 'whole' or 'slide', not {self.mode!r}")
+            raise FusionerError(f"the mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
         object.__setattr__(self, "tta_scales", check_scales(self.tta_scales))
         if self.threshold is not None:
             check_threshold(self.threshold)
 
     def check_slide(self) -> None:
-        """Raise FusionerError if mode slide is combined with an option that applies to mode whole only."""
+        """Raise FusionerError if mode slide is combined with an option that does not apply to it."""
         if self.mode == "slide" and (self.guided_filter or self.tta_scales != (1.0,)):
-            raise FusionerError("--tta-scales and --guided-filter need --mode whole: omit them with --mode slide")
+            raise FusionerError("--tta-scales and --guided-filter do not apply to --mode slide: omit them")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values."""

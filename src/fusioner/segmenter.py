@@ -19,8 +19,8 @@ from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError
 from fusioner.image import ImageSource, read_image
-from fusioner.labels import check_labels, expand_hypernyms, find_members, reduce_hypernyms
-from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
+from fusioner.labels import LabelHierarchy, check_labels
+from fusioner.options import DEFAULT_OPTIONS, InferenceOptions, Mode
 from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, iter_probabilities, mean_logits, upsample
 from fusioner.segmentation import Segmentation
 from fusioner.sliding_window import Canvas, Origin, WindowGrid
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fusioner.model.fusioner import Fusioner
 
 EXPORT_MANIFEST = "fusioner.json"  # of an exported model
+CROP_SCALE = 1.5  # mode multicrop: size of the resized image, as a multiple of a crop; chosen on training images
 MAX_TOKEN_BYTES = 2**30  # of one encoded image
 LOGITS_CACHE_BYTES = 2**23  # of one encoded image
 MAX_CANVAS_SIZE = 2**27  # float32 logits of all labels of one image: 512 MiB
@@ -89,6 +90,7 @@ class EncodedImage:
         options: the options it was encoded with.
         guide: guided filter of the image; None if logits are not filtered.
         extra_scale_tokens: tokens of the whole image at further sizes.
+        crop_tokens: tokens of the crops of mode multicrop.
         logits_cache: label -> logits of the latest labels, at most `LOGITS_CACHE_BYTES`.
     """
 
@@ -99,6 +101,7 @@ class EncodedImage:
     options: InferenceOptions
     guide: GuidedFilter | None = None
     extra_scale_tokens: tuple[Float[np.ndarray, "1 d gh2 gw2"], ...] = ()
+    crop_tokens: Float[np.ndarray, "n d gh gw"] | None = None
     logits_cache: dict[str, Float[np.ndarray, "h w"]] = field(default_factory=dict, repr=False)
 
     @property
@@ -110,6 +113,7 @@ class EncodedImage:
     def nbytes(self) -> int:
         """Upper bound of its memory: image, tokens and logits cache."""
         tokens = sum(tokens.nbytes for tokens in (self.tokens, *self.extra_scale_tokens))
+        tokens += 0 if self.crop_tokens is None else self.crop_tokens.nbytes
         return self.image.nbytes + tokens + LOGITS_CACHE_BYTES
 
     def cache_logits(self, labels: Sequence[str], logits: dict[str, Float[np.ndarray, "h w"]]) -> None:
@@ -131,6 +135,7 @@ class Segmenter:
     Attributes:
         network, card: the network and its card.
         options: default options of all calls.
+        auto_mode: the mode that "auto" stands for.
         overlap_blending: blend overlapping windows without seams; False lays them as the official code does, see
             `sliding_window`.
     """
@@ -138,6 +143,7 @@ class Segmenter:
     def __init__(self, network: Network) -> None:
         self.network, self.card = network, network.card
         self.options = DEFAULT_OPTIONS
+        self.auto_mode: Mode = "whole"
         self.overlap_blending = True
         self._current: EncodedImage | None = None
 
@@ -243,10 +249,10 @@ class Segmenter:
         return self.card.config.labels_independent
 
     @cached_property
-    def members(self) -> dict[str, tuple[str, ...]]:
-        """Hypernyms ("animal") with those of their members that the model was trained on."""
-        config, classes = self.card.config, self.card.training.get("classes", ())
-        return find_members(classes) if config.closed_set_classes else {}
+    def hierarchy(self) -> LabelHierarchy:
+        """Relations of labels to the trained classes; empty without a closed-set head."""
+        classes = self.card.training.get("classes", ()) if self.card.config.closed_set_classes else ()
+        return LabelHierarchy(classes)
 
     def __call__(
         self,
@@ -265,14 +271,14 @@ class Segmenter:
             image: anything `read_image` takes: a path, bytes, an open file, a Pillow image or an array.
             labels: names, or one string of them separated by commas.
             options: default: the segmenter's.
-            on_progress: see `OnProgress`; mode whole counts as one window.
+            on_progress: see `OnProgress`; the whole image counts as one window.
             changes: single options, such as `mode="slide"`; see `InferenceOptions`.
 
         Raises:
             FusionerError: invalid image, labels or options, or not enough memory.
         """
         names, options = check_labels(labels), self.resolve(options, **changes)
-        if options.mode == "whole":
+        if options.mode != "slide":
             encoded = self.encode(image, options, on_progress=on_progress)
             return self.decide(encoded, names, self.low_res_logits(encoded, names), options)
         rgb, name = read_image(image), _file_name(image)
@@ -307,6 +313,8 @@ class Segmenter:
         Mode slide has neither scales nor a guided filter.
         """
         options = replace(options or self.options, **changes)
+        if options.mode == "auto":
+            options = replace(options, mode=self.auto_mode)
         filtered = self.card.guided_filter if options.guided_filter is None else options.guided_filter
         threshold = self.card.threshold if options.threshold is None else options.threshold
         if options.mode == "slide":
@@ -331,12 +339,8 @@ class Segmenter:
         options = self.resolve(options, **changes)
         rgb, name = read_image(image), _file_name(image)
         with _clear_memory_errors(name):
-            if options.mode == "whole":
-                sides = [self.side(scale * tta_scale) for tta_scale in options.tta_scales]
-                tokens = [self.network.encode_images(self.network.resize(rgb, (side, side))[None]) for side in sides]
-                if on_progress:
-                    on_progress(1, 1)
-                return self.wrap_tokens(rgb, tokens, options, name)
+            if options.mode != "slide":
+                return self._encode_whole(rgb, options, name, scale, on_progress)
             grid = self._grid(rgb, scale)
             tokens, done = None, 0
             for window_tokens, origins in self._encode_windows(rgb, grid, on_progress):
@@ -347,11 +351,34 @@ class Segmenter:
             assert tokens is not None
             return EncodedImage(rgb, tokens, grid, name, options)
 
+    def _encode_whole(
+        self,
+        rgb: UInt8[np.ndarray, "h w 3"],
+        options: InferenceOptions,
+        name: str,
+        scale: float,
+        on_progress: OnProgress | None,
+    ) -> EncodedImage:
+        """Encode the resized image and, in mode multicrop, its crops."""
+        sides = [self.side(scale * tta_scale) for tta_scale in options.tta_scales]
+        tokens = [self.network.encode_images(self.network.resize(rgb, (side, side))[None]) for side in sides]
+        grid = self._crop_grid()
+        count = len(grid.origins) if options.mode == "multicrop" else 0
+        if on_progress:
+            on_progress(1, 1 + count)
+        encoded = self.wrap_tokens(rgb, tokens, options, name)
+        if not count:
+            return encoded
+        crops = self._encode_windows(rgb, grid, lambda done, _: on_progress and on_progress(1 + done, 1 + count))
+        return replace(encoded, crop_tokens=np.concatenate([tokens for tokens, _ in crops]))
+
     def encode_batch(
         self, images: Sequence[UInt8[np.ndarray, "h w 3"]], options: InferenceOptions | None = None
     ) -> list[EncodedImage]:
-        """Encode upright RGB images of any sizes in one forward pass (mode whole)."""
+        """Encode upright RGB images of any sizes, in one forward pass in mode whole."""
         options, resize = self.resolve(options), self.network.resize
+        if options.mode != "whole":
+            return [self.encode(rgb, options) for rgb in images]
         with _clear_memory_errors(f"{len(images)} images"):
             sides = [self.side(scale) for scale in options.tta_scales]
             batches = [
@@ -407,11 +434,13 @@ class Segmenter:
             cached = dict(encoded.logits_cache) if self.labels_independent else {}
             new = [label for label in labels if label not in cached]
             if new:
-                names = expand_hypernyms(new, self.members)
+                names = self.hierarchy.expand(new)
                 scales = []
                 for tokens in (encoded.tokens, *encoded.extra_scale_tokens):
                     scales += [self._forward_chunked(tokens, names, None)[0]]
-                logits = reduce_hypernyms(_check_finite(mean_logits(scales)), new, self.members)
+                if encoded.crop_tokens is not None:
+                    scales = [mean_logits(scales), self._merge_crops(encoded.crop_tokens, names)]
+                logits = self.hierarchy.reduce(_check_finite(mean_logits(scales)), new)
                 logits = logits if encoded.guide is None else encoded.guide(logits)
                 if not self.labels_independent:
                     return logits
@@ -456,7 +485,7 @@ class Segmenter:
         grid: WindowGrid,
     ) -> Float[np.ndarray, "k h w"]:
         """Average the logits of all windows."""
-        names = expand_hypernyms(labels, self.members)
+        names = self.hierarchy.expand(labels)
         scale = math.sqrt(MAX_CANVAS_SIZE / (len(names) * grid.height * grid.width))
         side = grid.crop if scale >= 1 else max(1, int(grid.crop * scale))
         canvas = Canvas(grid, side)
@@ -466,7 +495,21 @@ class Segmenter:
                 logits = self._forward_chunked(tokens[start : start + step], names, (side, side))
                 for window_logits, origin in zip(logits, origins[start : start + step], strict=True):
                     canvas.add(window_logits, origin)
-        return reduce_hypernyms(_check_finite(canvas.mean()), labels, self.members)
+        return self.hierarchy.reduce(_check_finite(canvas.mean()), labels)
+
+    def _crop_grid(self) -> WindowGrid:
+        """Return the positions of the crops in the image resized by `CROP_SCALE`."""
+        crop = self.card.resolution
+        side = round(crop * CROP_SCALE)
+        return WindowGrid(side, side, crop, max(1, side - crop), smooth=True)
+
+    def _merge_crops(self, tokens: Float[np.ndarray, "n d gh gw"], names: list[str]) -> Float[np.ndarray, "k h w"]:
+        """Average the logits of the crops."""
+        grid, logits = self._crop_grid(), self._forward_chunked(tokens, names, None)
+        canvas = Canvas(grid, logits.shape[-1])
+        for crop_logits, origin in zip(logits, grid.origins, strict=True):
+            canvas.add(crop_logits, origin)
+        return canvas.mean()
 
     def _forward_chunked(
         self, tokens: Float[np.ndarray, "n d gh gw"], labels: Sequence[str], size: tuple[int, int] | None
@@ -530,7 +573,10 @@ def load(
         segmenter = Segmenter(TorchNetwork.from_official(model, device, templates, dataset))
         segmenter.overlap_blending = False  # as its published scores were measured
         return segmenter
-    return Segmenter(TorchNetwork.from_checkpoint(model, device, templates))
+    segmenter = Segmenter(TorchNetwork.from_checkpoint(model, device, templates))
+    if model is None:
+        segmenter.auto_mode = "multicrop"
+    return segmenter
 
 
 def _file_name(image: ImageSource) -> str:

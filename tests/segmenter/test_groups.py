@@ -8,37 +8,87 @@ import numpy as np
 import pytest
 
 import fusioner
-from fusioner.labels import expand_hypernyms, find_members, reduce_hypernyms
+from fusioner.labels import LabelHierarchy, find_indistinct, label_warnings, strip_modifiers
 from fusioner.postprocess import decide
 from fusioner.segmenter import Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
-MEMBERS = {"animal": ("cat", "dog"), "pet": ("cat",)}
+CLASSES = ["cat", "dog", "person", "car", "bus", "sofa", "glasses", "knife"]
 
 
-def test_members_are_asked_for_once_and_after_the_labels() -> None:
-    assert expand_hypernyms(["sofa", "Animal", "pet"], MEMBERS) == ["sofa", "Animal", "pet", "cat", "dog"]
-    assert expand_hypernyms(["cat", "animal"], MEMBERS) == ["cat", "animal", "dog"]
-    assert expand_hypernyms(["sofa", "cat"], MEMBERS) == ["sofa", "cat"]
+@pytest.fixture(scope="module")
+def hierarchy() -> LabelHierarchy:
+    return LabelHierarchy(CLASSES)
 
 
-def test_a_group_is_where_any_of_its_members_is() -> None:
+def test_members_follow_the_labels_once(hierarchy: LabelHierarchy) -> None:
+    assert hierarchy.expand(["tree", "Animal", "pet"]) == ["tree", "Animal", "pet", "cat", "dog"]
+    assert hierarchy.expand(["cat", "animal"]) == ["cat", "animal", "dog"]
+    assert hierarchy.expand(["sofa", "cat"]) == ["sofa", "cat"]
+
+
+def test_a_hypernym_is_where_any_of_its_members_is(hierarchy: LabelHierarchy) -> None:
     labels = ["cat", "animal", "sofa"]
     logits = np.array([[[3.0, -2.0, -2.0]], [[-1.0, -1.0, -1.0]], [[-4.0, -4.0, 1.0]], [[-3.0, 2.0, -3.0]]])  # + dog
-    found = reduce_hypernyms(logits, labels, MEMBERS)
+    found = hierarchy.reduce(logits, labels)
     expected = [[3.0, -2.0, -2.0], [2.99, 1.99, -1.0], [-4.0, -4.0, 1.0]]
     np.testing.assert_allclose(np.asarray(found)[:, 0], expected, rtol=1e-6)
     likely = 1 / (1 + np.exp(-np.asarray(found)))
     assert np.asarray(decide(likely, 0.5)).tolist() == [[1, 2, 3]]  # the cat is a cat, the dog an animal
 
 
-def test_only_trained_classes_are_members_and_only_with_a_closed_set_head(
-    make_tiny_segmenter: Callable[..., Segmenter],
-) -> None:
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("man woman boy girl men women child children kid rider cyclist policeman people pedestrian", "person"),
+        ("cats kitten", "cat"),
+        ("automobile cars", "car"),
+        ("buses", "bus"),
+        ("settee couch sofas", "sofa"),
+        ("knives", "knife"),
+    ],
+)
+def test_hyponyms_synonyms_and_plurals_have_a_class(hierarchy: LabelHierarchy, words: str, name: str) -> None:
+    assert {word: hierarchy.classes(word) for word in words.split()} == dict.fromkeys(words.split(), (name,))
+
+
+@pytest.mark.parametrize("label", ["a cat", "The Cat", "two black cats", "small cat"])
+def test_determiners_and_adjectives_do_not_count(hierarchy: LabelHierarchy, label: str) -> None:
+    assert hierarchy.classes(label) == ("cat",)
+
+
+@pytest.mark.parametrize("label", ["cat", "Dog", "glasses", "bus", "animal", "wheel", "horse's head", "tabby", "red"])
+def test_classes_and_unrelated_words_stand_for_themselves(hierarchy: LabelHierarchy, label: str) -> None:
+    assert hierarchy.classes(label) == ()
+
+
+def test_hyponyms_of_one_class_are_ordered_by_their_own_logits(hierarchy: LabelHierarchy) -> None:
+    labels = ["man", "woman"]
+    assert hierarchy.expand(labels) == [*labels, "person"]
+    found = np.asarray(hierarchy.reduce(np.array([[[-3.0, -1.0]], [[-2.0, -4.0]], [[2.0, 2.0]]]), labels))
+    assert found.argmax(axis=0).tolist() == [[1, 0]]
+    assert (found > 1.5).all()  # nearly the logits of the person
+
+
+def test_labels_that_differ_by_an_adjective_are_indistinct() -> None:
+    assert find_indistinct(["red car", "cat", "the blue car"]) == [("red car", "the blue car")]
+    assert strip_modifiers("The big red") == "red"
+
+
+def test_warnings_name_what_cannot_be_found() -> None:
+    assert label_warnings(["cat", "person", "traffic light", "armchair"]) == []
+    assert "parts of things" in label_warnings(["wheel", "nose", "horse's head", "cat"])[0]
+    assert "wheel, nose, horse's head" in label_warnings(["wheel", "nose", "horse's head", "cat"])[0]
+    assert "English only: 猫, Bär" in label_warnings(["猫", "Bär"])[0]
+    assert "cannot tell them apart" in label_warnings(["red car", "blue car"])[0]
+
+
+def test_only_models_with_a_closed_set_head_relate_labels(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
     segmenter = make_tiny_segmenter()
     segmenter.card = replace(segmenter.card, training={"classes": ["Cat", "sofa", "boots"]})
-    assert segmenter.members == {}
-    assert find_members(["Cat", "sofa", "boots"]) == {"animal": ("cat",), "pet": ("cat",), "furniture": ("sofa",)}
+    assert segmenter.hierarchy.members("animal") == segmenter.hierarchy.classes("cats") == ()
+    hierarchy = LabelHierarchy(["Cat", "sofa", "boots"])
+    assert [hierarchy.members(word) for word in ("animal", "pet", "furniture")] == [("Cat",), ("Cat",), ("sofa",)]
 
 
 @pytest.mark.slow

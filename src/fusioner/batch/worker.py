@@ -130,7 +130,7 @@ class Worker:
         """Return a result or error per image; if a batch fails, its images are segmented one by one."""
         job, segmenter = self.job, self.segmenter
         try:
-            if len(images) == 1 or job.options.mode == "slide":
+            if len(images) == 1 or segmenter.resolve(job.options).mode != "whole":
                 return [segmenter(image, job.labels, job.options) for image in images]
             encoded = segmenter.encode_batch(images, job.options) if images else []
             logits = ((image, segmenter.low_res_logits(image, job.labels)) for image in encoded)

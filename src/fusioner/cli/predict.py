@@ -98,8 +98,11 @@ def predict(
     from fusioner.encoders.prompt_templates import read_templates
     from fusioner.formats import get_format
     from fusioner.io import writable_folder
+    from fusioner.labels import label_warnings
     from fusioner.visualization import ContactSheet
 
+    for warning in label_warnings(label_list):
+        print(f"note: {warning}", file=sys.stderr)
     names = format or ("mask" if to_stdout else "overlay,mask,json")
     formats = {name.strip(): get_format(name.strip()) for name in names.split(",")}
     dependencies = tuple(file for file in (model, templates) if file)

@@ -81,7 +81,7 @@ class SegmenterPredictor:
         self.segmenter = copy.copy(segmenter)  # leaves the caller's as it is
         self.segmenter.overlap_blending = False
         scales = check_scales(tuple(scales))
-        inner = scales if mode == "whole" else (1.0,)
+        inner = (1.0,) if mode == "slide" else scales
         self.segmenter.options = replace(segmenter.options, mode=mode, tta_scales=inner)
         self.mode = mode
         self.independent = segmenter.model.labels_independent
@@ -89,7 +89,7 @@ class SegmenterPredictor:
         if cache is not None and mode == "whole":
             sides = [self.segmenter.side(scale) for scale in inner]
             self.caches = [FeatureCache(cache, segmenter.image_encoder, side) for side in sides]
-        outer = (1.0,) if mode == "whole" else scales
+        outer = scales if mode == "slide" else (1.0,)
         self.augmentations = [(scale, flipped) for scale in outer for flipped in ((False, True) if flip else (False,))]
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[EncodedView]:

@@ -165,10 +165,11 @@ class InferenceQueue:
         return True
 
     def _next_batch(self) -> list[EncodeJob]:
-        """Take the images that have waited longest; one in mode slide is a batch of its own."""
+        """Take the images that have waited longest; all of one mode, and one in mode slide by itself."""
         batch: list[EncodeJob] = []
         while self._encodes and len(batch) < self._batch_size:
-            if batch and "slide" in (batch[0].options.mode, self._encodes[0].options.mode):
+            mode = self._encodes[0].options.mode
+            if batch and (mode == "slide" or mode != batch[0].options.mode):
                 break
             job = self._encodes.popleft()
             if job.future.set_running_or_notify_cancel():

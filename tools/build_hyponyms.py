@@ -1,0 +1,142 @@
+"""Build the word lists that WordNet 3.0 gives: src/fusioner/data/hyponyms.json and parts.json.
+
+    python tools/build_hyponyms.py           # needs WordNet 3.0 in /usr/share/wordnet (Debian: wordnet-base)
+
+hyponyms.json maps class names to the words they include. A word is listed for a class if
+its most frequent noun sense is a hyponym or a synonym of the class ("cyclist": person,
+"settee": sofa), and its irregular plurals with it ("men", "children"). Names that the bundled ImageNet classifier
+distinguishes by itself ("tabby") are left out: listing them would merge them with their class. parts.json lists body
+parts, and parts of the trained classes of things.
+"""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from fusioner.encoders.bundled import weights_file
+from fusioner.model.checkpoint import load_model
+
+WORDNET = Path("/usr/share/wordnet")
+OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "data"
+EXTRA = {"table": ["desk"]}
+WHOLES = (
+    "aeroplane",
+    "bicycle",
+    "boat",
+    "bus",
+    "car",
+    "motorcycle",
+    "train",
+    "truck",
+    "bird",
+    "person",
+    "wheeled vehicle",
+)
+"""Things whose parts are listed."""
+SENSES = {
+    "aeroplane": "airplane", "motorbike": "motorcycle", "potted plant": None, "tv monitor": "television",
+    "tv": "television", "sports ball": "ball", "donut": "doughnut", "cell phone": "cellular telephone",
+    "hair drier": "hand blower", "remote": "remote control", "mouse": "mouse#4", "tie": "necktie", "kite": "kite#3",
+    "orange": "orange#1", "top": "top#10", "wood floor": None, "brick wall": None, "stone wall": None,
+    "tile wall": None, "wood wall": None, "dining table": "dining table", "light": None, "net": None, "food": None,
+    "water": None, "paper": None, "platform": None, "counter": "counter#1", "skin": None, "hair": None,
+    "ring": "ring#8", "watch": "watch#1", "bag": "bag#1", "suit": "suit#1", "heels": None, "flats": None,
+    "pumps": None, "wedges": None, "intimate": None, "accessories": None, "dirt": None, "rock": "rock#1",
+    "fruit": None, "house": "house#1", "table": "table#2", "wall": "wall#1", "rug": "rug#1", "building": "building#1",
+    "cabinet": "cabinet#1", "book": "book#2", "bridge": "bridge#1", "tree": "tree#1", "bowl": "bowl#3",
+    "remote control": None, "sand": None, "sea": "sea#1", "person": "person",
+}  # fmt: skip
+"""Class name -> the WordNet lemma (with `#sense` where it is not the first) it denotes; None: no words are taken."""
+
+
+def read_index() -> dict[str, list[str]]:
+    """Map each noun lemma to the offsets of its synsets, the most frequent sense first."""
+    senses = {}
+    for line in (WORDNET / "index.noun").read_text().splitlines():
+        if not line.startswith(" "):
+            fields = line.split()
+            count = int(fields[2])
+            senses[fields[0].replace("_", " ")] = fields[-count:]
+    return senses
+
+
+def read_synsets() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
+    """Map synset offsets to their words, to the offsets of their direct hyponyms, and to those of their parts."""
+    words, below, parts = {}, defaultdict(list), defaultdict(list)
+    for line in (WORDNET / "data.noun").read_text().splitlines():
+        if line.startswith(" "):
+            continue
+        fields = line.split(" | ")[0].split()
+        count = int(fields[3], 16)
+        words[fields[0]] = [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
+        pointers = fields[5 + 2 * count :]
+        for kind, target in zip(pointers[::4], pointers[1::4], strict=False):
+            if kind == "@":
+                below[target].append(fields[0])
+            elif kind == "%p":
+                parts[fields[0]].append(target)
+    return words, below, parts
+
+
+def plurals() -> dict[str, list[str]]:
+    """Map singular nouns to their irregular plurals."""
+    table = defaultdict(list)
+    for line in (WORDNET / "noun.exc").read_text().splitlines():
+        plural, *singulars = line.replace("_", " ").split()
+        for singular in singulars:
+            table[singular].append(plural)
+    return table
+
+
+def subtree(root: str, below: dict[str, list[str]]) -> set[str]:
+    """Return the offset of a synset and of all its hyponyms."""
+    found, waiting = set(), [root]
+    while waiting:
+        offset = waiting.pop()
+        if offset not in found:
+            found.add(offset)
+            waiting += below[offset]
+    return found
+
+
+def main() -> None:
+    """Write both files."""
+    card = load_model(weights_file("default.safetensors"))[1]
+    classes = card.training["classes"]
+    senses, (words, below, parts), irregular = read_index(), read_synsets(), plurals()
+    table_of_names = weights_file("imagenet_names.tsv").read_text("utf-8").splitlines()
+    imagenet = {name.strip().casefold() for line in table_of_names for name in line.split("\t")[1].split(", ")}
+    taken = {name.casefold() for name in classes}
+    table: dict[str, list[str]] = {}
+    for name in classes:
+        lemma = SENSES.get(name, name)
+        lemma, _, sense = (lemma or "").partition("#")
+        if lemma not in senses:
+            continue
+        found = set()
+        for synset in subtree(senses[lemma][int(sense or 1) - 1], below):
+            for word in words[synset]:
+                key = word.casefold()
+                usual = senses.get(key, [None])[0] == synset
+                proper = re.fullmatch(r"[a-z][a-z' -]+", word) is None
+                if usual and not proper and key not in taken and key not in imagenet:
+                    found |= {key, *irregular.get(key, ())}
+        if found := found | set(EXTRA.get(name, ())):
+            table[name] = sorted(found)
+    lines = (f"  {json.dumps(name)}: {json.dumps(found, ensure_ascii=False)}" for name, found in table.items())
+    (OUT / "hyponyms.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+    print(f"hyponyms.json: {sum(map(len, table.values()))} words of {len(table)} classes")
+
+    offsets = subtree(senses["body part"][0], below)
+    for name in WHOLES:
+        for whole in {senses[SENSES.get(name) or name][0]}:
+            offsets |= {part for offset in subtree(whole, below) for part in parts[offset]}
+    usual = {word.casefold() for offset in offsets for word in words[offset] if senses[word.casefold()][0] == offset}
+    listed = sorted(usual - taken - {word for found in table.values() for word in found})
+    (OUT / "parts.json").write_text(json.dumps({"parts": listed}, ensure_ascii=False) + "\n", "utf-8")
+    print(f"parts.json: {len(listed)} words")
+
+
+if __name__ == "__main__":
+    main()
