@@ -14,6 +14,7 @@ from skimage import data
 import fusioner.segmenter as segmenter_module
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import save_model
+from fusioner.postprocess import upsample
 from fusioner.segmenter import Segmenter
 
 Make = Callable[..., Segmenter]
@@ -68,6 +69,28 @@ def test_the_order_of_labels_does_not_matter(tiny_segmenter: Segmenter, photo: n
     assert there.std() > 0.1  # the toy does tell pixels apart
 
 
+def test_multicrop_averages_the_whole_image_and_four_crops(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels are independent
+    done: list[tuple[int, int]] = []
+    encoded = segmenter.encode(photo, mode="multicrop", on_progress=lambda *step: done.append(step))
+    assert done == [(step, 5) for step in range(1, 6)]
+    assert encoded.crop_tokens is not None
+    assert len(encoded.crop_tokens) == 4
+    whole = segmenter.low_res_logits(segmenter.encode(photo, mode="whole"), ["cat", "sofa"])
+    found = segmenter.low_res_logits(encoded, ["cat", "sofa"])
+    assert found.shape[1] == found.shape[2] == 1.5 * whole.shape[1]
+    crops = 2 * found - upsample(whole, (found.shape[1], found.shape[2]))
+    first = segmenter.network.predict_logits(encoded.crop_tokens[:1], segmenter.embed(["cat", "sofa"]), None)[0]
+    corner = len(first[0]) // 4  # covered by the first crop alone
+    np.testing.assert_allclose(crops[:, :corner, :corner], first[:, :corner, :corner], atol=1e-4)
+    alone = segmenter.low_res_logits(segmenter.encode(photo, mode="multicrop"), ["sofa"])[0]
+    np.testing.assert_allclose(alone, found[1], atol=1e-4)
+    (batched,) = segmenter.encode_batch([photo], segmenter.resolve(mode="multicrop"))
+    np.testing.assert_allclose(segmenter.low_res_logits(batched, ["cat", "sofa"]), found, atol=1e-4)
+    segmenter.auto_mode = "multicrop"
+    assert segmenter(photo, "cat", mode="auto").options.mode == "multicrop"
+
+
 def test_logits_and_probabilities(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     encoded = tiny_segmenter.encode(photo)
     own = tiny_segmenter.low_res_logits(encoded, LABELS)
@@ -100,7 +123,7 @@ def test_threshold_and_background(make_tiny_segmenter: Make, photo: np.ndarray) 
         ({"labels": "cat,,dog"}, "label 2 of 3 is empty"),
         ({"threshold": 1.5}, "between 0 and 1"),
         ({"threshold": -0.1}, "between 0 and 1"),
-        ({"mode": "huge"}, "'whole' or 'slide', not 'huge'"),
+        ({"mode": "huge"}, "one of auto, whole, multicrop, slide, not 'huge'"),
         ({"image": "none.jpg"}, "there is no image none.jpg"),
     ],
 )

@@ -10,7 +10,7 @@ from cyclopts import Parameter, validators
 
 from fusioner.cli.options import (
     COMPUTE,
-    DEFAULT_FLAGS,
+    FAST_FLAGS,
     Device,
     InferenceFlags,
     Labels,
@@ -36,7 +36,7 @@ def batch(
     out: Path,
     masks: bool = False,
     column: str | None = None,
-    options: InferenceFlags = DEFAULT_FLAGS,
+    options: InferenceFlags = FAST_FLAGS,
     model: ModelFile = None,
     templates: Templates = None,
     device: Device = "auto",

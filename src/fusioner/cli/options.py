@@ -42,6 +42,7 @@ class InferenceFlags(InferenceOptions):  # noqa: D101
 
 
 DEFAULT_FLAGS = InferenceFlags()
+FAST_FLAGS = InferenceFlags(mode="whole")  # of commands where time per image matters most: batch, serve
 
 
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."

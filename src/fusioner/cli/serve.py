@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import InferenceFlags
+from fusioner.cli.options import FAST_FLAGS, InferenceFlags
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 from fusioner.serve.limits import Limits
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "FUSIONER_API_KEY"
 
-SERVER_FLAGS = InferenceFlags(mode="whole")  # a page waits for the first mask
-
 
 def serve(
     *,
@@ -26,7 +24,7 @@ def serve(
     model: Path | None = None,
     device: str = "auto",
     runtime: Runtime = "auto",
-    options: InferenceFlags = SERVER_FLAGS,
+    options: InferenceFlags = FAST_FLAGS,
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
