@@ -59,31 +59,19 @@ def batch(
         fusioner batch train-000.parquet --column image --labels labels.txt --out results
         fusioner batch shards/ --labels labels.txt --out results --engine ray --address auto
 
-    Parameters
-    ----------
-    input
-        A folder of pictures (with its subfolders), of .parquet or of .tar files (WebDataset); a glob of such files; one
-        of them; or a text file with the path of a picture on each line, relative to that file.
-    out
-        Folder of the results, see docs/batch.md.
-    masks
-        Also write an indexed PNG per image.
-    column
-        Column of the pictures in Parquet files: bytes, or paths relative to the file.
-    engine
-        local: processes of this machine; ray: Ray Data, on this machine or a cluster.
-    address
-        Ray cluster to join (auto: the one of this machine). Default: start Ray on this machine.
-    workers
-        Number of workers, each with its own model. Default: one per GPU, else one per --threads cores.
-    threads
-        CPU threads per worker.
-    batch_size
-        Pictures encoded at once. Default: 16 on a GPU, 1 on a CPU, where more is not faster.
-    shard_size
-        Maximum number of pictures per shard: what an interruption costs each worker. Default: 256.
-    hourly_price
-        Price of a worker per hour, in any currency: reports the cost of 1,000 images.
+    Args:
+        input: A folder of pictures (with its subfolders), of .parquet or of .tar files (WebDataset); a glob of such
+            files; one of them; or a text file with the path of a picture on each line, relative to that file.
+        out: Folder of the results, see docs/batch.md.
+        masks: Also write an indexed PNG per image.
+        column: Column of the pictures in Parquet files: bytes, or paths relative to the file.
+        engine: local: processes of this machine; ray: Ray Data, on this machine or a cluster.
+        address: Ray cluster to join (auto: the one of this machine). Default: start Ray on this machine.
+        workers: Number of workers, each with its own model. Default: one per GPU, else one per --threads cores.
+        threads: CPU threads per worker.
+        batch_size: Pictures encoded at once. Default: 16 on a GPU, 1 on a CPU, where more is not faster.
+        shard_size: Maximum number of pictures per shard: what an interruption costs each worker. Default: 256.
+        hourly_price: Price of a worker per hour, in any currency: reports the cost of 1,000 images.
     """
     options.check_slide()
     label_list = read_label_flags(labels)

@@ -13,18 +13,12 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
         fusioner compare report_early report_late
         fusioner compare report_a report_b --out comparison
 
-    Parameters
-    ----------
-    run_a
-        Folder of an evaluation (its --out).
-    run_b
-        Folder of another evaluation of the same data set and folds.
-    out
-        Folder for compare.json, compare.md and compare.html (with a plot of all differences).
-    n_resamples
-        Samples of the bootstrap and of the randomisation.
-    seed
-        Random seed of both.
+    Args:
+        run_a: Folder of an evaluation (its --out).
+        run_b: Folder of another evaluation of the same data set and folds.
+        out: Folder for compare.json, compare.md and compare.html (with a plot of all differences).
+        n_resamples: Samples of the bootstrap and of the randomisation.
+        seed: Random seed of both.
     """
     from rich.console import Console
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from fusioner.data.registry import DatasetName
+from fusioner.cli.options import Dataset, MaskValues, Root
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
@@ -14,12 +14,7 @@ if TYPE_CHECKING:
     from fusioner.data.base import SegmentationData
     from fusioner.data.check import DatasetReport
 
-Name = Annotated[DatasetName, Parameter(help="Data set; docs/data.md describes the directory tree of each.")]
-Root = Annotated[Path, Parameter(help="Folder of the data set.")]
 Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]
-MaskValues = Annotated[
-    str, Parameter(help="Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore.")
-]
 
 app = App(name="data", help="Inspect a data set: count and check it, draw a contact sheet, prepare masks.")
 prepare = App(name="prepare", help="Make masks from the annotation files of COCO or of an annotation tool.")
@@ -27,7 +22,7 @@ app.command(prepare)
 
 
 @app.command
-def check(name: Name, /, *, root: Root, split: Split = None, mask_values: MaskValues = "") -> None:
+def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: MaskValues = "") -> None:
     """Read every image and mask once, count classes, and name every file that cannot be used.
 
     The exit code is 2 if a file is broken: unreadable, image and mask of different sizes, a value outside the classes.
@@ -58,7 +53,7 @@ def check(name: Name, /, *, root: Root, split: Split = None, mask_values: MaskVa
 
 @app.command
 def show(
-    name: Name,
+    name: Dataset,
     /,
     *,
     root: Root,

@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fusioner.cli.options import TtaScales
-from fusioner.data.registry import DatasetName
+from fusioner.cli.options import Dataset, Device, MaskValues, Root, TtaScales
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.options import InferenceOptions, Mode
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    dataset: DatasetName,
+    dataset: Dataset,
     /,
     *,
-    root: Path,
-    mask_values: str = "",
+    root: Root,
+    mask_values: MaskValues = "",
     model: Path | None = None,
     method: Literal["cosine", "maskclip", "empty", "prompt-ablated"] | None = None,
     image_encoder: str = "effnet-lite2",
@@ -37,7 +36,7 @@ def evaluate(
     guided_filter: bool | None = None,
     cache: Path | None = None,
     allow_leak: bool = False,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Evaluate a model, print tables, and write metrics.json, report.md and report.html.
 
@@ -56,43 +55,23 @@ def evaluate(
         fusioner evaluate pascal --root data/pascal --method maskclip --image-encoder clip-vit-b16 \\
             --text-encoder clip-text-b16
 
-    Parameters
-    ----------
-    dataset
-        Data set; docs/data.md describes the folder of each.
-    root
-        Folder of the data set.
-    mask_values
-        Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore.
-    model
-        Model file of `fusioner train`; default: the bundled model.
-    method
-        Untrained baseline in place of a model (cosine, maskclip, empty), or prompt-ablated: the model with one neutral
-        text in place of every prompt. Default: the method that the model was trained with. See docs/baselines.md.
-    image_encoder
-        Frozen image encoder of cosine and maskclip.
-    text_encoder
-        Frozen text encoder of cosine and maskclip.
-    out
-        Folder for the reports.
-    fold
-        Fold of pascal, coco or coco-to-pascal, or all four and their mean.
-    split
-        Split of the data set, as val or test, or all; default: the evaluation split.
-    mode
-        whole: encode the whole image once, resized; slide: slide windows over the full-resolution image.
-    tta_scales
-        Sizes whose logits are averaged, as 0.75,1,1.25: multiples of the training size (whole) or of the image (slide).
-    tta_flip
-        Average with the logits of the flipped image.
-    guided_filter
-        Align mask edges with image edges (mode whole); default: as the model's card says.
-    cache
-        Feature cache folder for the image tokens (mode whole); default: none.
-    allow_leak
-        Evaluate even on images that the model was trained on, instead of refusing.
-    device
-        auto, cpu, cuda, cuda:N or mps.
+    Args:
+        model: Model file of `fusioner train`; default: the bundled model.
+        method: Untrained baseline in place of a model (cosine, maskclip, empty), or prompt-ablated: the model with one
+            neutral text in place of every prompt. Default: the method that the model was trained with. See
+            docs/baselines.md.
+        image_encoder: Frozen image encoder of cosine and maskclip.
+        text_encoder: Frozen text encoder of cosine and maskclip.
+        out: Folder for the reports.
+        fold: Fold of pascal, coco or coco-to-pascal, or all four and their mean.
+        split: Split of the data set, as val or test, or all; default: the evaluation split.
+        mode: whole: encode the whole image once, resized; slide: slide windows over the full-resolution image.
+        tta_scales: Sizes whose logits are averaged, as 0.75,1,1.25: multiples of the training size (whole) or of the
+            image (slide).
+        tta_flip: Average with the logits of the flipped image.
+        guided_filter: Align mask edges with image edges (mode whole); default: as the model's card says.
+        cache: Feature cache folder for the image tokens (mode whole); default: none.
+        allow_leak: Evaluate even on images that the model was trained on, instead of refusing.
     """
     import shlex
     import time

@@ -27,21 +27,14 @@ def export(
         fusioner export --model run/best.safetensors --format openvino --fp16 --out exported
         fusioner export --int8 --photos my_photos --out exported
 
-    Parameters
-    ----------
-    out
-        Folder for the files; an earlier export there is replaced.
-    model
-        Model file of `fusioner train`; default: the bundled model.
-    format
-        onnx is read by ONNX Runtime and OpenVINO, openvino by OpenVINO alone.
-    int8
-        Store and compute in 8 bits what the masks tolerate.
-    fp16
-        Store weights in 16 bits; arithmetic stays in 32 bits.
-    photos
-        Folder of photos like those to segment, of which 16 are used: for the check, and to calibrate --int8; default:
-        three sample photos.
+    Args:
+        out: Folder for the files; an earlier export there is replaced.
+        model: Model file of `fusioner train`; default: the bundled model.
+        format: onnx is read by ONNX Runtime and OpenVINO, openvino by OpenVINO alone.
+        int8: Store and compute in 8 bits what the masks tolerate.
+        fp16: Store weights in 16 bits; arithmetic stays in 32 bits.
+        photos: Folder of photos like those to segment, of which 16 are used: for the check, and to calibrate --int8;
+            default: three sample photos.
     """
     if int8 and fp16:
         raise FusionerError("--int8 and --fp16 exclude each other: choose one")

@@ -1,11 +1,11 @@
 """`fusioner features`: build and maintain the feature cache."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cyclopts import App
 
+from fusioner.cli.options import CacheFolder, Device, Root
 from fusioner.data.registry import TrainableDataset
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ def build(
     name: TrainableDataset,
     /,
     *,
-    root: Path,
-    out: Path | None = None,
+    root: Root,
+    out: CacheFolder = None,
     split: str | None = None,
     views: int | None = None,
     image_encoder: str | None = None,
     resolution: int | None = None,
     batch_size: int | None = None,
     workers: int = 2,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Encode the images of a data set and augmented views of them; cached entries are not encoded again.
 
@@ -37,28 +37,15 @@ def build(
         fusioner features build pascal --root data/pascal --split train_aug
         fusioner features build folder --root my/data --out cache --image-encoder clip-vit-b16 --resolution 224
 
-    Parameters
-    ----------
-    name
-        Data set; docs/data.md describes the folder of each.
-    root
-        Folder of the data set.
-    out
-        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
-    split
-        Split of the data set, as train or val; default: every image.
-    views
-        Views per image: the image itself, then flipped, recoloured and cropped copies; default: as in preset small.
-    image_encoder
-        Encoder, or several joined by a plus sign; default: as in preset small.
-    resolution
-        Side in pixels to which each image is resized; default: as in preset small.
-    batch_size
-        Views encoded together; default: 4 on a CPU, 32 on a GPU.
-    workers
-        Threads that read and decode images.
-    device
-        auto, cpu, cuda, cuda:N or mps.
+    Args:
+        name: Data set; docs/data.md describes the folder of each.
+        split: Split of the data set, as train or val; default: every image.
+        views: Views per image: the image itself, then flipped, recoloured and cropped copies; default: as in preset
+            small.
+        image_encoder: Encoder, or several joined by a plus sign; default: as in preset small.
+        resolution: Side in pixels to which each image is resized; default: as in preset small.
+        batch_size: Views encoded together; default: 4 on a CPU, 32 on a GPU.
+        workers: Threads that read and decode images.
     """
     from torch import nn
 
@@ -90,15 +77,11 @@ def build(
 
 
 @app.command
-def info(cache: Path | None = None, /) -> None:
+def info(cache: CacheFolder = None, /) -> None:
     """Print the contents of a cache: encoders, resolutions, images, views, bytes.
 
-        fusioner features info
+    fusioner features info
 
-    Parameters
-    ----------
-    cache
-        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
     """
     from fusioner.features.build import format_bytes
     from fusioner.features.cache import default_folder
@@ -115,17 +98,13 @@ def info(cache: Path | None = None, /) -> None:
 
 
 @app.command
-def verify(cache: Path | None = None, /, *, repair: bool = False) -> None:
+def verify(cache: CacheFolder = None, /, *, repair: bool = False) -> None:
     """Compare every entry of a cache with its checksum; exit with code 1 if any is damaged.
 
         fusioner features verify cache --repair
 
-    Parameters
-    ----------
-    cache
-        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
-    repair
-        Delete the damaged entries; the next build or training encodes them again.
+    Args:
+        repair: Delete the damaged entries; the next build or training encodes them again.
     """
     from fusioner.cli.progress import progress
     from fusioner.features.cache import default_folder
@@ -149,7 +128,7 @@ def verify(cache: Path | None = None, /, *, repair: bool = False) -> None:
 
 @app.command
 def prune(
-    cache: Path | None = None,
+    cache: CacheFolder = None,
     /,
     *,
     image_encoder: tuple[str, ...] = (),
@@ -162,18 +141,12 @@ def prune(
         fusioner features prune --dry-run
         fusioner features prune cache --image-encoder clip-vit-b16 --resolution 224
 
-    Parameters
-    ----------
-    cache
-        Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches.
-    image_encoder
-        Keep only entries of this encoder with its current weights; may be repeated.
-    resolution
-        Keep only entries of this resolution; may be repeated.
-    missing_folders
-        Also delete entries of images whose whole folder is missing; by default that is taken for an unmounted disk.
-    dry_run
-        Only print what would be deleted.
+    Args:
+        image_encoder: Keep only entries of this encoder with its current weights; may be repeated.
+        resolution: Keep only entries of this resolution; may be repeated.
+        missing_folders: Also delete entries of images whose whole folder is missing; by default that is taken for an
+            unmounted disk.
+        dry_run: Only print what would be deleted.
     """
     from fusioner.cli.progress import progress
     from fusioner.encoders.registry import build_image_encoder

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Group, Parameter, Token
 
+from fusioner.data.registry import DatasetName
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 from fusioner.options import InferenceOptions, check_scales
@@ -46,18 +47,20 @@ FAST_FLAGS = InferenceFlags(mode="whole")  # of commands where time per image ma
 
 
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."
+_MODEL_HELP = "Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model."
 _TEMPLATES_HELP = "File of prompt templates, one per line, each with {} for the label. Default: those of the model."
 _RUNTIME_HELP = "torch for model files; onnx or openvino for exported folders; auto: the fastest of those installed."
+_CACHE_HELP = "Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches."
+_VALUES_HELP = "Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore."
 Labels: TypeAlias = Annotated[tuple[str, ...], Parameter(negative="", help=_LABELS_HELP)]
-ModelFile: TypeAlias = Annotated[
-    Path | None,
-    Parameter(
-        group=MODEL, help="Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model."
-    ),
-]
+ModelFile: TypeAlias = Annotated[Path | None, Parameter(group=MODEL, help=_MODEL_HELP)]
 Templates: TypeAlias = Annotated[Path | None, Parameter(group=MODEL, help=_TEMPLATES_HELP)]
 Device: TypeAlias = Annotated[str, Parameter(group=COMPUTE, help="auto, cpu, cuda, cuda:N or mps.")]
 RuntimeName: TypeAlias = Annotated[Runtime, Parameter(group=COMPUTE, help=_RUNTIME_HELP)]
+Dataset: TypeAlias = Annotated[DatasetName, Parameter(help="Data set; docs/data.md describes the folder of each.")]
+Root: TypeAlias = Annotated[Path, Parameter(help="Folder of the data set.")]
+MaskValues: TypeAlias = Annotated[str, Parameter(help=_VALUES_HELP)]
+CacheFolder: TypeAlias = Annotated[Path | None, Parameter(help=_CACHE_HELP)]
 
 
 def read_label_flags(values: Sequence[str]) -> list[str]:

@@ -58,30 +58,21 @@ def predict(
         fusioner predict clip.mp4 --labels "dog, ball" --frame-step 5 --format overlay
         cat photo.jpg | fusioner predict - --labels "cat" --out - > mask.png
 
-    Parameters
-    ----------
-    images
-        Picture files, folders of pictures, globs, video files, or - for a picture on the standard input.
-    out
-        Folder of the results; existing results of the same name are replaced. - writes the one result of one picture to
-        the standard output.
-    format
-        Output formats, separated by commas: overlay, mask, json, coco, labelme, yolo, cvat, geojson, npz. Default:
-        overlay,mask,json; for --out - mask.
-    recursive
-        Include the subfolders of folders; results are written to subfolders of the same names.
-    frame_step
-        Segment every n-th frame of a video.
-    skip_existing
-        Skip pictures whose results all exist, are newer than the picture, --model and --templates, and (with json among
-        the formats) have the same labels and options.
-    contact_sheet
-        Picture (.png or .jpg) of all results, 60 to a page; further pages are NAME-2, NAME-3 ...
-    csv
-        Table (.csv) with a row per picture and label (found, pixels, coverage, score, box as x y width height) and per
-        error.
-    workers
-        Threads that read pictures ahead, and as many that write results. About twice as many pictures are in memory.
+    Args:
+        images: Picture files, folders of pictures, globs, video files, or - for a picture on the standard input.
+        out: Folder of the results; existing results of the same name are replaced. - writes the one result of one
+            picture to the standard output.
+        format: Output formats, separated by commas: overlay, mask, json, coco, labelme, yolo, cvat, geojson, npz.
+            Default: overlay,mask,json; for --out - mask.
+        recursive: Include the subfolders of folders; results are written to subfolders of the same names.
+        frame_step: Segment every n-th frame of a video.
+        skip_existing: Skip pictures whose results all exist, are newer than the picture, --model and --templates, and
+            (with json among the formats) have the same labels and options.
+        contact_sheet: Picture (.png or .jpg) of all results, 60 to a page; further pages are NAME-2, NAME-3 ...
+        csv: Table (.csv) with a row per picture and label (found, pixels, coverage, score, box as x y width height) and
+            per error.
+        workers: Threads that read pictures ahead, and as many that write results. About twice as many pictures are in
+            memory.
     """
     if not images:
         raise FusionerError("name at least one picture, folder, glob or video")

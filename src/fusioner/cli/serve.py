@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import FAST_FLAGS, InferenceFlags
+from fusioner.cli.options import FAST_FLAGS, Device, InferenceFlags, ModelFile, RuntimeName
 from fusioner.errors import FusionerError
-from fusioner.export import Runtime
 from fusioner.serve.limits import Limits
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8000,
-    model: Path | None = None,
-    device: str = "auto",
-    runtime: Runtime = "auto",
+    model: ModelFile = None,
+    device: Device = "auto",
+    runtime: RuntimeName = "auto",
     options: InferenceFlags = FAST_FLAGS,
     open: bool = False,
     api_key_file: Path | None = None,
@@ -38,25 +37,12 @@ def serve(
         fusioner serve --open
         fusioner serve --host 0.0.0.0 --port 80 --model run/best.safetensors --api-key-file key.txt
 
-    Parameters
-    ----------
-    host
-        Address to listen on; 0.0.0.0 lets other machines in.
-    port
-        Port to listen on; 0 takes a free one.
-    model
-        Model file of `fusioner train` or folder of `fusioner export`; default: the bundled model.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    runtime
-        torch, or for an exported model onnx or openvino; auto: torch for a model file, the fastest installed runtime
-        for an exported model.
-    open
-        Open the page in the browser.
-    api_key_file
-        File with the key that requests must send as `Authorization: Bearer`; or set FUSIONER_API_KEY.
-    cors_origin
-        Another web page that may call the API, such as https://example.org; may be repeated.
+    Args:
+        host: Address to listen on; 0.0.0.0 lets other machines in.
+        port: Port to listen on; 0 takes a free one.
+        open: Open the page in the browser.
+        api_key_file: File with the key that requests must send as `Authorization: Bearer`; or set FUSIONER_API_KEY.
+        cors_origin: Another web page that may call the API, such as https://example.org; may be repeated.
     """
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):

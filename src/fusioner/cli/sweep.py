@@ -20,16 +20,11 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
         fusioner sweep examples/table1-embedded.toml --out table1
         fusioner sweep examples/table1-embedded.toml --out table1 --dry-run
 
-    Parameters
-    ----------
-    file
-        Combinations, training and evaluation options: see docs/sweep.md.
-    out
-        Folder of the cells, the feature cache and table.md, table.html, table.json.
-    jobs
-        Cells run in parallel; they share the processor's threads.
-    dry_run
-        Only list the cells, their state and the estimated time.
+    Args:
+        file: Combinations, training and evaluation options: see docs/sweep.md.
+        out: Folder of the cells, the feature cache and table.md, table.html, table.json.
+        jobs: Cells run in parallel; they share the processor's threads.
+        dry_run: Only list the cells, their state and the estimated time.
     """
     import sys
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from fusioner.cli.options import Device, MaskValues, Root
 from fusioner.data.registry import TrainableDataset
 from fusioner.errors import FusionerError
 from fusioner.training.config import DataOptions, ModelOptions, OptimOptions
@@ -40,8 +41,8 @@ def train(
     dataset: TrainableDataset,
     /,
     *,
-    root: Path,
-    mask_values: str = "",
+    root: Root,
+    mask_values: MaskValues = "",
     out: Path = Path("run"),
     fold: Literal["0", "1", "2", "3", "all"] = "all",
     preset: Literal["small", "paper"] = "small",
@@ -52,7 +53,7 @@ def train(
     init_from: Path | None = None,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
-    device: str = "auto",
+    device: Device = "auto",
     devices: int = 1,
     compile: bool = False,
     seed: int | None = None,
@@ -72,43 +73,22 @@ def train(
         fusioner train pascal --root data/pascal --fold 0 --method lseg --out lseg
         fusioner train pascal --root data/pascal --fold 2 --out run --resume
 
-    Parameters
-    ----------
-    dataset
-        Data set, laid out as docs/data.md describes; folder is your own: images/ masks/ classes.txt.
-    root
-        Folder of the data set.
-    mask_values
-        Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore.
-    out
-        Folder of the run.
-    fold
-        Hold back the classes of this fold of pascal or coco; all trains on every class.
-    preset
-        small: minutes on two cores, no downloads; paper: the official defaults.
-    config
-        TOML file with settings in the tables [model], [data] and [optim]; flags take precedence.
-    extra_dataset
-        A further data set, NAME=FOLDER, with its own vocabulary; repeatable.
-    templates
-        File of prompt templates, one per line, each with {} for the label.
-    cache
-        Folder of the feature cache, or off to encode every step under full augmentation.
-    init_from
-        Model file with the initial weights, or default for the bundled model. Its network shape takes precedence over
-        the settings, and its closed-set head is kept beside the new one.
-    resume
-        Continue the interrupted run in --out.
-    checkpoint_minutes
-        Time between checkpoints.
-    device
-        auto, cpu, cuda, cuda:N or mps.
-    devices
-        Number of devices.
-    compile
-        Compile the network first: worth its minute on a GPU.
-    seed
-        Seed of weights, order, views, prompts and words.
+    Args:
+        dataset: Data set, laid out as docs/data.md describes; folder is your own: images/ masks/ classes.txt.
+        out: Folder of the run.
+        fold: Hold back the classes of this fold of pascal or coco; all trains on every class.
+        preset: small: minutes on two cores, no downloads; paper: the official defaults.
+        config: TOML file with settings in the tables [model], [data] and [optim]; flags take precedence.
+        extra_dataset: A further data set, NAME=FOLDER, with its own vocabulary; repeatable.
+        templates: File of prompt templates, one per line, each with {} for the label.
+        cache: Folder of the feature cache, or off to encode every step under full augmentation.
+        init_from: Model file with the initial weights, or default for the bundled model. Its network shape takes
+            precedence over the settings, and its closed-set head is kept beside the new one.
+        resume: Continue the interrupted run in --out.
+        checkpoint_minutes: Time between checkpoints.
+        devices: Number of devices.
+        compile: Compile the network first: worth its minute on a GPU.
+        seed: Seed of weights, order, views, prompts and words.
     """
     import sys
 
