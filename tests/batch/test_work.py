@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from fusioner.batch.crash_log import CrashLog
-from fusioner.batch.plan import make_plan
+from fusioner.batch.plan import CrashLog, make_plan
 from fusioner.batch.worker import Job, Worker
 from fusioner.errors import FusionerError
 from fusioner.options import InferenceOptions
@@ -119,7 +118,7 @@ def test_where_there_is_no_room_it_says_so(photos: Path, make_job: MakeJob, full
 def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     """A process that begins an attempt, notes images, and is gone -> what it was told."""
     script = (
-        "import os, sys; from pathlib import Path; from fusioner.batch.crash_log import CrashLog\n"
+        "import os, sys; from pathlib import Path; from fusioner.batch.plan import CrashLog\n"
         "a = CrashLog(Path(sys.argv[1]), 3, sys.argv[2])\n"
         "for image in sys.argv[3:]: a.begin(int(image))\n"
         "os.kill(os.getpid(), 9)"

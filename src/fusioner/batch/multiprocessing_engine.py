@@ -24,11 +24,7 @@ def run_multiprocessing(
 ) -> Iterator[ShardResult | Progress]:
     """Segment the shards and yield a `ShardResult` for each as it ends, and `Progress` in between.
 
-    Args:
-        gpus: number of GPUs to distribute the workers over; 0: all use `job.device`.
-
-    Raises:
-        FusionerError: the model cannot be loaded, results cannot be written, or every new process dies at once.
+    The workers are distributed over `gpus`; 0: all use `job.device`.
     """
     queue = iter(shards)
     processes = [_Process(replace(job, device=f"cuda:{n % gpus}") if gpus else job) for n in range(workers)]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool
@@ -35,6 +35,7 @@ _RECORD = np.dtype([("container", "<u4"), ("count", "<u4"), ("start", "<u8"), ("
 _NO_CONTAINER = 2**32 - 1  # `start` is then a byte offset in names.jsonl
 _SHARDS_PER_FOLDER = 1000
 _PLANNING = 2**60  # lock held while the plan is written; shards are locked by their numbers
+_MAX_CRASHES = 2  # on one image
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,9 @@ class Shard:
 
 
 class Plan:
-    """A plan on disk.
-
-    Attributes:
-        out: folder of the run; images, shards: their numbers.
-        settings: JSON values that determine the results (labels, model, ...).
-        sha256: of the input's names.
-    """
+    """A plan on disk: numbers of images and shards, and the settings that determine the results, as JSON values."""
 
     def __init__(self, out: Path) -> None:
-        """Raises FusionerError if there is no plan or it has another format version."""
         self.out, self._folder = out, out / "plan"
         try:
             about = json.loads((self._folder / "plan.json").read_text("utf-8"))
@@ -120,13 +114,11 @@ class Plan:
 def make_plan(source: Source, out: Path, size: int | None, settings: Mapping[str, Any]) -> Plan:
     """Return the plan in `out`, writing it first if there is none.
 
-    Args:
-        size: maximum number of images per shard; None: that of the existing plan, else 256.
-        settings: see `Plan`.
+    `size` is the maximum number of images per shard; None: that of the existing plan, else 256.
 
     Raises:
-        FusionerError: `out` belongs to another input or to other settings (which are named), the input has no
-            pictures, or the plan cannot be written.
+        FusionerError: `out` belongs to another input or to other settings (which are named), or the input has no
+            pictures.
     """
     writable_folder(out)
     with FileLocks(out / ".locks") as locks:
@@ -192,3 +184,53 @@ def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any]) ->
         with path.open("rb") as file:
             os.fsync(file.fileno())
     folder.rename(out / "plan")
+
+
+class CrashLog:
+    """Log of one process's attempt at a shard, in OUT/.attempts/NUMBER; removed when the attempt succeeds.
+
+    It finds images that kill the process (a crashing decoder, no memory left). The shard of a process that died is
+    tried again, image by image, and each image is logged before its work begins. An image at which two such attempts
+    ended becomes an error row. Attempts that ended with the whole run (kill -9) do not count.
+
+    Attributes:
+        one_by_one: an earlier attempt crashed, so process image by image.
+        poison_images: numbers of the images to leave out.
+    """
+
+    def __init__(self, out: Path, shard: int, run: str) -> None:
+        """`run` identifies the run of the attempt."""
+        self.path = out / ".attempts" / str(shard)
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            lines = self.path.read_text("ascii").splitlines() if self.path.exists() else []
+            self.one_by_one = lines[:1] == [run]
+            self.poison_images = _poison_images(lines[1:]) if self.one_by_one else frozenset()
+            mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if self.one_by_one else os.O_TRUNC)
+            self._file = os.open(self.path, mode, 0o666)
+            self._write("-" if self.one_by_one else f"{run}\n-")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def begin(self, image: int) -> None:
+        """Log that the work on an image begins."""
+        if self.one_by_one:
+            self._write(str(image))
+
+    def _write(self, line: str) -> None:
+        os.write(self._file, f"{line}\n".encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        os.close(self._file)
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+
+
+def _poison_images(lines: list[str]) -> frozenset[int]:
+    """Each attempt is a dash and the images begun; the last of them is the one it ended at."""
+    attempts = [attempt.split() for attempt in "\n".join(lines).split("-")]
+    ends = [int(images[-1]) for images in attempts if images]
+    return frozenset(image for image in ends if ends.count(image) >= _MAX_CRASHES)

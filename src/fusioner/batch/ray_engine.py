@@ -16,11 +16,7 @@ from fusioner.errors import FusionerError
 
 
 def start_ray(address: str | None) -> None:
-    """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine.
-
-    Raises:
-        FusionerError: the cluster cannot be joined.
-    """
+    """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine."""
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
         os.environ.setdefault(name, value)
     import ray.data
@@ -44,11 +40,7 @@ def cluster_workers(threads: int) -> tuple[int, bool]:
 
 
 def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[ShardResult]:
-    """Segment the shards and yield the result of each as it ends.
-
-    Raises:
-        FusionerError: the model cannot be loaded or results cannot be written.
-    """
+    """Segment the shards and yield the result of each as it ends."""
     import ray.data
     from ray.exceptions import RayError
 

@@ -59,12 +59,7 @@ class RunStats:
 def run_shards(plan: Plan, engine: Engine, on_progress: Callable[[RunStats], object], max_shards: int) -> RunStats:
     """Segment all shards without results; other runs may work on the same plan at the same time.
 
-    Args:
-        on_progress: called after every event.
-        max_shards: number of shards passed to the engine at a time.
-
-    Raises:
-        FusionerError: raised by the engine.
+    `on_progress` is called after every event; `max_shards` are passed to the engine at a time.
     """
     done = plan.done()
     stats = RunStats(plan.images, plan.count(done))

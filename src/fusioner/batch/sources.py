@@ -69,9 +69,6 @@ class Source:
         """Cut a container into (start, count) of at most `size` images, where start is a row or a byte.
 
         An unreadable container counts one image, which `read` turns into an error.
-
-        Raises:
-            FusionerError: a Parquet file has no picture column.
         """
         path = self.base / name
         if self.kind == "tar":
@@ -97,11 +94,7 @@ class Source:
 
 
 def open_source(text: str, column: str | None = None) -> Source:
-    """Return the source that a path or glob names; its kind follows from the file names.
-
-    Raises:
-        FusionerError: it does not exist, or is an archive compressed as a whole.
-    """
+    """Return the source that a path or glob names; its kind follows from the file names."""
     path = Path(text).expanduser()
     if path.is_dir():
         return Source(_kind({Path(entry.name).suffix for entry in os.scandir(path)}), path.absolute(), text, column)
@@ -193,11 +186,7 @@ def _parquet_picture(value: Any, name: Any, path: Path, row: int) -> Picture:
 
 
 def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield the pictures of an archive from the file's position on: the first of each WebDataset sample.
-
-    Raises:
-        tarfile.TarError: the archive is damaged or cut short.
-    """
+    """Yield the pictures of an archive from the file's position on: the first of each WebDataset sample."""
     suffixes, sample = image_suffixes(), None
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while member := archive.next():

@@ -3,6 +3,7 @@
 read and decode (threads, a few ahead) ──▶ segment (here) ──▶ rows ──▶ one Parquet file, renamed into place
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,19 +13,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from fusioner.batch.crash_log import CrashLog
-from fusioner.batch.parquet import error_row, result_row, write_rows
-from fusioner.batch.plan import Plan, Shard
+from fusioner import __version__
+from fusioner.batch.plan import CrashLog, Plan, Shard
 from fusioner.batch.sources import Picture, Source
 from fusioner.errors import FusionerError
+from fusioner.formats import found_segments
 from fusioner.image import read_image
 from fusioner.io import atomic_write
 from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
 from fusioner.segmenter import load
+
+_BOX = pa.list_(pa.int32(), 4)
+_SEGMENT = pa.struct({"label": pa.string(), "area": pa.int64(), "score": pa.float32(), "box": _BOX, "rle": pa.string()})
+SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        ("container", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("segments", pa.list_(_SEGMENT)),
+        ("mask", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+"""index: place in the input; image: name; container: its Parquet file or archive; segments: the labels found, largest
+first, with pixels, mean probability, box (x y width height) and compressed run lengths (COCO) of the mask; mask: path
+of the PNG, relative to OUT; error: why there is no result."""
 
 OnProgress = Callable[[int, int], object]
 """Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""
@@ -82,7 +103,6 @@ class Worker:
     """A loaded model that segments shards, one after another."""
 
     def __init__(self, job: Job) -> None:
-        """Raises FusionerError when the model cannot be loaded."""
         torch.set_num_threads(job.threads)
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
@@ -90,11 +110,7 @@ class Worker:
         self.segmenter.embed(job.labels)
 
     def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:
-        """Segment a shard, unless it is done or another process works on it.
-
-        Raises:
-            FusionerError: the results cannot be written.
-        """
+        """Segment a shard, unless it is done or another process works on it."""
         rows: list[dict[str, Any]] = []
         if self.locks.acquire(number):
             try:
@@ -114,17 +130,33 @@ class Worker:
                 for batch in _batches(images, batch_size):
                     rows += self._rows(batch, shard)
                     on_progress(len(rows), _count_errors(rows))
-            write_rows(self.plan.result(shard.number), rows, {"labels": self.job.labels, **self.plan.settings})
+            metadata = {"version": __version__, "labels": self.job.labels, **self.plan.settings}
+            table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"fusioner": json.dumps(metadata)}))
+            with atomic_write(self.plan.result(shard.number)) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
             return rows
 
     def _rows(self, batch: "list[DecodedImage]", shard: Shard) -> Iterator[dict[str, Any]]:
         results = iter(self._segment([image.content for image in batch if isinstance(image.content, np.ndarray)]))
         for number, name, content in batch:
+            row = {"index": number, "image": _valid_utf8(name), "container": shard.container or None}
             result = content if isinstance(content, Exception) else next(results)
             if isinstance(result, Exception):
-                yield error_row(number, name, shard.container, result)
-            else:
-                yield result_row(number, name, shard.container, result, self._write_mask(number, result))
+                message = str(result) if isinstance(result, FusionerError) else f"{type(result).__name__}: {result}"
+                yield row | {"error": _valid_utf8(message)}
+                continue
+            segments = [
+                {
+                    "label": segment.label,
+                    "area": segment.pixels,
+                    "score": result.scores[segment.label],
+                    "box": list(segment.box),
+                    "rle": segment.rle["counts"],
+                }
+                for segment in found_segments(result)
+            ]
+            size = {"width": result.width, "height": result.height}
+            yield row | size | {"segments": segments, "mask": self._write_mask(number, result)}
 
     def _segment(self, images: list[np.ndarray]) -> list[Segmentation | Exception]:
         """Return a result or error per image; if a batch fails, its images are segmented one by one."""
@@ -177,6 +209,10 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def _valid_utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names may hold any bytes
 
 
 def _count_errors(rows: list[dict[str, Any]]) -> int:
