@@ -39,12 +39,7 @@ class MissingView(NamedTuple):
 
 @dataclass
 class Plan:
-    """Work that a build has to do.
-
-    Attributes:
-        digests: sha256 of each image file by image id; missing: views to encode, without duplicates.
-        present: number of views in the cache already; need, free: bytes.
-    """
+    """Work of a build: sha256 of the image files by image id, views to encode, views present, bytes needed and free."""
 
     digests: dict[str, str]
     missing: list[MissingView]
@@ -80,9 +75,6 @@ def cache_features(
     The process may be killed at any time and started again; several processes may build at once and share the work.
 
     Args:
-        folder: cache folder, created if missing.
-        encoder: on the device that it should run on.
-        resolution: side in pixels to which each image is resized.
         views: number of views of each image; view 0 is the image itself (see `data.augment.view`).
         batch_size: views encoded together; None: 32 on a GPU, 4 on a CPU.
         workers: threads that read and decode images.
@@ -90,19 +82,26 @@ def cache_features(
         track: progress bars, for example `fusioner.cli.progress.progress`.
 
     Raises:
-        FusionerError: not enough disk space, no permission to write, or images that cannot be read (all others are
-            cached by then).
+        FusionerError: not enough disk space, or images that cannot be read (all others are cached by then).
     """
     cache = FeatureCache(folder, encoder, resolution)
     plan = plan_build(cache, data.items, views, track=track)
-    say(_describe(plan, cache))
+    need, free = format_bytes(plan.need), format_bytes(plan.free)
+    missing = f"{len(plan.missing)} are missing and need {need} of {free} free" if plan.missing else "none is missing"
+    say(f"features of {encoder.name} at {resolution} px: {plan.present} views are in {cache.root}, {missing}")
+    if plan.need > plan.free:
+        raise FusionerError(
+            f"{len(plan.missing)} views need {need}, but {cache.root} has {free} free: free some space, choose another "
+            "folder, or use fewer views or a lower resolution"
+        )
     if plan.missing:
-        _check_space(plan, cache.root)
         size = batch_size or (4 if device_of(encoder).type == "cpu" else 32)
         bar = iter(track(range(len(plan.missing)), "encoding views")) if track else iter(())
         next(bar, None)
         report = encode_missing(cache, plan.missing, size, workers, tick=lambda: next(bar, None))
-        say(_summarize(report))
+        speed = report.encoded / max(report.seconds, 1e-9)
+        shared = f", {report.elsewhere} came from another process" if report.elsewhere else ""
+        say(f"encoded {report.encoded} views in {report.seconds:.1f} s ({speed:.1f}/s){shared}")
         if report.broken:
             messages = "; ".join(list(report.broken.values())[:_MAX_LISTED])
             raise FusionerError(f"{len(report.broken)} images could not be encoded (the others are): {messages}")
@@ -112,11 +111,7 @@ def cache_features(
 def plan_build(
     cache: FeatureCache, items: Sequence[Item], views: int = 1, workers: int = 4, track: Track | None = None
 ) -> Plan:
-    """Hash every image file and list the views that are missing.
-
-    Raises:
-        FusionerError: `views` is below 1, or an image file cannot be read.
-    """
+    """Hash every image file and list the views that are missing."""
     if views < 1:
         raise FusionerError(f"an image has at least 1 view, not {views}")
     with ThreadPoolExecutor(workers) as pool:
@@ -139,16 +134,7 @@ def encode_missing(
     workers: int = 2,
     tick: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Encode and store views; images that cannot be read are listed in the report.
-
-    Args:
-        batch_size: views encoded together.
-        workers: threads that read and decode the images of the next batches.
-        tick: called once per view.
-
-    Raises:
-        FusionerError: the cache cannot be written, or the encoder returns invalid tokens.
-    """
+    """Encode and store views, calling `tick` once per view; images that cannot be read are listed in the report."""
     report, start, size = Report(), time.monotonic(), max(1, batch_size)
     remove_stale_files(cache.root)
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
@@ -198,27 +184,3 @@ def format_bytes(size: float) -> str:
     """Format a number of bytes, as `1.5 GB`."""
     power = min(int(math.log10(max(size, 1)) // 3), 4)
     return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def _check_space(plan: Plan, folder: Path) -> None:
-    if plan.need > plan.free:
-        raise FusionerError(
-            f"{len(plan.missing)} views need {format_bytes(plan.need)}, but {folder} has {format_bytes(plan.free)} "
-            "free: free some space, choose another folder, or use fewer views or a lower resolution"
-        )
-
-
-def _describe(plan: Plan, cache: FeatureCache) -> str:
-    key = cache.key
-    text = f"features of {key.encoder} at {key.resolution} px: {plan.present} views are in {cache.root}"
-    if not plan.missing:
-        return f"{text}, none is missing"
-    return (
-        f"{text}, {len(plan.missing)} are missing and need {format_bytes(plan.need)} of {format_bytes(plan.free)} free"
-    )
-
-
-def _summarize(report: Report) -> str:
-    speed = report.encoded / max(report.seconds, 1e-9)
-    text = f"encoded {report.encoded} views in {report.seconds:.1f} s ({speed:.1f}/s)"
-    return f"{text}, {report.elsewhere} came from another process" if report.elsewhere else text

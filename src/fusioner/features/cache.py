@@ -48,9 +48,8 @@ class CacheKey:
     """Everything that determines the tokens apart from the image and the view.
 
     Attributes:
-        encoder: name of the encoder, for display only: encoders of equal weights share entries.
+        encoder: name, for display only: encoders of equal weights share entries.
         fingerprint: sha256 of its weights and normalisation.
-        resolution: side in pixels of the resized image.
         dim, grid: token width, and rows and columns of tokens.
         preprocessing, views: versions of the pixel transforms.
     """
@@ -100,10 +99,7 @@ class FeatureCache:
     Args:
         folder: cache folder, created on the first write; processes and machines may share it.
         encoder: on the device that it should run on.
-        resolution: side in pixels to which each image is resized.
-
-    Raises:
-        FusionerError: the resolution is smaller than one token.
+        resolution: side in pixels to which each image is resized; at least one token.
     """
 
     def __init__(self, folder: str | Path, encoder: ImageEncoder, resolution: int) -> None:
@@ -117,11 +113,7 @@ class FeatureCache:
         return self.folder / f"{digest}-{view}.safetensors"
 
     def contains(self, digest: str, view: int) -> bool:
-        """Return whether a complete entry exists; its numbers are not read.
-
-        Raises:
-            FusionerError: no permission to read the folder.
-        """
+        """Return whether a complete entry exists; its numbers are not read."""
         try:
             with self.path(digest, view).open("rb") as file:
                 header = int.from_bytes(file.read(8), "little")
@@ -153,21 +145,14 @@ class FeatureCache:
         return torch.frombuffer(raw, dtype=torch.float16, offset=start).view(self.key.dim, *self.key.grid)
 
     def put(self, digest: str, view: int, image: Path, tokens: Float16[Tensor, "d gh gw"]) -> None:
-        """Store the tokens of a view; FusionerError if the file cannot be written."""
+        """Store the tokens of a view."""
         path = self.path(digest, view)
         content = _pack(EntryHeader(self.key, path.name, str(image.absolute())), tokens)
         with atomic_write(path, flush=False) as beside:
             beside.write_bytes(content)
 
     def tokens(self, image: Path, digest: str | None = None, view: int = 0) -> Float16[Tensor, "d gh gw"]:
-        """Return the tokens of a view of an image file, encoding and storing them if they are not cached.
-
-        Args:
-            digest: sha256 of the file if known.
-
-        Raises:
-            FusionerError: the image cannot be read, or the cache cannot be written.
-        """
+        """Return the tokens of a view of an image file (of sha256 `digest`), encoding and storing them if missing."""
         digest = digest or image_digest(read_bytes(image))
         tokens = self.get(digest, view)
         if tokens is None:
@@ -215,11 +200,7 @@ def _checksum(raw: bytes | bytearray) -> bytes:
 
 
 def find_damage(path: Path, raw: bytes | bytearray | None = None) -> str | None:
-    """Return what is wrong with an entry's file (`raw`: its content), or None if it is intact.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """Return what is wrong with an entry's file (`raw`: its content), or None if it is intact."""
     raw = path.read_bytes() if raw is None else raw
     if bytes(raw[_CHECKSUM]) != _checksum(raw):
         return "the checksum does not match"
@@ -323,11 +304,7 @@ def view_seed(digest: str) -> int:
 
 
 def load_views(image: Path, digest: str, views: Sequence[int], side: int) -> list[Float[Tensor, "3 s s"]]:
-    """Decode an image file and return the given views, resized to `side` pixels.
-
-    Raises:
-        FusionerError: the file cannot be read, or its sha256 is no longer `digest`.
-    """
+    """Decode an image file and return the given views, resized to `side` pixels; check that `digest` still holds."""
     raw = read_bytes(image)
     if image_digest(raw) != digest:
         raise FusionerError(f"image {image} has changed since it was indexed: run this again")

@@ -19,6 +19,7 @@ from fusioner.errors import FusionerError
 from fusioner.features.cache import FeatureCache, encode, image_digest, read_bytes, view_seed
 from fusioner.image import read_image, resize_square
 
+Batch = tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]
 Augment = Callable[[Rgb, Mask, np.random.Generator], tuple[Rgb, Mask]]
 
 
@@ -31,15 +32,10 @@ class TokenSource(Protocol):
 
     views: int | None
 
-    def batch(
-        self, wanted: Sequence[tuple[Item, int]]
-    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+    def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """Return the float32 tokens of (image, view) pairs, and the mask of each view at its own size.
 
         The tokens are on the encoder's device if encoded now, on the CPU if read from the cache.
-
-        Raises:
-            FusionerError: an unreadable image or mask, or a view that does not exist.
         """
         ...
 
@@ -61,9 +57,7 @@ class LiveSource:
         self.data, self.encoder, self.resolution, self.augment = data, encoder, resolution, augment
         self.views: int | None = None
 
-    def batch(
-        self, wanted: Sequence[tuple[Item, int]]
-    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+    def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """See `TokenSource`."""
         pixels, masks = zip(*(self._load(item, view) for item, view in wanted), strict=True)
         return encode(self.encoder, torch.stack(pixels)), list(masks)
@@ -103,9 +97,7 @@ class CachedSource:
         self.cache, self.data, self.digests, self.dtype = cache, data, digests, dtype
         self.views: int | None = views
 
-    def batch(
-        self, wanted: Sequence[tuple[Item, int]]
-    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+    def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """See `TokenSource`."""
         key = self.cache.key
         tokens = torch.empty((len(wanted), key.dim, *key.grid), dtype=self.dtype)

@@ -96,9 +96,6 @@ def prune(
         missing_folders: also remove entries of images whose whole folder is missing; by default that is taken for a
             disk that is not mounted.
         dry_run: count only.
-
-    Raises:
-        FusionerError: there is no such folder.
     """
     files = [path for folder in _existing(cache) for path in entry_files(folder)]
     report, images = PruneReport(), _ImageIndex(missing_folders)
