@@ -170,7 +170,7 @@ def _note(stats: "RunStats", workers: int, price: float | None) -> str:
 
 
 def _summary(stats: "RunStats", out: Path, workers: int, price: float | None) -> str:
-    from fusioner.cli.progress import format_duration
+    from fusioner.training.progress import format_duration
 
     total = f"{stats.total:,} images are in {out}"
     if not stats.images:

@@ -9,10 +9,9 @@ from fusioner.cli.options import Dataset, MaskValues, Root
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fusioner.data.base import SegmentationData
     from fusioner.data.check import DatasetReport
+    from fusioner.evaluation.report import Table
 
 Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]
 
@@ -41,9 +40,9 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
     with progress() as track:
         report = check_dataset(data, lambda items: track(items, "reading"))
     console = Console()
-    console.print(_class_table(data, report))
+    console.print(_class_table(data, report).to_rich())
     if split != "train" and (table := _coverage_table(data)):
-        console.print(table)
+        console.print(table.to_rich())
     notes = [f"note: {note}" for note in (*data.problems, *report.warnings(data))]
     for line in (*notes, *(f"broken: {error}" for error in report.broken)):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -152,6 +151,8 @@ def prepare_folder(
 
 
 def _class_table(data: "SegmentationData", report: "DatasetReport") -> "Table":
+    from fusioner.evaluation.report import Table
+
     total, values = max(report.pixels, 1), {i: value for value, i in data.value_to_class.items()}
     rows = [
         (str(values[i]), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
@@ -161,13 +162,14 @@ def _class_table(data: "SegmentationData", report: "DatasetReport") -> "Table":
         rows.append(("0", data.classes[0], "", f"{100 * report.background / total:.2f}"))
     rows.append(("", "ignored", "", f"{100 * report.ignored / total:.2f}"))
     title = f"{data.name}: {report.images} images, {len(report.by_class)} classes"
-    return _table(title, ("id", "class", "images", "pixels %"), rows)
+    return Table(("id", "class", "images", "pixels %"), rows, title, text_columns=(1,))
 
 
 def _coverage_table(data: "SegmentationData") -> "Table | None":
     """Number of published val pairs of each fold that are on disk."""
     from fusioner.data.base import present_pairs
     from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
+    from fusioner.evaluation.report import Table
 
     if data.name not in FOLD_DATASETS:
         return None
@@ -176,15 +178,4 @@ def _coverage_table(data: "SegmentationData") -> "Table | None":
         _, coverage = present_pairs(fold_pairs(data.name, fold, "val"), data)
         counts = coverage.listed, coverage.present, coverage.listed - coverage.present
         rows.append((str(fold), *map(str, counts)))
-    return _table("published val pairs", ("fold", "listed", "present", "missing"), rows)
-
-
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "class" else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return Table(("fold", "listed", "present", "missing"), rows, "published val pairs", text_columns=())

@@ -61,11 +61,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 
 
 def settings(given: argparse.Namespace) -> "TrainConfig":
-    """Return the settings given by the flags.
-
-    Raises:
-        FusionerError: images that are not square, a scale range that does not end at 1, or a value out of range.
-    """
+    """Return the settings given by the flags."""
     from fusioner.training.presets import PAPER
 
     height, width = given.target_size
@@ -110,7 +106,8 @@ def run_train(words: Sequence[str]) -> None:
 
     given = parser("train.py").parse_args(words)
     config = settings(given)
-    split = open_split(given.dataset_name, Path(given.dataset_root), fold_of(given))
+    fold = given.fold if given.dataset_name in ("pascal", "coco") else None
+    split = open_split(given.dataset_name, Path(given.dataset_root), fold)
     run = RunConfig(
         given.out,
         given.resume,
@@ -141,11 +138,6 @@ def run_test(words: Sequence[str]) -> None:
         options=EvaluationOptions(eval_size=None if native else given.target_size[0]),
         device=given.device,
     )
-
-
-def fold_of(given: argparse.Namespace) -> int | None:
-    """Return the fold, or None for data sets without folds."""
-    return given.fold if given.dataset_name in ("pascal", "coco") else None
 
 
 def main(run: str) -> int:

@@ -33,6 +33,8 @@ class Task:
             self._display.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, speed: str, note: str) -> str:
+        from fusioner.training.progress import format_duration
+
         task = self._display.tasks[self._task]
         done = f"{task.description} {int(task.completed)}" + (f"/{int(task.total)}" if task.total else "")
         left = "" if task.time_remaining is None else f"left {format_duration(task.time_remaining)}"
@@ -90,10 +92,3 @@ def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> 
         timer.cancel()
         timer.join()  # a start in progress must come before the stop
         display.stop()
-
-
-def format_duration(seconds: float) -> str:
-    """Format as `1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
