@@ -5,6 +5,7 @@ bootstrap. All pairs, prompts and classes of an image are drawn together. Over s
 is drawn, so that an image has the same weight in every fold.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,10 @@ class Estimate:
         samples = values[1:][~np.isnan(values[1:])]
         low, high = np.percentile(samples, [2.5, 97.5]) if len(samples) else (np.nan, np.nan)
         return cls(float(values[0]), float(low), float(high))
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return the three rounded numbers, None for NaN."""
+        return {name: None if math.isnan(value) else round(value, 4) for name, value in vars(self).items()}
 
 
 @dataclass

@@ -4,7 +4,6 @@ Counts are summed over images before dividing, as in the PASCAL-5i and COCO-20i 
 averaged per image.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from fusioner.data.base import Item, PairCoverage, SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
 from fusioner.encoders.prompt_templates import NEUTRAL
 from fusioner.errors import FusionerError
-from fusioner.evaluation.bootstrap import Estimate, Summary, summarize
+from fusioner.evaluation.bootstrap import Summary, summarize
 from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.predictor import Predictor
 from fusioner.evaluation.protocols import make_plans
@@ -111,15 +110,18 @@ def to_metrics(result: EvaluationResult) -> dict[str, Any]:
 
 
 def _summary_metrics(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
+    measures = {name: estimate.to_json() for name, estimate in summary.measures.items()}
+    per_class = {names[i]: estimate.to_json() for i, estimate in summary.per_class.items()}
+    argmax_per_class = {names[i]: estimate.to_json() for i, estimate in summary.argmax_per_class.items()}
     return {
-        **{name: _to_json(estimate.value) for name, estimate in summary.measures.items()},
-        "per_class": {names[i]: _to_json(estimate.value) for i, estimate in summary.per_class.items()},
-        "argmax_per_class": {names[i]: _to_json(estimate.value) for i, estimate in summary.argmax_per_class.items()},
+        **{name: value["value"] for name, value in measures.items()},
+        "per_class": {name: value["value"] for name, value in per_class.items()},
+        "argmax_per_class": {name: value["value"] for name, value in argmax_per_class.items()},
         "images": summary.images,
         "pairs": summary.pairs,
         "absent_prompts": summary.absent_prompts,
-        "intervals": {name: _interval(estimate) for name, estimate in summary.measures.items()},
-        "per_class_intervals": {names[i]: _interval(estimate) for i, estimate in summary.per_class.items()},
+        "intervals": {name: [value["low"], value["high"]] for name, value in measures.items()},
+        "per_class_intervals": {name: [value["low"], value["high"]] for name, value in per_class.items()},
     }
 
 
@@ -136,14 +138,6 @@ def _settings(result: EvaluationResult) -> dict[str, Any]:
     if result.data.name in FOLD_DATASETS:
         settings |= {"folds": list(options.folds), "split_lists": options.split_lists, "images": options.images}
     return settings
-
-
-def _interval(estimate: Estimate) -> list[float | None]:
-    return [_to_json(estimate.low), _to_json(estimate.high)]
-
-
-def _to_json(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 4)
 
 
 def binary_counts(

@@ -110,11 +110,7 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read and check a sweep's file; docs/sweep.md has an example.
-
-    Raises:
-        FusionerError: the file cannot be read, or has something unknown or inconsistent (named).
-    """
+    """Read and check a sweep's file; docs/sweep.md has an example."""
     from fusioner.cli.evaluate import evaluate as evaluate_command
     from fusioner.cli.train import train as train_command
 

@@ -57,11 +57,7 @@ def estimate(sweep: Sweep, out: Path, cell: Cell) -> float:
 
 @contextmanager
 def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
-    """Reserve `out` for this sweep while the context is open.
-
-    Raises:
-        FusionerError: another sweep is at work there, or there are cells of other settings.
-    """
+    """Reserve `out` for this sweep while the context is open; FusionerError if it holds cells of other settings."""
     with FileLocks(writable_folder(out) / ".lock") as locks:
         if not locks.acquire(0):
             raise FusionerError(f"another sweep is at work in {out}: wait for it to end, or choose another --out")

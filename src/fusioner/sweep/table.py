@@ -1,7 +1,6 @@
 """The table of a sweep in the form of the paper's Table 1: one row per encoder pair and method, one column per fold."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -27,6 +26,7 @@ COLUMNS = (
 """Measures with a table of their own, if they were taken."""
 LOWER_IS_BETTER, NOT_RANKED = ("false_positive_area",), ("prompt_ablated_miou",)
 MEAN = "mean"
+_UNIT = "Per cent; brackets: bootstrap 95 % interval over images."
 _ROW_HEAD = ["image encoder", "text encoder", "method"]
 
 
@@ -58,11 +58,7 @@ class SweepTable:
 
 
 def build(sweep: Sweep, out: Path, failed: Mapping[Cell, str] | None = None, draws: int = 1000) -> SweepTable:
-    """Collect the reports of the finished cells; seeds of a fold are averaged.
-
-    Raises:
-        FusionerError: a report is corrupt.
-    """
+    """Collect the reports of the finished cells; seeds of a fold are averaged."""
     folds = dict.fromkeys(cell.fold for cell in sweep.cells)
     columns = (*(str(fold) for fold in folds if fold is not None), MEAN)
     names = dict.fromkeys(cell.row for cell in sweep.cells)
@@ -73,7 +69,7 @@ def build(sweep: Sweep, out: Path, failed: Mapping[Cell, str] | None = None, dra
 
 
 def write(table: SweepTable, out: Path) -> list[Path]:
-    """Write table.json, table.md and table.html; FusionerError if the system refuses."""
+    """Write table.json, table.md and table.html."""
     contents = {
         "table.json": json.dumps(to_json(table), indent=2, allow_nan=False) + "\n",
         "table.md": to_markdown(table),
@@ -87,7 +83,7 @@ def to_json(table: SweepTable) -> dict[str, Any]:
     rows = [
         dict(zip(("image_encoder", "text_encoder", "method"), row.name, strict=True))
         | {"images": row.images, "cells": row.cells, "cells_wanted": row.wanted}
-        | {measure: {column: _numbers(f) for column, f in by.items()} for measure, by in row.figures.items()}
+        | {measure: {column: figure.to_json() for column, figure in by.items()} for measure, by in row.figures.items()}
         for row in table.rows
     ]
     head = {"title": table.title, "unit": "per cent", "columns": list(table.columns), "rows": rows}
@@ -96,28 +92,29 @@ def to_json(table: SweepTable) -> dict[str, Any]:
 
 def to_markdown(table: SweepTable) -> str:
     """Return one table per measure, and notes."""
-    lines = [f"# {table.title}", "", "Per cent; brackets: bootstrap 95 % interval over images.", ""]
-    for measure in _measures(table):
-        label, meaning = MEASURES[measure]
-        lines += [f"## {label}", "", f"{meaning[0].upper()}{meaning[1:]}.", ""]
-        lines += [_measure_table(table, measure).to_markdown(), ""]
+    lines = [f"# {table.title}", "", _UNIT, ""]
+    for label, meaning, measure_table in _measure_tables(table):
+        lines += [f"## {label}", "", meaning, "", measure_table.to_markdown(), ""]
     return "\n".join([*lines, *(f"- {note}" for note in _notes(table))]).rstrip() + "\n"
 
 
 def to_html(table: SweepTable) -> str:
     """Return the same as a page; the best mean of each table is highlighted."""
-    parts = ["<p>Per cent; brackets: bootstrap 95 % interval over images.</p>"]
-    for measure in _measures(table):
-        label, meaning = MEASURES[measure]
-        parts.append(f"<h2>{escape(label)}</h2><p>{escape(meaning[0].upper() + meaning[1:])}.</p>")
-        parts.append(_measure_table(table, measure).to_html())
+    parts = [f"<p>{_UNIT}</p>"]
+    for label, meaning, measure_table in _measure_tables(table):
+        parts += [f"<h2>{escape(label)}</h2><p>{escape(meaning)}</p>", measure_table.to_html()]
     settings = escape(json.dumps(table.identity, indent=2))
     parts += [report.html_list(_notes(table)), f"<h2>Settings</h2><pre>{settings}</pre>"]
     return report.html_page(table.title, parts)
 
 
-def _measures(table: SweepTable) -> list[str]:
-    return [measure for measure in COLUMNS if any(measure in row.figures for row in table.rows)]
+def _measure_tables(table: SweepTable) -> list[tuple[str, str, report.Table]]:
+    """Return (label, meaning, table) of each measure that was taken."""
+    taken = [measure for measure in COLUMNS if any(measure in row.figures for row in table.rows)]
+    return [
+        (MEASURES[name][0], f"{MEASURES[name][1][0].upper()}{MEASURES[name][1][1:]}.", _measure_table(table, name))
+        for name in taken
+    ]
 
 
 def _measure_table(table: SweepTable, measure: str) -> report.Table:
@@ -160,8 +157,3 @@ def _row(name: tuple[str, str, str], cells: Sequence[Cell], out: Path, draws: in
         for measure, figure in summary.measures.items():
             figures.setdefault(measure, {})[column] = figure
     return Row(name, figures, images, len(finished), len(cells))
-
-
-def _numbers(figure: Estimate) -> dict[str, float | None]:
-    values = {"value": figure.value, "low": figure.low, "high": figure.high}
-    return {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
