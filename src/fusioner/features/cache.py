@@ -28,7 +28,7 @@ from fusioner.data.augment import view
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.image import read_image, resize_square
-from fusioner.io import atomic_write
+from fusioner.io import atomic_write, cannot_read
 
 # Increase the final number when the pixels passed to an encoder change, so that entries made before are not used.
 PREPROCESSING = "upright rgb8, squashed bilinear antialias, 1"
@@ -121,7 +121,7 @@ class FeatureCache:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise _cannot_read(self.root, error) from error
+            raise cannot_read(f"the feature cache {self.root}", error) from error
 
     def get(self, digest: str, view: int = 0) -> Float16[Tensor, "d gh gw"] | None:
         """Return the tokens of a view, or None if the entry is missing, truncated or corrupt.
@@ -134,7 +134,7 @@ class FeatureCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _cannot_read(self.root, error) from error
+            raise cannot_read(f"the feature cache {self.root}", error) from error
         if path.name not in self._verified:
             if find_damage(path, raw) is not None:
                 return None
@@ -243,7 +243,7 @@ def entry_files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _cannot_read(folder.parent, error) from error
+        raise cannot_read(f"the feature cache {folder.parent}", error) from error
 
 
 def remove_stale_files(cache: Path) -> None:
@@ -252,10 +252,6 @@ def remove_stale_files(cache: Path) -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
-
-
-def _cannot_read(cache: Path, error: OSError) -> FusionerError:
-    return FusionerError(f"cannot read the feature cache {cache}: {error.strerror}")
 
 
 def default_folder() -> Path:
@@ -290,7 +286,7 @@ def read_bytes(image: Path) -> bytes:
     try:
         return image.read_bytes()
     except OSError as error:
-        raise FusionerError(f"cannot read image {image}: {error.strerror or error}") from error
+        raise cannot_read(f"image {image}", error) from error
 
 
 def image_digest(raw: bytes) -> str:
