@@ -34,13 +34,9 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """The input of a run.
+    """The input of a run, as `text` of the user; names are relative to the folder `base`.
 
-    Attributes:
-        kind: image files, Parquet files or tar archives.
-        base: folder that names are relative to.
-        text: the input as the user wrote it.
-        column: picture column of Parquet files; None: the first of `COLUMNS`.
+    `column` is the picture column of Parquet files; None: the first of `COLUMNS` that exists.
     """
 
     kind: Kind

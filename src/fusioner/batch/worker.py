@@ -53,15 +53,9 @@ OnProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a worker needs, as plain values that can be sent to another process or machine.
+    """Everything a worker needs, as values that can be sent to another machine; `run` names this start of the command.
 
-    Attributes:
-        out, source, run: folder of the run, its input, and an identifier of this start of the command.
-        labels, options, model, templates: as for `fusioner predict`.
-        masks: write a PNG per image.
-        threads: CPU threads per worker.
-        device: of the workers.
-        batch_size: images encoded at once.
+    A worker has `threads` CPU threads, encodes `batch_size` images at once and, with `masks`, writes a PNG per image.
     """
 
     out: Path
@@ -79,11 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """Result of one shard; `images` is 0 if it was done already or another process works on it.
-
-    Attributes:
-        memory: peak memory of the process so far, bytes.
-    """
+    """Result of one shard: `images` is 0 if it is done elsewhere; `memory` is the peak of the process in bytes."""
 
     shard: int
     images: int

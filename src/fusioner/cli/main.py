@@ -75,12 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # cyclopts takes a lone - for an option; as a path, ./- is the same.
     words = ["./-" if word == "-" else word for word in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        code = build(next(iter(words), None))(
-            words,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        app = build(next(iter(words), None))
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except (FusionerError, CycloptsError) as error:
         return _fail(str(error))

@@ -35,13 +35,8 @@ Rows = list[dict[str, Any]]
 class Settings:
     """Settings of a run.
 
-    Attributes:
-        labels, options: of the segmenter.
-        formats: keys of `fusioner.formats.FORMATS` to write.
-        frame_step: segment every n-th frame of a video.
-        workers: threads that read, and as many that write.
-        skip_existing: skip inputs whose results are complete, up to date and of the same settings.
-        dependencies: files besides the input that results depend on, such as the model.
+    `workers` threads read and as many write. `dependencies` are files besides the input that results depend on, such
+    as the model: with `skip_existing`, results must be newer.
     """
 
     labels: Sequence[str]

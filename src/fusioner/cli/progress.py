@@ -60,12 +60,9 @@ class ProgressBar:
 
 @contextmanager
 def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> Iterator[ProgressBar]:
-    """Show progress while the context is open.
+    """Show progress while the context is open, on a terminal `after` seconds.
 
-    Args:
-        unit: of the items, for their speed.
-        after: seconds before the bar is drawn on a terminal.
-        window: seconds over which the speed is averaged; longer than the slowest item.
+    The speed is averaged over `window` seconds, which should be longer than the slowest item.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -43,12 +43,9 @@ class Estimate:
 
 @dataclass
 class Summary:
-    """All measures of an evaluation.
+    """Measures of an evaluation by their name in `report.MEASURES`, IoU by class id, and numbers of images and prompts.
 
-    Attributes:
-        measures: those of `report.MEASURES` that apply, by name.
-        per_class: class id -> IoU of the protocol; argmax_per_class: class id -> IoU when all classes compete.
-        images, pairs, absent_prompts: number of each.
+    `per_class` is the IoU of the protocol, `argmax_per_class` that of unseen classes competing with each other.
     """
 
     measures: dict[str, Estimate]

@@ -90,11 +90,7 @@ class GroupCounts:
 
 @dataclass(frozen=True)
 class Example:
-    """A prediction to show.
-
-    Attributes:
-        score: IoU in [0, 1]; image: its id; labels: value i (from 1) of the label maps is class labels[i - 1].
-    """
+    """A prediction to show, with its IoU in [0, 1]; value i (from 1) of the label maps is class labels[i - 1]."""
 
     score: float
     image: str

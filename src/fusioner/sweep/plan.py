@@ -65,11 +65,8 @@ class Cell:
 class Sweep:
     """A sweep's file, read and checked.
 
-    Attributes:
-        train_set, train_root, test_set, test_root: data sets and their folders.
-        preset, settings: of the training; settings override the preset's.
-        train_flags, evaluate_flags: further options of the two commands, as words.
-        cells: row by row, the folds of a row together.
+    `settings` override the preset of the training; `train_flags` and `evaluate_flags` are further words of the two
+    commands. The cells are listed row by row of the table.
     """
 
     train_set: str

@@ -32,12 +32,7 @@ _ROW_HEAD = ["image encoder", "text encoder", "method"]
 
 @dataclass(frozen=True)
 class Row:
-    """Results of one encoder pair and method.
-
-    Attributes:
-        figures: by measure, then by column ("0" ... "3", or "mean").
-        cells: finished ones of `wanted`.
-    """
+    """Figures of one encoder pair and method by measure and column ("0" ... "3", "mean"), of `cells` of `wanted`."""
 
     name: tuple[str, str, str]
     figures: Mapping[str, Mapping[str, Estimate]]
