@@ -164,8 +164,8 @@ def _ray_engine(
 
 def _note(stats: "RunStats", workers: int, price: float | None) -> str:
     errors = stats.errors + sum(part.errors for part in stats.unfinished.values())
-    own = stats.done - stats.before - stats.elsewhere
-    cost = f"{price * workers * stats.seconds / 3600 / own * 1000:.3g} per 1,000" if price and own else ""
+    done_here = stats.done - stats.before - stats.elsewhere
+    cost = f"{price * workers * stats.seconds / 3600 / done_here * 1000:.3g} per 1,000" if price and done_here else ""
     return "  ".join(part for part in (f"{errors} errors" if errors else "", cost) if part)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Timer
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 T = TypeVar("T")
-Track = Callable[[Sequence[T], str], Iterable[T]]
 SECONDS = 30.0
 """Time between two lines where there is no terminal."""
 

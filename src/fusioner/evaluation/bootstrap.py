@@ -78,8 +78,8 @@ def measure_folds(folds: Sequence[Counts], images: Sequence[str], weights: Weigh
     for counts in folds:
         columns = np.array([position[image] for image in counts.plan.images], int)
         measured.append(_measure(counts, weights[:, columns]))
-    keys = dict.fromkeys(key for one in measured for key in one)
-    return {key: np.mean([one[key] for one in measured if key in one], axis=0) for key in keys}
+    keys = dict.fromkeys(key for fold in measured for key in fold)
+    return {key: np.mean([fold[key] for fold in measured if key in fold], axis=0) for key in keys}
 
 
 def sample_weights(images: int, n_resamples: int, seed: int) -> list[Weights]:

@@ -88,9 +88,9 @@ def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) ->
         a.dataset,
         a.classes,
         len(images),
-        {name: one for (kind, name), one in differences.items() if kind == "measure"},
-        _adjust({int(name): one for (kind, name), one in differences.items() if kind == "class"}),
-        _adjust({int(name): one for (kind, name), one in differences.items() if kind == "argmax"}),
+        {name: difference for (kind, name), difference in differences.items() if kind == "measure"},
+        _adjust({int(name): difference for (kind, name), difference in differences.items() if kind == "class"}),
+        _adjust({int(name): difference for (kind, name), difference in differences.items() if kind == "argmax"}),
         _notes(a, b, folds, len(images)),
     )
 
@@ -300,9 +300,14 @@ def _legend(found: Comparison) -> list[str]:
 def _to_json(found: Comparison) -> dict[str, object]:
     def table(differences: Mapping[str, Difference]) -> dict[str, object]:
         values = {
-            name: {"a": one.first, "b": one.second, "change": asdict(one.change), "p": one.p}
-            | {"significant": one.significant}
-            for name, one in differences.items()
+            name: {
+                "a": difference.first,
+                "b": difference.second,
+                "change": asdict(difference.change),
+                "p": difference.p,
+                "significant": difference.significant,
+            }
+            for name, difference in differences.items()
         }
         return json.loads(json.dumps(values).replace("NaN", "null"))
 
@@ -313,16 +318,16 @@ def _to_json(found: Comparison) -> dict[str, object]:
         "images": found.images,
         "unit": "per cent",
         "measures": table(found.measures),
-        "per_class": table({found.classes[i]: one for i, one in found.per_class.items()}),
-        "argmax_per_class": table({found.classes[i]: one for i, one in found.argmax_per_class.items()}),
+        "per_class": table({found.classes[i]: difference for i, difference in found.per_class.items()}),
+        "argmax_per_class": table({found.classes[i]: difference for i, difference in found.argmax_per_class.items()}),
         "notes": found.notes,
     }
 
 
 def _plotted(table: Table, differences: Sequence[Difference]) -> str:
     """Return the table in HTML with a plot of each difference in its second column."""
-    ends = [abs(end) for one in differences for end in (one.change.low, one.change.high) if not math.isnan(end)]
-    scale = _WIDTH / max([1.0, *ends])
+    ends = [abs(end) for difference in differences for end in (difference.change.low, difference.change.high)]
+    scale = _WIDTH / np.nanmax([1.0, *ends])
     plots = [_plot(difference, scale) for difference in differences]
     rows = [[label, plot, *cells] for (label, *cells), plot in zip(table.rows, plots, strict=True)]
     head = [table.head[0], "lower in B | higher in B", *table.head[1:]]

@@ -41,7 +41,7 @@ def write_report(folder: Path, result: EvaluationResult, origin: dict[str, Any])
         "report.html": _html(result, origin),
     }
     paths = write_files(folder, contents)
-    counts = {fold: one.counts for fold, one in result.folds.items()}
+    counts = {fold: fold_result.counts for fold, fold_result in result.folds.items()}
     return [*paths, save_counts(folder, result.data.name, result.data.classes, counts)]
 
 
@@ -102,7 +102,7 @@ def measure_table(result: EvaluationResult) -> Table:
     rows = []
     for name, (label, meaning) in MEASURES.items():
         if name in result.summary.measures:
-            by_fold = [one.summary.measures.get(name) for one in folds.values()]
+            by_fold = [fold_result.summary.measures.get(name) for fold_result in folds.values()]
             values = ["-" if value is None else f"{value.value:.1f}" for value in by_fold]
             rows.append([label, *values, format_estimate(result.summary.measures[name]), meaning])
     bold = [number for number, row in enumerate(rows) if row[0] == "mIoU"]
@@ -112,10 +112,10 @@ def measure_table(result: EvaluationResult) -> Table:
 def notes(result: EvaluationResult) -> list[str]:
     """Return remarks on pairs that are not on disk, problems of the data set and overlap with training data."""
     missing = []
-    for fold, one in result.folds.items():
-        if one.coverage and one.coverage.present < one.coverage.listed:
-            absent = one.coverage.listed - one.coverage.present
-            missing.append(f"fold {fold}: {absent} of {one.coverage.listed} listed pairs are not on disk")
+    for fold, fold_result in result.folds.items():
+        if fold_result.coverage and fold_result.coverage.present < fold_result.coverage.listed:
+            absent = fold_result.coverage.listed - fold_result.coverage.present
+            missing.append(f"fold {fold}: {absent} of {fold_result.coverage.listed} listed pairs are not on disk")
     return [*result.notes, *missing]
 
 
@@ -152,11 +152,11 @@ def _html(result: EvaluationResult, origin: dict[str, Any]) -> str:
         html_list(notes(result)),
         "<h2>Classes</h2>" + _class_bars(result),
     ]
-    for fold, one in result.folds.items():
+    for fold, fold_result in result.folds.items():
         suffix = "" if fold is None else f", fold {fold}"
-        groups = [group for name, group in one.counts.groups.items() if name != "seen"]
+        groups = [group for name, group in fold_result.counts.groups.items() if name != "seen"]
         parts += [_matrix(group, result.data, suffix) for group in groups if len(group.class_ids) <= _MAX_MATRIX]
-        parts += _examples(one.counts, result.data, suffix)
+        parts += _examples(fold_result.counts, result.data, suffix)
     command, details = escape(origin["command"]), escape(_details(result, origin))
     parts.append(f"<h2>How to repeat this</h2><pre>{command}</pre><pre>{details}</pre>")
     return html_page(title(result), parts)

@@ -90,20 +90,22 @@ def to_metrics(result: EvaluationResult) -> dict[str, Any]:
         **_summary_metrics(result.summary, names),
     }
     if len(result.folds) > 1:
-        content["folds"] = {str(fold): _summary_metrics(one.summary, names) for fold, one in result.folds.items()}
+        content["folds"] = {
+            str(fold): _summary_metrics(fold_result.summary, names) for fold, fold_result in result.folds.items()
+        }
     content["settings"] = _settings(result)
     content["missing"] = {
-        str(fold): {"listed": one.coverage.listed, "present": one.coverage.present}
-        for fold, one in result.folds.items()
-        if one.coverage
+        str(fold): {"listed": fold_result.coverage.listed, "present": fold_result.coverage.present}
+        for fold, fold_result in result.folds.items()
+        if fold_result.coverage
     }
     content["confusion"] = {
         ("" if fold is None else f"fold {fold} ") + name: {
             "labels": ["background", *(names[i] for i in group.class_ids)],
             "rows_truth_columns_prediction": group.confusion.tolist(),
         }
-        for fold, one in result.folds.items()
-        for name, group in one.counts.groups.items()
+        for fold, fold_result in result.folds.items()
+        for name, group in fold_result.counts.groups.items()
         if name != "seen" and len(group.class_ids) <= _MAX_MATRIX
     }
     return content | {"notes": result.notes}

@@ -100,12 +100,12 @@ class SegmenterPredictor:
         """Return the mean logits of all scales and flips, at the resolution of the finest."""
         views: list[EncodedView] = encoded
         logits = [self.segmenter.low_res_logits(view.encoded, labels) for view in views]
-        unflipped = [one[..., ::-1] if view.flipped else one for view, one in zip(views, logits, strict=True)]
+        unflipped = [plane[..., ::-1] if view.flipped else plane for view, plane in zip(views, logits, strict=True)]
         return torch.from_numpy(np.ascontiguousarray(mean_logits(unflipped)))
 
     def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, flipped: bool) -> EncodedImage:
         if flipped or not self.caches or file is None:
-            shown = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb
-            return self.segmenter.encode(shown, scale=scale)
+            pixels = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb
+            return self.segmenter.encode(pixels, scale=scale)
         tokens = [cache.tokens(file)[None].float().numpy() for cache in self.caches]
         return self.segmenter.wrap_tokens(rgb, tokens, name=file.name)

@@ -122,7 +122,7 @@ def plan_build(
     wanted = [
         MissingView(digest, images[digest], view) for digest in dict.fromkeys(digests.values()) for view in range(views)
     ]
-    missing = [one for one in wanted if not cache.contains(one.digest, one.view)]
+    missing = [entry for entry in wanted if not cache.contains(entry.digest, entry.view)]
     need = len(missing) * (cache.key.entry_bytes + _HEADER_BYTES)
     return Plan(digests, missing, len(wanted) - len(missing), need, free_bytes(cache.root))
 
@@ -145,11 +145,11 @@ def encode_missing(
             for view, view_tokens in zip(views, tokens, strict=True):
                 cache.put(view.digest, view.view, view.image, view_tokens)
             report.encoded += len(views)
-            report.elsewhere += sum(one not in views and one.digest not in broken for one in batch)
+            report.elsewhere += sum(entry not in views and entry.digest not in broken for entry in batch)
             report.broken |= broken
             for _ in batch:
                 tick()
-    order = dict.fromkeys(one.digest for one in missing)
+    order = dict.fromkeys(entry.digest for entry in missing)
     report.broken = {digest: report.broken[digest] for digest in order if digest in report.broken}
     report.seconds = time.monotonic() - start
     return report
@@ -160,12 +160,12 @@ def _load_batch(
 ) -> tuple[list[MissingView], list[Float[Tensor, "3 s s"]], dict[str, str]]:
     """Return the views still missing, their pixels, and errors by digest; each image is decoded once."""
     views, pixels, broken = [], [], {}
-    for digest, of_image in groupby(batch, key=lambda one: one.digest):
-        wanted = [one for one in of_image if not cache.contains(digest, one.view)]
+    for digest, of_image in groupby(batch, key=lambda entry: entry.digest):
+        wanted = [entry for entry in of_image if not cache.contains(digest, entry.view)]
         if not wanted:
             continue
         try:
-            pixels += load_views(wanted[0].image, digest, [one.view for one in wanted], cache.key.resolution)
+            pixels += load_views(wanted[0].image, digest, [entry.view for entry in wanted], cache.key.resolution)
             views += wanted
         except FusionerError as error:
             broken[digest] = str(error)
