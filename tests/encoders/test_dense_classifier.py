@@ -3,7 +3,6 @@
 import math
 import runpy
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from fusioner.encoders.dense_classifier import (
     ConSE,
     Hypernym,
     Posteriors,
-    hypernyms_of_classes,
     parse_hypernyms,
     parse_names,
 )
@@ -68,7 +66,7 @@ def test_the_network_gives_timms_numbers(networks: dict[int, EfficientNetLite2],
     height, width, stride = case
     grid, mean, deviation, at_one = TIMM[case]
     pixels = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None, :, :height, :width] / 127.5 - 1
-    features, logits = networks[stride](pixels)
+    features, logits = networks[stride].features(pixels), networks[stride](pixels)
     assert features.shape == (1, 1280, *grid)
     assert logits.shape == (1, 1000, *grid)
     assert features.mean().item() == pytest.approx(mean, rel=1e-4)
@@ -83,13 +81,14 @@ def test_folding_the_batchnorms_changes_nothing(networks: dict[int, EfficientNet
     assert not unexpected
     pixels = photo("coffee", 96, 64) * 2 - 1
     with torch.no_grad():
+        torch.testing.assert_close(networks[16].features(pixels), plain.features(pixels), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(networks[16](pixels), plain(pixels), rtol=1e-3, atol=1e-3)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in networks[16].modules())
 
 
 def test_every_second_position_of_stride_16_is_a_position_of_stride_32(networks: dict[int, EfficientNetLite2]):
     pixels = photo("chelsea", 128, 192) * 2 - 1
-    fine, coarse = networks[16](pixels)[1], networks[32](pixels)[1]
+    fine, coarse = networks[16](pixels), networks[32](pixels)
     assert fine.shape[-2:] == (8, 12)
     torch.testing.assert_close(fine[..., 1::2, 1::2], coarse, rtol=1e-3, atol=1e-3)
 
@@ -103,8 +102,8 @@ def test_every_second_position_of_stride_16_is_a_position_of_stride_32(networks:
     ],
 )
 def test_the_classifier_is_right_about_photographs(networks, names: list[ClassName], name: str, right: set[str]):
-    features = networks[32].features(photo(name, 260, 260) * 2 - 1).mean(dim=(2, 3), keepdim=True)
-    best = networks[32].classify(features)[0, :, 0, 0].topk(3).indices
+    features = networks[32].features(photo(name, 260, 260) * 2 - 1).mean(dim=(2, 3))
+    best = networks[32].fc(features)[0].topk(3).indices
     assert names[best[0]].synonyms[0] in right
     assert len({names[index].synonyms[0] for index in best} & right) >= 2
 
@@ -147,12 +146,6 @@ def test_garments_are_written_as_worn_by_a_person(names: list[ClassName]):
     torch.testing.assert_close(anchors.norm(dim=1), torch.tensor(said).float(), rtol=0, atol=1e-3)
 
 
-def test_the_names_change_conses_tokens_and_nothing_of_the_posteriors():
-    plain = [Posteriors(names="first").fingerprint(), Posteriors(names="photo").fingerprint()]
-    assert plain[0] == plain[1]
-    assert ConSE(names="first").fingerprint() != ConSE(names="photo").fingerprint()
-
-
 @pytest.mark.parametrize("variant", NAME_VARIANTS)
 def test_shipped_anchors_are_minilms_embeddings_of_the_names(names: list[ClassName], variant: str):
     shipped = read_weights("imagenet_anchors.safetensors")[variant]
@@ -179,12 +172,11 @@ def test_kinds_are_wordnets_hypernyms_of_the_classes(names: list[ClassName], kin
 
 
 def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Hypernym], conse: ConSE):
-    above = hypernyms_of_classes(kinds, 1000)
+    above = conse.hypernyms().of_class
     assert above.shape == (1000, 19)
     for number in (0, 99, len(kinds) - 1):
         assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].classes
     assert int((above < len(kinds)).sum()) == sum(len(kind.classes) for kind in kinds), "none is left out"
-    assert torch.equal(conse.hypernyms().of_class, above)
 
 
 def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Hypernym], conse: ConSE):
@@ -205,20 +197,10 @@ def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):
     assert not any(parameter.requires_grad for parameter in conse.parameters())
 
 
-@pytest.mark.parametrize("options", [{"scale": 4 / 3, "output_stride": 32}, {"scale": 2, "output_stride": 16}])
-def test_conse_grows_the_image_and_keeps_its_own_grid(options: dict[str, Any]):
-    conse = ConSE(**options)
-    assert conse.stride == round(options["output_stride"] / options["scale"])
-    assert conse(torch.rand(1, 3, 5 * conse.stride, 6 * conse.stride)).shape == (1, 384, 5, 6)
-
-
-def test_conse_tokens_are_posteriors_times_anchors():
-    conse = ConSE(temperature=0.7, topk=5, names="first", output_stride=32, scale=1)
-    image = photo("chelsea", 96, 128)
-    logits = conse.logits(image * 2 - 1)
-    best = logits[0, :, 1, 2].topk(5)
-    weights = (best.values / 0.7).softmax(dim=0)
-    expected = F.normalize(weights @ conse.class_embeddings[best.indices], dim=0)
+def test_conse_tokens_are_posteriors_times_anchors(conse: ConSE):
+    image = photo("chelsea", 96, 144)
+    weights = conse.logits(image * 2 - 1)[0, :, 1, 2].softmax(dim=0)
+    expected = F.normalize(weights @ conse.class_embeddings, dim=0)
     torch.testing.assert_close(conse(image)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -234,20 +216,19 @@ def test_posterior_tokens_divided_by_their_sum_are_the_softmax():
     torch.testing.assert_close(tokens / tokens.sum(dim=1, keepdim=True), posterior, rtol=1e-4, atol=1e-6)
 
 
-def test_names_may_be_mixed_with_weights():
-    variants = read_weights("imagenet_anchors.safetensors")
-    expected = F.normalize(F.normalize(variants["first"], dim=1) + 3 * F.normalize(variants["photo"], dim=1), dim=1)
-    torch.testing.assert_close(ConSE(names="first+3*photo").class_embeddings, expected)
-    with pytest.raises(FusionerError, match=r"'first\+x\*photo'"):
-        ConSE(names="first+x*photo")
+def test_names_are_mixed_with_weights(conse: ConSE):
+    written = {key: F.normalize(value, dim=1) for key, value in read_weights("imagenet_anchors.safetensors").items()}
+    expected = F.normalize(written["synonyms"] + 2 * written["defined"] + 2 * written["worn"], dim=1)
+    torch.testing.assert_close(Posteriors().class_embeddings, expected)
+    torch.testing.assert_close(conse.class_embeddings, F.normalize(written["synonyms"], dim=1))
 
 
-@pytest.mark.parametrize("output_stride", [16, 32])
-@pytest.mark.parametrize("centre", [True, False])
-def test_centring_makes_each_position_look_at_the_middle_of_its_cell(output_stride: Any, centre: bool):
+@pytest.mark.parametrize(("kind", "output_stride"), [(Posteriors, 16), (ConSE, 32)])
+def test_each_position_looks_at_the_middle_of_its_cell(kind: type[Posteriors], output_stride: int):
     """With nothing but the middle tap of every kernel, a position sees one pixel: the gradient says which."""
-    conse = ConSE(output_stride=output_stride, scale=1, centre=centre)
-    for module in conse.network.modules():
+    encoder = kind()
+    encoder.stride = output_stride  # the image is not enlarged
+    for module in encoder.network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             taps = torch.zeros_like(module.weight).flatten(2) if module.weight.dim() == 4 else module.weight[..., None]
             taps[..., taps.shape[2] // 2] = 1 / module.weight.shape[1]
@@ -256,9 +237,9 @@ def test_centring_makes_each_position_look_at_the_middle_of_its_cell(output_stri
                 module.bias.fill_(1e-6)  # above zero, and far below six: no ReLU6 cuts the path
     pixels = torch.zeros(1, 3, 160, 128, requires_grad=True)
     row, column = 3, 2
-    conse.logits(pixels)[0, :, row, column].sum().backward()
+    encoder.logits(pixels)[0, :, row, column].sum().backward()
     assert pixels.grad is not None
-    place = output_stride // 2 - 1 if centre else output_stride - 1
+    place = output_stride // 2 - 1
     assert pixels.grad[0, 0].nonzero().tolist() == [[row * output_stride + place, column * output_stride + place]]
 
 
@@ -275,27 +256,7 @@ def test_conse_speaks_the_language_of_labels(conse: ConSE, name: str, label: str
     assert centre[0] > 2 > centre[1:].max()
 
 
-def test_conse_fingerprint_follows_every_option(conse: ConSE):
-    assert ConSE().fingerprint() == conse.fingerprint()
-    changes: tuple[dict[str, Any], ...] = (
-        {"temperature": 0.33},
-        {"topk": 3},
-        {"names": "joined"},
-        {"centre": False},
-        {"scale": 2.0},
-    )
-    assert len({conse.fingerprint(), *(ConSE(**change).fingerprint() for change in changes)}) == 6
-
-
-def test_wrong_options_are_one_sentence():
-    wrongs: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"scale": -1}, {"topk": 1001})
-    for wrong in wrongs:
-        with pytest.raises(FusionerError, match="must be positive and topk"):
-            ConSE(**wrong)
-    with pytest.raises(FusionerError, match=r"'latin'.*defined, first"):
-        ConSE(names="latin")
-    with pytest.raises(FusionerError, match="16 or 32, not 8"):
-        EfficientNetLite2(output_stride=cast(Any, 8))
+def test_weights_that_do_not_fit_are_one_sentence():
     state = read_weights("effnet_lite2.safetensors")
     del state["fc.bias"]
     with pytest.raises(FusionerError, match=r"do not fit EfficientNet-Lite2: .*fc\.bias"):

@@ -5,7 +5,7 @@ excitation, stem and head not scaled), widths x 1.1 and depths x 1.2. Trained at
 """
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -28,22 +28,18 @@ BN_EPS = 1e-3  # TensorFlow's default; torch's is 1e-5
 
 
 class EfficientNetLite2(nn.Module):
-    """(RGB - 0.5) / 0.5 -> features (B, 1280, h, w) and class logits (B, 1000, h, w) at every position.
+    """(RGB - 0.5) / 0.5 -> class logits (B, 1000, h, w) at every position.
 
     The classifier runs as a 1x1 convolution, without the global average it was trained behind. `output_stride=16`
     replaces the last stride by dilation: on sides that are multiples of 32 its odd positions equal the positions of
     `output_stride=32`.
 
     TensorFlow's SAME padding adds nothing on the left of an even-sized strided layer, so position i is centred on pixel
-    `i * output_stride + output_stride - 0.5`, the far corner of its cell; see `offset`.
+    `i * output_stride + output_stride - 0.5`, the far corner of its cell.
     """
 
     def __init__(self, output_stride: Literal[16, 32] = 32) -> None:
         super().__init__()
-        if output_stride not in (16, 32):
-            raise FusionerError(f"EfficientNet-Lite2's output stride is 16 or 32, not {output_stride}")
-        self.output_stride = output_stride
-        self.offset = output_stride // 2  # px by which the image must move for position i to be centred on its cell
         self.conv_stem = SameConv2d(3, 32, 3, stride=2, bias=False)
         self.bn0 = nn.BatchNorm2d(32, eps=BN_EPS)
         blocks, width, total_stride, dilation = [], 32, 2, 1
@@ -64,27 +60,17 @@ class EfficientNetLite2(nn.Module):
         x = F.relu6(self.bn0(self.conv_stem(pixels)))
         return F.relu6(self.bn1(self.conv_head(self.blocks(x))))
 
-    def classify(self, features: Float[Tensor, "b 1280 h w"]) -> Float[Tensor, "b 1000 h w"]:
+    def forward(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1000 h w"]:
         """Compute the class logits at every position."""
-        return F.conv2d(features, self.fc.weight[:, :, None, None], self.fc.bias)
-
-    def forward(
-        self, pixels: Float[Tensor, "b 3 H W"]
-    ) -> tuple[Float[Tensor, "b 1280 h w"], Float[Tensor, "b 1000 h w"]]:
-        """Return (features, logits) at every position."""
-        features = self.features(pixels)
-        return features, self.classify(features)
+        return F.conv2d(self.features(pixels), self.fc.weight[:, :, None, None], self.fc.bias)
 
     def fuse(self) -> "EfficientNetLite2":
         """Fold every BatchNorm into its convolution, for inference only; the state keys change."""
         self.eval()
-        _fold(self, "conv_stem", "bn0")
-        _fold(self, "conv_head", "bn1")
+        _fold(self, {"conv_stem": "bn0", "conv_head": "bn1"})
         for block in self.blocks:
-            if hasattr(block, "expand_conv"):
-                _fold(block, "expand_conv", "bn0")
-            _fold(block, "depthwise_conv", "bn1")
-            _fold(block, "project_conv", "bn2")
+            expansion = {"expand_conv": "bn0"} if hasattr(block, "expand_conv") else {}
+            _fold(block, expansion | {"depthwise_conv": "bn1", "project_conv": "bn2"})
         return self
 
 
@@ -132,10 +118,10 @@ class SameConv2d(nn.Conv2d):
         return total // 2, total - total // 2
 
 
-def _fold(module: nn.Module, conv: str, norm: str) -> None:
-    fused = fuse_conv_bn_eval(cast("nn.Conv2d", getattr(module, conv)), cast("nn.BatchNorm2d", getattr(module, norm)))
-    setattr(module, conv, fused)
-    setattr(module, norm, nn.Identity())
+def _fold(module: nn.Module, norms: Mapping[str, str]) -> None:
+    for conv, norm in norms.items():
+        setattr(module, conv, fuse_conv_bn_eval(module.get_submodule(conv), module.get_submodule(norm)))  # type: ignore[arg-type]
+        setattr(module, norm, nn.Identity())
 
 
 def load_effnet(state: Mapping[str, Tensor], output_stride: Literal[16, 32] = 32) -> EfficientNetLite2:
