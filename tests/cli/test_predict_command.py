@@ -163,7 +163,7 @@ def test_a_truncated_checkpoint(run: Run, model: Path, photos: Path, tmp_path: P
     (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:5000])
     code, _, err = run(photos / "chelsea.jpg", "--model", "cut.safetensors")
     assert code == 2
-    assert "cut.safetensors is damaged" in err
+    assert "cut.safetensors is corrupt" in err
     assert not any(Path("out").iterdir())
 
 
@@ -213,8 +213,8 @@ def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
     [
         (("--tta-scales", "1,big"), "write comma-separated numbers"),
         (("--tta-scales", "0"), "above 0 and at most 16"),
-        (("--tta-scales", "1,2", "--mode", "slide"), "need --mode whole"),
-        (("--guided-filter", "--mode", "slide"), "need --mode whole"),
+        (("--tta-scales", "1,2", "--mode", "slide"), "do not apply to --mode slide"),
+        (("--guided-filter", "--mode", "slide"), "do not apply to --mode slide"),
     ],
 )
 def test_scales_that_cannot_be_are_one_sentence(run: Run, options: tuple[str, ...], says: str) -> None:

@@ -98,7 +98,7 @@ def test_a_model_that_cannot_be_loaded(start: Any, tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert error.startswith("error: ")
-    assert "broken.safetensors is damaged" in error
+    assert "broken.safetensors is corrupt" in error
     assert error.count("\n") == 1
 
 
