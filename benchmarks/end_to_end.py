@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.classes import PASCAL_CLASSES
 
 
 def own_folder(root: Path, folder: Path, count: int) -> Path:

@@ -171,7 +171,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-    from fusioner.data.pascal import PASCAL_CLASSES
+    from fusioner.data.classes import PASCAL_CLASSES
 
     folder = tmp_path_factory.mktemp("clip")
     words = sorted({word for name in PASCAL_CLASSES for word in name.split()} | {"dining", "table", "potted", "plant"})

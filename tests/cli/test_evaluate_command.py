@@ -12,7 +12,7 @@ from PIL import Image
 
 from fusioner.cli.evaluate import evaluate, evaluation_split
 from fusioner.data.base import SegmentationData
-from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.classes import PASCAL_CLASSES
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import EvaluationOptions

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from fusioner.data.benchmarks import BENCHMARKS, SPECS
-from fusioner.data.classes import read_names
-from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.classes import COCO_CLASSES, read_names
+from fusioner.data.folds import published_pairs
 from fusioner.data.registry import open_dataset
-from fusioner.data.split_lists import published_pairs
 from fusioner.errors import FusionerError
 
 STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.benchmarks import pascal
+from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES
 from fusioner.data.folder import folder
-from fusioner.data.pascal import PASCAL_CLASSES, pascal
 from fusioner.data.registry import loaders, open_dataset
 from fusioner.errors import FusionerError
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.data.mosaic4 import Mosaic, mosaic4
+from fusioner.data.fss1000 import Mosaic, mosaic4
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 

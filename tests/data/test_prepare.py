@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fusioner.data.annotation_formats import read_annotations
-from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.classes import COCO_CLASSES
 from fusioner.data.folder import folder
 from fusioner.data.prepare import prepare_coco, prepare_folder
 from fusioner.data.registry import open_dataset

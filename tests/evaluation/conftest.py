@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
-from fusioner.data.pascal import pascal
-from fusioner.data.split_lists import published_pairs
+from fusioner.data.benchmarks import pascal
+from fusioner.data.folds import published_pairs
 
 
 def colour_of(class_id: int) -> tuple[int, int, int]:

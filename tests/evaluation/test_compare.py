@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fusioner.cli.main import main
 from fusioner.data.base import SegmentationData
-from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.classes import PASCAL_CLASSES
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import summarize
 from fusioner.evaluation.compare import Comparison, compare, select_images

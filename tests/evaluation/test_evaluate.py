@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fusioner.data.base import SegmentationData
+from fusioner.data.classes import PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.data.folds import fold_pairs
-from fusioner.data.pascal import PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluator import EvaluationResult, evaluate, to_metrics

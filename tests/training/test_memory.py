@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusioner.cli.main import main
-from fusioner.data.pascal import PASCAL_CLASSES
+from fusioner.data.classes import PASCAL_CLASSES
 from fusioner.encoders.bundled import minilm_embedded
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.classes import COCO_CLASSES
 from fusioner.errors import FusionerError
 from fusioner.labels import read_word_lists
 from fusioner.training.prompt_sampling import Vocabulary, draw_prompts

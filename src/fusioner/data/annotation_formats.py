@@ -12,7 +12,8 @@ import math
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from operator import itemgetter
@@ -24,9 +25,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from fusioner.data.classes import read_names_file
+from fusioner.data.classes import PASCAL_CLASSES, read_names_file
 from fusioner.data.masks import VOC_PALETTE, read_mask
-from fusioner.data.pascal import PASCAL_CLASSES
 from fusioner.data.paths import NameIndex, find_file, read_lines
 from fusioner.data.shapes import (
     Mask,
@@ -68,11 +68,9 @@ class Shape:
 
 @dataclass
 class AnnotatedImage:
-    """One image with its shapes.
+    """One image with its shapes in the order of painting; the stem of `name` names the output files.
 
     Attributes:
-        name: its stem names the output files.
-        shapes: in the order of painting.
         size: (height, width) that the annotation was made on; None: that of the image file.
         files: names of the image file to try; folders: where to look for them.
         content: the image file's bytes, if embedded in the annotation.
@@ -101,8 +99,8 @@ class AnnotationProject:
     """
 
     source: Path
-    classes: list[str]
-    images: list[AnnotatedImage]
+    classes: list[str] = field(default_factory=list)
+    images: list[AnnotatedImage] = field(default_factory=list)
     small_on_top: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
     merged: list[str] = field(default_factory=list)
@@ -111,14 +109,10 @@ class AnnotationProject:
     @property
     def notes(self) -> list[str]:
         """What was left out or changed, one sentence each."""
-        return [*self.merged, *(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))]
+        return [*self.merged, *(f"{count} {kind}" for kind, count in sorted(self.left_out.items()) if count)]
 
     def paint(self, image: AnnotatedImage, size: Size, ignore: int) -> np.ndarray:
-        """Paint the mask of an image, (H, W) uint8 or uint16: 0 background, 1 ... classes, `ignore`.
-
-        Raises:
-            FusionerError: a shape that cannot be drawn.
-        """
+        """Paint the mask of an image, (H, W) uint8 or uint16: 0 background, 1 ... classes, `ignore`."""
         values = {label_key(name): i for i, name in enumerate(self.classes, start=1)}
         values |= dict.fromkeys(_BACKGROUND, 0) | dict.fromkeys(_IGNORE, ignore)
         mask = np.zeros(size, np.uint8 if ignore == 255 else np.uint16)
@@ -136,19 +130,38 @@ class AnnotationProject:
             raise FusionerError(f"the annotation of {image.name} cannot be understood: {error}") from error
         return mask
 
+    def drawable(self, shapes: Iterable[tuple[str, str, Any]], drawers: Drawers) -> list[Shape]:
+        """Return those of the (label, kind, content) triples that have an area; count the others."""
+        drawn = []
+        for label, kind, content in shapes:
+            if kind in drawers:
+                drawn.append(Shape(label, partial(drawers[kind], content)))
+            else:
+                self.left_out[f"shapes of kind {kind} mark no area and were left out"] += 1
+        return drawn
+
+    def merge_names(self) -> None:
+        """Add the names of all shapes to the classes, without background, in the form and order of a class file."""
+        names: dict[str, str] = {}
+        for label in dict.fromkeys([*self.classes, *(shape.label for image in self.images for shape in image.shapes)]):
+            name = unicodedata.normalize("NFC", label).strip()
+            if not name or len(name.splitlines()) > 1:
+                raise FusionerError(f"{self.source} has a class called {label!r}: rename it to a name of one line")
+            if label_key(name) in _BACKGROUND | _IGNORE:
+                continue
+            if names.setdefault(label_key(name), name) != name:
+                self.merged.append(f"class name {name!r} was merged into {names[label_key(name)]!r}")
+        self.classes = list(names.values())
+
 
 def read_annotations(
     source_format: str, source: Path, images: Path | None = None, skip_missing: bool = False
 ) -> AnnotationProject:
-    """Read the annotations of a source and find their images.
+    """Read the annotations of a source in one of the formats of `READERS` and find their images.
 
     Args:
-        source_format: one of `READERS`.
         images: folder of the images, instead of where the format has them.
-        skip_missing: leave out images that are not found.
-
-    Raises:
-        FusionerError: files that are not of this format, missing images, class names that no class file can hold.
+        skip_missing: leave out images that are not found, instead of raising a FusionerError.
     """
     project, indexes = READERS[source_format](source), dict[Path, NameIndex]()
     for image in project.images:
@@ -165,7 +178,7 @@ def read_annotations(
     if missing:
         project.left_out["images are missing and were left out"] = len(missing)
         project.images = [image for image in project.images if image.path or image.content]
-    project.classes = _merge_names(project)
+    project.merge_names()
     return project
 
 
@@ -174,8 +187,16 @@ def label_key(label: str) -> str:
     return " ".join(unicodedata.normalize("NFC", label).split()).casefold()
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; FusionerError if it cannot be read."""
+@contextmanager
+def _reading(message: str) -> Iterator[None]:
+    """Turn the errors of malformed content into a FusionerError that begins with `message`."""
+    try:
+        yield
+    except _MALFORMED as error:
+        raise FusionerError(f"{message}: {error!r}") from error
+
+
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -185,8 +206,8 @@ def read_json(path: Path) -> Any:
 def coco(source: Path) -> AnnotationProject:
     """Read an instances file; its images are beside it or in `images`."""
     path = _only(source, "*.json")
-    content, left_out = read_json(path), Counter[str]()
-    try:
+    project, content = AnnotationProject(path, small_on_top=True), _read_json(path)
+    with _reading(f"{path} is no COCO instances file, which has images, annotations and categories"):
         categories = {_id(entry["id"]): str(entry["name"]) for entry in content["categories"]}
         categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
         images: dict[int | str, AnnotatedImage] = {}
@@ -195,44 +216,39 @@ def coco(source: Path) -> AnnotationProject:
             images[_id(entry["id"])] = AnnotatedImage(name, [], _size(entry), [name], folders)
         for entry in content["annotations"]:
             image, category, segmentation = _id(entry["image_id"]), _id(entry["category_id"]), entry.get("segmentation")
-            if isinstance(segmentation, list):  # four numbers would be a box
-                segmentation = [
-                    ring for ring in segmentation if not isinstance(ring, list) or len(ring) > 4 or _nested(ring)
-                ]
+            if isinstance(segmentation, list):
+                segmentation = [ring for ring in segmentation if not _is_coco_box(ring)]
             if image not in images:
-                left_out["regions belong to images that are not listed and were left out"] += 1
+                project.left_out["regions belong to images that are not listed and were left out"] += 1
             elif category not in categories:
                 raise ValueError(f"a region has the category {category}, which is not listed")
             elif not segmentation:
-                left_out["regions have a box but no mask and were left out"] += 1
+                project.left_out["regions have a box but no mask and were left out"] += 1
             else:
                 crowd = bool(entry.get("iscrowd"))
-                left_out["crowd regions are ignored"] += crowd
+                project.left_out["crowd regions are ignored"] += crowd
                 label = "ignore" if crowd else categories[category]
                 images[image].shapes.append(Shape(label, partial(_draw_coco, segmentation)))
-    except _MALFORMED as error:
-        message = f"{path} is no COCO instances file, which has images, annotations and categories: {error!r}"
-        raise FusionerError(message) from error
-    return AnnotationProject(path, list(categories.values()), list(images.values()), True, +left_out)
+    project.classes, project.images = list(categories.values()), list(images.values())
+    return project
 
 
 def labelme(source: Path) -> AnnotationProject:
     """Read a folder with one LabelMe JSON per image; images are at the file's imagePath or embedded."""
-    found, labels, left_out = list[AnnotatedImage](), set[str](), Counter[str]()
+    project, labels = AnnotationProject(source), set[str]()
     for path in sorted(path for path in source.rglob("*.json") if not path.name.startswith(".")):
-        content = read_json(path)
-        try:
+        content = _read_json(path)
+        with _reading(f"{path} is no LabelMe file"):
             file_name = str(content.get("imagePath") or f"{path.stem}.png").replace("\\", "/")
             shapes = [(str(shape["label"]), shape.get("shape_type") or "polygon", shape) for shape in content["shapes"]]
             labels.update(label for label, *_ in shapes)
             embedded = base64.b64decode(content["imageData"]) if content.get("imageData") else None
-        except _MALFORMED as error:
-            raise FusionerError(f"{path} is no LabelMe file: {error!r}") from error
         name = str((path.parent / Path(file_name).name).relative_to(source))
         size = _size(content, "imageHeight", "imageWidth")
-        drawn = _drawable(shapes, _LABELME, left_out)
-        found.append(AnnotatedImage(name, drawn, size, [file_name], [path.parent], embedded))
-    return AnnotationProject(source, sorted(labels), found, left_out=left_out)
+        drawn = project.drawable(shapes, _LABELME)
+        project.images.append(AnnotatedImage(name, drawn, size, [file_name], [path.parent], embedded))
+    project.classes = sorted(labels)
+    return project
 
 
 def cvat(source: Path) -> AnnotationProject:
@@ -240,44 +256,39 @@ def cvat(source: Path) -> AnnotationProject:
     if (source / "labelmap.txt").is_file():
         return voc(source)
     path = _only(source, "*.xml")
-    found, left_out = list[AnnotatedImage](), Counter[str]()
-    try:
+    project = AnnotationProject(path)
+    with _reading(f"{path} is no CVAT for images 1.1 file"):
         root = ElementTree.parse(path).getroot()
-        classes = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
+        project.classes = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
         for entry in root.iter("image"):
             elements = sorted(entry.iterfind("*[@label]"), key=lambda element: int(element.get("z_order", "0")))
             shapes = [(e.attrib["label"], e.tag, dict(e.attrib)) for e in elements if e.tag != "tag"]
             name, folders = entry.attrib["name"], [path.parent, path.parent / "images"]
-            drawn = _drawable(shapes, _CVAT, left_out)
-            found.append(AnnotatedImage(name, drawn, _size(entry.attrib), [name], folders))
-    except _MALFORMED as error:
-        raise FusionerError(f"{path} is no CVAT for images 1.1 file: {error!r}") from error
-    return AnnotationProject(path, classes, found, left_out=left_out)
+            drawn = project.drawable(shapes, _CVAT)
+            project.images.append(AnnotatedImage(name, drawn, _size(entry.attrib), [name], folders))
+    return project
 
 
 def supervisely(source: Path) -> AnnotationProject:
     """Read a project folder: `meta.json`, and in each data set `img/NAME` with `ann/NAME.json`."""
-    meta = read_json(source / "meta.json")
-    found, left_out = list[AnnotatedImage](), Counter[str]()
-    try:
-        classes = [str(entry["title"]) for entry in meta["classes"]]
+    project, meta = AnnotationProject(source), _read_json(source / "meta.json")
+    with _reading(f"{source} is no Supervisely project"):
+        project.classes = [str(entry["title"]) for entry in meta["classes"]]
         for path in sorted(source.glob("*/ann/*.json")):
-            content, folder = read_json(path), path.parent.parent
+            content, folder = _read_json(path), path.parent.parent
             shapes = [(str(entry["classTitle"]), entry["geometryType"], entry) for entry in content["objects"]]
             name, size = f"{folder.name}/{path.stem}", _size(content.get("size", {}))
-            drawn = _drawable(shapes, _SUPERVISELY, left_out)
-            found.append(AnnotatedImage(name, drawn, size, [path.stem], [folder / "img"]))
-    except _MALFORMED as error:
-        raise FusionerError(f"{source} is no Supervisely project: {error!r}") from error
-    return AnnotationProject(source, classes, found, left_out=left_out)
+            drawn = project.drawable(shapes, _SUPERVISELY)
+            project.images.append(AnnotatedImage(name, drawn, size, [path.stem], [folder / "img"]))
+    return project
 
 
 def label_studio(source: Path) -> AnnotationProject:
     """Read a JSON export; images are beside it, in `images`, or at the path that the task names."""
     path = _only(source, "*.json")
-    found, left_out = list[AnnotatedImage](), Counter[str]()
-    try:
-        for task in read_json(path):
+    project = AnnotationProject(path)
+    with _reading(f"{path} is no JSON export of Label Studio"):
+        for task in _read_json(path):
             urls = [value for value in task["data"].values() if isinstance(value, str)]
             is_image = [Path(url).suffix.lower() in image_suffixes() for url in urls]
             url = unquote(urls[is_image.index(True)] if any(is_image) else urls[0]).split("?d=")[-1]
@@ -287,11 +298,9 @@ def label_studio(source: Path) -> AnnotationProject:
             name = url.rsplit("/", 1)[-1]
             files = [url, name.partition("-")[2] or name]  # uploads are called XXXXXXXX-NAME
             size = _size(results[0] if results else {}, "original_height", "original_width")
-            drawn = _drawable(shapes, _LABEL_STUDIO, left_out)
-            found.append(AnnotatedImage(name, drawn, size, files, [path.parent, path.parent / "images"]))
-    except _MALFORMED as error:
-        raise FusionerError(f"{path} is no JSON export of Label Studio: {error!r}") from error
-    return AnnotationProject(path, [], found, left_out=left_out)
+            drawn = project.drawable(shapes, _LABEL_STUDIO)
+            project.images.append(AnnotatedImage(name, drawn, size, files, [path.parent, path.parent / "images"]))
+    return project
 
 
 def yolo(source: Path) -> AnnotationProject:
@@ -301,7 +310,8 @@ def yolo(source: Path) -> AnnotationProject:
     config = next((path for path in configs if path.is_file()), None)
     if config is None:
         raise FusionerError(f"{root} has no data.yaml or classes.txt with the names of the classes")
-    names, left_out, found = read_names_file(config), Counter[str](), list[AnnotatedImage]()
+    names = read_names_file(config)
+    project = AnnotationProject(source, list(names.values()))
     for path in sorted(root.rglob("*.txt")):
         parts = list(path.relative_to(root).parts)
         if "labels" not in parts[:-1] or path == config:
@@ -310,16 +320,16 @@ def yolo(source: Path) -> AnnotationProject:
         for line in read_lines(path):
             try:
                 class_id, *numbers = line.split()
-                shapes.append(
-                    (names[int(class_id)], "polygon" if len(numbers) > 4 else "box", np.array(numbers, float))
-                )
+                kind = "polygon" if len(numbers) > 4 else "box"
+                shapes.append((names[int(class_id)], kind, np.array(numbers, float)))
             except _MALFORMED as error:
                 raise FusionerError(f"{path} has a line that is no known class and polygon: {line[:40]!r}") from error
         name = str(Path(*parts))
         parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
         folders = [root.joinpath(*parts).parent, path.parent]
-        found.append(AnnotatedImage(name, _drawable(shapes, _YOLO, left_out), None, _with_suffixes(path.stem), folders))
-    return AnnotationProject(source, list(names.values()), found, left_out=left_out)
+        drawn = project.drawable(shapes, _YOLO)
+        project.images.append(AnnotatedImage(name, drawn, None, _with_suffixes(path.stem), folders))
+    return project
 
 
 def voc(source: Path) -> AnnotationProject:
@@ -327,8 +337,7 @@ def voc(source: Path) -> AnnotationProject:
 
     The colours of the masks are those of `labelmap.txt` (`name:r,g,b::`), or else PASCAL VOC's.
     """
-    names, colours = _voc_classes(source)
-    left_out, found = Counter[str](), list[AnnotatedImage]()
+    project, (names, colours) = AnnotationProject(source), _voc_classes(source)
     masks, entries = source / "SegmentationClass", source / "Annotations"
     files = {path.relative_to(entries).with_suffix(""): path for path in entries.rglob("*.xml")}
     files |= {path.relative_to(masks).with_suffix(""): path for path in masks.rglob("*.png")}
@@ -336,11 +345,11 @@ def voc(source: Path) -> AnnotationProject:
         if path.suffix == ".png":
             drawn = [Shape(label, partial(_draw_value, path, colours, i), True) for i, label in names.items()]
         else:
-            drawn = _drawable(_voc_objects(path), _VOC, left_out)
+            drawn = project.drawable(_voc_objects(path), _VOC)
         folders = [source / "JPEGImages", source / "images", source]
-        found.append(AnnotatedImage(str(name), drawn, None, _with_suffixes(str(name)), folders))
-    classes = list(names.values()) if any(masks.rglob("*.png")) else []
-    return AnnotationProject(source, classes, found, left_out=left_out)
+        project.images.append(AnnotatedImage(str(name), drawn, None, _with_suffixes(str(name)), folders))
+    project.classes = list(names.values()) if any(masks.rglob("*.png")) else []
+    return project
 
 
 READERS: dict[str, Callable[[Path], AnnotationProject]] = {
@@ -352,32 +361,6 @@ READERS: dict[str, Callable[[Path], AnnotationProject]] = {
     "yolo": yolo,
     "voc": voc,
 }
-
-
-def _drawable(shapes: Iterable[tuple[str, str, Any]], drawers: Drawers, left_out: Counter[str]) -> list[Shape]:
-    """Shapes of the (label, kind, content) triples with an area; the others are counted."""
-    drawn = []
-    for label, kind, content in shapes:
-        if kind in drawers:
-            drawn.append(Shape(label, partial(drawers[kind], content)))
-        else:
-            left_out[f"shapes of kind {kind} mark no area and were left out"] += 1
-    return drawn
-
-
-def _merge_names(project: AnnotationProject) -> list[str]:
-    """Names of all classes without background, in the form and order of a class file."""
-    names: dict[str, str] = {}
-    labels = (shape.label for image in project.images for shape in image.shapes)
-    for label in dict.fromkeys([*project.classes, *labels]):
-        name = unicodedata.normalize("NFC", label).strip()
-        if not name or len(name.splitlines()) > 1:
-            raise FusionerError(f"{project.source} has a class called {label!r}: rename it to a name of one line")
-        if label_key(name) in _BACKGROUND | _IGNORE:
-            continue
-        if names.setdefault(label_key(name), name) != name:
-            project.merged.append(f"class name {name!r} was merged into {names[label_key(name)]!r}")
-    return list(names.values())
 
 
 def _draw_coco(segmentation: Any, size: Size) -> Mask:
@@ -460,23 +443,19 @@ def _voc_classes(source: Path) -> tuple[dict[int, str], dict[tuple[int, ...], in
     path = source / "labelmap.txt"
     if not path.is_file():
         return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, VOC_PALETTE
-    try:
+    with _reading(f"{path} is no label map of CVAT"):
         entries = [line.split(":") for line in read_lines(path) if not line.startswith("#")]
         colours = {tuple(map(int, entry[1].split(","))): i for i, entry in enumerate(entries)}
-        return {i: entry[0] for i, entry in enumerate(entries)}, {(0, 0, 0): 65535} | colours
-    except _MALFORMED as error:
-        raise FusionerError(f"{path} is no label map of CVAT: {error}") from error
+    return {i: entry[0] for i, entry in enumerate(entries)}, {(0, 0, 0): 65535} | colours
 
 
 def _voc_objects(path: Path) -> list[tuple[str, str, list[str]]]:
     """(name, kind, coordinates) of the objects of an annotation file."""
     objects = []
-    try:
+    with _reading(f"{path} is no annotation file of PASCAL VOC"):
         for entry in ElementTree.parse(path).iter("object"):
             numbers = [number.text or "" for number in entry.iterfind("polygon//*") if number.tag[0] in "xy"]
             objects.append((entry.findtext("name") or "", "polygon" if numbers else "box", numbers))
-    except _MALFORMED as error:
-        raise FusionerError(f"{path} is no annotation file of PASCAL VOC: {error}") from error
     return objects
 
 
@@ -496,9 +475,9 @@ def _with_suffixes(stem: str) -> list[str]:
     return [stem + suffix for suffix in sorted(image_suffixes(), key=lambda suffix: (suffix != ".jpg", suffix))]
 
 
-def _nested(ring: list[Any]) -> bool:
-    """A polygon of [x, y] points."""
-    return bool(ring) and isinstance(ring[0], list)
+def _is_coco_box(ring: object) -> bool:
+    """Whether a polygon has four numbers or fewer, and is none of [x, y] points."""
+    return isinstance(ring, list) and len(ring) <= 4 and not (ring and isinstance(ring[0], list))
 
 
 def _id(value: object) -> int | str:

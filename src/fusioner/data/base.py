@@ -1,12 +1,12 @@
 """The common form of all data sets: images with masks and class names, and a reader that checks both."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,18 +87,14 @@ class SegmentationData:
         return {item.id: item for item in self.items}
 
     def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
-        """Read one image and its mask.
+        """Read an image, (H, W, 3) uint8, and its mask, (H, W) uint8 or uint16 of class ids and `ignore`.
 
-        Returns:
-            rgb (H, W, 3) uint8; mask (H, W) uint8 or uint16 of class ids and `ignore`.
-
-        Raises:
-            FusionerError: an unreadable file, different sizes of image and mask, a value that is no class.
+        Files that are unreadable, differ in size or hold a value that is no class raise a FusionerError.
         """
         from fusioner.image import read_image
 
         rgb, mask = read_image(item.image), self._read_mask(item)
-        check_mask_size(item, rgb.shape[:2], mask.shape)
+        _check_size(item, rgb.shape[:2], mask.shape)
         return rgb, mask
 
     def read_mask(self, item: Item) -> np.ndarray:
@@ -107,7 +103,7 @@ class SegmentationData:
 
         mask = self._read_mask(item)
         if item.id not in self._checked and item.image.is_file():
-            check_mask_size(item, image_size(item.image), mask.shape)
+            _check_size(item, image_size(item.image), mask.shape)
             self._checked.add(item.id)
         return mask
 
@@ -148,11 +144,7 @@ class SegmentationData:
         )
 
     def with_mask_values(self, aliases: Mapping[int, int | None]) -> "SegmentationData":
-        """Return the data set with further mask values, each read as another value (None: ignored).
-
-        Raises:
-            FusionerError: the other value is none of the data set.
-        """
+        """Return the data set with further mask values, each read as another value of it (None: ignored)."""
         table = dict(self.value_to_class)
         for value, other in aliases.items():
             if other is not None and other not in table:
@@ -176,31 +168,24 @@ class SegmentationData:
         return table
 
     def _read_mask(self, item: Item) -> np.ndarray:
-        if item.class_id is not None:
-            return self._read_binary(item, item.class_id)
-        stored = read_mask(item.mask, self.colours or None)
-        self._check_values(np.flatnonzero(np.bincount(stored.ravel())), item.mask)
-        return self._lookup[stored]
-
-    def _check_values(self, values: Sequence[int] | np.ndarray, path: Path) -> None:
-        for value in values:
-            if int(value) not in self.value_to_class:
-                named = {stored: self.classes[i] for stored, i in self.value_to_class.items() if i is not None}
-                first, last = min(named), max(named)
-                raise FusionerError(
-                    f"mask {path} holds value {value}, which is no class of {self.name} "
-                    f"({first} = {named[first]} ... {last} = {named[last]}; {self.ignore} = ignore)"
-                )
-
-    def _read_binary(self, item: Item, class_id: int) -> np.ndarray:
         from fusioner.image import read_image
 
-        bright = read_image(item.mask)[..., 0] > 127  # some of the published masks are RGB, all are black and white
-        return np.where(bright, class_id, 0).astype(self._lookup.dtype)
+        if item.class_id is not None:
+            bright = read_image(item.mask)[..., 0] > 127  # some of the published masks are RGB, all are black and white
+            return np.where(bright, item.class_id, 0).astype(self._lookup.dtype)
+        stored, valid = read_mask(item.mask, self.colours or None), self.value_to_class
+        for value in np.flatnonzero(np.bincount(stored.ravel())).tolist():
+            if value not in valid:
+                named = {known: self.classes[i] for known, i in valid.items() if i is not None}
+                first, last = min(named), max(named)
+                raise FusionerError(
+                    f"mask {item.mask} holds value {value}, which is no class of {self.name} "
+                    f"({first} = {named[first]} ... {last} = {named[last]}; {self.ignore} = ignore)"
+                )
+        return self._lookup[stored]
 
 
-def check_mask_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
-    """Raise a FusionerError unless the sizes (height, width) of an item's image and mask are equal."""
+def _check_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
     if tuple(image) != tuple(mask):
         raise FusionerError(
             f"mask {item.mask} is {mask[1]}x{mask[0]} pixels (width x height), "
@@ -208,26 +193,14 @@ def check_mask_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> No
         )
 
 
-@dataclass(frozen=True)
-class PairCoverage:
-    """How many pairs of a published list have their image and mask on disk.
-
-    Attributes:
-        listed, present: number of pairs.
-        by_class: class id -> (pairs listed, pairs present).
-    """
+class PairCoverage(NamedTuple):
+    """Number of pairs of a published list, and of those whose image and mask are on disk."""
 
     listed: int
     present: int
-    by_class: dict[int, tuple[int, int]]
-
-    def rows(self, classes: Sequence[str]) -> list[tuple[str, int, int, int]]:
-        """Return table rows (class name, listed, present, missing), ordered by class id."""
-        return [(classes[i], n, here, n - here) for i, (n, here) in sorted(self.by_class.items())]
 
 
 def present_pairs(pairs: Sequence[Pair], data: SegmentationData) -> tuple[list[Pair], PairCoverage]:
     """Return the pairs of a published list whose image and mask are on disk, in order, and their count."""
     here = [pair for pair in pairs if pair[0] in data.by_id]
-    listed, present = Counter(c for _, c in pairs), Counter(c for _, c in here)
-    return here, PairCoverage(len(pairs), len(here), {c: (listed[c], present[c]) for c in listed})
+    return here, PairCoverage(len(pairs), len(here))

@@ -1,8 +1,8 @@
-"""The benchmarks of open-vocabulary segmentation in their official directory trees: a table and one loader.
+"""Data sets in their official directory trees: PASCAL VOC, COCO, and the benchmarks of open-vocabulary segmentation.
 
-The table is in benchmarks.toml. Class names are in `names/`, one class a line in the benchmark's order: the name and,
-after a tab, its prompt if that differs. Unlabeled pixels are ignored; PAS-20b, PAS-21 and COCO-Object have a
-background, which their mIoU includes.
+The benchmarks are a table, benchmarks.toml, with one loader. Class names are in `names/`, one class a line in the
+benchmark's order: the name and, after a tab, its prompt if that differs. Unlabeled pixels are ignored; PAS-20b, PAS-21
+and COCO-Object have a background, which their mIoU includes.
 """
 
 import tomllib
@@ -13,9 +13,20 @@ from importlib.resources import files
 from pathlib import Path
 
 from fusioner.data.base import Item, SegmentationData
-from fusioner.data.classes import read_names
-from fusioner.data.pascal import pascal
-from fusioner.data.paths import check_split, find_folder, no_images, pair_files, pair_listed, read_lines
+from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES, PASCAL_PROMPTS, PASCAL_TO_COCO, read_names
+from fusioner.data.folds import published_pairs
+from fusioner.data.paths import check_split, files_by_stem, find_folder, no_images, pair_files, pair_listed, read_lines
+from fusioner.errors import FusionerError
+
+_COCO_TREE = """\
+    train2014/COCO_train2014_000000000009.jpg ...
+    val2014/COCO_val2014_000000000042.jpg ...
+    annotation/train2014/COCO_train2014_000000000009.png ...   (grey, 0 = background, 1..80)
+    annotation/val2014/COCO_val2014_000000000042.png ..."""
+_PASCAL_TREE = """\
+    VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg ...
+    VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,train_aug}.txt   (optional)
+    SegmentationClassAug/2007_000032.png ...   (indexed, 0..20, 255 = ignore)"""
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,7 @@ SPECS = {
 
 
 def open_benchmark(name: str, root: Path, split: str | None = None) -> SegmentationData:
-    """Open a benchmark of `SPECS` under `root`; split None takes all splits on disk.
-
-    Raises:
-        FusionerError: a missing folder or list (with the expected tree), an unknown split, or no usable image.
-    """
+    """Open a benchmark of `SPECS` under `root`; split None takes all splits on disk."""
     spec, root, problems = SPECS[name], Path(root), list[str]()
     check_split(name, split, spec.splits)
     on_disk = [name for name, part in spec.splits.items() if any((root / m.format(part)).is_dir() for m in spec.masks)]
@@ -94,6 +101,47 @@ def open_benchmark(name: str, root: Path, split: str | None = None) -> Segmentat
         include_background=background,
         problems=problems,
     )
+
+
+def coco20i(root: Path, split: str | None = None) -> SegmentationData:
+    """Open COCO 2014 with one painted mask per image: the split "train" or "val", or both (None).
+
+    `root` holds `train2014`, `val2014` and `annotation/{train2014,val2014}` (or `annotations`).
+    """
+    root, problems = Path(root), list[str]()
+    check_split("coco", split, ("train", "val"))
+    items = []
+    for part in ("train2014", "val2014") if split is None else (f"{split}2014",):
+        images = files_by_stem(find_folder(root, (part,), _COCO_TREE))
+        masks = files_by_stem(find_folder(root, (f"annotation/{part}", f"annotations/{part}"), _COCO_TREE), (".png",))
+        items += pair_files(images, masks, part, problems)
+    if not items:
+        raise no_images(split, root, _COCO_TREE)
+    return SegmentationData("coco", COCO_CLASSES, items, problems=problems)
+
+
+def pascal(root: Path, split: str | None = None) -> SegmentationData:
+    """Open PASCAL VOC 2012 with the SBD masks: "train", "val" or "train_aug" (train + SBD, without val), or all (None).
+
+    `root` holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`.
+    """
+    root = Path(root)
+    check_split("pascal", split, ("train", "val", "train_aug"))
+    image_folder = find_folder(root, ("VOCdevkit/VOC2012/JPEGImages", "VOC2012/JPEGImages", "JPEGImages"), _PASCAL_TREE)
+    beside = image_folder.parent.relative_to(root) / "SegmentationClassAug"
+    masks = files_by_stem(find_folder(root, ("SegmentationClassAug", str(beside)), _PASCAL_TREE), (".png",))
+    ids = _split_ids(image_folder.parent / "ImageSets" / "Segmentation", split, list(masks))
+    problems: list[str] = []
+    items = pair_listed(ids, files_by_stem(image_folder), masks, split or "all splits", problems)
+    if not items:
+        raise no_images(split, root, _PASCAL_TREE)
+    return SegmentationData("pascal", PASCAL_CLASSES, items, prompts=PASCAL_PROMPTS, problems=problems)
+
+
+def coco_to_pascal(root: Path, split: str | None = None) -> SegmentationData:
+    """Open PASCAL VOC 2012 with COCO's class names as prompts, for models trained on a fold of COCO-20i."""
+    prompts = tuple(PASCAL_TO_COCO.get(name, name) for name in PASCAL_CLASSES)
+    return replace(pascal(root, split), name="coco-to-pascal", prompts=prompts)
 
 
 def pas20(root: Path, split: str | None = None) -> SegmentationData:
@@ -141,3 +189,18 @@ def _by_id(folder: Path, ending: str) -> dict[str, Path]:
     """Files in a folder and its subfolders with this name ending, by the name before it, sorted."""
     found = sorted(path for path in folder.rglob(f"*{ending}") if not path.name.startswith("."))
     return {path.name.removesuffix(ending): path for path in found}
+
+
+def _split_ids(folder: Path, split: str | None, ids: list[str]) -> list[str]:
+    """Ids of a split from its text list or, if there is none, from the packaged fold lists."""
+    if split is None:
+        return ids
+    if (folder / f"{split}.txt").is_file():
+        return read_lines(folder / f"{split}.txt")
+    if split == "train":
+        raise FusionerError(f"list {folder / 'train.txt'} is missing; use split train_aug, or put the list there")
+    if split == "train_aug" and (folder / "val.txt").is_file():
+        val = set(read_lines(folder / "val.txt"))
+        return [i for i in ids if i not in val]
+    listed = {image for image, _ in published_pairs("pascal", "val" if split == "val" else "train")}
+    return [i for i in ids if i in listed]

@@ -1,4 +1,4 @@
-"""Class names of a user's own set: classes.txt, classes.json or classes.yaml."""
+"""Class names: of the packaged data sets, and of a user's own set in classes.txt, classes.json or classes.yaml."""
 
 import json
 from collections.abc import Mapping
@@ -23,14 +23,29 @@ _SPELLED_OUT = {
 """VOC's and COCO's spelling -> prompt."""
 
 
+def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the class names and prompts of a packaged list in `names/`."""
+    lines = (files("fusioner.data") / "names" / f"{name}.txt").read_text("utf-8").splitlines()
+    return tuple(line.split("\t")[0] for line in lines), tuple(line.split("\t")[-1] for line in lines)
+
+
+PASCAL_CLASSES, PASCAL_PROMPTS = read_names("pascal")
+"""VOC's spelling; index = mask value, 255 in a mask = ignore."""
+COCO_CLASSES = ("background", *read_names("stuff171")[0][:80])
+"""The 80 thing classes in COCO's order; index = mask value."""
+PASCAL_TO_COCO = {
+    "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "pottedplant": "potted plant",
+    "sofa": "couch", "tvmonitor": "tv",
+}  # fmt: skip
+"""COCO's names of PASCAL's classes where they differ."""
+
+
 def read_class_names(root: Path) -> dict[int, str]:
     """Read the class names of a data set by mask value.
 
     `classes.txt` holds one name a line: line i (from 0) is value i, an empty line an unused value. JSON and YAML hold a
-    list, {value: name} or {name: value}, at the top level or under `classes` or `names`.
-
-    Raises:
-        FusionerError: no file, an unreadable file, no name, a duplicate name, a value outside 0..65534.
+    list, {value: name} or {name: value}, at the top level or under `classes` or `names`. A name must be unique, and a
+    value in 0..65534.
     """
     return read_names_file(_class_file(root))
 
@@ -38,7 +53,15 @@ def read_class_names(root: Path) -> dict[int, str]:
 def read_names_file(path: Path) -> dict[int, str]:
     """Read the class names of a text, JSON or YAML file; see `read_class_names`."""
     names = _by_value(_parse(path), path)
-    _check(names, path)
+    if not any(names.values()):
+        raise FusionerError(f"{path} names no class")
+    if min(names) < 0 or max(names) > MAX_ID:
+        raise FusionerError(f"{path} has a mask value outside 0..{MAX_ID}")
+    seen: dict[str, int] = {}
+    for value, name in names.items():
+        if name.casefold() in seen:
+            raise FusionerError(f"{path} gives the name {name!r} to both {seen[name.casefold()]} and {value}")
+        seen[name.casefold()] = value
     return names
 
 
@@ -69,12 +92,6 @@ def _class_file(root: Path) -> Path:
     if path is None:
         raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
     return path
-
-
-def read_names(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the class names and prompts of a packaged list in `names/`."""
-    lines = (files("fusioner.data") / "names" / f"{name}.txt").read_text("utf-8").splitlines()
-    return tuple(line.split("\t")[0] for line in lines), tuple(line.split("\t")[-1] for line in lines)
 
 
 def prompt_of(name: str) -> str:
@@ -114,15 +131,3 @@ def _by_value(content: object, path: Path) -> dict[int, str]:
 
 def _is_id(value: object) -> bool:
     return not isinstance(value, bool) and (isinstance(value, int) or (isinstance(value, str) and value.isdecimal()))
-
-
-def _check(names: dict[int, str], path: Path) -> None:
-    if not any(names.values()):
-        raise FusionerError(f"{path} names no class")
-    if min(names) < 0 or max(names) > MAX_ID:
-        raise FusionerError(f"{path} has a mask value outside 0..{MAX_ID}")
-    seen: dict[str, int] = {}
-    for value, name in names.items():
-        if name.casefold() in seen:
-            raise FusionerError(f"{path} gives the name {name!r} to both {seen[name.casefold()]} and {value}")
-        seen[name.casefold()] = value

@@ -13,12 +13,14 @@ Images of training pairs may contain unseen classes; as in the published protoco
 the prompted class.
 """
 
+from functools import lru_cache
+from importlib.resources import as_file, files
 from typing import Literal
 
+import numpy as np
+
 from fusioner.data.base import Pair, SegmentationData
-from fusioner.data.coco import COCO_CLASSES
-from fusioner.data.pascal import PASCAL_CLASSES, PASCAL_TO_COCO
-from fusioner.data.split_lists import published_pairs
+from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.errors import FusionerError
 
 SplitLists = Literal["official", "hsnet"]
@@ -27,15 +29,29 @@ FOLD_DATASETS = ("pascal", "coco", "coco-to-pascal")
 """Data sets with folds."""
 
 
+@lru_cache(maxsize=4)
+def published_pairs(name: str, split: str) -> tuple[Pair, ...]:
+    """Return HSNet's pairs of all four folds of pascal or coco ("train" or "val"), sorted by image, then class."""
+    part = {"train": "trn", "val": "val"}[split]
+    with as_file(files("fusioner.data") / "splits" / f"{name}.npz") as path, np.load(path) as packed:
+        numbers = np.cumsum(packed[f"{part}_step"], dtype=np.int64)
+        bits = np.unpackbits(packed[f"{part}_bits"], axis=1)
+    ids = [_image_id(name, split, int(number)) for number in numbers]
+    return tuple((ids[row], int(column) + 1) for row, column in np.argwhere(bits))
+
+
+def _image_id(name: str, split: str, number: int) -> str:
+    if name == "coco":
+        return f"COCO_{split}2014_{number:012d}"
+    return f"{number // 1_000_000}_{number % 1_000_000:06d}"
+
+
 def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the (seen, unseen) class ids of a fold.
 
     Unseen are, for PASCAL-5i: 5 * fold + 1 ... 5 * fold + 5; for COCO-20i: fold + 1, fold + 5, ...; for COCO to PASCAL:
     the PASCAL classes whose COCO class is unseen in that fold of COCO-20i (6, 4, 6 and 4 of them, as in RePRI, Boudiaf
     et al., CVPR 2021, and HSNet).
-
-    Raises:
-        FusionerError: a data set without folds, or a fold outside 0..3.
     """
     if fold not in FOLDS:
         raise FusionerError(f"fold must be 0, 1, 2 or 3, not {fold}")
@@ -61,9 +77,6 @@ def fold_pairs(
         split: "train" (pairs of the seen classes) or "val" (pairs of the unseen classes).
         split_lists: which training list; see the module's docstring.
         data: the opened train_aug set, needed for PASCAL's official training list only.
-
-    Raises:
-        FusionerError: unknown name, fold, split or list, or PASCAL's official list without data.
     """
     seen, unseen = fold_classes(name, fold)
     if split not in ("train", "val"):

@@ -1,18 +1,28 @@
-"""FSS-1000: 1,000 classes of ten 224x224 images with binary masks."""
+"""FSS-1000, 1,000 classes of ten 224x224 images with binary masks, and Mosaic-4.
 
-from dataclasses import replace
+A mosaic is four FSS-1000 test images of four classes, tiled two by two; all four names are prompted together. The paper
+names the task but not its lists. Here the classes are shuffled and taken four at a time, each with one of its images
+that was not used yet, until every image was used. The 240 official test classes give 600 mosaics; each class is in 10
+of them and each image in one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from fusioner.data.base import SegmentationData
+import numpy as np
+from PIL import Image
+
+from fusioner.data.base import Item, SegmentationData
 from fusioner.data.paths import check_split, files_by_stem, pair_files, summarize
 from fusioner.errors import FusionerError
 
-TREE = """\
+_TREE = """\
     abacus/1.jpg, abacus/1.png (0 / 255) ... abacus/10.jpg, abacus/10.png
     ab_wheel/1.jpg ...   (one folder a class)"""
-
-SPLITS = ("train", "val", "test")
+_SPLITS = ("train", "val", "test")
+_TILES = 4
 
 
 def fss1000_classes(split: str) -> list[str]:
@@ -22,25 +32,20 @@ def fss1000_classes(split: str) -> list[str]:
 
 
 def fss1000(root: Path, split: str | None = None) -> SegmentationData:
-    """Open FSS-1000, or any folder of the same layout, under `root`.
+    """Open FSS-1000, or any `root` with one folder per class that holds `N.jpg` and `N.png`.
 
-    Args:
-        root: one folder per class, with `N.jpg` and `N.png` in each.
-        split: "train", "val" or "test" of the official class lists; None: every folder.
-
-    Raises:
-        FusionerError: no folder `root`, an unknown split, or no class of the split in it.
+    The splits "train", "val" and "test" take the folders of the official class lists, None takes every folder.
     """
     root = Path(root)
     if not root.is_dir():
-        raise FusionerError(f"there is no folder {root}; it must hold\n{TREE}")
-    check_split("fss1000", split, SPLITS)
+        raise FusionerError(f"there is no folder {root}; it must hold\n{_TREE}")
+    check_split("fss1000", split, _SPLITS)
     found = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     official = found if split is None else set(fss1000_classes(split))
     problems = list[str]()
     if missing := official - found:
         problems.append(f"{len(missing)} classes of {split} have no folder: {summarize(missing)}")
-    if split and (others := found.difference(*(fss1000_classes(part) for part in SPLITS))):
+    if split and (others := found.difference(*(fss1000_classes(part) for part in _SPLITS))):
         names = summarize(others)
         problems.append(f"{len(others)} folders are no FSS-1000 classes and left out (--split all takes all): {names}")
     names, items = sorted(found & official), []
@@ -52,5 +57,59 @@ def fss1000(root: Path, split: str | None = None) -> SegmentationData:
     if not items:
         which = "no class folder" if split is None else f"none of the {len(official)} official classes of {split}"
         hint = "" if split is None else " (--split all takes folders of any name)"
-        raise FusionerError(f"{which} with images and masks in {root}{hint}; it must hold\n{TREE}")
+        raise FusionerError(f"{which} with images and masks in {root}{hint}; it must hold\n{_TREE}")
     return SegmentationData("fss1000", ("background", *names), items, problems=problems)
+
+
+@dataclass(frozen=True)
+class Mosaic(Item):
+    """Four items as one: top left, top right, bottom left, bottom right. `image` and `mask` are those of the first."""
+
+    tiles: tuple[Item, ...] = ()
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        return tuple(tile.image for tile in self.tiles)
+
+
+class MosaicData(SegmentationData):
+    """Reads mosaics; tiles are resized to the size of the first one."""
+
+    def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(item, Mosaic):
+            return super().read(item)
+        images, masks = zip(*(self.read(tile) for tile in item.tiles), strict=True)
+        return _tile(images), _tile(masks)
+
+    def read_mask(self, item: Item) -> np.ndarray:
+        return _tile([self.read_mask(t) for t in item.tiles]) if isinstance(item, Mosaic) else super().read_mask(item)
+
+
+def mosaic4(root: Path, split: str | None = None, seed: int = 0) -> SegmentationData:
+    """Compose mosaics of `fss1000(root, split)`, which has at least four classes; `seed` is that of the arrangement."""
+    data = fss1000(root, split)
+    if len(data.class_ids) < _TILES:
+        raise FusionerError(f"a mosaic shows {_TILES} classes, {root} has {len(data.class_ids)}")
+    rng = np.random.default_rng(seed)
+    by_class = {i: [item for item in data.items if item.class_id == i] for i in data.class_ids}
+    shuffled = {i: [items[k] for k in rng.permutation(len(items))] for i, items in by_class.items() if items}
+    mosaics: list[Item] = []
+    for turn in range(max(len(items) for items in shuffled.values())):
+        order = rng.permutation(list(shuffled)).tolist()
+        order += order[: -len(order) % _TILES]  # complete the last mosaic with the first classes of the turn
+        for start in range(0, len(order), _TILES):
+            tiles = tuple(shuffled[i][turn % len(shuffled[i])] for i in order[start : start + _TILES])
+            name = f"{len(mosaics) + 1:03d}: {' + '.join(tile.id for tile in tiles)}"
+            mosaics.append(Mosaic(name, tiles[0].image, tiles[0].mask, tiles=tiles))
+    return MosaicData("mosaic4", data.classes, mosaics, prompts=data.prompts, problems=data.problems)
+
+
+def _tile(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Four arrays (H, W, ...) -> one (2H, 2W, ...)."""
+    height, width = parts[0].shape[:2]
+    method = Image.Resampling.BILINEAR if parts[0].ndim == 3 else Image.Resampling.NEAREST
+    resized = [
+        part if part.shape[:2] == (height, width) else np.asarray(Image.fromarray(part).resize((width, height), method))
+        for part in parts
+    ]
+    return np.concatenate([np.concatenate(resized[:2], axis=1), np.concatenate(resized[2:], axis=1)])

@@ -13,8 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fusioner.data.annotation_formats import AnnotatedImage, AnnotationProject, coco, label_key
-from fusioner.data.classes import CLASS_FILES, MAX_ID, read_class_names
-from fusioner.data.coco import COCO_CLASSES
+from fusioner.data.classes import CLASS_FILES, COCO_CLASSES, MAX_ID, read_class_names
 from fusioner.data.masks import read_mask
 from fusioner.data.paths import IMAGE_SUFFIXES, MASK_SUFFIXES
 from fusioner.errors import FusionerError

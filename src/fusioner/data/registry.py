@@ -24,12 +24,9 @@ TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "p
 
 def loaders() -> "dict[str, Callable[..., SegmentationData]]":
     """Return the loaders by data set; they are imported here so that the names alone cost no start-up time."""
-    from fusioner.data.benchmarks import BENCHMARKS
-    from fusioner.data.coco import coco20i
+    from fusioner.data.benchmarks import BENCHMARKS, coco20i, coco_to_pascal, pascal
     from fusioner.data.folder import folder
-    from fusioner.data.fss1000 import fss1000
-    from fusioner.data.mosaic4 import mosaic4
-    from fusioner.data.pascal import coco_to_pascal, pascal
+    from fusioner.data.fss1000 import fss1000, mosaic4
 
     return {
         "pascal": pascal,

@@ -18,7 +18,7 @@ import numpy as np
 
 from fusioner.data.base import Pair, PairCoverage, SegmentationData, present_pairs
 from fusioner.data.folds import FOLD_DATASETS, SplitLists, fold_classes, fold_pairs
-from fusioner.data.mosaic4 import Mosaic
+from fusioner.data.fss1000 import Mosaic
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import EvaluationOptions, Images, Protocol
 from fusioner.evaluation.results import Plan

@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from fusioner.data.base import Item, Pair, SegmentationData, present_pairs
-from fusioner.data.folds import fold_classes, fold_pairs
+from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
 from fusioner.data.paths import summarize
 from fusioner.data.registry import TRAINING_SPLITS, DatasetName, TrainableDataset, open_dataset
-from fusioner.data.split_lists import published_pairs
 from fusioner.errors import FusionerError
 from fusioner.training.config import Sampling, UnseenPixels
 
