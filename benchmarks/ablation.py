@@ -78,10 +78,10 @@ def measure(model: Path, given: argparse.Namespace) -> dict[str, list[float]]:
     for image in (data.by_id[shown[i]] for i in sorted(some)):
         rgb, mask = data.read(image)
         logits = asked.logits(asked.encode(rgb, image.image), [data.prompts[class_id] for class_id in unseen])
-        likely = sigmoid(upsample(logits, mask.shape))
+        likely = torch.from_numpy(sigmoid(upsample(np.asarray(logits), mask.shape)))
         ignored, truth = torch.from_numpy(mask == data.ignore), torch.from_numpy(number[mask])
         for at, level in enumerate(LEVELS):
-            chosen[at] += confusion_matrix(decide(likely, level), truth, len(unseen) + 1)
+            chosen[at] += confusion_matrix(torch.from_numpy(decide(likely.numpy(), level)), truth, len(unseen) + 1)
             for row, class_id in enumerate(unseen):
                 claimed = (likely[row] > level) & ~ignored
                 if (mask == class_id).any():

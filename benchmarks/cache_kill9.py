@@ -153,7 +153,7 @@ class Trial:
 
     def whole(self) -> None:
         """See that every entry is there and nothing else; temporary files are removed once they are old."""
-        assert self.encode_image() == len(self.truth), "entries are missing after a whole build"
+        assert self.look() == len(self.truth), "entries are missing after a whole build"
         for path in self.cache.rglob(".part-*"):
             os.utime(path, (0, 0))
         assert prune(self.cache).views == 0, "a whole cache has nothing to drop"
@@ -185,7 +185,7 @@ def main() -> None:
         killed, counts = 0, []
         while killed < given.kills:
             killed += trial.attack(given.builders, longest)
-            counts.append(trial.encode_image())
+            counts.append(trial.look())
             if counts[-1] == len(trial.truth):
                 trial.finish()
                 trial.fresh()

@@ -55,7 +55,9 @@ def measure(lessons: ClosedSetDataset, network: nn.Module, corpus: Any, without:
         truth = torch.from_numpy(masks[0]).long()
         truth[truth == data.ignore] = 255
         for score, maps in zip(scores[sample.split], (shares, (shares + shares @ alike.T) / 2), strict=True):
-            found = upsample(maps.unflatten(1, tokens.shape[-2:]), masks[0].shape).argmax(dim=0)
+            found = torch.from_numpy(
+                upsample(maps.unflatten(1, tokens.shape[-2:]).numpy(), masks[0].shape).argmax(axis=0)
+            )
             score += confusion_matrix(torch.tensor(ids)[found], truth, len(score))
     return [[100 * float(class_iou(score)[1:].nanmean()) for score in both] for both in scores]
 
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--views", type=int, default=1, help="of each image that is learnt from")
-    parser.add_argument("--passes", type=int, default=FitConfig().passes, help="over the images")
+    parser.add_argument("--passes", type=int, default=FitConfig().epochs, help="over the images")
     parser.add_argument(
         "--adjustment", type=float, default=training.LOGIT_ADJUSTMENT, help="of the logits, see training.closed_set"
     )

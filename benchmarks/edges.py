@@ -121,8 +121,8 @@ def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[st
             begun = time.perf_counter()
             logits = move(one.logits, one.rgb)
             seconds += time.perf_counter() - begun
-            likely = sigmoid(upsample(logits, one.mask.shape))
-            found = torch.tensor([0, *one.ids])[decide(likely, level, background=one.background).long()]
+            likely = sigmoid(upsample(np.asarray(logits), one.mask.shape))
+            found = torch.from_numpy(np.array([0, *one.ids])[decide(likely, level, background=one.background)])
             truth = torch.from_numpy(one.mask).long()
             scored = truth if one.background else truth.masked_fill(truth == 0, 255)
             scores[one.split] += confusion_matrix(found, scored, 256)

@@ -19,7 +19,7 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.labels import LabelHierarchy, read_word_lists
-from fusioner.postprocess import upsample
+from fusioner.postprocess import sigmoid, upsample
 from fusioner.segmenter import load
 
 
@@ -37,8 +37,9 @@ def measure(asked: SegmenterPredictor, data: SegmentationData, groups: dict[str,
     shared, either, refused = np.zeros(len(groups)), np.zeros(len(groups)), []
     for item in data.items[::every]:
         rgb, mask = data.read(item)
-        likely = upsample(asked.logits(asked.encode(rgb, item.image), list(groups)), mask.shape).sigmoid()
-        claimed = (likely > asked.segmenter.card.threshold).numpy() & (mask != data.ignore)
+        logits = asked.logits(asked.encode(rgb, item.image), list(groups))
+        likely = sigmoid(upsample(np.asarray(logits), mask.shape))
+        claimed = (likely > asked.segmenter.card.threshold) & (mask != data.ignore)
         for row, ids in enumerate(groups.values()):
             truth = np.isin(mask, ids)
             shared[row] += (claimed[row] & truth).sum()

@@ -18,7 +18,7 @@ import torch
 from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.model.checkpoint import ModelCard
-from fusioner.postprocess import decide, upsample
+from fusioner.postprocess import decide, sigmoid, upsample
 from fusioner.segmenter import load
 from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import DatasetSplit, Sample, build_corpus, open_split
@@ -73,16 +73,16 @@ def measure(model: Path, named: list[list[str]], cache: Path | None) -> list[str
         likely = upsample(
             np.asarray(asked.logits(encoded, [split.data.prompts[i] for i in split.classes])), (SIDE, SIDE)
         )
-        likely, ids = likely.sigmoid(), torch.tensor([0, *split.classes])
+        likely, ids = sigmoid(likely), np.array([0, *split.classes])
         small = resize_mask(mask, (SIDE, SIDE)).astype(np.int64)
         truth = torch.from_numpy(np.where(small == split.data.ignore, 255, small))
         absent = [row for row, i in enumerate(split.classes) if not (mask == i).any()]
         for at, level in enumerate(LEVELS):
             chosen = decide(likely, level, background=not split.data.ignore_unlabeled)
             score = scores[at][sample.split]
-            score += confusion_matrix(ids[chosen.long()], truth, len(score))
+            score += confusion_matrix(torch.from_numpy(ids[chosen]), truth, len(score))
             if sample.split == 0:
-                refused[at] += (likely[absent].amax(dim=(1, 2)) <= level).tolist()
+                refused[at] += (likely[absent].max(axis=(1, 2)) <= level).tolist()
     rows = []
     for level, of_sets, none in zip(LEVELS, scores, refused, strict=True):
         found = [100 * float(class_iou(score)[1:].nanmean()) for score in of_sets]

@@ -63,11 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("set", metavar="NAME=FOLDER", help="a data set as fusioner train has it")
     parser.add_argument("--every", type=int, default=5, help="n-th training image")
-    parser.add_argument("--nearby", type=float, default=similarity.NEARBY, help="temperature of a label's spread")
+    parser.add_argument(
+        "--nearby", type=float, default=similarity.NAME_TEMPERATURE, help="temperature of a label's spread"
+    )
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    similarity.NEARBY = given.nearby
+    similarity.NAME_TEMPERATURE = given.nearby
     name, folder = given.set.split("=", 1)
     corpus = build_corpus([open_split(name, Path(folder))], "images")
     corpus = replace(corpus, samples=tuple(corpus.unique_images()[:: given.every]))

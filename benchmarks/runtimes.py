@@ -36,6 +36,7 @@ def child(model: str, runtime: str, threads: int) -> None:
         segmenter: Any = load(model or None, "cpu")
     else:
         from fusioner.export.network import ExportedNetwork
+        from fusioner.segmenter import Segmenter
 
         segmenter = Segmenter(ExportedNetwork(model, runtime, threads=threads))
     result = segmenter(SAMPLE, TEN)

@@ -220,7 +220,7 @@ def sliding_windows() -> "Callable[..., Any]":
         flip: bool = False,
         batch: int = 4,
     ) -> Tensor:
-        grid = WindowGrid(*image.shape[-2:], crop, stride)
+        grid = WindowGrid(image.shape[-2], image.shape[-1], crop, stride)
         canvas, origins = Canvas(grid, crop), grid.origins
         for start in range(0, len(origins), batch):
             here = origins[start : start + batch]

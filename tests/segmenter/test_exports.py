@@ -30,7 +30,7 @@ def segmentation(label_map: np.ndarray) -> Segmentation:
     """A result with exactly this map."""
     logits = torch.stack([torch.from_numpy(np.where(label_map == i, 3.0, -3.0)) for i in (1, 2, 3)]).float()
     rgb = np.random.default_rng(0).integers(0, 256, (*label_map.shape, 3), dtype=np.uint8)
-    return Segmentation.from_logits(rgb, LABELS, logits, name="photo.jpg")
+    return Segmentation.from_logits(rgb, LABELS, logits.numpy(), name="photo.jpg")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_colours_are_fixed() -> None:
 
 def by_mask(image: np.ndarray, masks: dict[str, np.ndarray]) -> Segmentation:
     logits = torch.from_numpy(np.stack([np.where(mask, 6.0, -6.0) for mask in masks.values()]).astype(np.float32))
-    return Segmentation.from_logits(image, list(masks), logits)
+    return Segmentation.from_logits(image, list(masks), logits.numpy())
 
 
 def test_colours_lie_where_the_labels_are() -> None:
@@ -92,10 +92,10 @@ def test_no_background_and_nothing_found_leave_the_photograph_bright() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (24, 32), (1, 500), (500, 1), (3000, 200), (1300, 2600)])
 def test_any_size(shape: tuple[int, int]) -> None:
     image = np.zeros((*shape, 3), np.uint8)
-    picture = Segmentation.from_logits(image, ["cat", "dog"], torch.randn(2, 8, 8)).overlay()
+    picture = Segmentation.from_logits(image, ["cat", "dog"], torch.randn(2, 8, 8).numpy()).overlay()
     assert MIN_SIDE <= picture.width <= MAX_SIDE
     assert picture.height < MAX_SIDE * 1.6
-    plain = Segmentation.from_logits(image, ["cat"], torch.randn(1, 8, 8)).overlay(legend=False)
+    plain = Segmentation.from_logits(image, ["cat"], torch.randn(1, 8, 8).numpy()).overlay(legend=False)
     assert MIN_SIDE <= max(plain.size) <= MAX_SIDE
     ratio = max(plain.size) / max(shape)
     assert plain.size == (max(1, round(shape[1] * ratio)), max(1, round(shape[0] * ratio)))

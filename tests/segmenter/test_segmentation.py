@@ -25,7 +25,7 @@ def result() -> Segmentation:
     logits[0, :, :15] = 3.0
     logits[1, 10:, 15:] = 1.0
     image = np.asarray(Image.fromarray(data.chelsea()).resize((90, 60)))
-    return Segmentation.from_logits(image, ["cat", "sofa", "dog"], logits, name="chelsea.png")
+    return Segmentation.from_logits(image, ["cat", "sofa", "dog"], logits.numpy(), name="chelsea.png")
 
 
 def read_png(path: Path) -> tuple[str, np.ndarray]:
@@ -67,15 +67,19 @@ def test_probabilities(result: Segmentation) -> None:
 
 
 def test_deciding_anew_from_the_same_logits(result: Segmentation) -> None:
-    strict = Segmentation.from_logits(result.image, result.labels, result.logits, InferenceOptions(threshold=0.9))
+    strict = Segmentation.from_logits(
+        result.image, result.labels, np.asarray(result.logits), InferenceOptions(threshold=0.9)
+    )
     assert list(strict.found) == ["cat"]
-    full = Segmentation.from_logits(result.image, result.labels, result.logits, InferenceOptions(background=False))
+    full = Segmentation.from_logits(
+        result.image, result.labels, np.asarray(result.logits), InferenceOptions(background=False)
+    )
     assert full.label_map.min() == 1
     assert sum(full.coverage.values()) == pytest.approx(1.0)
     with pytest.raises(FusionerError, match="between 0 and 1"):
-        Segmentation.from_logits(result.image, result.labels, result.logits, InferenceOptions(threshold=2))
+        Segmentation.from_logits(result.image, result.labels, np.asarray(result.logits), InferenceOptions(threshold=2))
     with pytest.raises(ValueError, match="2 labels for 3 planes"):
-        Segmentation.from_logits(result.image, ["a", "b"], result.logits)
+        Segmentation.from_logits(result.image, ["a", "b"], np.asarray(result.logits))
 
 
 def test_an_unknown_label_is_one_sentence(result: Segmentation) -> None:
@@ -117,7 +121,7 @@ def test_the_files(result: Segmentation, tmp_path: Path) -> None:
 def test_saving_again_replaces(result: Segmentation, tmp_path: Path) -> None:
     result.save(tmp_path)
     before = (tmp_path / "image.json").read_bytes()
-    Segmentation.from_logits(result.image, result.labels, -result.logits).save(tmp_path)
+    Segmentation.from_logits(result.image, result.labels, -np.asarray(result.logits)).save(tmp_path)
     assert (tmp_path / "image.json").read_bytes() != before
     assert len(os.listdir(tmp_path)) == 3
 
@@ -127,7 +131,7 @@ def test_more_than_255_labels_make_a_16_bit_mask(tmp_path: Path) -> None:
     logits = torch.full((300, 4, 5), -3.0)
     logits[299, 0], logits[255, 1] = 3.0, 3.0
     names = [f"thing {index}" for index in range(1, 301)]
-    result = Segmentation.from_logits(np.zeros((4, 5, 3), np.uint8), names, logits)
+    result = Segmentation.from_logits(np.zeros((4, 5, 3), np.uint8), names, logits.numpy())
     paths = result.save(tmp_path)
     mode, mask = read_png(paths["mask"])
     assert mode == "I;16"
@@ -141,7 +145,9 @@ def test_more_than_255_labels_make_a_16_bit_mask(tmp_path: Path) -> None:
 def test_255_labels_still_fit_a_palette(tmp_path: Path) -> None:
     logits = torch.full((255, 2, 2), -3.0)
     logits[254] = 3.0
-    paths = Segmentation.from_logits(np.zeros((2, 2, 3), np.uint8), [str(i) for i in range(255)], logits).save(tmp_path)
+    paths = Segmentation.from_logits(np.zeros((2, 2, 3), np.uint8), [str(i) for i in range(255)], logits.numpy()).save(
+        tmp_path
+    )
     mode, mask = read_png(paths["mask"])
     assert mode == "P"
     assert mask.tolist() == [[255, 255], [255, 255]]
@@ -149,7 +155,9 @@ def test_255_labels_still_fit_a_palette(tmp_path: Path) -> None:
 
 def test_labels_of_any_language_are_kept(tmp_path: Path) -> None:
     names = ["кошка", "猫", "قطة", "🐈", "a\u0301"]
-    result = Segmentation.from_logits(np.zeros((40, 50, 3), np.uint8), names, torch.randn(5, 4, 5), name="a\udcff.jpg")
+    result = Segmentation.from_logits(
+        np.zeros((40, 50, 3), np.uint8), names, torch.randn(5, 4, 5).numpy(), name="a\udcff.jpg"
+    )
     told = json.loads(result.save(tmp_path)["json"].read_text("utf-8"))
     assert told["labels"] == names
     assert told["image"] == "a?.jpg"
@@ -164,7 +172,7 @@ def test_a_stem_with_folders_is_refused(result: Segmentation, tmp_path: Path, st
 
 def test_no_space_left_writes_nothing(full_disk: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)
-    result = Segmentation.from_logits(noise, ["noise"], torch.randn(1, 700, 700))
+    result = Segmentation.from_logits(noise, ["noise"], torch.randn(1, 700, 700).numpy())
     with pytest.raises(FusionerError, match=r"cannot write .*image\.\S*: there is no space left"):
         result.save(full_disk)
     assert os.listdir(full_disk) == []
