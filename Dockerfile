@@ -19,4 +19,4 @@ USER fusioner
 EXPOSE 8000
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
-CMD ["fusioner", "serve", "--host", "0.0.0.0"]
+CMD ["fusioner", "serve", "--host", "0.0.0.0", "--allowed-host", "localhost"]

@@ -4,12 +4,14 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from fusioner.serve import concurrency
 from fusioner.serve.limits import Limits
 from fusioner.sliding_window import WindowGrid
 
@@ -98,6 +100,64 @@ def test_a_slow_sender_loses_the_place(hasty: Running, photo: bytes) -> None:
         until(lambda: hasty.busy == 1)
         assert b"503 Service Unavailable" in sender.recv(10_000)
         until(lambda: hasty.busy == 0)
+
+
+def test_clients_that_trickle_lock_nobody_out(
+    start_server: Callable[..., Running], photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 0.2)
+    server = start_server(limits=Limits(max_requests=3))
+    head, body = raw(photo).split(b"\r\n\r\n", 1)
+    with ExitStack() as stack:
+        senders = [stack.enter_context(connect(server)) for _ in range(3)]
+        for sender in senders:
+            sender.sendall(head + b"\r\n\r\n" + body[:1])
+        until(lambda: server.busy == 3)
+        for sender in senders:
+            assert b"408 Request Timeout" in sender.recv(10_000)
+        until(lambda: server.busy == 0)
+        assert server.http.post("/v1/segment", **ask(photo)).status_code == 200
+
+
+def test_one_address_cannot_take_all_places(start_server: Callable[..., Running], photo: bytes, closed: Any) -> None:
+    server = start_server(limits=Limits(max_requests=3, max_requests_per_client=2))
+    closed(server)
+    first = [server.later("POST", "/v1/segment", **ask(photo)) for _ in range(2)]
+    until(lambda: server.busy == 2)
+    refused = server.http.post("/v1/segment", **ask(photo))
+    assert refused.status_code == 429
+    assert refused.json()["error"]["message"] == "2 of your requests are in progress: try again later"
+    other = server.later("POST", "/v1/segment", headers={"X-Forwarded-For": "192.0.2.7"}, **ask(photo))
+    until(lambda: server.busy == 3)
+    server.gate.set()
+    assert [job.result().status_code for job in (*first, other)] == [200] * 3
+
+
+def test_headers_must_arrive_in_time(start_server: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusioner.serve.server.HEADER_SECONDS", 1.0)
+    server = start_server()
+    with connect(server) as silent, connect(server) as partial, connect(server) as second:
+        second.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += second.recv(10_000)
+        second.sendall(b"GET /he")
+        partial.sendall(b"GET /healthz HTTP/1.1\r\nHost: lo")
+        for connection in (silent, partial, second):
+            assert connection.recv(10_000) == b""
+
+
+def test_threads_share_a_segmenter_and_a_cached_image(make_tiny_segmenter: Callable[..., Any], photo: bytes) -> None:
+    segmenter = make_tiny_segmenter()
+    encoded = segmenter.encode(photo)
+
+    def one(number: int) -> list[int]:
+        labels = [f"thing {(number + place) % 90}" for place in range(3)]
+        shared, alone = segmenter.logits(encoded, labels), segmenter(photo, labels)
+        return [len(shared), len(alone.areas)]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(one, range(200))) == [[3, 3]] * 200
 
 
 def test_whoever_does_not_read_keeps_the_place(

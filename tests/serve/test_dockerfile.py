@@ -46,6 +46,7 @@ def test_it_starts_the_server_for_everybody_but_not_as_root() -> None:
     (command,) = (json.loads(line) for line in arguments("CMD"))
     _, bound, _ = build().parse_args(shlex.join(command[1:]), print_error=False, exit_on_error=False)
     assert bound.arguments["host"] == "0.0.0.0"
+    assert bound.arguments["allowed_host"] == ("localhost",)
     assert arguments("USER") == ["fusioner"]
     assert arguments("EXPOSE") == ["8000"]
     (check,) = (json.loads(line.partition("CMD ")[2]) for line in arguments("HEALTHCHECK"))

@@ -86,6 +86,50 @@ def test_open_to_all_it_answers_to_any_name(start_server: Callable[..., Running]
     assert server.http.get(f"{address}/healthz", headers={"Host": "gpu.example.org"}).status_code == 200
 
 
+@pytest.mark.parametrize("strip", [True, False])
+def test_behind_a_proxy_with_a_name_and_a_path(start_server: Callable[..., Running], strip: bool) -> None:
+    server = start_server(allowed_hosts=("seg.example",), origins=(ORIGIN,), root_path="/seg", key=KEY)
+    prefix = "" if strip else "/seg"
+    headers = {"Host": "seg.example", "Origin": "http://seg.example", "Authorization": f"Bearer {KEY}"}
+    for path in ("/", "/v1/models", "/metrics", "/static/style.css", "/v1/samples"):
+        assert server.http.get(prefix + path, headers=headers).status_code == 200, path
+    for sample in server.http.get(f"{prefix}/v1/samples", headers=headers).json():
+        assert server.http.get(f"{prefix}/{sample['url']}", headers=headers).status_code == 200
+    for path in ("/v1/models", "/seg/v1/models", "/metrics", "/seg/metrics"):
+        assert server.http.get(path, headers={"Host": "seg.example"}).status_code == 401, path
+    assert server.http.get("/v1/models", headers=headers | {"Host": "example.org"}).status_code == 403  # Origin differs
+    own = {"Host": "example.org", "Origin": ORIGIN}
+    assert server.http.get("/v1/models", headers=headers | own).status_code == 200
+    assert server.http.get("/v1/models", headers=headers | {"Host": "evil.example"}).status_code == 403
+
+
+def test_named_hosts_are_the_only_ones_on_every_address(start_server: Callable[..., Running]) -> None:
+    server = start_server(host="0.0.0.0", allowed_hosts=("seg.example",))
+    address = server.address.replace("0.0.0.0", "127.0.0.1")
+    for host, status in [("seg.example", 200), ("localhost:80", 200), ("evil.example", 403)]:
+        assert server.http.get(f"{address}/v1/models", headers={"Host": host}).status_code == status
+
+
+def test_head_is_answered_as_get_without_a_body(server: Running) -> None:
+    for path in ("/", "/healthz", "/v1/models", "/metrics", "/static/style.css"):
+        answer = server.http.head(path)
+        assert answer.status_code == 200, path
+        assert answer.content == b""
+    assert server.http.head("/nothing").status_code == 404
+
+
+def test_text_is_compressed_and_pictures_are_not(server: Running, photo: bytes) -> None:
+    question: Any = {"files": {"image": photo}, "data": {"labels": "cat", "format": "logits"}}
+    for answer in (
+        server.http.get("/"),
+        server.http.get("/static/app.js"),
+        server.http.post("/v1/segment", **question),
+    ):
+        assert answer.headers["Content-Encoding"] == "gzip"
+    question["data"]["format"] = "overlay"
+    assert "Content-Encoding" not in server.http.post("/v1/segment", **question).headers
+
+
 @pytest.fixture(scope="module")
 def tight(start_server: Callable[..., Running]) -> Running:
     return start_server(limits=Limits(max_megapixels=0.5, max_labels=3, max_label_length=10, cache_mb=20))

@@ -112,8 +112,10 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 port 8000"),
-        (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["--host", "192.0.2.1", "--allowed-host", "a"], "cannot listen on 192.0.2.1 port 8000"),
+        (["--host", "no.such.host.invalid", "--allowed-host", "a"], "cannot listen on no.such.host.invalid"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: require a key with --api-key-file"),
+        (["--root-path", "segment"], "--root-path must be like /segment, not segment"),
         (["--port", "99999"], "--port"),
         (["--api-key-file", "none.txt"], "cannot read the API key from none.txt: No such file"),
         (["--api-key-file", os.devnull], "is empty"),
@@ -138,5 +140,8 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatc
     monkeypatch.setenv("FUSIONER_API_KEY", "from the environment")
     assert read_key(tmp_path / "key") == "from a file"
     assert read_key(None) == "from the environment"
+    monkeypatch.setenv("FUSIONER_API_KEY", "")
+    with pytest.raises(fusioner.FusionerError, match="the API key in FUSIONER_API_KEY is empty"):
+        read_key(None)
     monkeypatch.delenv("FUSIONER_API_KEY")
     assert read_key(None) is None

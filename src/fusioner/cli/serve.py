@@ -27,6 +27,8 @@ def serve(
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
+    allowed_host: tuple[str, ...] = (),
+    root_path: str = "",
     limits: Limits | None = None,
 ) -> int:
     """Serve a page and an HTTP API; images stay in this machine's memory.
@@ -43,12 +45,22 @@ def serve(
         open: Open the page in the browser.
         api_key_file: File with the key that requests must send as `Authorization: Bearer`; or set FUSIONER_API_KEY.
         cors_origin: Another web page that may call the API, such as https://example.org; may be repeated.
+        allowed_host: Host name of requests, such as the name under which a reverse proxy shows this server; may be
+            repeated.
+        root_path: Path prefix under which a reverse proxy shows this server, such as /segment.
     """
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
             raise FusionerError(f"--cors-origin must be like https://example.org, without a path, not {origin}")
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise FusionerError(f"--root-path must be like /segment, not {root_path}")
     options.check_slide()
     key = read_key(api_key_file)
+    if key is None and not allowed_host and host not in ("localhost", "127.0.0.1", "::1"):
+        raise FusionerError(
+            f"--host {host} lets other machines in: require a key with --api-key-file or FUSIONER_API_KEY, or name the "
+            "hosts that may be used with --allowed-host"
+        )
     try:
         from fusioner.serve.server import serve as run
     except ModuleNotFoundError as error:
@@ -61,20 +73,20 @@ def serve(
         segmenter.options = options
         return segmenter
 
-    run(load, host=host, port=port, limits=limits, key=key, origins=cors_origin, open_browser=open)
+    access = {"host": host, "key": key, "origins": cors_origin, "allowed_hosts": allowed_host, "root_path": root_path}
+    run(load, port=port, limits=limits, open_browser=open, **access)
     print("stopped")
     return 0
 
 
 def read_key(file: Path | None) -> str | None:
-    """Return the key in `file`, else in the environment, else None; FusionerError if the file holds none."""
-    if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+    """Return the key in `file`, else in the environment, else None; FusionerError if it is empty or not ASCII."""
+    source = file or KEY_VARIABLE
     try:
-        key = file.read_text("utf-8").strip()
+        key = file.read_text("utf-8").strip() if file else os.environ.get(KEY_VARIABLE)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise FusionerError(f"cannot read the API key from {file}: {reason}") from error
-    if not key or not key.isascii():
-        raise FusionerError(f"the API key file {file} is empty" if not key else f"the API key in {file} is not ASCII")
+    if key is not None and not (key.strip() and key.isascii()):
+        raise FusionerError(f"the API key in {source} is {'not ASCII' if key.strip() else 'empty'}: set another one")
     return key

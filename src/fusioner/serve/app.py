@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from fusioner import __version__
 from fusioner.formats import FORMATS
@@ -76,6 +77,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.add_middleware(ConcurrencyMiddleware, concurrency=service.concurrency)  # the last added runs first
+    app.add_middleware(GZipMiddleware, compresslevel=1)
     app.add_middleware(
         SecurityMiddleware,
         access=access,
@@ -111,7 +113,7 @@ def _api_routes(service: Service) -> APIRouter:
         "/images",
         status_code=201,
         response_model=schemas.UploadedImage,
-        responses=schemas.problems(400, 413, 415, 422, 429, 503),
+        responses=schemas.problems(400, 408, 413, 415, 422, 429, 503),
         openapi_extra=schemas.request_body(ImageRequest),
     )
     async def add_image(request: Request) -> dict[str, Any]:
@@ -152,9 +154,9 @@ def _api_routes(service: Service) -> APIRouter:
 
     @routes.get("/samples", response_model=list[schemas.Sample], responses=schemas.problems())
     async def samples() -> list[dict[str, Any]]:
-        """List sample images."""
+        """List sample images; their URLs are relative to the page."""
         listed = json.loads((PAGE / "samples" / "samples.json").read_text("utf-8"))
-        return [{"url": f"/static/samples/{sample['file']}", **sample} for sample in listed]
+        return [{"url": f"static/samples/{sample['file']}", **sample} for sample in listed]
 
     return routes
 

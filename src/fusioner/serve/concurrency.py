@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from time import monotonic
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -18,6 +20,8 @@ from fusioner.serve.limits import Limits
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 CHUNK_BYTES = 2**18  # of a response body passed to the connection at once
+BODY_GRACE_SECONDS = 5.0  # before a request body must have arrived at this rate:
+MIN_BODY_RATE = 4096  # bytes/s
 
 
 class ConcurrencyLimit:
@@ -30,19 +34,25 @@ class ConcurrencyLimit:
     def __init__(self, limits: Limits, inference: InferenceQueue) -> None:
         self.limits, self._inference = limits, inference
         self.in_progress, self.draining = 0, False
+        self._clients = Counter[str]()
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Count a request; ApiError 503 while draining, 429 if too many are in progress."""
+    def admit(self, client: str) -> Iterator[None]:
+        """Count a request of a client address; ApiError 503 while draining, 429 if too many are in progress."""
         if self.draining:
             raise ApiError(503, "the server is shutting down", {"Connection": "close", "Retry-After": "5"})
-        if self.in_progress >= self.limits.max_requests:
-            raise ApiError(429, f"{self.in_progress} requests are in progress: try again later", self.retry_after())
+        own, limits = self._clients[client], self.limits
+        if self.in_progress >= limits.max_requests or own >= limits.max_requests_per_client:
+            number = f"{own} of your" if own >= limits.max_requests_per_client else f"{self.in_progress}"
+            raise ApiError(429, f"{number} requests are in progress: try again later", self.retry_after())
         self.in_progress += 1
+        self._clients[client] += 1
         try:
             yield
         finally:
             self.in_progress -= 1
+            self._clients[client] -= 1
+            self._clients += Counter()  # drops zeros
 
     def retry_after(self) -> dict[str, str]:
         """Return a Retry-After header: the estimated time until half of the waiting jobs are done."""
@@ -61,6 +71,19 @@ class ConcurrencyMiddleware:
             await self.app(scope, receive, send)
             return
         started = False
+        start, received, complete = monotonic(), 0, False
+
+        async def receive_in_time() -> Message:
+            nonlocal received, complete
+            allowed = start + BODY_GRACE_SECONDS + received / MIN_BODY_RATE - monotonic()
+            try:
+                async with asyncio.timeout(None if complete else allowed):
+                    message = await receive()
+            except TimeoutError as error:
+                raise ApiError(408, "the body arrives too slowly: send it again", {"Connection": "close"}) from error
+            received += len(message.get("body", b""))
+            complete = not message.get("more_body")  # then the next message is a disconnect
+            return message
 
         async def send_in_chunks(message: Message) -> None:
             """Send a body in chunks, each once the connection is ready, so that slow readers stay counted."""
@@ -72,10 +95,10 @@ class ConcurrencyMiddleware:
             await send({**message, "body": bytes(body)} if "body" in message else message)
 
         seconds = self.concurrency.limits.timeout
-        with self.concurrency.admit():
+        with self.concurrency.admit((scope["client"] or ("", 0))[0]):
             try:
                 async with asyncio.timeout(seconds):
-                    await self.app(scope, receive, send_in_chunks)
+                    await self.app(scope, receive_in_time, send_in_chunks)
             except TimeoutError as error:
                 if started:
                     log.warning("a client did not read its response within %g s", seconds)

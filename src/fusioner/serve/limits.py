@@ -16,6 +16,7 @@ class Limits:
 
     Attributes:
         max_requests: Requests in progress at once; further ones are answered 429.
+        max_requests_per_client: The same for one client address, so that others always find a place.
         batch: Images encoded in one forward pass.
         timeout: Seconds from a request's first byte to the end of its response, then 503.
         max_body_mb: Megabytes (10^6 bytes) of a request body, else 413.
@@ -26,6 +27,7 @@ class Limits:
     """
 
     max_requests: Count = 32
+    max_requests_per_client: Count = 24
     batch: Count = 8
     timeout: Amount = 120.0
     max_body_mb: Amount = 32.0

@@ -16,7 +16,7 @@ from fusioner.serve.security import Access
 
 def build() -> FastAPI:
     """Create the application of one replica, in the replica's process."""
-    return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), (), "0.0.0.0"))
+    return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), host="0.0.0.0"))
 
 
 def _load() -> Segmenter:

@@ -164,6 +164,7 @@ _STATUSES = {
     401: "The API key is missing or wrong.",
     403: "The server does not accept this Host or Origin.",
     404: "There is no such image.",
+    408: "The body arrives too slowly.",
     413: "The body or the image is too large.",
     415: "The body is of an unsupported type.",
     422: "A field is invalid, or the image cannot be read.",
@@ -187,7 +188,7 @@ def results() -> dict[int | str, dict[str, Any]]:
         "content": {format.media_type: {} for format in FORMATS.values()},
         "description": f"In the requested format. {formats}; logits: for clients that decide on their own.",
     }
-    return {200: success} | problems(400, 404, 413, 415, 422, 429, 503)
+    return {200: success} | problems(400, 404, 408, 413, 415, 422, 429, 503)
 
 
 def request_body(model: type[ImageRequest] | type[LabelsRequest]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from time import monotonic
 from urllib.parse import SplitResult, urlsplit
 
 from prometheus_client import Counter, Histogram
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,11 +33,23 @@ class Access:
         origins: other web pages whose scripts may call the API (CORS).
         host: the address listened on; if it is a loopback address, requests with other host names are refused, so that
             a web page cannot reach the server by resolving its own name to 127.0.0.1 (DNS rebinding).
+        allowed_hosts: further host names that requests may use, as behind a proxy; those of `origins` may be used too.
+            If there are any, other names are refused on every address.
+        root_path: path prefix under which a reverse proxy shows the server; requests may come with or without it.
     """
 
     key: str | None = None
     origins: Sequence[str] = ()
     host: str = "127.0.0.1"
+    allowed_hosts: Sequence[str] = ()
+    root_path: str = ""
+
+    def accepts_host(self, host: str) -> bool:
+        """Return whether requests may use this value of the Host header."""
+        if self.host not in _LOOPBACK and not self.allowed_hosts:
+            return True
+        names = (*_LOOPBACK, self.host, *self.allowed_hosts, *(_split(origin).hostname for origin in self.origins))
+        return _split(f"//{host}").hostname in names
 
 
 class SecurityMiddleware:
@@ -53,6 +66,13 @@ class SecurityMiddleware:
             await self.app(scope, receive, send)
             return
         start, status, received = monotonic(), 500, 0
+        request_method = scope["method"]
+        root, path = self.access.root_path, scope["path"]
+        if not path.startswith(f"{root}/"):  # the proxy removed it
+            path = root + path
+        scope = {**scope, "root_path": root, "path": path}
+        if request_method == "HEAD":  # answered as GET; uvicorn drops the body
+            scope["method"] = "GET"
 
         async def receive_limited() -> Message:
             nonlocal received
@@ -69,7 +89,8 @@ class SecurityMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store" if scope["path"].startswith("/v1/") else "no-cache")
+                no_store = get_route_path(scope).startswith("/v1/")
+                headers.setdefault("Cache-Control", "no-store" if no_store else "no-cache")
             await send(message)
 
         try:
@@ -79,18 +100,19 @@ class SecurityMiddleware:
             await error.response()(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in _METHODS else "other"  # a client may send any word
+            method = request_method if request_method in _METHODS else "other"  # a client may send any word
             self.requests.labels(route, method, status).inc()
             self.seconds.labels(route).observe(monotonic() - start)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.access.host in _LOOPBACK and _split(f"//{host}").hostname not in _LOOPBACK:
-            raise ApiError(403, "this server answers to localhost only: start it with --host to serve other names")
+        if not self.access.accepts_host(host):
+            raise ApiError(403, "this server answers to localhost only: allow other names with --allowed-host")
         if origin and origin not in self.access.origins and _split(origin).netloc != host:
             raise ApiError(403, f"pages of {origin} may not call this server: allow them with --cors-origin")
-        protected = scope["path"].startswith("/v1/") or scope["path"] == "/metrics"
-        if self.access.key and protected and scope["method"] != "OPTIONS":
+        path = get_route_path(scope)
+        protected = path.startswith("/v1/") or path == "/metrics"
+        if self.access.key is not None and protected and scope["method"] != "OPTIONS":
             scheme, _, key = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.access.key.encode()):
                 raise ApiError(401, "send the API key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})

@@ -7,8 +7,10 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from time import monotonic
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn
 
@@ -19,13 +21,14 @@ from fusioner.serve.limits import Limits
 from fusioner.serve.security import Access
 
 GRACE_SECONDS = 10  # for clients to read their last response
+HEADER_SECONDS = 10.0  # for clients to send the headers of a request
 
 
 class Server(uvicorn.Server):
     """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
 
     def __init__(self, load: Callable[[], Segmenter], limits: Limits, access: Access) -> None:
-        app = create_app(load, limits, access, on_failure=lambda error: None)  # `serve` raises it
+        app = create_app(load, limits, access, lambda error: None)  # `serve` raises the error
         config = uvicorn.Config(
             app,
             log_level=logging.WARNING,
@@ -35,6 +38,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service = app.state.service
+        self._without_request: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # connection -> since when
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, exit immediately on the second."""
@@ -48,23 +52,33 @@ class Server(uvicorn.Server):
         drained = self.service.concurrency.draining and not self.service.concurrency.in_progress
         if drained or self.service.inference.failure:
             self.should_exit = True
+        self._close_slow_connections()
         return await super().on_tick(counter)
+
+    def _close_slow_connections(self) -> None:
+        """Close connections whose next request has not sent all headers in time."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle and not cycle.response_complete:
+                self._without_request.pop(connection, None)
+            elif monotonic() - self._without_request.setdefault(connection, monotonic()) > HEADER_SECONDS:
+                connection.transport.close()
 
 
 def make_server(
     load: Callable[[], Segmenter],
     *,
-    host: str = "127.0.0.1",
     port: int = 8000,
     limits: Limits | None = None,
-    key: str | None = None,
-    origins: tuple[str, ...] = (),
+    **access: Any,
 ) -> tuple[Server, socket.socket, str]:
-    """Create a server, the socket it will listen on, and its URL.
+    """Create a server, the socket it will listen on, and its URL; `access` are the fields of `Access`.
 
     Raises:
         FusionerError: the address is in use or does not belong to this machine.
     """
+    checked = Access(**access)
+    host = checked.host
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=128)
@@ -73,7 +87,7 @@ def make_server(
         reason = os.strerror(number) if number > 0 else error.strerror
         raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    return Server(load, limits or Limits(), Access(key, origins, host)), listener, url
+    return Server(load, limits or Limits(), checked), listener, url
 
 
 def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options: Any) -> None:
