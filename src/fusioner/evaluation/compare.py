@@ -128,10 +128,9 @@ def select_images(counts: Counts, images: Sequence[str]) -> Counts:
     new_index[chosen] = np.arange(len(chosen))
 
     def select(table: PromptCounts) -> PromptCounts:
-        rows = np.flatnonzero(new_index[table.image] >= 0)
-        image, class_id = new_index[table.image[rows]], table.class_id[rows]
-        order = np.lexsort((class_id, image))
-        return PromptCounts(image[order], class_id[order], table.values[rows][order])
+        selected = table.take(new_index[table.image] >= 0)
+        selected.image = new_index[selected.image]
+        return selected.take(np.lexsort((selected.class_id, selected.image)))
 
     groups = {name: GroupCounts(g.class_ids, g.counts[chosen], g.confusion) for name, g in counts.groups.items()}
     plan = replace(counts.plan, images=tuple(images))
@@ -144,12 +143,9 @@ def _prompts(table: PromptCounts) -> list[tuple[int, int]]:
 
 def _common_prompts(a: PromptCounts, b: PromptCounts) -> list[PromptCounts]:
     common = set(_prompts(a)) & set(_prompts(b))
-    selected = []
-    for table in (a, b):
-        rows = np.array([prompt in common for prompt in _prompts(table)], bool)
-        values = table.values[rows] if common else np.zeros((0, 1))
-        selected.append(PromptCounts(table.image[rows], table.class_id[rows], values))
-    return selected
+    if not common:
+        return [a.take(np.zeros(0, int))] * 2
+    return [table.take(np.array([prompt in common for prompt in _prompts(table)])) for table in (a, b)]
 
 
 def _bootstrap(

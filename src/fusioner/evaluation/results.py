@@ -72,6 +72,10 @@ class PromptCounts:
     class_id: Int[np.ndarray, "n"]
     values: Float[np.ndarray, "n v"]
 
+    def take(self, rows: np.ndarray) -> "PromptCounts":
+        """Return the rows of the given numbers or mask."""
+        return PromptCounts(self.image[rows], self.class_id[rows], self.values[rows])
+
 
 @dataclass
 class GroupCounts:

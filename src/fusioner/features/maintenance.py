@@ -1,5 +1,6 @@
 """Maintenance of a feature cache: statistics, checksums, removal of unwanted entries."""
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,7 +11,6 @@ from fusioner.errors import FusionerError
 from fusioner.features.build import Track
 from fusioner.features.cache import (
     CacheKey,
-    EntryHeader,
     entry_files,
     find_damage,
     image_digest,
@@ -98,13 +98,16 @@ def prune(
         dry_run: count only.
     """
     files = [path for folder in _existing(cache) for path in entry_files(folder)]
-    report, images = PruneReport(), _ImageIndex(missing_folders)
+    report, digest = PruneReport(), functools.cache(_digest)
     for path in track(files, "pruning entries") if track else files:
         header = read_header(path)
         if header is None:  # left to `verify`
             continue
-        if wanted(header.key) and images.matches(header, report):
+        image = Path(header.image)
+        reachable = missing_folders or image.parent.is_dir()
+        if wanted(header.key) and (not reachable or digest(image) == header.file_name[:64]):
             report.kept += 1
+            report.unreachable += not reachable
             continue
         report.views += 1
         report.size += header.key.entry_bytes
@@ -118,24 +121,11 @@ def prune(
     return report
 
 
-class _ImageIndex:
-    """Digests of the image files on disk, each computed once."""
-
-    def __init__(self, missing_folders: bool) -> None:
-        self.missing_folders, self.digests = missing_folders, dict[str, str]()
-
-    def matches(self, header: EntryHeader, report: PruneReport) -> bool:
-        """Return whether the image of an entry is unchanged, or unreachable and to be kept."""
-        image = Path(header.image)
-        if not image.parent.is_dir():
-            report.unreachable += not self.missing_folders
-            return not self.missing_folders
-        if header.image not in self.digests:
-            try:
-                self.digests[header.image] = image_digest(read_bytes(image))
-            except FusionerError:
-                self.digests[header.image] = ""
-        return self.digests[header.image] == header.file_name[:64]
+def _digest(image: Path) -> str:
+    try:
+        return image_digest(read_bytes(image))
+    except FusionerError:
+        return ""
 
 
 def _existing(cache: Path) -> list[Path]:
