@@ -38,4 +38,4 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
         found = compare_runs(a, b, n_resamples, seed)
     console.print(terminal(found))
     for path in [] if out is None else write_comparison(out, found):
-        console.print(f"wrote {path}", soft_wrap=True)
+        print(f"wrote {path}")

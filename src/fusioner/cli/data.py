@@ -45,7 +45,7 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
         console.print(table.to_rich())
     notes = [f"note: {note}" for note in (*data.problems, *report.warnings(data))]
     for line in (*notes, *(f"broken: {error}" for error in report.broken)):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print(line)
     if report.broken:
         raise FusionerError(f"{len(report.broken)} of {len(data.items)} images of {root} cannot be used (named above)")
 

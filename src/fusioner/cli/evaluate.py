@@ -110,10 +110,9 @@ def evaluate(
     origin["method"] = method or segmenter.card.config.method
     encoders = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"
     result.notes = [f"method {origin['method']}, encoders {encoders}", *result.notes, *notes]
-    console = Console()
-    console.print(terminal(result))
+    Console().print(terminal(result))
     for path in write_report(out, result, origin):
-        console.print(f"wrote {path}", soft_wrap=True)
+        print(f"wrote {path}")
 
 
 def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:

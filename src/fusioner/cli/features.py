@@ -71,30 +71,26 @@ def build(
             views=SMALL.data.views if views is None else views,
             batch_size=batch_size,
             workers=workers,
-            say=_print,
+            say=print,
             track=track,
         )
 
 
 @app.command
 def info(cache: CacheFolder = None, /) -> None:
-    """Print the contents of a cache: encoders, resolutions, images, views, bytes.
-
-    fusioner features info
-
-    """
+    """Print the contents of a cache: encoders, resolutions, images, views, bytes."""
     from fusioner.features.build import format_bytes
     from fusioner.features.cache import default_folder
     from fusioner.features.maintenance import info as read_info
 
     folder = cache or default_folder()
     contents = read_info(folder)
-    _print(f"{folder}: {format_bytes(sum(found.size for found in contents))}")
+    print(f"{folder}: {format_bytes(sum(found.size for found in contents))}")
     for found in contents:
         key = found.key
-        _print(f"{key.encoder} (weights {key.fingerprint[:8]}) at {key.resolution} px")
-        _print(f"  {found.images} images, {found.views} views, {format_bytes(found.size)}")
-        _print(f"  {key.grid[0]} x {key.grid[1]} tokens of width {key.dim}, fp16")
+        print(f"{key.encoder} (weights {key.fingerprint[:8]}) at {key.resolution} px")
+        print(f"  {found.images} images, {found.views} views, {format_bytes(found.size)}")
+        print(f"  {key.grid[0]} x {key.grid[1]} tokens of width {key.dim}, fp16")
 
 
 @app.command
@@ -114,15 +110,15 @@ def verify(cache: CacheFolder = None, /, *, repair: bool = False) -> None:
     with progress("entries") as track:
         damages = find_damages(folder, track)
     for damage in damages:
-        _print(f"damaged: {damage.path} of image {damage.image or '(unknown)'}: {damage.reason}")
+        print(f"damaged: {damage.path} of image {damage.image or '(unknown)'}: {damage.reason}")
     if not damages:
-        _print(f"{folder} is intact")
+        print(f"{folder} is intact")
     elif repair:
         for damage in damages:
             damage.path.unlink(missing_ok=True)
-        _print(f"deleted {len(damages)} entries: they are encoded again when needed")
+        print(f"deleted {len(damages)} entries: they are encoded again when needed")
     else:
-        _print(f"{len(damages)} entries are damaged: run again with --repair to delete them")
+        print(f"{len(damages)} entries are damaged: run again with --repair to delete them")
         sys.exit(1)
 
 
@@ -163,12 +159,6 @@ def prune(
     with progress("entries") as track:
         report = remove_unwanted(cache or default_folder(), wanted, missing_folders, dry_run, track)
     verb = "would drop" if dry_run else "dropped"
-    _print(f"{verb} {report.views} views ({format_bytes(report.size)}), kept {report.kept}")
+    print(f"{verb} {report.views} views ({format_bytes(report.size)}), kept {report.kept}")
     if report.unreachable:
-        _print(f"kept {report.unreachable} views of images in missing folders (--missing-folders drops them)")
-
-
-def _print(line: str) -> None:
-    from rich.console import Console
-
-    Console().print(line, soft_wrap=True, highlight=False, markup=False)
+        print(f"kept {report.unreachable} views of images in missing folders (--missing-folders drops them)")
