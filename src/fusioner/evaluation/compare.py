@@ -235,18 +235,17 @@ def terminal(found: Comparison) -> "RenderableType":
     """Return the tables, legend and notes for a rich console."""
     from rich.console import Group
 
-    tables = [table.to_rich() for table, _ in _tables(found)]
+    tables = [table.to_rich() for table in _tables(found)]
     return Group(*tables, *_legend(found), *(f"note: {note}" for note in found.notes))
 
 
 def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     """Write compare.json, compare.md and compare.html into `folder` and return their paths."""
     remarks = [*_legend(found), *found.notes]
-    markdown = [f"# {_title(found)}", "\n".join(f"- {line}" for line in remarks)]
-    markdown += [table.to_markdown() for table, _ in _tables(found)]
-    html = [html_list(remarks)]
-    for name, (table, differences) in zip(("Measures", "Classes"), _tables(found), strict=True):
-        html += [f"<h2>{name}</h2>", _plotted(table, differences)]
+    bullets = "\n".join(f"- {line}" for line in remarks)
+    measures, classes = _tables(found)
+    markdown = [f"# {_title(found)}", bullets, measures.to_markdown(), classes.to_markdown()]
+    html = [html_list(remarks), measures.to_html(), "<h2>Classes</h2>", classes.to_html()]
     contents = {
         "compare.json": json.dumps(_to_json(found), indent=2, allow_nan=False) + "\n",
         "compare.md": "\n\n".join(markdown) + "\n",
@@ -255,8 +254,8 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     return write_files(folder, contents)
 
 
-def _tables(found: Comparison) -> list[tuple[Table, list[Difference]]]:
-    """Return the tables of measures and classes, each with the difference that every row shows."""
+def _tables(found: Comparison) -> list[Table]:
+    """Return the tables of measures and classes."""
     measures, classes = [], []
     for name, (label, _) in MEASURES.items():
         if name in found.measures:
@@ -269,8 +268,11 @@ def _tables(found: Comparison) -> list[tuple[Table, list[Difference]]]:
     for title, entries in ((_title(found), measures), ("classes", classes)):
         rows = [[label, *_cells(difference, lower)] for label, difference, lower in entries]
         bold = [number for number, (_, difference, _) in enumerate(entries) if difference.significant]
-        table = Table(_HEAD, rows, title, text_columns=(0, len(_HEAD) - 1), bold=bold)
-        tables.append((table, [difference for _, difference, _ in entries]))
+        changes = [difference.change for _, difference, _ in entries]
+        limit = float(np.nanmax([1.0, *(abs(end) for change in changes for end in (change.low, change.high))]))
+        plots = [_plot(difference, limit) for _, difference, _ in entries]
+        head = f"lower in B | higher in B (by up to {limit:.1f} points)"
+        tables.append(Table(_HEAD, rows, title, (0, len(_HEAD) - 1), bold, plots=plots, plot_head=head))
     return tables
 
 
@@ -320,20 +322,9 @@ def _to_json(found: Comparison) -> dict[str, object]:
     }
 
 
-def _plotted(table: Table, differences: Sequence[Difference]) -> str:
-    """Return the table in HTML with a plot of each difference in its second column."""
-    ends = [abs(end) for difference in differences for end in (difference.change.low, difference.change.high)]
-    scale = _WIDTH / np.nanmax([1.0, *ends])
-    plots = [_plot(difference, scale) for difference in differences]
-    rows = [[label, plot, *cells] for (label, *cells), plot in zip(table.rows, plots, strict=True)]
-    head = [table.head[0], "lower in B | higher in B", *table.head[1:]]
-    plotted = replace(table, head=head, rows=rows, text_columns=(0, 1, len(head) - 1))
-    return f"<p>Scale: {_WIDTH / scale:.1f} points to either side of zero.</p>{plotted.to_html()}"
-
-
-def _plot(difference: Difference, scale: float) -> Markup:
-    """Draw a difference as a dot with its interval, zero in the middle; `scale` in px per point."""
-    change = difference.change
+def _plot(difference: Difference, limit: float) -> Markup:
+    """Draw a difference as a dot with its interval, on an axis of -limit to limit points."""
+    change, scale = difference.change, _WIDTH / limit
     low, value, high = (_WIDTH + scale * (0.0 if math.isnan(v) else v) for v in (change.low, change.value, change.high))
     colour = "#2f6fe0" if difference.significant else "#888"
     return Markup(

@@ -92,7 +92,8 @@ def class_table(result: EvaluationResult) -> Table:
     for i, iou in sorted(summary.per_class.items()):
         row = [names[i], format_estimate(iou)]
         rows.append([*row, format_estimate(summary.argmax_per_class.get(i))] if multiclass else row)
-    return Table(["class", "IoU [95 %]", *multiclass], rows, title(result))
+    bars = [_bar(iou) for _, iou in sorted(summary.per_class.items())]
+    return Table(["class", "IoU [95 %]", *multiclass], rows, title(result), plots=bars)
 
 
 def measure_table(result: EvaluationResult) -> Table:
@@ -150,7 +151,7 @@ def _html(result: EvaluationResult, origin: dict[str, Any]) -> str:
         "<p>All values in per cent; brackets and whiskers: bootstrap 95 % interval over images.</p>",
         measure_table(result).to_html(),
         html_list(notes(result)),
-        "<h2>Classes</h2>" + _class_bars(result),
+        "<h2>Classes</h2>" + class_table(result).to_html(),
     ]
     for fold, fold_result in result.folds.items():
         suffix = "" if fold is None else f", fold {fold}"
@@ -160,13 +161,6 @@ def _html(result: EvaluationResult, origin: dict[str, Any]) -> str:
     command, details = escape(origin["command"]), escape(_details(result, origin))
     parts.append(f"<h2>How to repeat this</h2><pre>{command}</pre><pre>{details}</pre>")
     return html_page(title(result), parts)
-
-
-def _class_bars(result: EvaluationResult) -> str:
-    table = class_table(result)
-    bars = [_bar(iou) for _, iou in sorted(result.summary.per_class.items())]
-    rows = [[name, bar, *values] for (name, *values), bar in zip(table.rows, bars, strict=True)]
-    return Table([table.head[0], "", *table.head[1:]], rows, text_columns=(0, 1)).to_html()
 
 
 def _bar(estimate: Estimate) -> Markup:

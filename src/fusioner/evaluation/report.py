@@ -61,6 +61,7 @@ class Table:
         text_columns: left-aligned columns; all others are right-aligned and do not wrap.
         bold: rows printed bold in the terminal.
         best: (row, column) of cells highlighted in HTML.
+        plots: a drawing for each row, the second column in HTML under `plot_head`.
     """
 
     head: Sequence[str]
@@ -69,6 +70,8 @@ class Table:
     text_columns: Collection[int] = (0,)
     bold: Collection[int] = ()
     best: Collection[tuple[int, int]] = ()
+    plots: Sequence[Markup] = ()
+    plot_head: str = ""
 
     def to_rich(self) -> "RichTable":
         """Return the table for a rich console."""
@@ -89,12 +92,16 @@ class Table:
 
     def to_html(self) -> str:
         """Return the table in HTML, without its title."""
-        head = "".join(f"<th{self._attributes(None, i)}>{_escape(cell)}</th>" for i, cell in enumerate(self.head))
-        rows = [
-            "".join(f"<td{self._attributes(number, i)}>{_escape(cell)}</td>" for i, cell in enumerate(row))
-            for number, row in enumerate(self.rows)
-        ]
-        return f"<table><tr>{head}</tr>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        rows = [self._html_row("th", None, self.head, self.plot_head)]
+        for number, row in enumerate(self.rows):
+            rows.append(self._html_row("td", number, row, self.plots[number] if self.plots else ""))
+        return f"<table>{''.join(rows)}</table>"
+
+    def _html_row(self, tag: str, number: int | None, cells: Sequence[str], plot: str) -> str:
+        html = [f"<{tag}{self._attributes(number, i)}>{_escape(cell)}</{tag}>" for i, cell in enumerate(cells)]
+        if self.plots:
+            html.insert(1, f"<{tag}>{_escape(plot)}</{tag}>")
+        return f"<tr>{''.join(html)}</tr>"
 
     def _attributes(self, row: int | None, column: int) -> str:
         classes = [] if column in self.text_columns else ["n"]
