@@ -34,6 +34,7 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
 
     from fusioner.cli.progress import progress
     from fusioner.data.check import check_dataset
+    from fusioner.data.folds import FOLD_DATASETS
     from fusioner.data.registry import open_dataset
 
     data = open_dataset(name, root, split, mask_values)
@@ -41,8 +42,8 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
         report = check_dataset(data, lambda items: track(items, "reading"))
     console = Console()
     console.print(_class_table(data, report).to_rich())
-    if split != "train" and (table := _coverage_table(data)):
-        console.print(table.to_rich())
+    if split != "train" and data.name in FOLD_DATASETS:
+        console.print(_coverage_table(data).to_rich())
     notes = [f"note: {note}" for note in (*data.problems, *report.warnings(data))]
     for line in (*notes, *(f"broken: {error}" for error in report.broken)):
         print(line)
@@ -153,29 +154,24 @@ def prepare_folder(
 def _class_table(data: "SegmentationData", report: "DatasetReport") -> "Table":
     from fusioner.evaluation.report import Table
 
-    total, values = max(report.pixels, 1), {i: value for value, i in data.value_to_class.items()}
-    rows = [
-        (str(values[i]), data.classes[i], str(images), f"{100 * pixels / total:.2f}")
-        for i, (images, pixels) in report.by_class.items()
-    ]
+    values = {class_id: value for value, class_id in data.value_to_class.items()}
+    present, total = [i for i in data.class_ids if report.images[i]], max(report.pixels.total(), 1)
+    percent = {i: f"{100 * report.pixels[i] / total:.2f}" for i in (0, data.ignore, *present)}
+    rows = [(str(values[i]), data.classes[i], str(report.images[i]), percent[i]) for i in present]
     if not data.ignore_unlabeled:
-        rows.append(("0", data.classes[0], "", f"{100 * report.background / total:.2f}"))
-    rows.append(("", "ignored", "", f"{100 * report.ignored / total:.2f}"))
-    title = f"{data.name}: {report.images} images, {len(report.by_class)} classes"
+        rows.append(("0", data.classes[0], "", percent[0]))
+    rows.append(("", "ignored", "", percent[data.ignore]))
+    title = f"{data.name}: {report.readable} images, {len(present)} classes"
     return Table(("id", "class", "images", "pixels %"), rows, title, text_columns=(1,))
 
 
-def _coverage_table(data: "SegmentationData") -> "Table | None":
-    """Number of published val pairs of each fold that are on disk."""
+def _coverage_table(data: "SegmentationData") -> "Table":
     from fusioner.data.base import present_pairs
-    from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
+    from fusioner.data.folds import FOLDS, fold_pairs
     from fusioner.evaluation.report import Table
 
-    if data.name not in FOLD_DATASETS:
-        return None
     rows = []
     for fold in FOLDS:
-        _, coverage = present_pairs(fold_pairs(data.name, fold, "val"), data)
-        counts = coverage.listed, coverage.present, coverage.listed - coverage.present
-        rows.append((str(fold), *map(str, counts)))
+        listed, present = present_pairs(fold_pairs(data.name, fold, "val"), data)[1]
+        rows.append((str(fold), str(listed), str(present), str(listed - present)))
     return Table(("fold", "listed", "present", "missing"), rows, "published val pairs", text_columns=())

@@ -8,62 +8,36 @@ lines and detection boxes, are left out and counted.
 
 import base64
 import json
-import math
 import unicodedata
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from operator import itemgetter
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
 from fusioner.data.classes import PASCAL_CLASSES, read_names_file
-from fusioner.data.masks import VOC_PALETTE, read_mask
+from fusioner.data.masks import VOC_PALETTE, Colour, read_mask
 from fusioner.data.paths import NameIndex, find_file, read_lines
-from fusioner.data.shapes import (
-    Mask,
-    Size,
-    fill_box,
-    fill_brush,
-    fill_ellipse,
-    fill_outline,
-    fill_polygons,
-    fill_runs,
-    paste,
-    read_bitmap,
-)  # fmt: skip
+from fusioner.data.shapes import DRAWERS, MALFORMED, Drawers, Mask, Size
 from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes
 
 _BACKGROUND = frozenset({"background", "_background_", "__background__", "bg"})
 _IGNORE = frozenset({"__ignore__", "ignore"})
-_MALFORMED = (
-    AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, OSError, MemoryError, zlib.error,
-    ElementTree.ParseError, Image.DecompressionBombError,
-)  # fmt: skip
-
-Drawers = dict[str, Callable[[Any, Size], Mask]]
-"""Kind of a shape -> function that draws its content."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A labelled region; `draw` returns its mask for the size (height, width) of the image.
-
-    `sparse` shapes may have no pixel in an image.
-    """
+class Shape(NamedTuple):
+    """A labelled region; the drawers of the project take `content` by its kind."""
 
     label: str
-    draw: Callable[[Size], Mask]
-    sparse: bool = False
+    kind: str
+    content: Any
 
 
 @dataclass
@@ -99,6 +73,7 @@ class AnnotationProject:
     """
 
     source: Path
+    drawers: Drawers
     classes: list[str] = field(default_factory=list)
     images: list[AnnotatedImage] = field(default_factory=list)
     small_on_top: bool = False
@@ -117,28 +92,28 @@ class AnnotationProject:
         values |= dict.fromkeys(_BACKGROUND, 0) | dict.fromkeys(_IGNORE, ignore)
         mask = np.zeros(size, np.uint8 if ignore == 255 else np.uint16)
         try:
-            regions = ((shape, values[label_key(shape.label)], shape.draw(size)) for shape in image.shapes)
+            regions = (
+                (shape.kind, values[label_key(shape.label)], self.drawers[shape.kind](shape.content, size))
+                for shape in image.shapes
+            )
             if self.small_on_top:
                 regions = sorted(regions, key=lambda region: (region[1] != ignore, -int(region[2].sum())))
-            for shape, value, region in regions:
+            for kind, value, region in regions:
                 mask[region] = value
                 if region.any():
                     self.painted += 1
-                elif not shape.sparse:
+                elif kind != "mask value":  # most masks hold few of the values
                     self.left_out["shapes cover no pixel of their image"] += 1
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise FusionerError(f"the annotation of {image.name} cannot be understood: {error}") from error
         return mask
 
-    def drawable(self, shapes: Iterable[tuple[str, str, Any]], drawers: Drawers) -> list[Shape]:
-        """Return those of the (label, kind, content) triples that have an area; count the others."""
-        drawn = []
-        for label, kind, content in shapes:
-            if kind in drawers:
-                drawn.append(Shape(label, partial(drawers[kind], content)))
-            else:
-                self.left_out[f"shapes of kind {kind} mark no area and were left out"] += 1
-        return drawn
+    def remove_lines(self) -> None:
+        """Remove and count the shapes without an area, which are of kinds that have no drawer."""
+        for image in self.images:
+            unknown = [shape.kind for shape in image.shapes if shape.kind not in self.drawers]
+            self.left_out.update(f"shapes of kind {kind} mark no area and were left out" for kind in unknown)
+            image.shapes = [shape for shape in image.shapes if shape.kind in self.drawers]
 
     def merge_names(self) -> None:
         """Add the names of all shapes to the classes, without background, in the form and order of a class file."""
@@ -178,6 +153,7 @@ def read_annotations(
     if missing:
         project.left_out["images are missing and were left out"] = len(missing)
         project.images = [image for image in project.images if image.path or image.content]
+    project.remove_lines()
     project.merge_names()
     return project
 
@@ -192,7 +168,7 @@ def _reading(message: str) -> Iterator[None]:
     """Turn the errors of malformed content into a FusionerError that begins with `message`."""
     try:
         yield
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise FusionerError(f"{message}: {error!r}") from error
 
 
@@ -206,7 +182,7 @@ def _read_json(path: Path) -> Any:
 def coco(source: Path) -> AnnotationProject:
     """Read an instances file; its images are beside it or in `images`."""
     path = _only(source, "*.json")
-    project, content = AnnotationProject(path, small_on_top=True), _read_json(path)
+    project, content = AnnotationProject(path, DRAWERS["coco"], small_on_top=True), _read_json(path)
     with _reading(f"{path} is no COCO instances file, which has images, annotations and categories"):
         categories = {_id(entry["id"]): str(entry["name"]) for entry in content["categories"]}
         categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
@@ -228,26 +204,24 @@ def coco(source: Path) -> AnnotationProject:
                 crowd = bool(entry.get("iscrowd"))
                 project.left_out["crowd regions are ignored"] += crowd
                 label = "ignore" if crowd else categories[category]
-                images[image].shapes.append(Shape(label, partial(_draw_coco, segmentation)))
+                images[image].shapes.append(Shape(label, "segmentation", segmentation))
     project.classes, project.images = list(categories.values()), list(images.values())
     return project
 
 
 def labelme(source: Path) -> AnnotationProject:
     """Read a folder with one LabelMe JSON per image; images are at the file's imagePath or embedded."""
-    project, labels = AnnotationProject(source), set[str]()
+    project = AnnotationProject(source, DRAWERS["labelme"])
     for path in sorted(path for path in source.rglob("*.json") if not path.name.startswith(".")):
         content = _read_json(path)
         with _reading(f"{path} is no LabelMe file"):
             file_name = str(content.get("imagePath") or f"{path.stem}.png").replace("\\", "/")
-            shapes = [(str(shape["label"]), shape.get("shape_type") or "polygon", shape) for shape in content["shapes"]]
-            labels.update(label for label, *_ in shapes)
+            shapes = [Shape(str(s["label"]), str(s.get("shape_type") or "polygon"), s) for s in content["shapes"]]
             embedded = base64.b64decode(content["imageData"]) if content.get("imageData") else None
         name = str((path.parent / Path(file_name).name).relative_to(source))
         size = _size(content, "imageHeight", "imageWidth")
-        drawn = project.drawable(shapes, _LABELME)
-        project.images.append(AnnotatedImage(name, drawn, size, [file_name], [path.parent], embedded))
-    project.classes = sorted(labels)
+        project.images.append(AnnotatedImage(name, shapes, size, [file_name], [path.parent], embedded))
+    project.classes = sorted({shape.label for image in project.images for shape in image.shapes})
     return project
 
 
@@ -256,50 +230,47 @@ def cvat(source: Path) -> AnnotationProject:
     if (source / "labelmap.txt").is_file():
         return voc(source)
     path = _only(source, "*.xml")
-    project = AnnotationProject(path)
+    project = AnnotationProject(path, DRAWERS["cvat"])
     with _reading(f"{path} is no CVAT for images 1.1 file"):
         root = ElementTree.parse(path).getroot()
         project.classes = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
         for entry in root.iter("image"):
             elements = sorted(entry.iterfind("*[@label]"), key=lambda element: int(element.get("z_order", "0")))
-            shapes = [(e.attrib["label"], e.tag, dict(e.attrib)) for e in elements if e.tag != "tag"]
+            shapes = [Shape(e.attrib["label"], e.tag, dict(e.attrib)) for e in elements if e.tag != "tag"]
             name, folders = entry.attrib["name"], [path.parent, path.parent / "images"]
-            drawn = project.drawable(shapes, _CVAT)
-            project.images.append(AnnotatedImage(name, drawn, _size(entry.attrib), [name], folders))
+            project.images.append(AnnotatedImage(name, shapes, _size(entry.attrib), [name], folders))
     return project
 
 
 def supervisely(source: Path) -> AnnotationProject:
     """Read a project folder: `meta.json`, and in each data set `img/NAME` with `ann/NAME.json`."""
-    project, meta = AnnotationProject(source), _read_json(source / "meta.json")
+    project, meta = AnnotationProject(source, DRAWERS["supervisely"]), _read_json(source / "meta.json")
     with _reading(f"{source} is no Supervisely project"):
         project.classes = [str(entry["title"]) for entry in meta["classes"]]
         for path in sorted(source.glob("*/ann/*.json")):
             content, folder = _read_json(path), path.parent.parent
-            shapes = [(str(entry["classTitle"]), entry["geometryType"], entry) for entry in content["objects"]]
+            shapes = [Shape(str(e["classTitle"]), str(e["geometryType"]), e) for e in content["objects"]]
             name, size = f"{folder.name}/{path.stem}", _size(content.get("size", {}))
-            drawn = project.drawable(shapes, _SUPERVISELY)
-            project.images.append(AnnotatedImage(name, drawn, size, [path.stem], [folder / "img"]))
+            project.images.append(AnnotatedImage(name, shapes, size, [path.stem], [folder / "img"]))
     return project
 
 
 def label_studio(source: Path) -> AnnotationProject:
     """Read a JSON export; images are beside it, in `images`, or at the path that the task names."""
     path = _only(source, "*.json")
-    project = AnnotationProject(path)
+    project, folders = AnnotationProject(path, DRAWERS["label-studio"]), [path.parent, path.parent / "images"]
     with _reading(f"{path} is no JSON export of Label Studio"):
         for task in _read_json(path):
             urls = [value for value in task["data"].values() if isinstance(value, str)]
             is_image = [Path(url).suffix.lower() in image_suffixes() for url in urls]
             url = unquote(urls[is_image.index(True)] if any(is_image) else urls[0]).split("?d=")[-1]
             results = [r for a in task["annotations"] if not a.get("was_cancelled") for r in a["result"]]
-            labelled = [(label, r["type"], r["value"]) for r in results for label in r["value"].get(r["type"], ())]
-            shapes = [shape for shape in labelled if shape[1] not in ("choices", "textarea")]  # of the whole image
+            regions = [r for r in results if r["type"] not in ("choices", "textarea")]  # which are of the whole image
+            shapes = [Shape(label, r["type"], r["value"]) for r in regions for label in r["value"].get(r["type"], ())]
             name = url.rsplit("/", 1)[-1]
             files = [url, name.partition("-")[2] or name]  # uploads are called XXXXXXXX-NAME
             size = _size(results[0] if results else {}, "original_height", "original_width")
-            drawn = project.drawable(shapes, _LABEL_STUDIO)
-            project.images.append(AnnotatedImage(name, drawn, size, files, [path.parent, path.parent / "images"]))
+            project.images.append(AnnotatedImage(name, shapes, size, files, folders))
     return project
 
 
@@ -311,7 +282,7 @@ def yolo(source: Path) -> AnnotationProject:
     if config is None:
         raise FusionerError(f"{root} has no data.yaml or classes.txt with the names of the classes")
     names = read_names_file(config)
-    project = AnnotationProject(source, list(names.values()))
+    project = AnnotationProject(source, DRAWERS["yolo"], list(names.values()))
     for path in sorted(root.rglob("*.txt")):
         parts = list(path.relative_to(root).parts)
         if "labels" not in parts[:-1] or path == config:
@@ -321,14 +292,13 @@ def yolo(source: Path) -> AnnotationProject:
             try:
                 class_id, *numbers = line.split()
                 kind = "polygon" if len(numbers) > 4 else "box"
-                shapes.append((names[int(class_id)], kind, np.array(numbers, float)))
-            except _MALFORMED as error:
+                shapes.append(Shape(names[int(class_id)], kind, np.array(numbers, float)))
+            except MALFORMED as error:
                 raise FusionerError(f"{path} has a line that is no known class and polygon: {line[:40]!r}") from error
         name = str(Path(*parts))
         parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
         folders = [root.joinpath(*parts).parent, path.parent]
-        drawn = project.drawable(shapes, _YOLO)
-        project.images.append(AnnotatedImage(name, drawn, None, _with_suffixes(path.stem), folders))
+        project.images.append(AnnotatedImage(name, shapes, None, _with_suffixes(path.stem), folders))
     return project
 
 
@@ -337,17 +307,20 @@ def voc(source: Path) -> AnnotationProject:
 
     The colours of the masks are those of `labelmap.txt` (`name:r,g,b::`), or else PASCAL VOC's.
     """
-    project, (names, colours) = AnnotationProject(source), _voc_classes(source)
+    project, (names, colours) = (
+        AnnotationProject(source, DRAWERS["voc"] | {"mask value": _draw_value}),
+        _voc_classes(source),
+    )
+    folders = [source / "JPEGImages", source / "images", source]
     masks, entries = source / "SegmentationClass", source / "Annotations"
     files = {path.relative_to(entries).with_suffix(""): path for path in entries.rglob("*.xml")}
     files |= {path.relative_to(masks).with_suffix(""): path for path in masks.rglob("*.png")}
     for name, path in sorted(files.items()):
         if path.suffix == ".png":
-            drawn = [Shape(label, partial(_draw_value, path, colours, i), True) for i, label in names.items()]
+            shapes = [Shape(label, "mask value", (path, colours, value)) for value, label in names.items()]
         else:
-            drawn = project.drawable(_voc_objects(path), _VOC)
-        folders = [source / "JPEGImages", source / "images", source]
-        project.images.append(AnnotatedImage(str(name), drawn, None, _with_suffixes(str(name)), folders))
+            shapes = _voc_objects(path)
+        project.images.append(AnnotatedImage(str(name), shapes, None, _with_suffixes(str(name)), folders))
     project.classes = list(names.values()) if any(masks.rglob("*.png")) else []
     return project
 
@@ -363,109 +336,34 @@ READERS: dict[str, Callable[[Path], AnnotationProject]] = {
 }
 
 
-def _draw_coco(segmentation: Any, size: Size) -> Mask:
-    try:
-        if isinstance(segmentation, list):
-            return fill_polygons(segmentation, size)
-        if tuple(segmentation.get("size", size)) != size:
-            raise ValueError(f"it is {segmentation['size']} pixels large")
-        return fill_runs(segmentation["counts"], size, column_major=True)
-    except _MALFORMED as error:
-        raise ValueError(f"a segmentation that is no polygon and no run lengths of the image: {error}") from error
-
-
-def _bounds(points: Any) -> list[float]:
-    """Smallest x and y, largest x and y."""
-    array = np.array(points, float)
-    return [*array.min(axis=0), *array.max(axis=0)]
-
-
-def _percent(values: Sequence[Any], size: Size) -> list[float]:
-    """Alternating x and y in per cent of the image -> pixels."""
-    return [float(value) / 100 * size[1 - i % 2] for i, value in enumerate(values)]
-
-
-def _draw_studio_box(shape: dict[str, Any], size: Size) -> Mask:
-    left, top, width, height = _percent(itemgetter("x", "y", "width", "height")(shape), size)
-    return fill_box([left, top, left + width, top + height], size, shape.get("rotation") or 0, (left, top))
-
-
-def _draw_studio_ellipse(shape: dict[str, Any], size: Size) -> Mask:
-    numbers = _percent(itemgetter("x", "y", "radiusX", "radiusY")(shape), size)
-    return fill_ellipse(numbers[:2], numbers[2:], size, shape.get("rotation") or 0)
-
-
-def _draw_supervisely_box(shape: dict[str, Any], size: Size) -> Mask:
-    (left, top), (right, bottom) = shape["points"]["exterior"]
-    return fill_outline([left, top, right, top, right, bottom, left, bottom], shape["points"].get("interior", []), size)
-
-
-_LABELME: Drawers = {
-    "polygon": lambda shape, size: fill_polygons([shape["points"]], size),
-    "rotation": lambda shape, size: fill_polygons([shape["points"]], size),
-    "rectangle": lambda shape, size: fill_box(_bounds(shape["points"]), size),
-    "circle": lambda shape, size: fill_ellipse(shape["points"][0], [math.dist(*shape["points"])] * 2, size),
-    "mask": lambda shape, size: paste(
-        read_bitmap(base64.b64decode(shape["mask"])), *_bounds(shape["points"])[:2], size=size
-    ),
-}
-_CVAT: Drawers = {
-    "polygon": lambda shape, size: fill_polygons([shape["points"].replace(";", ",").split(",")], size),
-    "box": lambda shape, size: fill_box(itemgetter("xtl", "ytl", "xbr", "ybr")(shape), size, shape.get("rotation", 0)),
-    "ellipse": lambda shape, size: fill_ellipse(
-        itemgetter("cx", "cy")(shape), itemgetter("rx", "ry")(shape), size, shape.get("rotation", 0)
-    ),
-    "mask": lambda shape, size: paste(
-        fill_runs(shape["rle"].split(","), (int(shape["height"]), int(shape["width"])), column_major=False),
-        *itemgetter("left", "top")(shape),
-        size=size,
-    ),
-}
-_SUPERVISELY: Drawers = {
-    "polygon": lambda shape, size: fill_outline(shape["points"]["exterior"], shape["points"].get("interior", []), size),
-    "rectangle": _draw_supervisely_box,
-    "bitmap": lambda shape, size: paste(
-        read_bitmap(zlib.decompress(base64.b64decode(shape["bitmap"]["data"]))), *shape["bitmap"]["origin"], size=size
-    ),
-}
-_LABEL_STUDIO: Drawers = {
-    "polygonlabels": lambda shape, size: fill_polygons([_percent(np.ravel(shape["points"]).tolist(), size)], size),
-    "rectanglelabels": _draw_studio_box,
-    "ellipselabels": _draw_studio_ellipse,
-    "brushlabels": lambda shape, size: fill_brush(bytes(shape["rle"]), size),
-}
-_YOLO: Drawers = {"polygon": lambda points, size: fill_polygons([points.reshape(-1, 2) * [size[1], size[0]]], size)}
-_VOC: Drawers = {"polygon": lambda numbers, size: fill_polygons([numbers], size)}
-
-
-def _voc_classes(source: Path) -> tuple[dict[int, str], dict[tuple[int, ...], int]]:
-    """Names by value and values by colour, from labelmap.txt or PASCAL VOC."""
+def _voc_classes(source: Path) -> tuple[dict[int, str], tuple[tuple[Colour, int], ...]]:
+    """Names by value and pairs of colour and value, from labelmap.txt or PASCAL VOC."""
     path = source / "labelmap.txt"
     if not path.is_file():
-        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, VOC_PALETTE
+        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, tuple(VOC_PALETTE.items())
     with _reading(f"{path} is no label map of CVAT"):
         entries = [line.split(":") for line in read_lines(path) if not line.startswith("#")]
         colours = {tuple(map(int, entry[1].split(","))): i for i, entry in enumerate(entries)}
-    return {i: entry[0] for i, entry in enumerate(entries)}, {(0, 0, 0): 65535} | colours
+    return {i: entry[0] for i, entry in enumerate(entries)}, (((0, 0, 0), 65535), *colours.items())
 
 
-def _voc_objects(path: Path) -> list[tuple[str, str, list[str]]]:
-    """(name, kind, coordinates) of the objects of an annotation file."""
+def _voc_objects(path: Path) -> list[Shape]:
     objects = []
     with _reading(f"{path} is no annotation file of PASCAL VOC"):
         for entry in ElementTree.parse(path).iter("object"):
             numbers = [number.text or "" for number in entry.iterfind("polygon//*") if number.tag[0] in "xy"]
-            objects.append((entry.findtext("name") or "", "polygon" if numbers else "box", numbers))
+            objects.append(Shape(entry.findtext("name") or "", "polygon" if numbers else "box", numbers))
     return objects
 
 
 @lru_cache(maxsize=1)
-def _read_values(path: Path, colours: tuple[tuple[tuple[int, ...], int], ...]) -> np.ndarray:
+def _read_values(path: Path, colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
     return read_mask(path, dict(colours))
 
 
-def _draw_value(path: Path, colours: Mapping[tuple[int, ...], int], value: int, size: Size) -> Mask:
-    values = _read_values(path, tuple(colours.items()))
+def _draw_value(content: tuple[Path, tuple[tuple[Colour, int], ...], int], size: Size) -> Mask:
+    path, colours, value = content
+    values = _read_values(path, colours)
     if values.shape != size:
         raise ValueError(f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels")
     return values == value

@@ -1,5 +1,6 @@
 """Inspection of a data set: counts, broken files, and a contact sheet."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,65 +17,49 @@ class DatasetReport:
     """Contents of a data set.
 
     Attributes:
-        images: number of readable images with masks.
-        by_class: class id -> [images that contain it, pixels].
-        pixels, background, ignored: pixel counts of all readable masks.
+        readable: number of images that can be read, with masks.
+        images: class id (0 for background, and the ignored value) -> number of images that contain it.
+        pixels: the same -> number of pixels.
         broken: one sentence for each image or mask that cannot be used.
     """
 
-    images: int = 0
-    by_class: dict[int, list[int]] = field(default_factory=dict)
-    pixels: int = 0
-    background: int = 0
-    ignored: int = 0
+    readable: int = 0
+    images: Counter[int] = field(default_factory=Counter)
+    pixels: Counter[int] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
-
-    def add(self, mask: np.ndarray, ignore: int) -> None:
-        """Count one mask of class ids."""
-        counts = np.bincount(mask.ravel())
-        self.images += 1
-        self.pixels += mask.size
-        for value in np.flatnonzero(counts).tolist():
-            if value == ignore:
-                self.ignored += int(counts[value])
-            elif value == 0:
-                self.background += int(counts[value])
-            else:
-                totals = self.by_class.setdefault(value, [0, 0])
-                totals[0] += 1
-                totals[1] += int(counts[value])
 
     def warnings(self, data: SegmentationData) -> list[str]:
         """Return what is no error but rarely intended, one sentence each."""
-        absent = [data.classes[i] for i in data.class_ids if i not in self.by_class]
+        absent = [data.classes[i] for i in data.class_ids if not self.images[i]]
+        ignored, total = self.pixels[data.ignore], self.pixels.total()
         found = []
-        if self.images and not self.by_class:
+        if self.readable and len(absent) == len(data.class_ids):
             found.append(data.no_class_note())
         elif absent:
             found.append(f"{len(absent)} of {len(data.class_ids)} classes are in no mask: {', '.join(absent[:8])}")
-        if self.pixels and self.ignored > self.pixels / 2:
-            found.append(f"{100 * self.ignored / self.pixels:.0f} % of all pixels are ignored")
+        if ignored > total / 2:
+            found.append(f"{100 * ignored / total:.0f} % of all pixels are ignored")
         return found
 
 
-def check_dataset(data: SegmentationData, track: Callable[[Sequence[Item]], Iterable[Item]] = iter) -> DatasetReport:
+def check_dataset(data: SegmentationData, track: Callable[[Sequence[Item]], Iterable[Item]]) -> DatasetReport:
     """Read every image and mask; broken ones are listed and not counted."""
     report = DatasetReport()
     for item in track(data.items):
         try:
-            report.add(data.read(item)[1], data.ignore)
+            counts = np.bincount(data.read(item)[1].ravel())
         except FusionerError as error:
             report.broken.append(str(error))
-    report.by_class = dict(sorted(report.by_class.items()))
+            continue
+        present = np.flatnonzero(counts).tolist()
+        report.readable += 1
+        report.images.update(present)
+        report.pixels.update({value: int(counts[value]) for value in present})
     return report
 
 
 def contact_sheet(data: SegmentationData, count: int = 12, columns: int = 4, width: int = 360) -> Image.Image:
-    """Draw `count` images, evenly spaced over the data set, in `columns` columns of `width` px.
-
-    Raises:
-        FusionerError: a number is below 1, or an image or mask cannot be read.
-    """
+    """Draw `count` images, evenly spaced over the data set, in `columns` columns of `width` px."""
     if min(count, columns, width) < 1:
         raise FusionerError(f"a contact sheet needs at least one cell, not {count} in {columns} columns")
     chosen = np.linspace(0, len(data.items) - 1, min(count, len(data.items))).round().astype(int)

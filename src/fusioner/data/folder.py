@@ -35,9 +35,6 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
         root: holds `images`, `masks` and `classes.txt` (or .json, .yaml).
         split: "train" or "val", as listed in `train.txt` / `val.txt`; without train.txt, "train" is everything that
             val.txt does not list. None: everything.
-
-    Raises:
-        FusionerError: a missing folder or file (with the expected tree), or no image with a mask.
     """
     root, problems = Path(root), list[str]()
     images = files_by_stem(find_folder(root, ("images",), TREE), IMAGE_SUFFIXES)
@@ -48,31 +45,23 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
         raise no_images(split, root, TREE)
 
     first = names.get(0, "background")
-    unlabeled = first.casefold() in UNLABELED_NAMES
-    ordinary = not unlabeled and first.casefold() != "background"
     classes = [first, *(names.get(i, "") for i in range(1, max(names) + 1))]
-    mask_values = {i: i + 1 for i, name in enumerate(classes) if name} if ordinary else {}
-    classes = ["unlabeled", *classes] if ordinary else classes
-    prompts = _prompts(classes)
-    ignore_unlabeled = unlabeled or ordinary
+    unlabeled, mask_values = first.casefold() in UNLABELED_NAMES, {}
+    if not unlabeled and first.casefold() != "background":  # an ordinary class
+        mask_values = {i: i + 1 for i, name in enumerate(classes) if name}
+        unlabeled, classes = True, ["unlabeled", *classes]
+    prompts = [prompt_of(name) for name in classes]
+    count = Counter(map(str.casefold, prompts))
     return SegmentationData(
         "folder",
         tuple(classes),
         items,
-        ignore_unlabeled,
-        prompts,
-        mask_values,
+        ignore_unlabeled=unlabeled,
+        # a class whose prompt would equal another one's keeps its full name
+        prompts=tuple(p if count[p.casefold()] == 1 else name for p, name in zip(prompts, classes, strict=True)),
+        mask_values=mask_values,
         colours=read_class_colours(root),
         problems=problems,
-    )
-
-
-def _prompts(classes: list[str]) -> tuple[str, ...]:
-    """Prompts of all classes; a class whose prompt would equal another one's keeps its full name."""
-    prompts = [prompt_of(name) for name in classes]
-    count = Counter(prompt.casefold() for prompt in prompts)
-    return tuple(
-        prompt if count[prompt.casefold()] == 1 else name for prompt, name in zip(prompts, classes, strict=True)
     )
 
 

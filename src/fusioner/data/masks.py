@@ -21,18 +21,11 @@ VOC_PALETTE: dict[Colour, int] = {
 
 
 def read_mask(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
-    """Read the class ids of a mask file.
+    """Read the class ids of a lossless mask file, (H, W) uint8, or uint16 if there are ids above 255.
 
     Args:
-        path: a PNG (or any lossless format that Pillow reads).
         colours: (r, g, b) -> class id. Default: the stored values of indexed and grey files, also of those saved as RGB
             with equal channels; PASCAL VOC's colours for other RGB files.
-
-    Returns:
-        (H, W) uint8, or uint16 if there are ids above 255.
-
-    Raises:
-        FusionerError: missing, empty, truncated or unreadable file, JPEG, unknown colour, value above 65535.
     """
     try:
         with Image.open(path) as picture:

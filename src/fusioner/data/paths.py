@@ -14,11 +14,7 @@ _MASK_ENDING = re.compile(r"[_-](mask|seg|labels?)$", re.IGNORECASE)
 
 
 def find_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
-    """Return the first of `candidates` that is a folder under `root`.
-
-    Raises:
-        FusionerError: none is; names the first and shows the expected `tree`.
-    """
+    """Return the first of `candidates` that is a folder under `root`; the error shows the expected `tree`."""
     if not root.is_dir():
         raise FusionerError(f"there is no folder {root}; --root must be the folder that holds\n{tree}")
     for candidate in candidates:
@@ -36,16 +32,11 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def files_by_stem(folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Return the files of one folder by name without extension, sorted, without hidden and other files.
-
-    Raises:
-        FusionerError: two files share a stem, so their mask would be ambiguous.
-    """
-    allowed = tuple(suffixes)
+def files_by_stem(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Return the files of one folder, sorted, by name without extension, which must be unique; omit hidden files."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in allowed or path.name.startswith("."):
+        if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in found:
             raise FusionerError(f"{found[path.stem]} and {path.name} share the stem {path.stem!r}; rename one of them")

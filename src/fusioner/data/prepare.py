@@ -29,12 +29,7 @@ def prepare_coco(instances: Path, root: Path, track: Track = iter) -> tuple[int,
     """Paint `annotation/PART/IMAGE.png` under `root` for every image of an instances file (PART: train2014, val2014).
 
     Existing masks are kept, so an interrupted run can be continued; a mask is written completely or not at all.
-
-    Returns:
-        Number of masks written, and of those that existed.
-
-    Raises:
-        FusionerError: no COCO file, a category that is none of the 80, no PART in the names, a full disk.
+    Returns the number of masks written, and of those that existed.
     """
     project, written = coco(instances), 0
     if unknown := set(project.classes) - set(COCO_CLASSES[1:]):
@@ -58,10 +53,6 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
 
     Images in formats that the folder cannot hold are converted to PNG. Only masks and images that were written by this
     function are replaced; all other files stay as they are.
-
-    Raises:
-        FusionerError: nothing to write, `out` holds other classes or other files of the same names, an annotation that
-            cannot be understood, an image that is unreadable or of another size than its annotation.
     """
     if not project.images:
         raise FusionerError(f"there is no annotated image in {project.source}")
@@ -149,11 +140,7 @@ def _place_image(
 
 
 def _write_png(path: Path, pixels: Integer[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write an indexed (8-bit), grey (16-bit) or RGB file with the mark of this program.
-
-    Raises:
-        FusionerError: a different file without the mark exists.
-    """
+    """Write an indexed (8-bit), grey (16-bit) or RGB file with the mark of this program; keep other files."""
     if path.exists() and not _is_ours(path):
         if pixels.ndim == 2 and np.array_equal(read_mask(path), pixels):
             return

@@ -47,22 +47,16 @@ def open_dataset(
     Args:
         mask_values: mask values to read as others, such as "255=1,7=ignore".
         options: parameters of the data set's own loader, for example the `seed` of mosaic4.
-
-    Raises:
-        FusionerError: an unknown name, malformed `mask_values`, or an error of the loader (missing folders, unknown
-            split, no images).
     """
     known = loaders()
     if name not in known:
         raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(known)}")
     data = known[name](Path(root), split, **options)
-    return data.with_mask_values(parse_mask_values(mask_values)) if mask_values else data
-
-
-def parse_mask_values(text: str) -> dict[int, int | None]:
-    """Parse "255=1,7=ignore" -> {255: 1, 7: None}."""
-    entries = [entry.split("=") for entry in text.split(",")]
+    if not mask_values:
+        return data
+    entries = [entry.split("=") for entry in mask_values.split(",")]
     try:
-        return {int(value): None if other.strip() == "ignore" else int(other) for value, other in entries}
+        aliases = {int(value): None if other.strip() == "ignore" else int(other) for value, other in entries}
     except ValueError:
-        raise FusionerError(f"--mask-values must be pairs like 255=1 or 7=ignore, not {text!r}") from None
+        raise FusionerError(f"--mask-values must be pairs like 255=1 or 7=ignore, not {mask_values!r}") from None
+    return data.with_mask_values(aliases)

@@ -5,10 +5,14 @@ other shapes, the pixels whose centre lies inside. Numbers may be given as strin
 or TypeError for numbers that make no shape.
 """
 
+import base64
 import io
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Bool
@@ -16,6 +20,13 @@ from PIL import Image, ImageDraw
 
 Size = tuple[int, int]
 Mask = Bool[np.ndarray, "h w"]
+Drawers = dict[str, Callable[[Any, Size], Mask]]
+"""Kind of a shape -> function that draws its content."""
+MALFORMED = (
+    AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, OSError, MemoryError, zlib.error,
+    ElementTree.ParseError, Image.DecompressionBombError,
+)  # fmt: skip
+"""Errors of malformed annotations."""
 
 
 def fill_polygons(polygons: Sequence[object], size: Size) -> Mask:
@@ -141,3 +152,88 @@ def _decompress(text: bytes) -> list[int]:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
     return runs
+
+
+def _draw_coco(segmentation: Any, size: Size) -> Mask:
+    try:
+        if isinstance(segmentation, list):
+            return fill_polygons(segmentation, size)
+        if tuple(segmentation.get("size", size)) != size:
+            raise ValueError(f"it is {segmentation['size']} pixels large")
+        return fill_runs(segmentation["counts"], size, column_major=True)
+    except MALFORMED as error:
+        raise ValueError(f"a segmentation that is no polygon and no run lengths of the image: {error}") from error
+
+
+def _bounds(points: Any) -> list[float]:
+    """Smallest x and y, largest x and y."""
+    array = np.array(points, float)
+    return [*array.min(axis=0), *array.max(axis=0)]
+
+
+def _percent(values: Sequence[Any], size: Size) -> list[float]:
+    """Alternating x and y in per cent of the image -> pixels."""
+    return [float(value) / 100 * size[1 - i % 2] for i, value in enumerate(values)]
+
+
+def _draw_studio_box(shape: dict[str, Any], size: Size) -> Mask:
+    left, top, width, height = _percent(itemgetter("x", "y", "width", "height")(shape), size)
+    return fill_box([left, top, left + width, top + height], size, shape.get("rotation") or 0, (left, top))
+
+
+def _draw_studio_ellipse(shape: dict[str, Any], size: Size) -> Mask:
+    numbers = _percent(itemgetter("x", "y", "radiusX", "radiusY")(shape), size)
+    return fill_ellipse(numbers[:2], numbers[2:], size, shape.get("rotation") or 0)
+
+
+def _draw_supervisely_box(shape: dict[str, Any], size: Size) -> Mask:
+    (left, top), (right, bottom) = shape["points"]["exterior"]
+    return fill_outline([left, top, right, top, right, bottom, left, bottom], shape["points"].get("interior", []), size)
+
+
+DRAWERS: dict[str, Drawers] = {
+    "coco": {"segmentation": _draw_coco},
+    "labelme": {
+        "polygon": lambda shape, size: fill_polygons([shape["points"]], size),
+        "rotation": lambda shape, size: fill_polygons([shape["points"]], size),
+        "rectangle": lambda shape, size: fill_box(_bounds(shape["points"]), size),
+        "circle": lambda shape, size: fill_ellipse(shape["points"][0], [math.dist(*shape["points"])] * 2, size),
+        "mask": lambda shape, size: paste(
+            read_bitmap(base64.b64decode(shape["mask"])), *_bounds(shape["points"])[:2], size=size
+        ),
+    },
+    "cvat": {
+        "polygon": lambda shape, size: fill_polygons([shape["points"].replace(";", ",").split(",")], size),
+        "box": lambda shape, size: fill_box(
+            itemgetter("xtl", "ytl", "xbr", "ybr")(shape), size, shape.get("rotation", 0)
+        ),
+        "ellipse": lambda shape, size: fill_ellipse(
+            itemgetter("cx", "cy")(shape), itemgetter("rx", "ry")(shape), size, shape.get("rotation", 0)
+        ),
+        "mask": lambda shape, size: paste(
+            fill_runs(shape["rle"].split(","), (int(shape["height"]), int(shape["width"])), column_major=False),
+            *itemgetter("left", "top")(shape),
+            size=size,
+        ),
+    },
+    "supervisely": {
+        "polygon": lambda shape, size: fill_outline(
+            shape["points"]["exterior"], shape["points"].get("interior", []), size
+        ),
+        "rectangle": _draw_supervisely_box,
+        "bitmap": lambda shape, size: paste(
+            read_bitmap(zlib.decompress(base64.b64decode(shape["bitmap"]["data"]))),
+            *shape["bitmap"]["origin"],
+            size=size,
+        ),
+    },
+    "label-studio": {
+        "polygonlabels": lambda shape, size: fill_polygons([_percent(np.ravel(shape["points"]).tolist(), size)], size),
+        "rectanglelabels": _draw_studio_box,
+        "ellipselabels": _draw_studio_ellipse,
+        "brushlabels": lambda shape, size: fill_brush(bytes(shape["rle"]), size),
+    },
+    "yolo": {"polygon": lambda points, size: fill_polygons([points.reshape(-1, 2) * [size[1], size[0]]], size)},
+    "voc": {"polygon": lambda numbers, size: fill_polygons([numbers], size)},
+}
+"""Format of annotations -> kinds of shapes that have an area."""
