@@ -15,37 +15,7 @@ import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPModel,
-    DeiTConfig,
-    DeiTModel,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-    DistilBertConfig,
-    DistilBertModel,
-    MetaClip2Config,
-    MetaClip2Model,
-    MPNetConfig,
-    MPNetModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    SiglipConfig,
-    SiglipModel,
-    ViTConfig,
-    ViTMAEConfig,
-    ViTMAEForPreTraining,
-    ViTModel,
-    XLMRobertaConfig,
-    XLMRobertaModel,
-)
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast, ViTMAEConfig, ViTMAEForPreTraining
 
 WORDS = ["a", "photo", "of", "the", "cat", "sofa", "dog", "red", "tree", "in", "scene", "there", "is", "close", "small"]
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -70,51 +40,28 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def make_image_model(kind: str) -> Any:
     """The library's model of a `model_type`, tiny and random."""
-    if kind == "clip":
-        return CLIPModel(CLIPConfig(vision_config=VISION, text_config={**TEXT, **ENDS}, projection_dim=24))
-    if kind == "metaclip_2":
-        config = MetaClip2Config(vision_config=VISION, text_config={**TEXT, **ENDS}, projection_dim=24)
-        return MetaClip2Model(config)
-    if kind == "siglip":
-        return SiglipModel(SiglipConfig(vision_config=VISION, text_config={**TEXT, "projection_size": 32}))
-    makers: dict[str, Callable[[], Any]] = {
-        "vit": lambda: ViTModel(ViTConfig(**VISION), add_pooling_layer=False),
-        "vit_mae": lambda: ViTMAEForPreTraining(
-            ViTMAEConfig(**VISION, decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
-        ),
-        "deit": lambda: DeiTModel(DeiTConfig(**VISION), add_pooling_layer=False),
-        "dinov2": lambda: Dinov2Model(Dinov2Config(**VISION)),
-        "dinov2_with_registers": lambda: Dinov2WithRegistersModel(
-            Dinov2WithRegistersConfig(**VISION, num_register_tokens=3)
-        ),
-        "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**VISION, num_register_tokens=3)),
+    if kind == "vit_mae":
+        decoder: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return ViTMAEForPreTraining(ViTMAEConfig(**VISION, **{f"decoder_{key}": decoder[key] for key in decoder}))
+    clip = {"vision_config": VISION, "text_config": {**TEXT, **ENDS}, "projection_dim": 24}
+    options: dict[str, dict[str, Any]] = {
+        "clip": clip,
+        "metaclip_2": clip,
+        "siglip": {"vision_config": VISION, "text_config": {**TEXT, "projection_size": 32}},
+        "dinov2_with_registers": {**VISION, "num_register_tokens": 3},
+        "dinov3_vit": {**VISION, "num_register_tokens": 3},
     }
-    return makers[kind]()
+    return AutoModel.from_config(AutoConfig.for_model(kind, **options.get(kind, VISION)))
 
 
 def make_text_model(kind: str) -> Any:
     """The library's text model of a `model_type`, tiny and random."""
     if kind in ("clip", "metaclip_2", "siglip"):
         return make_image_model(kind)
-    options = {**TEXT, **ENDS}
-    makers: dict[str, Callable[[], Any]] = {
-        "bert": lambda: BertModel(BertConfig(**TEXT)),
-        "roberta": lambda: RobertaModel(RobertaConfig(**options)),
-        "xlm-roberta": lambda: XLMRobertaModel(XLMRobertaConfig(**options)),
-        "mpnet": lambda: MPNetModel(MPNetConfig(**options)),
-        "distilbert": lambda: DistilBertModel(
-            DistilBertConfig(
-                dim=32,
-                n_layers=2,
-                n_heads=4,
-                hidden_dim=64,
-                vocab_size=len(VOCABULARY),
-                max_position_embeddings=20,
-                pad_token_id=0,
-            )
-        ),
-    }
-    return makers[kind]()
+    options = TEXT if kind == "bert" else {**TEXT, **ENDS}
+    if kind == "distilbert":
+        options = TEXT | {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+    return AutoModel.from_config(AutoConfig.for_model(kind, **options))
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

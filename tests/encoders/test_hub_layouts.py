@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,22 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from fusioner.encoders.image import IMAGE_BACKBONES
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
+from fusioner.encoders.text import TEXT_BACKBONES
 from fusioner.errors import FusionerError
 
 Make = Callable[[str], tuple[Path, Any]]
-IMAGE_KINDS = [
-    "clip",
-    "metaclip_2",
-    "siglip",
-    "vit",
-    "vit_mae",
-    "deit",
-    "dinov2",
-    "dinov2_with_registers",
-    "dinov3_vit",
-]
-TEXT_KINDS = ["clip", "metaclip_2", "siglip", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert"]
+IMAGE_KINDS = [kind for kind in IMAGE_BACKBONES if not kind.endswith("_vision_model")]
+TEXT_KINDS = [kind for kind in TEXT_BACKBONES if not kind.endswith("_text_model")]
 LAYOUTS = ["safetensors", "sharded safetensors", "pull request", "sharded pull request", "pickle", "sharded pickle"]
 CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")
 CLIP_B32, TIMM_B32 = "openai/clip-vit-base-patch32", "timm/vit_base_patch32_clip_224.openai"
@@ -41,11 +34,7 @@ TEXTS = ["cat", "a photo of the red sofa ."]
 
 def settings_only(folder: Path, target: Path) -> Path:
     """A copy of a folder without its weights."""
-    target.mkdir(parents=True)
-    for file in folder.iterdir():
-        if not file.name.startswith("model"):
-            (target / file.name).write_bytes(file.read_bytes())
-    return target
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("model*")))
 
 
 def serve(hub: Any, repository: str, layout: str, folder: Path, model: Any, scratch: Path) -> None:
@@ -258,8 +247,7 @@ def test_no_normalisation_is_honoured(image_model: Make, tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["siglip", "clip", "bert"])
 def test_texts_are_padded_on_the_right_whatever_the_tokenizer_says(text_model: Make, tmp_path: Path, kind: str) -> None:
     folder, _ = text_model(kind)
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
     torch.testing.assert_close(build_text_encoder(f"hf:{tmp_path}")(TEXTS), build_text_encoder(f"hf:{folder}")(TEXTS))
@@ -290,16 +278,9 @@ def test_the_tool_that_checks_the_hub(hub: Any, image_model: Make, text_model: M
     }
     for repository, folder in served.items():
         hub.add(repository, folder)
-    names = [
-        "dinov2-s",
-        "dinov3-splus",
-        "metaclip2-b16",
-        "metaclip2-text-b16",
-        "siglip2-b16",
-        "siglip2-text-b16",
-        "clip-vit-b32",
-    ]
-    names += ["maskclip-vit-b32", "clip-text-b32", "minilm", "minilm-embedded", "mocov3-vit-s", "bert-base"]
+    names = ["dinov2-s", "dinov3-splus", "metaclip2-b16", "metaclip2-text-b16", "siglip2-b16", "siglip2-text-b16"]
+    names += ["clip-vit-b32", "maskclip-vit-b32", "clip-text-b32", "minilm", "minilm-embedded"]
+    names += ["mocov3-vit-s", "bert-base"]
     tool = Path(__file__).resolve().parents[2] / "tools" / "check_hub.py"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, str(tool), *names], capture_output=True, text=True, env=environment)

@@ -1,6 +1,7 @@
 """Every image adapter against the library's own forward, on tiny random models read back from disk."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,7 @@ from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, IMAGE_BACKBONES, IMAGEN
 from fusioner.encoders.registry import build_image_encoder
 
 KINDS = ["clip", "metaclip_2", "siglip", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"]
-# tokens before the patches
-PREFIX = {
-    "clip": 1,
-    "metaclip_2": 1,
-    "siglip": 0,
-    "vit": 1,
-    "vit_mae": 1,
-    "deit": 2,
-    "dinov2": 1,
-}  # tokens before the patches
-REGISTERS = {"dinov2_with_registers": 4, "dinov3_vit": 4}
+PREFIX = {"vit": 1, "deit": 2, "dinov2": 1, "dinov2_with_registers": 4, "dinov3_vit": 4}  # tokens before the patches
 NORMALISATION = {"clip": (CLIP_MEAN, CLIP_STD), "metaclip_2": (CLIP_MEAN, CLIP_STD), "siglip": ((0.5,) * 3, (0.5,) * 3)}
 SIZES = [(32, 32), (32, 48), (56, 24), (8, 8)]  # the trained size; wide; tall; one patch
 
@@ -48,7 +39,7 @@ def library_tokens(kind: str, model: Any, images: Tensor) -> Tensor:
         order = torch.arange(count).float().expand(len(images), -1)  # rising noise keeps the patches in order
         return model.vit(pixels, noise=order, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
     options = {"interpolate_pos_encoding": True} if kind in ("vit", "deit") else {}
-    return model(pixels, **options).last_hidden_state[:, {**PREFIX, **REGISTERS}[kind] :]
+    return model(pixels, **options).last_hidden_state[:, PREFIX[kind] :]
 
 
 @pytest.fixture(params=KINDS)
@@ -122,8 +113,7 @@ def test_mean_and_std_can_be_replaced(kind: str, image_model: Make) -> None:
 
 def test_the_folders_own_normalisation_wins(image_model: Make, tmp_path: Path) -> None:
     folder, _ = image_model("dinov2")
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     encoder = build_image_encoder(f"hf:{tmp_path}")

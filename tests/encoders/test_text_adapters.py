@@ -1,6 +1,7 @@
 """Every text adapter against the library's own forward, on tiny random models read back from disk."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,7 @@ from fusioner.encoders.text import TEXT_BACKBONES
 
 KINDS = ["clip", "metaclip_2", "siglip", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert"]
 TEXTS = ["cat", "a photo of the red sofa .", "tree", "there is a dog in the scene .", "zebra"]
-IDS = {
-    "cat": [2, 8, 3],
-    "tree": [2, 12, 3],
-    TEXTS[1]: [2, 4, 5, 6, 7, 11, 9, 19, 3],
-    "zebra": [2, 1, 3],
-}  # <s> words </s>
+IDS = {"cat": [2, 8, 3], "tree": [2, 12, 3], TEXTS[1]: [2, 4, 5, 6, 7, 11, 9, 19, 3], "zebra": [2, 1, 3]}
 
 Make = Callable[[str], tuple[Path, Any]]
 
@@ -95,8 +91,7 @@ def test_fingerprints_tell_models_apart(text_model: Make) -> None:
 
 def test_a_tokenizer_that_differs_changes_the_fingerprint(text_model: Make, tmp_path: Path) -> None:
     folder, _ = text_model("bert")
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     content = (tmp_path / "tokenizer.json").read_text()
     assert '"sofa"' in content
     (tmp_path / "tokenizer.json").write_text(content.replace('"sofa"', '"couch"'))
@@ -105,8 +100,7 @@ def test_a_tokenizer_that_differs_changes_the_fingerprint(text_model: Make, tmp_
 
 def test_sentence_transformers_cls_pooling_is_honoured(text_model: Make, tmp_path: Path) -> None:
     folder, model = text_model("bert")
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     encoder = build_text_encoder(f"hf:{tmp_path}")
@@ -123,8 +117,7 @@ def test_siglip_reads_lower_case(text_model: Make) -> None:
 
 def test_sentence_transformers_own_length_is_honoured(text_model: Make, tmp_path: Path) -> None:
     folder, _ = text_model("bert")
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 5}))
     encoder = build_text_encoder(f"hf:{tmp_path}")
     torch.testing.assert_close(encoder(["cat dog tree sofa"]), encoder(["cat dog tree"]))  # 3 words and the two ends

@@ -56,5 +56,6 @@ def golden_network(golden_fusion: Golden) -> Fusioner:
 def golden_clip(reference: Path) -> ClipVision:
     """Takes images that are normalised already."""
     tensors, sizes = read_golden(reference / "clip_vit_dense.safetensors")
-    state = state_of(tensors)
-    return clip_vision_from_openai(state, heads=int(sizes["heads"]), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    encoder = clip_vision_from_openai(state_of(tensors), heads=int(sizes["heads"]))
+    encoder.mean, encoder.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return encoder

@@ -10,8 +10,6 @@ from torch import Tensor
 from fusioner.encoders.image import ClipVision, clip_vision_from_openai
 from fusioner.encoders.open_clip import remap_openai_visual
 
-NEUTRAL = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the golden image is normalised already
-
 
 @pytest.fixture(scope="module")
 def golden(reference: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -23,9 +21,9 @@ def golden(reference: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def encoder(golden: tuple[dict[str, str], dict[str, Tensor]]) -> ClipVision:
     metadata, tensors = golden
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
-    mean, std = NEUTRAL
-    heads, activation = int(metadata["heads"]), metadata["activation"]
-    return clip_vision_from_openai(state, heads=heads, activation=activation, mean=mean, std=std)
+    encoder = clip_vision_from_openai(state, heads=int(metadata["heads"]))
+    encoder.mean, encoder.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the golden image is normalised already
+    return encoder
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

@@ -89,6 +89,8 @@ class TextEncoder(Protocol):
 class Frozen(nn.Module):
     """Module without gradients that stays in eval mode; subclasses call `freeze()` at the end of `__init__`."""
 
+    _digest: str | None = None  # of the weights, computed once
+
     def freeze(self) -> Self:
         """Disable gradients and enter eval mode."""
         self.requires_grad_(False)
@@ -97,6 +99,10 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode, also when a parent module enters training mode."""
         return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._digest = None  # .half() and others change the weights
+        return super()._apply(fn, recurse)
 
 
 class FrozenImageEncoder(Frozen):

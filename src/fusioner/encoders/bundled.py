@@ -33,7 +33,7 @@ def dinov2_s_embedded() -> PatchTransformer:
         layer_norm_eps=1e-6,
     )
     model = build_model(Dinov2Model, config, read_weights("dinov2_s.safetensors"), "dinov2-s-embedded", exact=True)
-    return PatchTransformer(model, "dinov2-s-embedded", interpolate=False)  # this class always interpolates
+    return PatchTransformer(model, "dinov2-s-embedded")
 
 
 def minilm_embedded() -> PooledText:
@@ -45,7 +45,7 @@ def minilm_embedded() -> PooledText:
 def build_minilm(state: Mapping[str, Tensor], tokenizer: str) -> PooledText:
     """Build MiniLM from its weights and the content of its tokenizer.json."""
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    model = build_model(BertModel, config, state, "minilm-embedded", exact=True, add_pooling_layer=False)
+    model = build_model(BertModel, config, state, "minilm-embedded", exact=True)
     # 256 is the sentence model's limit; the tokenizer file says 128 and pads everything to that.
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(tokenizer), model_max_length=256, pad_token="[PAD]", unk_token="[UNK]"

@@ -68,7 +68,8 @@ class Posteriors(DenseEncoder):
         self.network = load_effnet(read_weights("effnet_lite2.safetensors"), self.output_stride)
         written = read_weights("imagenet_anchors.safetensors")
         unit = {variant: F.normalize(written[variant], dim=1) for variant in self.variants}
-        self.class_embeddings = F.normalize(sum(self.variants[variant] * unit[variant] for variant in unit), dim=1)
+        total = sum((self.variants[variant] * unit[variant] for variant in unit), torch.zeros(()))
+        self.class_embeddings = F.normalize(total, dim=1)
         self.freeze()
 
     def hypernyms(self) -> Hypernyms:

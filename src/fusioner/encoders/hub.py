@@ -3,9 +3,10 @@
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,15 @@ class Checkpoint:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Silence transformers' load reports and progress bars."""
+def loading(failure: str) -> Iterator[None]:
+    """Silence transformers' load reports and progress bars; turn any exception into "`failure` (its first line)"."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         yield
+    except Exception as error:  # strict dataclass validation and the tokenizers library raise classes of their own
+        raise FusionerError(f"{failure} ({first_line(error)})") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
@@ -84,9 +87,6 @@ def locate(source: str, name: str, fallback: str = "", *, tokenizer: bool = Fals
         name: name of the encoder, for error messages.
         fallback: repository with `open_clip_model.safetensors`, read if `source` holds no safetensors.
         tokenizer: complete a cached download that has no tokenizer, as of another program's image encoder.
-
-    Raises:
-        FusionerError: no such folder or repository, no readable weights in it, or a failed download.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -200,11 +200,7 @@ def _offline_hint(name: str) -> str:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """Return the tensors of a safetensors file, or the content of a pickle without running any code in it.
-
-    Raises:
-        FusionerError: the file is missing, damaged, or a pickle with more than tensors and plain values.
-    """
+    """Return the tensors of a safetensors file, or the content of a pickle, which may hold only tensors and values."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -225,23 +221,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(checkpoint: Checkpoint, model_types: Collection[str]) -> PretrainedConfig:
-    """Return the configuration of a model, also of a CLIP in open_clip's format.
-
-    Raises:
-        FusionerError: it is missing, damaged, or of a type not among `model_types`.
-    """
+    """Return the configuration of a model, also of a CLIP in open_clip's format, if its type is in `model_types`."""
     folder, name = checkpoint.folder, checkpoint.name
     if not any((folder / file).is_file() for file in CONFIGS):
         raise FusionerError(f"{name}: {folder} has no config.json; give a folder written by save_pretrained")
     config: PretrainedConfig | None = None
     if "model_type" not in read_json(folder / "config.json"):
         config = _open_clip_config(read_json(folder / "open_clip_config.json").get("model_cfg"))
-    try:
-        with quietly():
-            config = config or AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # strict dataclass validation raises classes of its own
-        path = folder / "config.json"
-        raise FusionerError(f"{name}: {path} is not a configuration of transformers ({first_line(error)})") from error
+    with loading(f"{name}: {folder / 'config.json'} is not a configuration of transformers"):
+        config = config or AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.model_type not in model_types:
         known = ", ".join(model_types)
         raise FusionerError(f"{name}: {folder} holds a model of type {config.model_type!r}, not one of {known}")
@@ -305,10 +293,8 @@ def _rgb(values: Any) -> RGB:
 def rename_keys(state: Mapping[str, Tensor], rules: Mapping[str, str], model: str) -> dict[str, Tensor]:
     """Rename tensors, in fp32, by rules from a regular expression for a whole key to its replacement.
 
-    `{qkv}` in a replacement splits a fused matrix into the query, key and value projections.
-
-    Raises:
-        FusionerError: no rule matches a key, which is then said not to be one of a `model`.
+    `{qkv}` in a replacement splits a fused matrix into the query, key and value projections. A key that matches no rule
+    is an error: it is not one of a `model`.
     """
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -328,33 +314,23 @@ def build_model(
     name: str,
     *,
     exact: bool = False,
-    **options: Any,
 ) -> Any:
-    """Build a transformers model in fp32 and eval mode, with every weight taken from `state`.
+    """Build a transformers model without pooler, in fp32 and eval mode, with every weight taken from `state`.
 
     `from_pretrained` maps published keys to those of the installed version. It fills missing tensors with random
-    numbers and only logs that, hence the check.
-
-    Args:
-        exact: refuse tensors that the model lacks.
-        options: further arguments of `from_pretrained`.
-
-    Raises:
-        FusionerError: the tensors do not cover the model or differ in shape.
+    numbers and only logs that, hence the check. `exact` also refuses tensors that the model lacks.
     """
-    try:
-        with quietly():
-            loaded: Any = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(state),
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-    except Exception as error:
-        raise FusionerError(f"{name}: {kind.__name__} cannot be built ({first_line(error)})") from error
+    options: dict[str, Any] = {"add_pooling_layer": False} if accepts(kind.__init__, "add_pooling_layer") else {}
+    with loading(f"{name}: {kind.__name__} cannot be built"):
+        loaded: Any = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(state),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
     model, report = loaded
     problems = {
         "missing": [key for key in report["missing_keys"] if exact or not key.endswith(_OPTIONAL)],
@@ -365,6 +341,11 @@ def build_model(
         first = min(key for keys in problems.values() for key in keys)
         raise FusionerError(f"{name}: the weights do not fit {kind.__name__}: {', '.join(counts)}, first {first}")
     return model
+
+
+def accepts(function: Callable[..., Any], parameter: str) -> bool:
+    """Return whether a function names a parameter."""
+    return parameter in signature(function).parameters
 
 
 def fingerprinted_settings(config: PretrainedConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ distillation) are dropped. transformers interpolates the position embeddings, al
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTra
 
 from fusioner.encoders.base import RGB, FrozenImageEncoder, ImageEncoder, state_digest
 from fusioner.encoders.hub import (
+    accepts,
     build_model,
     fingerprinted_settings,
     locate,
@@ -40,7 +41,6 @@ class DenseEncoder(FrozenImageEncoder, ABC):
         super().__init__()
         self.name, self.dim, self.stride = name, dim, stride
         self.mean, self.std = mean, std
-        self._digest: str | None = None
 
     @abstractmethod
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
@@ -69,10 +69,6 @@ class DenseEncoder(FrozenImageEncoder, ABC):
             self._digest = state_digest(self, [type(self).__name__, self.stride, self.settings()])
         return state_digest(nn.Module(), [self._digest, list(self.mean), list(self.std)])
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._digest = None  # .half() and others change the weights
-        return super()._apply(fn, recurse)
-
 
 class PatchTransformer(DenseEncoder):
     """Patch tokens of a transformers vision model: its `last_hidden_state`, after the final LayerNorm.
@@ -80,18 +76,11 @@ class PatchTransformer(DenseEncoder):
     For SigLIP these are the states before the attention pooling head, which returns one vector per image.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        name: str,
-        mean: RGB = IMAGENET_MEAN,
-        std: RGB = IMAGENET_STD,
-        *,
-        interpolate: bool,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, name: str, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> None:
         super().__init__(name, model.config.hidden_size, _patch_side(model.config.patch_size), mean, std)
         self.model: Any = model
-        self._options: dict[str, Any] = {"interpolate_pos_encoding": True} if interpolate else {}
+        takes_option = accepts(model.forward, "interpolate_pos_encoding")  # the others always interpolate
+        self._options: dict[str, Any] = {"interpolate_pos_encoding": True} if takes_option else {}
         self.freeze()
 
     def settings(self) -> dict[str, Any]:
@@ -120,7 +109,7 @@ class ClipVision(PatchTransformer):
     def __init__(
         self, model: PreTrainedModel, name: str, mean: RGB = CLIP_MEAN, std: RGB = CLIP_STD, *, values: bool = False
     ) -> None:
-        super().__init__(model, name, mean, std, interpolate=True)
+        super().__init__(model, name, mean, std)
         self.dim = self.model.visual_projection.out_features
         self.values = values
         if values:
@@ -213,20 +202,15 @@ class BackboneSpec:
     Attributes:
         model: class in transformers.
         mean, std: normalisation, if the checkpoint does not state one.
-        interpolate: whether its forward takes `interpolate_pos_encoding`; the others always interpolate.
         projected: whether tokens pass CLIP's projection into the joint space.
-        options: arguments of `from_pretrained`.
     """
 
     model: str
     mean: RGB = IMAGENET_MEAN
     std: RGB = IMAGENET_STD
-    interpolate: bool = True
     projected: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_NO_POOLER = {"add_pooling_layer": False}
 _CLIP = BackboneSpec("CLIPVisionModelWithProjection", CLIP_MEAN, CLIP_STD, projected=True)
 _SIGLIP = BackboneSpec("SiglipVisionModel", HALF, HALF)
 IMAGE_BACKBONES: dict[str, BackboneSpec] = {
@@ -235,12 +219,12 @@ IMAGE_BACKBONES: dict[str, BackboneSpec] = {
     "metaclip_2": BackboneSpec("MetaClip2VisionModelWithProjection", CLIP_MEAN, CLIP_STD, projected=True),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "vit": BackboneSpec("ViTModel", options=_NO_POOLER),
-    "vit_mae": BackboneSpec("ViTModel", options=_NO_POOLER),  # ViTMAEModel shuffles tokens even if it masks none
-    "deit": BackboneSpec("DeiTModel", options=_NO_POOLER),
-    "dinov2": BackboneSpec("Dinov2Model", interpolate=False),
-    "dinov2_with_registers": BackboneSpec("Dinov2WithRegistersModel", interpolate=False),
-    "dinov3_vit": BackboneSpec("DINOv3ViTModel", interpolate=False),
+    "vit": BackboneSpec("ViTModel"),
+    "vit_mae": BackboneSpec("ViTModel"),  # ViTMAEModel shuffles tokens even if it masks none
+    "deit": BackboneSpec("DeiTModel"),
+    "dinov2": BackboneSpec("Dinov2Model"),
+    "dinov2_with_registers": BackboneSpec("Dinov2WithRegistersModel"),
+    "dinov3_vit": BackboneSpec("DINOv3ViTModel"),
 }
 """transformers `model_type` -> how to load it."""
 
@@ -254,39 +238,26 @@ def load_image_encoder(
         source, name, fallback: see `locate`.
         model_types: accepted `model_type`s; empty accepts all of `IMAGE_BACKBONES`.
         values: use MaskCLIP's tokens of a CLIP.
-
-    Raises:
-        FusionerError: the source cannot be read, holds another kind of model, or its weights are incomplete.
     """
     checkpoint = locate(source, name, fallback)
     config = read_config(checkpoint, model_types or IMAGE_BACKBONES)
     spec, state = IMAGE_BACKBONES[config.model_type], checkpoint.read()
     if is_openai(state):
         state = remap_openai_visual(state)
-    model = build_model(getattr(transformers, spec.model), _vision_config(config), state, name, **spec.options)
+    model = build_model(getattr(transformers, spec.model), _vision_config(config), state, name)
     mean, std = read_normalisation(checkpoint.folder) or (spec.mean, spec.std)
     if spec.projected:
         return ClipVision(model, name, mean, std, values=values)
-    return PatchTransformer(model, name, mean, std, interpolate=spec.interpolate)
+    return PatchTransformer(model, name, mean, std)
 
 
 def clip_vision_from_openai(
-    state: Mapping[str, Tensor],
-    *,
-    heads: int | None = None,
-    activation: str = "quick_gelu",
-    name: str = "clip-openai",
-    mean: RGB = CLIP_MEAN,
-    std: RGB = CLIP_STD,
+    state: Mapping[str, Tensor], *, heads: int | None = None, name: str = "clip-openai"
 ) -> ClipVision:
-    """Build a CLIP image encoder from tensors under OpenAI's keys; heads of 64 channels unless their number is given.
-
-    Raises:
-        FusionerError: tensors are missing or those of another network.
-    """
-    config = vision_config(state, heads, activation)
+    """Build a CLIP image encoder from tensors under OpenAI's keys; by default its heads have 64 channels."""
+    config = vision_config(state, heads)
     model = build_model(CLIPVisionModelWithProjection, config, remap_openai_visual(state), name, exact=True)
-    return ClipVision(model, name, mean, std)
+    return ClipVision(model, name)
 
 
 def _vision_config(config: PretrainedConfig) -> PretrainedConfig:

@@ -14,7 +14,6 @@ from fusioner.encoders.hub import build_model, read_tensors, rename_keys
 from fusioner.encoders.image import PatchTransformer
 from fusioner.errors import FusionerError
 
-HEADS = 12
 _PREFIXES = ("module.base_encoder.", "base_encoder.", "module.momentum_encoder.", "momentum_encoder.", "module.", "")
 _OTHER_PARTS = ("head.", "module.", "base_encoder.", "momentum_encoder.", "predictor.")
 _RULES = {
@@ -31,11 +30,7 @@ _RULES = {
 
 
 def remap_mocov3(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the base encoder's keys (the momentum encoder's if there is no other) to those of `ViTModel`, in fp32.
-
-    Raises:
-        FusionerError: the keys are those of another network.
-    """
+    """Rename the base encoder's keys (the momentum encoder's if there is no other) to those of `ViTModel`, in fp32."""
     prefix = next((prefix for prefix in _PREFIXES if f"{prefix}patch_embed.proj.weight" in state), None)
     if prefix is None:
         raise FusionerError(
@@ -47,11 +42,7 @@ def remap_mocov3(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_mocov3(path: str | Path) -> dict[str, Tensor]:
-    """Return the `state_dict` of a checkpoint file; no code in it is run.
-
-    Raises:
-        FusionerError: the file is missing, unreadable, or holds something else.
-    """
+    """Return the `state_dict` of a checkpoint file; no code in it is run."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise FusionerError(f"there is no MoCo v3 checkpoint {path}")
@@ -63,16 +54,7 @@ def read_mocov3(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_mocov3(source: str | Path, name: str, width: int | None = None) -> PatchTransformer:
-    """Load the image encoder of a checkpoint file.
-
-    Args:
-        source: the `.pth.tar` file.
-        name: registry name of the encoder.
-        width: expected token width (384 for ViT-S, 768 for ViT-B); None accepts any.
-
-    Raises:
-        FusionerError: no such file, not a MoCo v3 checkpoint, or one of another size.
-    """
+    """Load the image encoder of a `.pth.tar` file; `width` is the expected token width, None accepts any."""
     if str(source).startswith("https:"):
         raise FusionerError(f"{name}: MoCo v3 is published as a file ({source}); use {name}@/path/FILE.pth.tar")
     state = remap_mocov3(read_mocov3(source))
@@ -86,10 +68,10 @@ def load_mocov3(source: str | Path, name: str, width: int | None = None) -> Patc
         hidden_size=channels,
         intermediate_size=layers[0],
         num_hidden_layers=len(layers),
-        num_attention_heads=HEADS,
+        num_attention_heads=12,
         image_size=patch * round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5),
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    model = build_model(ViTModel, config, state, f"{name} ({source})", exact=True, add_pooling_layer=False)
-    return PatchTransformer(model, name, interpolate=True)
+    model = build_model(ViTModel, config, state, f"{name} ({source})", exact=True)
+    return PatchTransformer(model, name)

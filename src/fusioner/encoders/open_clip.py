@@ -45,73 +45,52 @@ def is_openai(state: Mapping[str, Tensor]) -> bool:
 
 
 def remap_openai_visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the image encoder's keys, with or without `visual.`; other parts of a whole CLIP are dropped.
-
-    Raises:
-        FusionerError: a key of another network, such as a ResNet's.
-    """
+    """Rename the image encoder's keys, with or without `visual.`; other parts of a whole CLIP are dropped."""
     return rename_keys(_transposed(_visual(state), "proj"), _VISION_RULES, "CLIP vision transformer")
 
 
 def remap_openai_text(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the text encoder's keys; the image encoder and the scalars of a whole CLIP are dropped.
-
-    Raises:
-        FusionerError: a key of another network.
-    """
+    """Rename the text encoder's keys; the image encoder and the scalars of a whole CLIP are dropped."""
     return rename_keys(_transposed(_text(state), "text_projection"), _TEXT_RULES, "CLIP text transformer")
 
 
-def vision_config(state: Mapping[str, Tensor], heads: int | None, activation: str) -> CLIPVisionConfig:
-    """Read the sizes of OpenAI's image encoder off its tensors; heads of 64 channels unless their number is given.
-
-    Raises:
-        FusionerError: a tensor is missing.
-    """
+def vision_config(state: Mapping[str, Tensor], heads: int | None) -> CLIPVisionConfig:
+    """Read the sizes of OpenAI's image encoder off its tensors; heads of 64 channels unless their number is given."""
     state = _visual(state)
-    try:
-        width, patch = state["conv1.weight"].shape[0], state["conv1.weight"].shape[-1]
-        grid = round((len(state["positional_embedding"]) - 1) ** 0.5)
-        return CLIPVisionConfig(
-            **_sizes(state, width, heads),
-            hidden_act=activation,
-            projection_dim=state["proj"].shape[1],
-            image_size=patch * grid,
-            patch_size=patch,
-        )
-    except KeyError as error:
-        raise FusionerError(f"the CLIP weights lack {error}") from error
+    width, patch = state["conv1.weight"].shape[0], state["conv1.weight"].shape[-1]
+    grid = round((len(state["positional_embedding"]) - 1) ** 0.5)
+    projection_dim = state["proj"].shape[1]
+    return CLIPVisionConfig(
+        **_sizes(state, width, heads), projection_dim=projection_dim, image_size=patch * grid, patch_size=patch
+    )
 
 
 def text_config(state: Mapping[str, Tensor], heads: int | None) -> CLIPTextConfig:
-    """Read the sizes of OpenAI's text encoder off its tensors; the last token ends a text.
-
-    Raises:
-        FusionerError: a tensor is missing.
-    """
+    """Read the sizes of OpenAI's text encoder off its tensors; the last token ends a text."""
     state = _text(state)
-    try:
-        vocabulary, width = state["token_embedding.weight"].shape
-        return CLIPTextConfig(
-            **_sizes(state, width, heads),
-            hidden_act="quick_gelu",
-            projection_dim=state["text_projection"].shape[1],
-            vocab_size=vocabulary,
-            max_position_embeddings=len(state["positional_embedding"]),
-            bos_token_id=vocabulary - 2,
-            eos_token_id=vocabulary - 1,
-        )
-    except KeyError as error:
-        raise FusionerError(f"the CLIP weights lack {error}") from error
+    vocabulary, width = state["token_embedding.weight"].shape
+    return CLIPTextConfig(
+        **_sizes(state, width, heads),
+        projection_dim=state["text_projection"].shape[1],
+        vocab_size=vocabulary,
+        max_position_embeddings=len(state["positional_embedding"]),
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+    )
 
 
-def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class _Weights(dict[str, Tensor]):
+    def __missing__(self, key: str) -> Tensor:
+        raise FusionerError(f"the CLIP weights lack {key!r}")
+
+
+def _visual(state: Mapping[str, Tensor]) -> _Weights:
     visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    return visual or dict(state)
+    return _Weights(visual or state)
 
 
-def _text(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if key not in _SHARED and not key.startswith("visual.")}
+def _text(state: Mapping[str, Tensor]) -> _Weights:
+    return _Weights((key, state[key]) for key in state if key not in _SHARED and not key.startswith("visual."))
 
 
 def _transposed(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
@@ -121,6 +100,7 @@ def _transposed(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
 
 def _sizes(state: Mapping[str, Tensor], width: int, heads: int | None) -> dict[str, Any]:
     return {
+        "hidden_act": "quick_gelu",
         "hidden_size": width,
         "intermediate_size": len(state[_FIRST_MLP]),
         "num_hidden_layers": sum(key.endswith("mlp.c_fc.bias") for key in state),

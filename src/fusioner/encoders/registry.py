@@ -126,11 +126,7 @@ def available_encoders() -> dict[str, list[str]]:
 
 
 def build_image_encoder(name: str) -> "ImageEncoder":
-    """Build the frozen image encoder of a name, `NAME@/folder`, `hf:...`, or several joined by `+`.
-
-    Raises:
-        FusionerError: an unknown name, or weights that cannot be read.
-    """
+    """Build the frozen image encoder of a name, `NAME@/folder`, `hf:...`, or several joined by `+`."""
     builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
     if len(builders) == 1:
         return builders[0]()
@@ -140,7 +136,7 @@ def build_image_encoder(name: str) -> "ImageEncoder":
 
 
 def build_text_encoder(name: str) -> "TextEncoder":
-    """Build the frozen text encoder of a name, `NAME@/folder` or `hf:...`; errors as for images."""
+    """Build the frozen text encoder of a name, `NAME@/folder` or `hf:...`."""
     return _resolve(name.strip(), TEXT_ENCODERS, "text")()
 
 
@@ -148,9 +144,6 @@ def value_tokens(name: str) -> str:
     """Return the MaskCLIP encoder of (the last part of) a CLIP image encoder: `clip-vit-b16` -> `maskclip-vit-b16`.
 
     CLIP's ResNets have them anyway.
-
-    Raises:
-        FusionerError: not a registered CLIP.
     """
     last = split_list(name)[-1]
     base = last.partition("@")[0]

@@ -3,7 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,15 @@ import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from fusioner.encoders.base import Frozen, state_digest
 from fusioner.encoders.hub import (
     build_model,
     fingerprinted_settings,
-    first_line,
     has_tokenizer,
+    loading,
     locate,
-    quietly,
     read_config,
     read_json,
     tower_config,
@@ -35,15 +34,15 @@ BATCH = 64  # strings encoded at once; bounds the memory of many labels times te
 class TextModel(Frozen, ABC):
     """Base of the text encoders: batch, tokenize, `embed`, scale to unit length; texts beyond the context are cut."""
 
-    padding: str = "longest"
+    padding = "longest"
+    pooling = ""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str, dim: int, context: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, dim: int, reserved: int = 0) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         self.name, self.dim = name, dim
-        self.context = min(context, tokenizer.model_max_length)
+        self.context = min(model.config.max_position_embeddings - reserved, tokenizer.model_max_length)
         self._tokenizer = tokenizer
-        self._digest: str | None = None
         self.freeze()
 
     @abstractmethod
@@ -76,24 +75,16 @@ class TextModel(Frozen, ABC):
         """Return the sha256 (hex) of weights, tokenizer and pooling; computed once."""
         if self._digest is None:
             settings = [type(self).__name__, self.padding, self.context, fingerprinted_settings(self.model.config)]
-            self._digest = state_digest(self, [*settings, *self.pooling(), _tokenizer_settings(self._tokenizer)])
+            settings += [self.pooling] if self.pooling else []
+            self._digest = state_digest(self, [*settings, _tokenizer_settings(self._tokenizer)])
         return self._digest
-
-    def pooling(self) -> list[str]:
-        """Return the pooling settings that change the vectors."""
-        return []
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._digest = None  # .half() and others change the weights
-        return super()._apply(fn, recurse)
 
 
 class ClipText(TextModel):
     """CLIP: projection of the state at the end-of-text token."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-        projection: Any = model.text_projection
-        super().__init__(model, tokenizer, name, projection.out_features, model.config.max_position_embeddings)
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        super().__init__(model, tokenizer, name, model.text_projection.out_features)
 
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         return self.model(input_ids=ids, attention_mask=mask).text_embeds
@@ -104,9 +95,8 @@ class SiglipText(TextModel):
 
     padding = "max_length"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, name: str) -> None:
-        head: Any = model.head
-        super().__init__(model, tokenizer, name, head.out_features, model.config.max_position_embeddings)
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        super().__init__(model, tokenizer, name, model.head.out_features)
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         return [text.lower() for text in texts]  # not every published tokenizer does
@@ -122,22 +112,16 @@ class PooledText(TextModel):
     sentence-transformers folders that ask for [CLS] get it.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, name: str, *, reserved: int = 0, cls: bool = False
-    ) -> None:
-        config = model.config
-        super().__init__(model, tokenizer, name, config.hidden_size, config.max_position_embeddings - reserved)
-        self._cls = cls
+    def __init__(self, model: Any, tokenizer: Any, name: str, *, reserved: int = 0, cls: bool = False) -> None:
+        super().__init__(model, tokenizer, name, model.config.hidden_size, reserved)
+        self.pooling = "cls" if cls else "mean"
 
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (n, t, d)
-        if self._cls:
+        if self.pooling == "cls":
             return states[:, 0]
         weights = mask.unsqueeze(-1).to(states.dtype)  # (n, t, 1)
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-    def pooling(self) -> list[str]:
-        return ["cls" if self._cls else "mean"]
 
 
 @dataclass(frozen=True)
@@ -148,16 +132,13 @@ class TextBackboneSpec:
         model: class in transformers.
         encoder: adapter class.
         reserved: positions that the model never uses for tokens.
-        options: arguments of `from_pretrained`.
     """
 
     model: str
     encoder: Callable[..., TextModel] = PooledText
     reserved: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
-_NO_POOLER = {"add_pooling_layer": False}
 _CLIP = TextBackboneSpec("CLIPTextModelWithProjection", ClipText)
 _SIGLIP = TextBackboneSpec("SiglipTextModel", SiglipText)
 TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
@@ -166,34 +147,24 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
     "metaclip_2": TextBackboneSpec("MetaClip2TextModelWithProjection", ClipText),
     "siglip": _SIGLIP,
     "siglip_text_model": _SIGLIP,
-    "bert": TextBackboneSpec("BertModel", options=_NO_POOLER),
-    "roberta": TextBackboneSpec("RobertaModel", reserved=2, options=_NO_POOLER),  # positions start at padding_idx + 1
-    "xlm-roberta": TextBackboneSpec("XLMRobertaModel", reserved=2, options=_NO_POOLER),
-    "mpnet": TextBackboneSpec("MPNetModel", reserved=2, options=_NO_POOLER),
+    "bert": TextBackboneSpec("BertModel"),
+    "roberta": TextBackboneSpec("RobertaModel", reserved=2),  # positions start at padding_idx + 1
+    "xlm-roberta": TextBackboneSpec("XLMRobertaModel", reserved=2),
+    "mpnet": TextBackboneSpec("MPNetModel", reserved=2),
     "distilbert": TextBackboneSpec("DistilBertModel"),
 }
 """transformers `model_type` -> how to load it."""
 
 
 def load_text_encoder(source: str, name: str, model_types: Sequence[str] = (), *, fallback: str = "") -> TextModel:
-    """Load a frozen text encoder from a folder or a Hugging Face repository.
-
-    Args:
-        source, name, fallback: see `locate`.
-        model_types: accepted `model_type`s; empty accepts all of `TEXT_BACKBONES`.
-
-    Raises:
-        FusionerError: the source cannot be read, holds another kind of model, lacks a tokenizer, or its weights are
-            incomplete.
-    """
+    """Load a frozen text encoder from a folder or a Hugging Face repository; arguments as of `load_image_encoder`."""
     checkpoint = locate(source, name, fallback, tokenizer=True)
     config = read_config(checkpoint, model_types or TEXT_BACKBONES)
     folder, spec = checkpoint.folder, TEXT_BACKBONES[config.model_type]
     tokenizer, state = load_tokenizer(folder, name), checkpoint.read()
     if is_openai(state):
         state = remap_openai_text(state)
-    kind = getattr(transformers, spec.model)
-    model = build_model(kind, tower_config(config, "text_config"), state, name, **spec.options)
+    model = build_model(getattr(transformers, spec.model), tower_config(config, "text_config"), state, name)
     if spec.encoder is not PooledText:
         return spec.encoder(model, tokenizer, name)
     pooling = read_json(folder / "1_Pooling" / "config.json")
@@ -207,11 +178,7 @@ def load_text_encoder(source: str, name: str, model_types: Sequence[str] = (), *
 def clip_text_from_openai(
     state: Mapping[str, Tensor], tokenizer: Any, *, heads: int | None = None, name: str = "clip-text-openai"
 ) -> ClipText:
-    """Build a CLIP text encoder from tensors under OpenAI's keys and a transformers tokenizer.
-
-    Raises:
-        FusionerError: tensors are missing or those of another network.
-    """
+    """Build a CLIP text encoder from tensors under OpenAI's keys and a transformers tokenizer."""
     config, mapped = text_config(state, heads), remap_openai_text(state)
     return ClipText(build_model(CLIPTextModelWithProjection, config, mapped, name, exact=True), tokenizer, name)
 
@@ -220,11 +187,8 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     """Load the tokenizer of a folder; FusionerError, naming `name`, if there is none or it cannot be read."""
     if not has_tokenizer(folder):
         raise FusionerError(f"{name}: {folder} has no tokenizer (tokenizer.json, vocab.txt, vocab.json or a .model)")
-    try:
-        with quietly():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise FusionerError(f"{name}: the tokenizer in {folder} cannot be read ({first_line(error)})") from error
+    with loading(f"{name}: the tokenizer in {folder} cannot be read"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _tokenizer_settings(tokenizer: Any) -> Any:

@@ -39,14 +39,9 @@ class ClipResNet(DenseEncoder):
 
 
 def load_clip_resnet(source: str, name: str) -> ClipResNet:
-    """Load a CLIP ResNet under timm's keys (`model.safetensors`) or OpenAI's (`open_clip_model.safetensors`).
+    """Load the CLIP ResNet of a folder or Hugging Face repository, under timm's or OpenAI's keys.
 
-    Args:
-        source: folder or Hugging Face repository.
-        name: `clip-rn50` or `clip-rn101`, with or without `@/folder`.
-
-    Raises:
-        FusionerError: timm is missing or does not import, or the weights are missing, broken or of another network.
+    `name` is `clip-rn50` or `clip-rn101`, with or without `@/folder`.
     """
     timm = _import_timm(name)
     checkpoint = locate(source, name)
