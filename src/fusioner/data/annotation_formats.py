@@ -139,6 +139,7 @@ def read_annotations(
         skip_missing: leave out images that are not found, instead of raising a FusionerError.
     """
     project, indexes = READERS[source_format](source), dict[Path, NameIndex]()
+    project.remove_lines()
     for image in project.images:
         image.path = find_file(image.files, [images] if images else image.folders, indexes)
         if image.path is not None:
@@ -153,7 +154,6 @@ def read_annotations(
     if missing:
         project.left_out["images are missing and were left out"] = len(missing)
         project.images = [image for image in project.images if image.path or image.content]
-    project.remove_lines()
     project.merge_names()
     return project
 
@@ -289,12 +289,10 @@ def yolo(source: Path) -> AnnotationProject:
             continue
         shapes = []
         for line in read_lines(path):
-            try:
+            with _reading(f"{path} has a line that is no known class and polygon: {line[:40]!r}"):
                 class_id, *numbers = line.split()
                 kind = "polygon" if len(numbers) > 4 else "box"
                 shapes.append(Shape(names[int(class_id)], kind, np.array(numbers, float)))
-            except MALFORMED as error:
-                raise FusionerError(f"{path} has a line that is no known class and polygon: {line[:40]!r}") from error
         name = str(Path(*parts))
         parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
         folders = [root.joinpath(*parts).parent, path.parent]

@@ -66,14 +66,14 @@ class Augmentation:
         height, width = mask.shape
         field = identity(height, width)
         # The field maps output to input coordinates: the step applied last to the image comes first here.
-        field = crop_field(field, random_box(rng, c.crop)) if on[0] else field
-        field = affine_field(field, rng, c) if on[1] else field
-        field = field + elastic_field(height, width, c.elastic, rng) if on[2] else field
+        field = _crop_field(field, _random_box(rng, c.crop)) if on[0] else field
+        field = _affine_field(field, rng, c) if on[1] else field
+        field = field + _elastic_field(height, width, c.elastic, rng) if on[2] else field
         field = field * np.array([1, -1], np.float32) if on[3] and c.flip else field
         if on[:4].any():
             rgb, mask = warp(rgb, mask, field, self.ignore)
         rgb = jitter(rgb, c.jitter, rng) if on[4] else rgb
-        return (add_noise(rgb, c.noise, rng) if on[5] else rgb.copy()), mask.copy()
+        return (_add_noise(rgb, c.noise, rng) if on[5] else rgb.copy()), mask.copy()
 
 
 def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h2 w2 3"], Integer[ndarray, "h2 w2"]]:
@@ -101,20 +101,20 @@ def _frame(pixels: ndarray, index: int, rng: np.random.Generator) -> ndarray:
     height, width = pixels.shape[:2]
     framed = pixels[:, ::-1] if index % 2 else pixels
     if index >= 2:
-        box = (random_box(rng, 0.45) + 1) / 2 * [height, width, height, width]
+        box = (_random_box(rng, 0.45) + 1) / 2 * [height, width, height, width]
         (top, left), (bottom, right) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
         framed = framed[top:bottom, left:right]
     return framed.copy()  # an image one pixel wide counts as contiguous despite its negative stride
 
 
 def identity(height: int, width: int) -> Field:
-    """Return the identity field."""
+    """Return the field of the unchanged image."""
     y = (np.arange(height, dtype=np.float32) * 2 + 1) / height - 1
     x = (np.arange(width, dtype=np.float32) * 2 + 1) / width - 1
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
 
 
-def random_box(rng: np.random.Generator, smallest: float) -> Float[ndarray, "4"]:
+def _random_box(rng: np.random.Generator, smallest: float) -> Float[ndarray, "4"]:
     """Return a box (y0, x0, y1, x1) in [-1, 1] of random position, area fraction smallest..1 and aspect 3/4..4/3.
 
     Boxes larger than the frame are clipped, which costs at most a quarter of the area. 1 means no crop.
@@ -127,13 +127,12 @@ def random_box(rng: np.random.Generator, smallest: float) -> Float[ndarray, "4"]
     return np.array([y - height, x - width, y + height, x + width])
 
 
-def crop_field(field: Field, box: Float[ndarray, "4"]) -> Field:
-    """Stretch a box of the input over the whole output."""
+def _crop_field(field: Field, box: Float[ndarray, "4"]) -> Field:
     low, high = box[:2].astype(np.float32), box[2:].astype(np.float32)
     return (high + low) / 2 + field * (high - low) / 2
 
 
-def affine_field(field: Field, rng: np.random.Generator, config: AugmentConfig) -> Field:
+def _affine_field(field: Field, rng: np.random.Generator, config: AugmentConfig) -> Field:
     """Shift, scale and rotate about the centre, with square pixels (a rotated square stays a square)."""
     height, width = field.shape[:2]
     angle = np.deg2rad(rng.uniform(-config.rotate, config.rotate))
@@ -145,7 +144,7 @@ def affine_field(field: Field, rng: np.random.Generator, config: AugmentConfig) 
     return (field @ matrix.T - shift).astype(np.float32)
 
 
-def elastic_field(height: int, width: int, strength: float, rng: np.random.Generator) -> Field:
+def _elastic_field(height: int, width: int, strength: float, rng: np.random.Generator) -> Field:
     """Return smooth random displacements with a standard deviation of about `strength` of the frame (6x6 grid)."""
     coarse = torch.from_numpy(rng.standard_normal((1, 2, 6, 6)).astype(np.float32)) * (2 * strength)
     fine = functional.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
@@ -182,7 +181,7 @@ def jitter(rgb: Rgb, strength: float, rng: np.random.Generator) -> Rgb:
     return np.ascontiguousarray(moved.to(torch.uint8).view(3, *rgb.shape[:2]).permute(1, 2, 0).numpy())
 
 
-def add_noise(rgb: Rgb, max_sigma: float, rng: np.random.Generator) -> Rgb:
+def _add_noise(rgb: Rgb, max_sigma: float, rng: np.random.Generator) -> Rgb:
     """Add Gaussian noise of a random standard deviation up to `max_sigma` (RGB in [0, 1])."""
     sigma = np.float32(rng.uniform(0, max_sigma))
     return _to_uint8(rgb.astype(np.float32) / 255 + sigma * rng.standard_normal(rgb.shape, dtype=np.float32))

@@ -19,12 +19,9 @@ Pair = tuple[str, int]
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its mask.
+    """One image with its mask; `id` is unique within the data set.
 
-    Attributes:
-        id: unique within the data set, without extension.
-        image, mask: files.
-        class_id: for binary masks (FSS-1000), the class of every bright pixel (> 127).
+    For binary masks (FSS-1000), `class_id` is the class of every bright pixel (> 127).
     """
 
     id: str
@@ -83,7 +80,6 @@ class SegmentationData:
 
     @cached_property
     def by_id(self) -> dict[str, Item]:
-        """Items by image id."""
         return {item.id: item for item in self.items}
 
     def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
@@ -112,16 +108,13 @@ class SegmentationData:
         counts = np.bincount(self.read_mask(item).ravel())
         return {int(i): int(counts[i]) for i in np.flatnonzero(counts) if i not in (0, self.ignore)}
 
-    def pairs(self, class_ids: Iterable[int] | None = None, min_pixels: int = 1, workers: int = 4) -> list[Pair]:
-        """List every (image id, class id) with at least `min_pixels` pixels, sorted; reads all masks (1 ms each)."""
+    def pairs(self, class_ids: Iterable[int] | None = None) -> list[Pair]:
+        """List every (image id, class id) whose class has a pixel in the image, sorted; reads all masks (1 ms each)."""
         wanted = set(self.class_ids if class_ids is None else class_ids)
-        with ThreadPoolExecutor(workers) as pool:  # zlib releases the GIL
+        with ThreadPoolExecutor(4) as pool:  # zlib releases the GIL
             counts = pool.map(self.pixel_counts, self.items)
             return sorted(
-                (item.id, class_id)
-                for item, of_item in zip(self.items, counts, strict=True)
-                for class_id, pixels in of_item.items()
-                if class_id in wanted and pixels >= min_pixels
+                (item.id, i) for item, count in zip(self.items, counts, strict=True) for i in wanted & set(count)
             )
 
     def require_classes(self) -> None:

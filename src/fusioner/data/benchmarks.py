@@ -8,7 +8,7 @@ and COCO-Object have a background, which their mIoU includes.
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -56,18 +56,8 @@ class Benchmark:
     endings: Sequence[str] = (".jpg", ".png")
     listed: str | None = None
 
-    @cached_property
-    def mask_values(self) -> dict[int, int | None]:
-        """Mask value -> class id (0 background, None ignored); empty: the value is the id."""
-        return {
-            **dict.fromkeys(_ranges(self.ignored_values)),
-            **dict.fromkeys(_ranges(self.background_values), 0),
-            **{value: i for i, value in enumerate(_ranges(self.class_values), start=1)},
-        }
-
 
 def _ranges(text: str) -> list[int]:
-    """Numbers of a text such as "0-10 12"."""
     bounds = (part.partition("-") for part in text.split())
     return [value for low, _, high in bounds for value in range(int(low), int(high or low) + 1)]
 
@@ -91,13 +81,18 @@ def open_benchmark(name: str, root: Path, split: str | None = None) -> Segmentat
     count = len(_ranges(spec.class_values)) or len(classes)
     background = bool(spec.background_values)
     first = "background" if background else "unlabeled"
+    mask_values: dict[int, int | None] = {
+        **dict.fromkeys(_ranges(spec.ignored_values)),
+        **dict.fromkeys(_ranges(spec.background_values), 0),
+        **{value: i for i, value in enumerate(_ranges(spec.class_values), start=1)},
+    }
     return SegmentationData(
         name,
         (first, *classes[:count]),
         items,
         ignore_unlabeled=not background,
         prompts=(first, *prompts[:count]),
-        mask_values=spec.mask_values,
+        mask_values=mask_values,
         include_background=background,
         problems=problems,
     )

@@ -66,12 +66,12 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
     images, masks = _files_by_name(out / "images", IMAGE_SUFFIXES), _files_by_name(out / "masks", MASK_SUFFIXES)
     for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
         rgb = read_image(image.path or image.content or b"", str(image.path or image.name))
-        size = rgb.shape[:2]
-        if image.size is not None and image.size != size:
-            height, width = image.size
-            file = image.path or image.name
-            raise FusionerError(f"{file} is {size[1]}x{size[0]} pixels, its annotation was made on {width}x{height}")
-        mask = project.paint(image, size, ignore)
+        if image.size is not None and image.size != rgb.shape[:2]:
+            raise FusionerError(
+                f"{image.path or image.name} is {rgb.shape[1]}x{rgb.shape[0]} pixels, "
+                f"its annotation was made on {image.size[1]}x{image.size[0]}"
+            )
+        mask = project.paint(image, rgb.shape[:2], ignore)
         if (other := masks.get(label_key(stem))) is not None and other.name != f"{stem}.png":
             raise FusionerError(f"{other} exists beside {stem}.png: choose an empty folder for --root")
         _place_image(image, rgb, out / "images" / stem, images.get(label_key(stem)), copy)
@@ -117,18 +117,16 @@ def _place_image(
     target = stem.with_name(stem.name + (suffix if takes_format else ".png"))
     if existing is not None and existing.exists():
         linked = source is not None and existing.samefile(source)
-        if linked and not (copy and existing.is_symlink()):
-            return
         if not linked and not (existing.name == target.name and np.array_equal(read_image(existing), rgb)):
             raise FusionerError(f"{existing} exists and is another image: choose an empty folder for --root")
-        if not linked:
+        if not (linked and copy and existing.is_symlink()):
             return
         target = existing
-    if source is None or (copy and takes_format):
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(image.content or b"" if source is None else source.read_bytes())
-    elif not takes_format:
+    if not takes_format:
         _write_png(target, rgb)
+    elif source is None or copy:
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(source.read_bytes() if source else image.content or b"")
     else:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
