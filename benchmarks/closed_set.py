@@ -23,8 +23,7 @@ from fusioner.model.similarity import affinity
 from fusioner.postprocess import upsample
 from fusioner.training import closed_set as training
 from fusioner.training.build import build_encoders, build_network, build_sources
-from fusioner.training.closed_set import FitConfig, fit_closed_set
-from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
+from fusioner.training.closed_set import ClosedSetDataset, FitConfig, SampleView, fit_closed_set
 from fusioner.training.dataset import build_corpus, cross_fit_fold, open_split
 from fusioner.training.presets import preset
 

@@ -61,7 +61,7 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
     card = ModelCard(model.config, "", "", SIDE, ("{}",))
     found = {}
     for name, source in (("text cached", live), ("everything cached", cached)):
-        batches = DataLoader(corpus, [source], Vocabulary(corpus.names()), table, 1, (SIDE, SIDE), 0)
+        batches = DataLoader(corpus, [source], Vocabulary(corpus.names()), table, config)
         trainer = Trainer(build_fabric("cpu", 1, "32"), model, batches, config, card, folder / "run", {})
         made = batches.training_batches(BatchSampler(corpus.samples, batch, 0), 0)
         found[name] = (_gradients(trainer, made), lambda trainer=trainer: trainer._update(1))

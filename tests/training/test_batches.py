@@ -20,8 +20,8 @@ from fusioner.prefetch import taken_ahead
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch, DataLoader, resize_mask
 from fusioner.training.dataset import BatchSampler, Corpus, build_corpus, open_split
+from fusioner.training.losses import iou_counts, miou
 from fusioner.training.prompt_sampling import Vocabulary
-from fusioner.training.running_iou import iou_counts, miou
 
 SIZE = 16
 
@@ -45,8 +45,8 @@ def batches(corpus: Corpus, encoder: Any, sources: list[TokenSource] | None = No
     vocabulary = Vocabulary(corpus.names())
     table = torch.nn.functional.normalize(torch.eye(len(vocabulary.words)), dim=1)
     live = sources or [LiveSource(split.data, encoder, 32) for split in corpus.splits]
-    settings: dict[str, Any] = {"prompts": 3, "size": (SIZE, SIZE), "seed": 0} | options
-    return DataLoader(corpus, live, vocabulary, table, **settings)
+    settings: dict[str, Any] = {"sampling": "images", "prompts": 3, "resolution": SIZE} | options
+    return DataLoader(corpus, live, vocabulary, table, TrainConfig().override(**settings))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,8 @@ def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, m
     groups = {"thing": [named[i] for i in (8, 12, 13)], "all": [named[i] for i in split.data.class_ids]}
     vocabulary = Vocabulary(corpus.names(), None, groups)
     table = torch.nn.functional.normalize(torch.eye(len(vocabulary.words)), dim=1)
-    made = DataLoader(corpus, [LiveSource(split.data, encoder, 32)], vocabulary, table, 4, (SIZE, SIZE), 0)
+    settings = TrainConfig().override(sampling="images", prompts=4, resolution=SIZE)
+    made = DataLoader(corpus, [LiveSource(split.data, encoder, 32)], vocabulary, table, settings)
     asked = 0
     for step in range(6):
         samples = BatchSampler(corpus.samples, 7, 0)(step)
@@ -134,7 +135,7 @@ def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tr
         for step in range(60):
             sample = corpus.samples[step % len(corpus.samples)]
             mask = corpus.splits[0].data.read_mask(sample.item)
-            ids = built._prompt(sample, mask, np.random.default_rng(step)).classes
+            _, ids, _ = built._prompt(sample, mask, np.random.default_rng(step))
             times.update(set(ids) - set(mask.flatten().tolist()))
     never = set(corpus.splits[0].classes) - shown.keys()
     common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in asked.items()}

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fusioner.data.base import Item
 from fusioner.training import closed_set as memory
-from fusioner.training.closed_set import FitCache, FitConfig, fit_closed_set
-from fusioner.training.closed_set_dataset import ClosedSetDataset, PatchBatch, SampleView
+from fusioner.training.closed_set import ClosedSetDataset, FitCache, FitConfig, PatchBatch, SampleView, fit_closed_set
 from fusioner.training.dataset import Sample, cross_fit_fold
 
 PATCHES = 6

@@ -17,12 +17,11 @@ from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import load_model
 from fusioner.training import closed_set as memory
 from fusioner.training.build import build_network
-from fusioner.training.closed_set import draw_views, fit_closed_set, fit_closed_set_head
-from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
+from fusioner.training.closed_set import ClosedSetDataset, SampleView, draw_views, fit_closed_set, fit_closed_set_head
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch, resize_mask
 from fusioner.training.dataset import CROSS_FIT_FOLDS, build_corpus, cross_fit_fold, open_split
-from fusioner.training.running_iou import THRESHOLDS, iou_counts
+from fusioner.training.losses import THRESHOLDS, iou_counts
 from fusioner.training.train import RunConfig, train
 from fusioner.training.trainer import RuntimeConfig
 

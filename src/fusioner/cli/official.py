@@ -6,47 +6,46 @@ The flags override the paper preset; the same functions run as for `fusioner tra
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fusioner.errors import FusionerError
+from fusioner.training.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 
-if TYPE_CHECKING:
-    from fusioner.training.config import TrainConfig
-
-OFFICIAL: dict[str, dict[str, object]] = {
+OFFICIAL: dict[str, str | dict[str, Any]] = {
     "--dataset_name": {"default": "coco", "help": "pascal, coco, fss1000 or folder"},
     "--dataset_root": {"default": "./data", "help": "folder of the data set"},
     "--fold": {"type": int, "default": 0, "help": "0 ... 3; its classes are held out"},
-    "--batch_size": {"type": int, "default": 32, "help": "images per update"},
-    "--aug_prob": {"type": float, "default": 0.5, "help": "probability of each augmentation"},
+    "--batch_size": "batch_size",
+    "--aug_prob": "augment_prob",
     "--test_with_org_resolution": {"action": "store_true", "help": "test at native resolution with sliding windows"},
     "--target_size": {"type": int, "nargs": 2, "default": [224, 224], "help": "height and width of training images"},
     "--scale_range": {"type": float, "nargs": 2, "default": [0.5, 1.0], "help": "area share of random crops"},
     "--warmup_epochs": {"type": int, "default": 10, "help": "warm-up epochs"},
     "--training_epochs": {"type": int, "default": 500, "help": "epochs after the warm-up"},
-    "--beta1": {"type": float, "default": 0.9, "help": "AdamW's first coefficient for the fusion"},
-    "--fusion_lr": {"type": float, "default": 0.001, "help": "peak learning rate of the fusion"},
-    "--fusion_min_lr": {"type": float, "default": 2e-6, "help": "final learning rate of the fusion"},
-    "--decoder_lr": {"type": float, "default": 0.001, "help": "learning rate of the decoder"},
-    "--wd": {"type": float, "default": 0.01, "help": "initial weight decay of the fusion"},
-    "--wd_end": {"type": float, "default": 0.4, "help": "final weight decay of the fusion"},
-    "--drop_path_rate": {"type": float, "default": 0.0, "help": "stochastic depth of the fusion"},
-    "--transformer_dropout": {"type": float, "default": 0.0, "help": "dropout of the fusion"},
-    "--transformer_heads": {"type": int, "default": 8, "help": "heads of the fusion"},
-    "--transformer_layers": {"type": int, "default": 12, "help": "layers of the fusion"},
-    "--transformer_width": {"type": int, "default": 512, "help": "width of fusion and decoder"},
-    "--temperature": {"type": float, "default": 0.07, "help": "divisor of the head's cosines"},
+    "--beta1": "beta1",
+    "--fusion_lr": "lr",
+    "--fusion_min_lr": "min_lr",
+    "--decoder_lr": "decoder_lr",
+    "--wd": "weight_decay",
+    "--wd_end": "weight_decay_end",
+    "--drop_path_rate": "drop_path",
+    "--transformer_dropout": "dropout",
+    "--transformer_heads": "heads",
+    "--transformer_layers": "layers",
+    "--transformer_width": "width",
+    "--temperature": "temperature",
     "--load_ckpt_path": {"default": None, "help": "train: weights to start from; test: the model (.safetensors, .pth)"},
     "--device": {"default": "cuda", "help": "cuda, cuda:N, cpu, mps or auto"},
 }
-"""The official flags with the official defaults."""
+"""The official flags with the official defaults; a word names the setting of the paper preset that a flag sets."""
 
-OURS: dict[str, dict[str, object]] = {
-    "--image_encoder": {"default": "clip-vit-l14", "help": "encoder name, or NAME@/folder to work offline"},
-    "--text_encoder": {"default": "clip-text-l14", "help": "text encoder, named likewise"},
+OURS: dict[str, str | dict[str, Any]] = {
+    "--image_encoder": "image_encoder",
+    "--text_encoder": "text_encoder",
     "--out": {"type": Path, "default": Path("run"), "help": "folder of the run, or of the reports"},
-    "--steps": {"type": int, "default": 0, "help": "updates, in place of the epochs"},
+    "--steps": "steps",
     "--seed": {"type": int, "default": 0, "help": "random seed"},
     "--resume": {"action": "store_true", "help": "continue the run in --out"},
 }
@@ -54,46 +53,33 @@ OURS: dict[str, dict[str, object]] = {
 
 def parser(program: str) -> argparse.ArgumentParser:
     """Return the argument parser of either script."""
+    paper = {entry.name: entry for group in (ModelOptions, DataOptions, OptimOptions) for entry in fields(group)}
     arguments = argparse.ArgumentParser(prog=program, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for flag, options in (OFFICIAL | OURS).items():
-        arguments.add_argument(flag, **options)  # pyright: ignore[reportArgumentType]
+        if isinstance(options, str):
+            default = paper[options].default
+            options = {"type": type(default), "default": default, "help": paper[options].metadata["help"]}
+        arguments.add_argument(flag, **options)
     return arguments
 
 
-def settings(given: argparse.Namespace) -> "TrainConfig":
-    """Return the settings given by the flags."""
-    from fusioner.training.presets import PAPER
-
+def settings(given: argparse.Namespace) -> TrainConfig:
+    """Return the settings given by the flags; images must be square, and the scale range must end at 1."""
     height, width = given.target_size
     if height != width:
         raise FusionerError(f"--target_size {height} {width}: images are resized to squares, give one number twice")
     if given.scale_range[1] != 1:
         raise FusionerError(f"--scale_range must end at 1, not {given.scale_range[1]:g}")
     epochs = given.warmup_epochs + given.training_epochs
-    return PAPER.override(
+    named = {flag: name for flag, name in (OFFICIAL | OURS).items() if isinstance(name, str)}
+    return TrainConfig().override(
         "the flags",
-        image_encoder=given.image_encoder,
-        text_encoder=given.text_encoder,
-        batch_size=given.batch_size,
-        augment_prob=given.aug_prob,
+        **{name: getattr(given, flag.removeprefix("--")) for flag, name in named.items()},
         min_crop_scale=given.scale_range[0],
         resolution=height,
         epochs=epochs,
-        steps=given.steps,
         warmup=given.warmup_epochs / max(1, epochs),
-        beta1=given.beta1,
-        lr=given.fusion_lr,
-        min_lr=given.fusion_min_lr,
-        decoder_lr=given.decoder_lr,
-        weight_decay=given.wd,
-        weight_decay_end=given.wd_end,
-        drop_path=given.drop_path_rate,
-        dropout=given.transformer_dropout,
-        heads=given.transformer_heads,
-        layers=given.transformer_layers,
-        width=given.transformer_width,
-        decoder_widths=(given.transformer_width,) * len(PAPER.model.decoder_widths),
-        temperature=given.temperature,
+        decoder_widths=(given.transformer_width,) * 4,
         seed=given.seed,
     )
 

@@ -25,7 +25,7 @@ from fusioner.model.config import TRAINING_FREE, FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
 from fusioner.training.config import TrainConfig
-from fusioner.training.dataset import Corpus, DatasetSplit
+from fusioner.training.dataset import Corpus
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _TIMEOUT = timedelta(hours=6)
@@ -33,11 +33,7 @@ _TIMEOUT = timedelta(hours=6)
 
 
 def build_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """Launch the processes that train together; under torchrun, as many as it started.
-
-    Raises:
-        FusionerError: no such device, too few of them, or fp16 on a CPU.
-    """
+    """Launch the processes that train together; under torchrun, as many as it started."""
     chosen = pick_device(device)
     if precision == "16" and chosen.type != "cuda":
         raise FusionerError("--precision 16 needs a CUDA device; use bf16 or 32")
@@ -84,11 +80,7 @@ def _join_process_group(device_type: str) -> None:
 
 
 def build_encoders(config: TrainConfig, dataset: str, device: torch.device) -> tuple[ImageEncoder, TextEncoder]:
-    """Build both frozen encoders on the device, with the configured image normalisation.
-
-    Raises:
-        FusionerError: an unknown name, or weights that cannot be loaded.
-    """
+    """Build both frozen encoders on the device, with the configured image normalisation."""
     image, text = build_image_encoder(config.model.image_encoder), build_text_encoder(config.model.text_encoder)
     if config.model.normalisation == "dataset" and dataset in PUBLISHED_NORMALISATION:
         image.mean, image.std = PUBLISHED_NORMALISATION[dataset]
@@ -108,11 +100,7 @@ def supported_similarities(image: ImageEncoder, text: TextEncoder) -> tuple[str,
 
 
 def resolve_similarity(config: TrainConfig, image: ImageEncoder, text: TextEncoder) -> TrainConfig:
-    """Return the settings with the similarity that method and encoders use, without options that it rules out.
-
-    Raises:
-        FusionerError: the encoders do not support the similarity, or the method needs one.
-    """
+    """Return the settings with the similarity that method and encoders use, without options that it rules out."""
     method, similarity = config.model.method, config.model.similarity
     supported, last = supported_similarities(image, text), image.parts[-1]
     if method in ("lseg", "mask-transformer", "empty"):  # these treat all tokens as features
@@ -151,9 +139,6 @@ def build_network(
 
     Args:
         num_names: classes of the closed-set head, if the settings have one; previous_closed_sets: of those beside it.
-
-    Raises:
-        FusionerError: sizes or encoders that do not fit together.
     """
     config = resolve_similarity(config, image, text)
     options, last = config.model, image.parts[-1]
@@ -189,26 +174,21 @@ def build_sources(
     say: Callable[[str], None],
     track: Track | None = None,
 ) -> list[TokenSource]:
-    """Build each split's token source; fills the cache (None: the user's own folder) with missing features.
-
-    Raises:
-        FusionerError: no room for the cache, or an unreadable image.
-    """
+    """Build each split's token source; fills the cache (None: the user's own folder) with missing features."""
     resolution, data = config.model.resolution, config.data
-
-    def source(number: int, split: DatasetSplit) -> TokenSource:
+    sources: list[TokenSource] = []
+    for number, split in enumerate(corpus.splits):
         if data.features == "cached":
             samples = (*corpus.samples, *corpus.held_out)
             items = {sample.item.id: sample.item for sample in samples if sample.split == number}
             used = replace(split.data, items=list(items.values()))
             folder = cache or default_folder()
-            return cache_features(folder, used, image, resolution, views=data.views, say=say, track=track)
-        if data.augment_prob == 0:
-            live = LiveSource(split.data, image, resolution)
-            live.views = data.views  # those the cache would hold
-            return live
-        published = COCO_AUGMENT if split.data.name == "coco" else PASCAL_AUGMENT
-        recipe = replace(published, probability=data.augment_prob, crop=data.min_crop_scale)
-        return LiveSource(split.data, image, resolution, Augmentation(recipe, split.data.ignore))
-
-    return [source(number, split) for number, split in enumerate(corpus.splits)]
+            sources.append(cache_features(folder, used, image, resolution, views=data.views, say=say, track=track))
+        elif data.augment_prob == 0:
+            sources.append(LiveSource(split.data, image, resolution))
+            sources[-1].views = data.views  # those the cache would hold
+        else:
+            published = COCO_AUGMENT if split.data.name == "coco" else PASCAL_AUGMENT
+            recipe = replace(published, probability=data.augment_prob, crop=data.min_crop_scale)
+            sources.append(LiveSource(split.data, image, resolution, Augmentation(recipe, split.data.ignore)))
+    return sources

@@ -26,7 +26,7 @@ from fusioner.segmenter import Segmenter
 from fusioner.training.build import build_network
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import DataLoader
-from fusioner.training.running_iou import iou_counts, miou
+from fusioner.training.losses import iou_counts, miou
 
 NUM_IMAGES = 200
 """Largest number of training images used."""
@@ -52,11 +52,7 @@ def reference_words() -> list[str]:
 def calibrate_threshold(
     model: Fusioner, loader: DataLoader, batch_size: int, seed: int, track: Track | None = None
 ) -> float:
-    """Set the z-score threshold with the best mIoU on training images; return that mIoU in per cent.
-
-    Raises:
-        FusionerError: an unreadable image or mask.
-    """
+    """Set the z-score threshold with the best mIoU on training images; return that mIoU in per cent."""
     assert model.baseline is not None
     samples = loader.corpus.samples
     drawn = sorted(np.random.default_rng((seed, 4)).permutation(len(samples))[:NUM_IMAGES].tolist())
@@ -83,11 +79,7 @@ def uncalibrated(
     templates: Sequence[str] = (),
     device: str = "auto",
 ) -> Segmenter:
-    """Build a training-free method with the default threshold of `model.baselines`.
-
-    Raises:
-        FusionerError: encoders that cannot be loaded or do not fit the method.
-    """
+    """Build a training-free method with the default threshold of `model.baselines`."""
     name = value_tokens(image_encoder) if method == "maskclip" else image_encoder
     config = TrainConfig().override(image_encoder=name, text_encoder=text_encoder, method=method, resolution=resolution)
     image, text = build_image_encoder(name), build_text_encoder(text_encoder)

@@ -1,6 +1,6 @@
 """Fit the closed-set head: a segmentation network over frozen features that classifies every patch.
 
-Letters: B images, C classes plus "other", F features, P patches.
+Letters: B images, C classes plus "other", F features, P patches, S splits, V mask values, Gh Gw token grid.
 """
 
 import copy
@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float16, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
 from fusioner.model.checkpoint import save_tensors
-from fusioner.model.closed_set_head import ClosedSetSegmenter
+from fusioner.model.closed_set_head import ClosedSetSegmenter, features, log_posterior
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import map_ahead
-from fusioner.training.closed_set_dataset import ClosedSetDataset, SampleView
-from fusioner.training.dataset import CROSS_FIT_FOLDS, Corpus, Sample, cross_fit_fold
+from fusioner.training.data_loader import resize_mask
+from fusioner.training.dataset import CROSS_FIT_FOLDS, Corpus, DatasetSplit, Sample, cross_fit_fold
 from fusioner.training.optim import warmup_cosine
+
+CACHE_BYTES = 2**30  # of features kept in memory, which need not be encoded or read again
 
 # Chosen on training images, see docs/accuracy.md.
 BATCH_SIZE = 8
@@ -37,18 +39,101 @@ LOGIT_ADJUSTMENT = 0.4  # times log n is subtracted from a class's logit afterwa
 
 
 class FitConfig(NamedTuple):
-    """Length of the fit.
-
-    Attributes:
-        epochs: passes over the images.
-        patch_ratio: share of an image's patches drawn in every step (PatchDropout, arXiv 2208.07220).
-    """
+    """Passes over the images, and the share of an image's patches drawn in every step (arXiv 2208.07220)."""
 
     epochs: int = 8
     patch_ratio: float = 1.0
 
 
 DEFAULT_FIT = FitConfig()
+
+
+class SampleView(NamedTuple):
+    """A sample, a view number, and whether the view is flipped."""
+
+    sample: Sample
+    view: int = 0
+    flipped: bool = False
+
+
+class PatchBatch(NamedTuple):
+    """Patches of some images.
+
+    Attributes:
+        features: see `model.closed_set_head.features`.
+        labels: class of each patch; the last class is "other", -1 is ignored.
+        splits: the split of each image, whose classes alone compete for its patches.
+    """
+
+    features: Float[Tensor, "b p f"]
+    labels: Int64[Tensor, "b p"]
+    splits: Int64[Tensor, " b"]
+
+
+class ClosedSetDataset:
+    """The training images, each once.
+
+    Attributes:
+        samples: one per image.
+        width: number of features F.
+        allowed: 0 for each split's classes and "other", else minus infinity; (S, C).
+        counts: patches of each class in each sample's image; (samples, C).
+    """
+
+    def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track | None) -> None:
+        self.model, self.sources = model, sources
+        self.width = model.config.visual_dim + model.config.similarity_dim
+        self.samples = corpus.unique_images()
+        classes = {name: number for number, name in enumerate(corpus.names())}
+        self.tables = [_label_table(split, classes) for split in corpus.splits]
+        self.allowed = torch.full((len(self.tables), len(classes) + 1), -torch.inf)
+        for number, table in enumerate(self.tables):
+            self.allowed[number, np.unique(table[table >= 0])] = 0.0
+        self._cache: dict[tuple[int, str, int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
+        self.counts = torch.zeros(len(self.samples), len(classes) + 1, dtype=torch.int64)
+        height, width = self._read(self.samples[0], 0)[1].shape if self.samples else (0, 0)
+        for number, sample in enumerate(track(self.samples, "reading masks") if track else self.samples):
+            mask = corpus.splits[sample.split].data.read_mask(sample.item)
+            labels = self._labels(sample, mask, (height, width))
+            self.counts[number] = torch.bincount(labels[labels >= 0], minlength=len(classes) + 1)
+
+    def views(self, sample: Sample) -> int:
+        """Return the number of cached views of a sample; 1 (the image itself) if it is encoded live."""
+        return self.sources[sample.split].views or 1
+
+    def read(self, views: Sequence[SampleView]) -> PatchBatch:
+        """Read some views; FusionerError for an unreadable image or mask."""
+        grids = [
+            [grid.flip(-1) if view.flipped else grid for grid in self._read(view.sample, view.view)] for view in views
+        ]
+        splits = torch.tensor([view.sample.split for view in views])
+        patch_features, labels = (torch.stack(grid).flatten(-2) for grid in zip(*grids, strict=True))
+        return PatchBatch(patch_features.mT.float(), labels, splits)
+
+    def _read(self, sample: Sample, view: int) -> tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]:
+        key = (sample.split, sample.item.id, view)
+        if key in self._cache:
+            return self._cache[key]
+        tokens, masks = self.sources[sample.split].batch([(sample.item, view)])
+        with torch.no_grad():
+            visual, aligned = self.model.split_channels(tokens.cpu())
+            grid = features(visual, log_posterior(aligned))[0].half()
+        entry = grid, self._labels(sample, masks[0], (grid.shape[1], grid.shape[2]))
+        if (len(self._cache) + 1) * grid.nbytes < CACHE_BYTES:
+            self._cache[key] = entry
+        return entry
+
+    def _labels(self, sample: Sample, mask: np.ndarray, grid: tuple[int, int]) -> Int64[Tensor, "gh gw"]:
+        return torch.from_numpy(self.tables[sample.split][resize_mask(mask, grid)])
+
+
+def _label_table(split: DatasetSplit, classes: dict[str, int]) -> Int64[np.ndarray, " v"]:
+    """Map mask values to classes; other values to the last class, ignored ones to -1."""
+    table = np.full(split.data.ignore + 1, len(classes), np.int64)
+    for class_id in split.classes:
+        table[class_id] = classes[split.data.prompts[class_id]]
+    table[list(split.ignored)] = -1
+    return table
 
 
 @dataclass(frozen=True)
@@ -58,7 +143,6 @@ class FitCache:
     Attributes:
         folder: one file per network.
         key: describes the inputs of the fit; files with another key are not used.
-        writes: whether this process writes.
     """
 
     folder: Path
@@ -96,18 +180,14 @@ def fit_closed_set_head(
 
     Args:
         class_embeddings: unit embeddings of `corpus.names()`, in its order.
-        track: draws progress bars.
         device: where to fit; None: the CPU.
-
-    Raises:
-        FusionerError: an unreadable image or mask, or a full disk.
     """
     similarity: Any = model.similarity
     head = similarity.closed_set
     dataset = ClosedSetDataset(model, corpus, sources, track)
     head.set_names(class_embeddings, dataset.counts.sum(dim=0)[:-1] > 0)
     states = []
-    for excluded in (-1, *range(CROSS_FIT_FOLDS)):
+    for excluded in (-1, *range(CROSS_FIT_FOLDS)):  # -1: none
         name = "full" if excluded < 0 else f"without_{excluded}"
         title = f"fitting closed-set head {excluded + 2} of {CROSS_FIT_FOLDS + 1}"
         state = cache.get(name) if cache else None
@@ -134,10 +214,7 @@ def fit_closed_set(
     """Fit one closed-set network for unnormalised features; returned frozen, on the device.
 
     Minimises the cross-entropy over the classes of an image's own split with AdamW, on all views, half of them flipped;
-    logits are then adjusted for class frequency.
-
-    Args:
-        excluded_fold: cross-fitting fold to leave out; -1: none.
+    logits are then adjusted for class frequency. A cross-fitting fold may be left out; -1: none.
     """
     used = [i for i, sample in enumerate(dataset.samples) if cross_fit_fold(sample.item.id) != excluded_fold]
     samples, counts = [dataset.samples[i] for i in used], dataset.counts[used].sum(dim=0)
@@ -160,10 +237,13 @@ def fit_closed_set(
                 num_patches = batch.labels.shape[1]
                 patches = torch.randperm(num_patches)[: max(1, round(fit.patch_ratio * num_patches))]
                 logits = network((batch.features[:, patches].to(device) - mean) / std)
-                labels = batch.labels[:, patches].to(device)
                 logits = logits + allowed[batch.splits.to(device)][:, None]
+                labels = batch.labels[:, patches].to(device)
+                total = F.cross_entropy(
+                    logits.flatten(0, 1), labels.flatten(), weights, ignore_index=-1, reduction="sum"
+                )
                 optimizer.zero_grad()
-                _weighted_ce(logits, labels, weights).backward()
+                (total / (weights[labels.clamp_min(0)] * (labels >= 0)).sum().clamp_min(1.0)).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), GRAD_CLIP)
                 optimizer.step()
     network.requires_grad_(False).eval()
@@ -171,14 +251,6 @@ def fit_closed_set(
     network.first.weight.div_(std)
     network.first.bias.sub_(network.first.weight @ mean)
     return network
-
-
-def _weighted_ce(
-    logits: Float[Tensor, "b p c"], labels: Int64[Tensor, "b p"], weights: Float[Tensor, " c"]
-) -> Float[Tensor, ""]:
-    """Return the class-weighted mean cross-entropy over patches not ignored; 0 if there are none."""
-    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights, ignore_index=-1, reduction="sum")
-    return total / (weights[labels.clamp_min(0)] * (labels >= 0)).sum().clamp_min(1.0)
 
 
 def draw_views(

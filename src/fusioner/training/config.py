@@ -166,7 +166,7 @@ class TrainConfig:
 
         This is the form of a card's `training["settings"]` and of a TOML file (tables [model], [data], [optim]).
         """
-        return _plain(asdict(self))
+        return asdict(self, dict_factory=_plain)
 
     def changes(self) -> dict[str, Any]:
         """Return the values of `to_dict` that differ from the defaults, by field name."""
@@ -174,31 +174,22 @@ class TrainConfig:
         return {name: value for name, value in flatten(self.to_dict()).items() if value != default[name]}
 
     def override(self, source: str = "the settings", **values: Any) -> Self:
-        """Return a copy with fields replaced by name, of whatever group.
-
-        Raises:
-            FusionerError: no such field, or a value that does not fit.
-        """
-        nested: dict[str, Any] = {}
+        """Return a copy with fields replaced by name, in any group."""
+        groups: dict[str, dict[str, Any]] = {"": {}}
         for name, value in values.items():
             if name not in SECTIONS:
                 raise FusionerError(f"{source}: there is no setting {name!r}; see `fusioner train --help`")
-            if section := SECTIONS[name]:
-                nested.setdefault(section, {})[name] = value
-            else:
-                nested[name] = value
-        return self.merge(nested, source)
+            groups.setdefault(SECTIONS[name], {})[name] = value
+        top = groups.pop("")
+        changed = {group: replace(getattr(self, group), **given) for group, given in groups.items()}
+        return replace(self, **changed, **top)
 
     def merge(self, nested: Mapping[str, Any], source: str = "the settings") -> Self:
-        """Return a copy with the values of a nested mapping (the form of `to_dict`, any part of it) replaced.
-
-        Raises:
-            FusionerError: no such group or field, or a value that does not fit.
-        """
-        groups: dict[str, Any] = {}
+        """Return a copy with the values of a nested mapping (the form of `to_dict`, any part of it) replaced."""
+        flat: dict[str, Any] = {}
         for group, values in nested.items():
             if group == "seed":
-                groups[group] = values
+                flat[group] = values
                 continue
             if group not in ("model", "data", "optim") or not isinstance(values, Mapping):
                 tables = "write seed = N, [model], [data] and [optim]"
@@ -206,15 +197,11 @@ class TrainConfig:
             unknown = sorted(name for name in values if SECTIONS.get(name) != group)
             if unknown:
                 raise FusionerError(f"{source}: there is no setting {unknown[0]!r} in [{group}]")
-            groups[group] = replace(getattr(self, group), **values)
-        return replace(self, **groups)
+            flat |= values
+        return self.override(source, **flat)
 
     def with_file(self, path: Path) -> Self:
-        """Return a copy with the settings of a TOML file replaced.
-
-        Raises:
-            FusionerError: the file cannot be read, or has a setting that does not exist or fit.
-        """
+        """Return a copy with the settings of a TOML file replaced."""
         return self.merge(read_toml(path), str(path))
 
 
@@ -240,10 +227,8 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     return {name: (nested[group] if group else nested)[name] for name, group in SECTIONS.items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:

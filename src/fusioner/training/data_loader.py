@@ -5,7 +5,7 @@ Letters: B images, P prompts (padded to the largest number in the batch), D toke
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from fusioner.features.dataset import TokenSource
+from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, Sample, cross_fit_fold
 from fusioner.training.prompt_sampling import Vocabulary, draw_prompts
 
@@ -22,8 +23,7 @@ LIVE_VIEWS = 2**31 - 1
 """Number of views drawn from a source without a limit; 0, the image itself, is reserved for held-out images."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One step's data, or a micro-batch of it.
 
     Attributes:
@@ -56,24 +56,12 @@ class Batch:
         return torch.stack([(~self.ignore()).sum(), (self.labels >= 0).sum()]).float()
 
     def to(self, device: torch.device) -> "Batch":
-        """Return a copy on a device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def split(self, count: int) -> list["Batch"]:
         """Split into at most `count` micro-batches of nearly equal size."""
-        parts = [tensor.tensor_split(min(count, len(self.tokens))) for tensor in self._tensors()]
+        parts = [tensor.tensor_split(min(count, len(self.tokens))) for tensor in self]
         return [Batch(*tensors) for tensors in zip(*parts, strict=True)]
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return self.tokens, self.text, self.labels, self.classes, self.padded, self.folds
-
-
-class ImagePrompts(NamedTuple):
-    """Prompts of one image: rows of their words, their classes, and the label map (both as in `Batch`)."""
-
-    rows: list[int]
-    classes: list[int]
-    labels: Int16[ndarray, "h w"]
 
 
 class DataLoader:
@@ -82,11 +70,7 @@ class DataLoader:
     Args:
         sources: one per split of the corpus.
         table: unit embeddings of `vocabulary.words`, in their order.
-        prompts: largest number of prompts per image; samples with a class are prompted with that class only.
-        size: (h, w) of the loss.
-        horizontal_flip: flip half of the grids and masks in training.
-        negative_frequency_power: absent classes are drawn with probability proportional to (1 + images that show
-            them) ** power, so that rare classes are not almost always negatives.
+        config: its data options and seed are used, and the resolution of the loss.
     """
 
     def __init__(
@@ -95,49 +79,45 @@ class DataLoader:
         sources: Sequence[TokenSource],
         vocabulary: Vocabulary,
         table: Float[Tensor, "n c"],
-        prompts: int,
-        size: tuple[int, int],
-        seed: int,
-        horizontal_flip: bool = False,
-        negative_frequency_power: float = 0.0,
+        config: TrainConfig,
     ) -> None:
         self.corpus, self.sources, self.vocabulary, self.table = corpus, sources, vocabulary, table.cpu()
-        self.prompts, self.size, self.seed, self.horizontal_flip = prompts, size, seed, horizontal_flip
-        power = negative_frequency_power
-        self._weights = [_negative_weights(split, power) for split in corpus.splits] if power else None
+        self.options, self.seed = config.data, config.seed
+        self.side = max(1, config.model.resolution // config.optim.loss_stride)
+        power = self.options.negative_frequency_power
+        self._weights = [_negative_weights(split, power) if power else None for split in corpus.splits]
 
     def build(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
         """Build the batch of some samples, each with the numbers that seed its draws.
 
-        Only training batches use other views than 0.
-
-        Raises:
-            FusionerError: an unreadable image or mask.
+        Only training batches use other views than 0, and flips. Samples with a class are prompted with it alone.
         """
         rngs = [np.random.default_rng((self.seed, 2, *numbers)) for numbers in seeds]
         views = [self._view(sample, rng) if training else 0 for sample, rng in zip(samples, rngs, strict=True)]
         tokens, masks = self._read(samples, views)
-        if self.horizontal_flip and training:
-            tokens, masks = _flip(tokens, masks, [bool(rng.integers(2)) for rng in rngs])
+        if self.options.horizontal_flip and training:
+            flips = [bool(rng.integers(2)) for rng in rngs]
+            tokens = torch.where(
+                torch.tensor(flips, device=tokens.device)[:, None, None, None], tokens.flip(-1), tokens
+            )
+            masks = [mask[:, ::-1] if flip else mask for mask, flip in zip(masks, flips, strict=True)]
         prompted = [self._prompt(*entry) for entry in zip(samples, masks, rngs, strict=True)]
-        width = max(1, *(len(prompts.classes) for prompts in prompted))
+        width = max(1, *(len(image_rows) for image_rows, _, _ in prompted))
         rows, classes = np.zeros((2, len(samples), width), np.int64)
         padded = np.ones(rows.shape, bool)
-        for i, prompts in enumerate(prompted):
-            count = len(prompts.rows)
-            rows[i, :count], classes[i, :count], padded[i, :count] = prompts.rows, prompts.classes, False
-        labels = np.stack([prompts.labels for prompts in prompted])
+        for i, (image_rows, image_classes, _) in enumerate(prompted):
+            used = slice(len(image_rows))
+            rows[i, used], classes[i, used], padded[i, used] = image_rows, image_classes, False
+        labels = np.stack([image_labels for _, _, image_labels in prompted])
         folds = np.array([cross_fit_fold(sample.item.id) if training else -1 for sample in samples])
         arrays = (torch.from_numpy(array) for array in (labels, classes, padded, folds))
         return Batch(tokens, self.table[torch.from_numpy(rows)], *arrays)
 
     def training_batches(self, sampler: BatchSampler, start: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield process `rank`'s share (of `world`) of the batches of steps `start`, `start + 1`, ... without end."""
-        step = start
-        while True:
+        for step in count(start):
             share = list(enumerate(sampler(step)))[rank::world]
             yield self.build([sample for _, sample in share], [(step, place) for place, _ in share])
-            step += 1
 
     def held_out_batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield a process's share of the held-out samples, in order, unaugmented and with fixed prompts."""
@@ -165,14 +145,17 @@ class DataLoader:
         order = range(len(samples))
         return torch.stack([tokens[i] for i in order]), [masks[i] for i in order]
 
-    def _prompt(self, sample: Sample, mask: Integer[ndarray, "h w"], rng: np.random.Generator) -> ImagePrompts:
+    def _prompt(
+        self, sample: Sample, mask: Integer[ndarray, "h w"], rng: np.random.Generator
+    ) -> tuple[list[int], list[int], Int16[ndarray, "h w"]]:
+        """Return rows of the words of an image's prompts, their classes, and the label map (both as in `Batch`)."""
         split, offset = self.corpus.splits[sample.split], self.corpus.class_offsets[sample.split]
-        small, visible = resize_mask(mask, self.size), np.unique(mask)
+        small, visible = resize_mask(mask, (self.side, self.side)), np.unique(mask)
         if sample.class_id is not None:
             ids = [sample.class_id]
         else:
-            weights = None if self._weights is None else self._weights[sample.split]
-            ids = draw_prompts(split.classes, small, visible, self.prompts, rng, weights)
+            weights = self._weights[sample.split]
+            ids = draw_prompts(split.classes, small, visible, self.options.prompts, rng, weights)
         labels, words, used = np.zeros(small.shape, np.int16), [], set(ids)
         for number, class_id in enumerate(ids, start=1):
             row, group = self._draw_word(split, class_id, used, visible, rng)
@@ -181,7 +164,7 @@ class DataLoader:
             labels[np.isin(small, list(group))] = number
             labels[np.isin(small, list(group - set(split.classes)))] = -1  # unseen animals are "animal" as well
         labels[np.isin(small, split.ignored)] = -1
-        return ImagePrompts(words, [i + offset for i in ids], labels)
+        return words, [i + offset for i in ids], labels
 
     def _draw_word(
         self,
@@ -206,13 +189,6 @@ class DataLoader:
 def _negative_weights(split: DatasetSplit, power: float) -> Float[ndarray, "n"]:
     images = Counter(class_id for _, class_id in split.data.pairs(split.classes))
     return np.array([1.0 + images[class_id] for class_id in split.classes]) ** power
-
-
-def _flip(
-    tokens: Float[Tensor, "b d gh gw"], masks: list[Integer[ndarray, "h w"]], flips: list[bool]
-) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
-    flipped = torch.where(torch.tensor(flips, device=tokens.device)[:, None, None, None], tokens.flip(-1), tokens)
-    return flipped, [mask[:, ::-1] if flip else mask for mask, flip in zip(masks, flips, strict=True)]
 
 
 def resize_mask(mask: Integer[ndarray, "h w"], size: tuple[int, int]) -> Integer[ndarray, "h2 w2"]:

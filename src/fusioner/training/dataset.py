@@ -14,7 +14,6 @@ from typing import get_args
 from zlib import crc32
 
 import numpy as np
-from jaxtyping import Int64
 
 from fusioner.data.base import Item, Pair, SegmentationData, present_pairs
 from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
@@ -119,12 +118,7 @@ def open_split(
     unseen_pixels: UnseenPixels = "background",
     mask_values: str = "",
 ) -> DatasetSplit:
-    """Open the training split of a data set; `mask_values` as for `open_dataset`.
-
-    Raises:
-        FusionerError: the set is unreadable or has no training images, no mask holds a class, the set has no folds, or
-            the fold is not in 0..3.
-    """
+    """Open the training split of a data set; `mask_values` as for `open_dataset`."""
     if name in get_args(DatasetName) and name not in get_args(TrainableDataset):
         raise FusionerError(f"data set {name!r} is for testing only: it has no training images")
     if fold is not None and name not in ("pascal", "coco"):
@@ -137,11 +131,7 @@ def open_split(
 
 
 def build_corpus(splits: Sequence[DatasetSplit], sampling: Sampling, val_images: int = 0, seed: int = 0) -> Corpus:
-    """Collect the samples of all splits, minus the held-out images (at most a twentieth of all, drawn by the seed).
-
-    Raises:
-        FusionerError: no sample at all, or a fold combined with further sets, whose classes would include its unseen.
-    """
+    """Collect the samples of all splits, minus the held-out images (at most a twentieth of all, drawn by the seed)."""
     if len(splits) > 1 and any(split.fold is not None for split in splits):
         raise FusionerError(
             "--fold and --extra-dataset exclude each other: further sets would teach the fold's unseen classes under "
@@ -180,11 +170,9 @@ class BatchSampler:
 
     def _at(self, epoch: int, place: int) -> Sample:
         if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, self._permute(epoch)
+            rng = np.random.default_rng((self.seed, 1, epoch))
+            self._epoch, self._permutation = epoch, rng.permutation(len(self.samples))
         return self.samples[self._permutation[place]]
-
-    def _permute(self, epoch: int) -> Int64[np.ndarray, " n"]:
-        return np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.samples))
 
 
 def _samples(number: int, split: DatasetSplit, sampling: Sampling) -> list[Sample]:

@@ -66,11 +66,7 @@ PRESETS = {"small": SMALL, "paper": PAPER}
 
 
 def preset(name: str, fold: int | None = None) -> TrainConfig:
-    """Return a preset by name; for a fold without closed-set head, which lowers recall on unseen classes.
-
-    Raises:
-        FusionerError: there is no such preset.
-    """
+    """Return a preset by name; for a fold without closed-set head, which lowers recall on unseen classes."""
     if name not in PRESETS:
         raise FusionerError(f"there is no preset {name!r}; choose {' or '.join(PRESETS)}")
     return PRESETS[name] if fold is None else PRESETS[name].override(closed_set_head=False)

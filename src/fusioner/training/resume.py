@@ -26,11 +26,7 @@ def write_state(out: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(out: Path, device: torch.device) -> dict[str, Any]:
-    """Read OUT/resume.pt, tensors and plain values only.
-
-    Raises:
-        FusionerError: the file is corrupt or of another kind.
-    """
+    """Read OUT/resume.pt, tensors and plain values only."""
     path = out / RESUME
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -65,10 +61,13 @@ class Log:
 
     def __init__(self, out: Path, start: int) -> None:
         """Keep the lines of steps before `start` and drop the others, which are about to be repeated."""
-        self.path = out / LOG
-        lines = [line for line in self._lines() if line["step"] < start] if start else []
+        self.path, lines = out / LOG, []
+        if start and self.path.is_file():
+            for text in self.path.read_text("utf-8", errors="replace").splitlines():
+                with suppress(ValueError):  # a killed run may leave half a line
+                    lines.append(json.loads(text))
         with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] < start), "utf-8")
 
     def add(self, step: int, **values: float) -> None:
         """Append a line; FusionerError if the system refuses."""
@@ -78,11 +77,3 @@ class Log:
                 file.write(json.dumps({"step": step, **rounded}) + "\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
-
-    def _lines(self) -> list[dict[str, Any]]:
-        lines = []
-        if self.path.is_file():
-            for text in self.path.read_text("utf-8", errors="replace").splitlines():
-                with suppress(ValueError):  # a killed run may leave half a line
-                    lines.append(json.loads(text))
-        return lines

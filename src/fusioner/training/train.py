@@ -1,15 +1,22 @@
 """Train a model: from settings to saved weights."""
 
+import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from fusioner import __version__
+from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder
 from fusioner.encoders.registry import value_tokens
 from fusioner.errors import FusionerError
 from fusioner.features.build import Track
+from fusioner.features.cache import image_digest, read_bytes
 from fusioner.io import writable_folder
 from fusioner.labels import read_word_lists
 from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
@@ -20,12 +27,14 @@ from fusioner.training.calibration import calibrate_threshold, set_reference_wor
 from fusioner.training.closed_set import FitCache, FitConfig, fit_closed_set_head
 from fusioner.training.config import SECTIONS, TrainConfig
 from fusioner.training.data_loader import DataLoader
-from fusioner.training.dataset import BatchSampler, DatasetSplit, build_corpus
+from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, build_corpus
 from fusioner.training.progress import TrainingProgress
 from fusioner.training.prompt_sampling import Vocabulary
-from fusioner.training.provenance import describe_training
 from fusioner.training.resume import BEST, LAST, RESUME
 from fusioner.training.trainer import Result, RuntimeConfig, Trainer
+
+DIGITS = 12
+"""Hex digits kept of an image's sha256: 100,000 images against 100,000 collide with a probability of 1 in 28,000."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,12 @@ def train(
 
     For a training-free method this only calibrates its decision threshold.
 
-    Raises:
-        FusionerError: bad settings, data, encoders, device, disk, or state to resume from.
+    Raises FusionerError for bad settings, data, encoders, device, disk, or state to resume from.
     """
     progress = progress or TrainingProgress()
-    _check_out(run)
+    if (run.out / RESUME).is_file() and not run.resume:
+        raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
+    writable_folder(run.out)
     corpus = build_corpus(splits, config.data.sampling, config.data.val_images, config.seed)
     sampler = BatchSampler(corpus.samples, config.optim.batch_size, config.seed)
     config = config.override(steps=config.optim.steps or sampler.steps(config.optim.epochs))
@@ -99,15 +109,7 @@ def train(
     set_reference_words(model, embed)
     if initial is not None:
         _load_initial(initial, model, str(run.init_from))
-    entry = describe_training(
-        corpus,
-        config,
-        (image, text),
-        preset=run.preset,
-        command=run.command,
-        init_from=run.init_from.name if run.init_from else None,
-        previous=initial_card.training if initial_card else None,
-    )
+    entry = _training_entry(corpus, config, (image, text), run, initial_card.training if initial_card else {})
     card = ModelCard(
         model.config,
         image.name,
@@ -129,18 +131,7 @@ def train(
         fit_closed_set_head(model, corpus, sources, class_embeddings, track, config.seed, fabric.device, fit, cache)
         if fabric.is_global_zero:
             fabric.barrier()
-    side = max(1, config.model.resolution // config.optim.loss_stride)
-    loader = DataLoader(
-        corpus,
-        sources,
-        vocabulary,
-        table,
-        config.data.prompts,
-        (side, side),
-        config.seed,
-        config.data.horizontal_flip,
-        config.data.negative_frequency_power,
-    )
+    loader = DataLoader(corpus, sources, vocabulary, table, config)
     if model.baseline is not None:
         return _calibrate(model.to(fabric.device), loader, config, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": entry["encoders"], "init_from": entry["init_from"]}
@@ -172,6 +163,44 @@ def _with_network_of(config: TrainConfig, network: FusionerConfig) -> TrainConfi
     )
 
 
+def _training_entry(
+    corpus: Corpus,
+    config: TrainConfig,
+    encoders: tuple[ImageEncoder, TextEncoder],
+    run: RunConfig,
+    previous: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the card's `training` entry: how to train the model again, and on which images it must not be tested.
+
+    `previous` is the entry of the initial model, on whose classes and images the new model has been trained as well.
+    `images` are the first digits of each image file's sha256, which identify it whatever its name.
+    """
+    first, *extra = corpus.splits
+    ids = "\n".join(sorted(f"{split.data.name}/{item.id}" for split, item in corpus.images))
+    with ThreadPoolExecutor(4) as pool:
+        marks = set(pool.map(lambda image: image_digest(read_bytes(image[1].image))[:DIGITS], corpus.images))
+    return {
+        "dataset": first.data.name,
+        "root": first.root.absolute().name,
+        "fold": first.fold,
+        "extra_datasets": [[split.data.name, split.root.absolute().name] for split in extra],
+        "classes": list(dict.fromkeys([*corpus.names(), *previous.get("classes", ())])),
+        "prompts": config.data.prompts,
+        "steps": config.optim.steps,
+        "seed": config.seed,
+        "preset": run.preset,
+        "settings": config.to_dict(),
+        "command": run.command,
+        "init_from": run.init_from.name if run.init_from else None,
+        "versions": {"fusioner": __version__} | {name: version(name) for name in ("torch", "transformers")},
+        "encoders": {"image": encoders[0].fingerprint(), "text": encoders[1].fingerprint()},
+        "samples": len(corpus.samples),
+        "held_out": len({(sample.split, sample.item.id) for sample in corpus.held_out}),
+        "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "images": sorted({*marks, *previous.get("images", ())}),
+    }
+
+
 def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
     """Copy an initial model's weights, and its closed-set heads beside the new one."""
     weights = {name: tensor for name, tensor in initial.state_dict().items() if ".closed_set." not in name}
@@ -200,9 +229,3 @@ def _calibrate(
         save_model(run.out / name, model, replace(card, training=card.training | entry))
     measured_on = "the training images its threshold was chosen on"
     return Result(0, 0, 0.0, score or 0.0, score or 0.0, measured_on, time.monotonic() - start, 0.0, 0)
-
-
-def _check_out(run: RunConfig) -> None:
-    if (run.out / RESUME).is_file() and not run.resume:
-        raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
-    writable_folder(run.out)

@@ -7,11 +7,14 @@ done, batch s is next.
 
 import copy
 import math
+import signal
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,12 +29,10 @@ from fusioner.prefetch import taken_ahead, timed
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch, DataLoader
 from fusioner.training.dataset import BatchSampler
-from fusioner.training.graceful_stop import StopSignals
-from fusioner.training.losses import masked_bce, multiclass_ce
+from fusioner.training.losses import COUNT_DECAY, THRESHOLDS, iou_counts, masked_bce, miou, multiclass_ce
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.progress import TrainingProgress
 from fusioner.training.resume import BEST, LAST, RESUME, Log, check_same, read_state, write_state
-from fusioner.training.running_iou import COUNT_DECAY, THRESHOLDS, iou_counts, miou
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ class Result:
     seconds: float
     waiting: float
     signal: int
+
+
+class _StopSignals:
+    """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second one has its usual effect.
+
+    `number` stays 0 outside the main thread, where Python cannot handle signals.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._handlers: dict[signal.Signals, signal.Handlers] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self._handlers = {number: signal.signal(number, self._handle) for number in numbers}  # pyright: ignore
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
 
 class Trainer:
@@ -113,11 +143,7 @@ class Trainer:
         self.start, self.seconds = 0, 0.0
 
     def resume(self) -> bool:
-        """Load the state in `out`; return False if there is none.
-
-        Raises:
-            FusionerError: the state is corrupt, or of other settings, data or encoders (named).
-        """
+        """Load the state in `out`, of the same settings, data and encoders; return False if there is none."""
         if not (self.out / RESUME).is_file():
             return False
         state = read_state(self.out, self.fabric.device)
@@ -135,31 +161,34 @@ class Trainer:
     def fit(self) -> Result:
         """Train to the end, or until a signal; the last weights are then saved and can be resumed from.
 
-        Raises:
-            FusionerError: a loss that is not finite, an unreadable image, a full disk. The last checkpoint stays.
+        After an error, such as a loss that is not finite, the last checkpoint stays.
         """
         log = Log(self.out, self.start) if self.fabric.is_global_zero else None
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), StopSignals() as signals, self.progress:
+        with torch.random.fork_rng(devices), _StopSignals() as signals, self.progress:
             self.progress.begin(self.start, self.steps)
             return self._fit(signals, log)
 
-    def _fit(self, signals: StopSignals, log: Log | None) -> Result:
+    def _fit(self, signals: _StopSignals, log: Log | None) -> Result:
         begun = saved = time.monotonic()
-        waited, speed, earlier_seconds, log_interval = 0.0, 0.0, self.seconds, max(1, self.steps // 1000)
+        waited, speed, earlier_seconds = 0.0, 0.0, self.seconds
+        log_interval, evaluation_interval = max(1, self.steps // 1000), -(-self.steps // self.config.optim.evaluations)
         batch_size, seed, rank = self.config.optim.batch_size, self.config.seed, self.fabric.global_rank
         batches = self.loader.training_batches(self.sampler, self.start, rank, self.fabric.world_size)
         for step, (batch, wait) in enumerate(timed(taken_ahead(batches, self.runtime.prefetch or 0)), self.start):
             step_start, waited = time.monotonic(), waited + wait
-            torch.manual_seed(_mix_seed(seed, step, rank))
+            torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
             counts = self._sum([*batch.counts(), signals.number])
             last = step == self.steps or counts[2] > 0
             rates = set_rates(self.optimizer, self.config.optim, step, self.steps)
             loss, step_counts = self._loss_and_gradients(batch, counts, learn=not last)
             if not math.isfinite(loss):
-                raise FusionerError(self._not_finite(step, loss, rates["lr"]))
+                state = self.out / RESUME
+                checkpoint = f"the checkpoint before it is {state}" if state.is_file() else "there is no checkpoint yet"
+                where = f"the loss is {loss} at step {step} (learning rate {rates['lr']:.3g})"
+                raise FusionerError(f"{where}: lower --lr, or use --grad-clip 1; {checkpoint}")
             self.seconds = earlier_seconds + time.monotonic() - begun
-            if self._evaluation_due(step):
+            if step == self.steps or (step > 0 and step % evaluation_interval == 0):
                 self._evaluate(step, log)
             if last or time.monotonic() - saved >= 60 * self.runtime.checkpoint_minutes:
                 self._save(step)
@@ -193,7 +222,10 @@ class Trainer:
             with nullcontext() if learn else torch.no_grad():
                 size = (micro_batch.labels.shape[1], micro_batch.labels.shape[2])
                 logits = self.network(micro_batch.tokens, micro_batch.text, size, micro_batch.folds)
-                loss = self._loss(logits, micro_batch, counts)
+                loss = masked_bce(logits, micro_batch.target(), micro_batch.ignore(), max(1.0, counts[0]))
+                if weight := self.config.optim.ce_weight:
+                    ce = multiclass_ce(logits, micro_batch.labels, micro_batch.padded, max(1.0, counts[1]))
+                    loss = loss + weight * ce
             if learn:
                 with self.fabric.no_backward_sync(self.network, enabled=not final):
                     self.fabric.backward(loss * self.fabric.world_size)  # DDP averages, the loss is a sum
@@ -204,12 +236,6 @@ class Trainer:
         loss_sum, *iou_sum = self._sum([total, *iou.flatten()])
         return loss_sum, torch.tensor(iou_sum, device=iou.device).view_as(iou)
 
-    def _loss(self, logits: Float[Tensor, "b p h w"], batch: Batch, counts: list[float]) -> Float[Tensor, ""]:
-        loss = masked_bce(logits, batch.target(), batch.ignore(), max(1.0, counts[0]))
-        if weight := self.config.optim.ce_weight:
-            loss = loss + weight * multiclass_ce(logits, batch.labels, batch.padded, max(1.0, counts[1]))
-        return loss
-
     def _update(self, step: int) -> None:
         if clip := self.config.optim.grad_clip:
             self.fabric.clip_gradients(self.network, self.optimizer, max_norm=clip, error_if_nonfinite=False)
@@ -219,10 +245,6 @@ class Trainer:
             decay = min(self.config.optim.ema, (1 + step) / (10 + step))  # lower at first, to forget the random weights
             for slow, fast in zip(self.ema.parameters(), self.model.parameters(), strict=True):
                 slow.lerp_(fast.detach(), 1 - decay)
-
-    def _evaluation_due(self, step: int) -> bool:
-        interval = -(-self.steps // self.config.optim.evaluations)
-        return step == self.steps or (step > 0 and step % interval == 0)
 
     def _evaluate(self, step: int, log: Log | None) -> None:
         """Measure the weights; save them as best.safetensors with their threshold if they are the best so far."""
@@ -289,13 +311,3 @@ class Trainer:
             return local.tolist()
         summed: Any = self.fabric.all_reduce(local.to(self.fabric.device), reduce_op="sum")
         return summed.tolist()
-
-    def _not_finite(self, step: int, loss: float, lr: float) -> str:
-        state = self.out / RESUME
-        checkpoint = f"the checkpoint before it is {state}" if state.is_file() else "there is no checkpoint yet"
-        advice = f"lower --lr, or use --grad-clip 1; {checkpoint}"
-        return f"the loss is {loss} at step {step} (learning rate {lr:.3g}): {advice}"
-
-
-def _mix_seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
