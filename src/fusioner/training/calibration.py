@@ -49,13 +49,11 @@ def reference_words() -> list[str]:
 
 
 @torch.no_grad()
-def calibrate_threshold(
-    model: Fusioner, loader: DataLoader, batch_size: int, seed: int, track: Track | None = None
-) -> float:
+def calibrate_threshold(model: Fusioner, loader: DataLoader, track: Track | None = None) -> float:
     """Set the z-score threshold with the best mIoU on training images; return that mIoU in per cent."""
     assert model.baseline is not None
-    samples = loader.corpus.samples
-    drawn = sorted(np.random.default_rng((seed, 4)).permutation(len(samples))[:NUM_IMAGES].tolist())
+    samples, batch_size = loader.corpus.samples, loader.config.optim.batch_size
+    drawn = sorted(np.random.default_rng((loader.config.seed, 4)).permutation(len(samples))[:NUM_IMAGES].tolist())
     starts = range(0, len(drawn), batch_size)
     counts = torch.zeros(len(CANDIDATES), loader.corpus.class_offsets[-1], 3)
     device = model.baseline.zscore_threshold.device
@@ -94,7 +92,6 @@ class NeutralEmbedder(LabelEmbedder):
     """Returns the embedding of the neutral prompt for every label."""
 
     def __call__(self, labels: Sequence[str]) -> Float[Tensor, "k d"]:
-        """Return one identical row per label."""
         return super().__call__([NEUTRAL]).expand(len(labels), -1)
 
 

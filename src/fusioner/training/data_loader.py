@@ -82,7 +82,7 @@ class DataLoader:
         config: TrainConfig,
     ) -> None:
         self.corpus, self.sources, self.vocabulary, self.table = corpus, sources, vocabulary, table.cpu()
-        self.options, self.seed = config.data, config.seed
+        self.config, self.options = config, config.data
         self.side = max(1, config.model.resolution // config.optim.loss_stride)
         power = self.options.negative_frequency_power
         self._weights = [_negative_weights(split, power) if power else None for split in corpus.splits]
@@ -92,7 +92,7 @@ class DataLoader:
 
         Only training batches use other views than 0, and flips. Samples with a class are prompted with it alone.
         """
-        rngs = [np.random.default_rng((self.seed, 2, *numbers)) for numbers in seeds]
+        rngs = [np.random.default_rng((self.config.seed, 2, *numbers)) for numbers in seeds]
         views = [self._view(sample, rng) if training else 0 for sample, rng in zip(samples, rngs, strict=True)]
         tokens, masks = self._read(samples, views)
         if self.options.horizontal_flip and training:
@@ -134,16 +134,14 @@ class DataLoader:
         self, samples: Sequence[Sample], views: Sequence[int]
     ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
         """Read tokens and masks in the samples' order, in one request per split."""
-        tokens: dict[int, Tensor] = {}
-        masks: dict[int, Integer[ndarray, "h w"]] = {}
+        entries: dict[int, tuple[Tensor, Integer[ndarray, "h w"]]] = {}
         for split, source in enumerate(self.sources):
             places = [i for i, sample in enumerate(samples) if sample.split == split]
             if places:
-                split_tokens, split_masks = source.batch([(samples[i].item, views[i]) for i in places])
-                tokens |= dict(zip(places, split_tokens, strict=True))
-                masks |= dict(zip(places, split_masks, strict=True))
-        order = range(len(samples))
-        return torch.stack([tokens[i] for i in order]), [masks[i] for i in order]
+                tokens, masks = source.batch([(samples[i].item, views[i]) for i in places])
+                entries |= zip(places, zip(tokens, masks, strict=True), strict=True)
+        ordered = [entries[i] for i in range(len(samples))]
+        return torch.stack([tokens for tokens, _ in ordered]), [mask for _, mask in ordered]
 
     def _prompt(
         self, sample: Sample, mask: Integer[ndarray, "h w"], rng: np.random.Generator

@@ -133,7 +133,7 @@ def train(
             fabric.barrier()
     loader = DataLoader(corpus, sources, vocabulary, table, config)
     if model.baseline is not None:
-        return _calibrate(model.to(fabric.device), loader, config, card, run, fabric.is_global_zero, track)
+        return _calibrate(model.to(fabric.device), loader, card, run, fabric.is_global_zero, track)
     identity = {"data": corpus.digest(), "encoders": entry["encoders"], "init_from": entry["init_from"]}
     runtime = runtime or RuntimeConfig()
     if runtime.prefetch is None:  # prefetching does not help while the same CPU encodes
@@ -155,11 +155,7 @@ def _with_network_of(config: TrainConfig, network: FusionerConfig) -> TrainConfi
         if SECTIONS.get(name) == "model" and name not in regularisation
     }
     return config.override(
-        **values,
-        closed_set_head=network.closed_set_classes > 0,
-        hypernyms=network.num_hypernyms > 0,
-        affinity_refinement=network.affinity_refinement,
-        residual_head=network.residual_head,
+        **values, closed_set_head=network.closed_set_classes > 0, hypernyms=network.num_hypernyms > 0
     )
 
 
@@ -212,18 +208,11 @@ def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
 
 
 def _calibrate(
-    model: Fusioner,
-    loader: DataLoader,
-    config: TrainConfig,
-    card: ModelCard,
-    run: RunConfig,
-    saves: bool,
-    track: Track | None,
+    model: Fusioner, loader: DataLoader, card: ModelCard, run: RunConfig, saves: bool, track: Track | None
 ) -> Result:
     """Calibrate and save a training-free method."""
     start = time.monotonic()
-    calibrated = model.config.method != "empty"
-    score = calibrate_threshold(model, loader, config.optim.batch_size, config.seed, track) if calibrated else None
+    score = None if model.config.method == "empty" else calibrate_threshold(model, loader, track)
     entry = {"steps": 0, "step": 0, "train_miou": score and round(score, 2)}
     for name in (LAST, BEST) if saves else ():
         save_model(run.out / name, model, replace(card, training=card.training | entry))
