@@ -102,7 +102,7 @@ def test_a_label_that_the_server_refuses(visit: Callable[..., "Page"], server: A
     page = visit(server.address)
     page.get_by_role("button", name="Chelsea").click()
     page.get_by_label("What to find").fill("x" * 300 + ",")
-    expect(page.locator("#words-error")).to_contain_text("300 characters")
+    expect(page.locator("#labels .error").last).to_contain_text("300 characters")
     page.get_by_role("button", name="Remove xxx").click()
     page.get_by_label("What to find").fill("ear,")
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 3)

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -41,6 +43,113 @@ def test_labels_are_parted_at_commas_and_named_once(opened: Callable[..., "Page"
     _settled(page, ["cat", "polar bear", "a b", "c"])  # a text box has no line breaks
     words.press("Backspace")
     _settled(page, ["cat", "polar bear", "a b"])
+
+
+def test_labels_are_parted_at_other_separators_and_pasted_lines(opened: Callable[..., "Page"]):
+    page = opened("cat")
+    words = page.get_by_label("What to find")
+    words.fill("a; b、c，d")
+    words.press("Enter")
+    _settled(page, ["cat", "a", "b", "c", "d"])
+    words.evaluate("""box => {
+      const clipboardData = new DataTransfer();
+      clipboardData.setData("text", "e\\nf\\n");
+      box.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
+    }""")
+    _settled(page, ["cat", "a", "b", "c", "d", "e", "f"])
+
+
+def test_a_refused_label_marks_its_row_and_no_other(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat")
+    page.get_by_label("What to find").fill(f"sofa,{'x' * 201},wall")
+    page.keyboard.press("Enter")
+    rows = page.locator("#labels li")
+    expect(rows.locator(".share")).to_have_text([re.compile("%|found")] * 2 + [""] + [re.compile("%|found")])
+    expect(rows.nth(2).locator(".error")).to_contain_text("201 characters, the limit is 200")
+    expect(page.locator("#labels .error").filter(has_text=re.compile("."))).to_have_count(1)
+    expect(page.locator("#words-error")).to_be_hidden()
+
+
+def test_colour_and_hiding_stay_with_the_word_across_pictures(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat, sofa")
+    page.get_by_label("Colour of cat").fill("#ff00ff")
+    page.get_by_role("button", name="Hide sofa").click()
+    page.get_by_label("What to find").fill("Cat,")
+    expect(page.locator("#words-error")).to_contain_text("in the list already")
+    page.locator("#file").set_input_files(SAMPLES / "coffee.jpg")
+    expect(page.locator("#pictures li")).to_have_count(2)
+    expect(page.locator("#words-error")).to_be_hidden()  # it belonged to the picture before
+    expect(page.get_by_label("Colour of cat")).to_have_value("#ff00ff")
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found"), "hidden"])
+
+
+def test_the_cut_out_is_transparent_where_no_label_is(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat, sofa", permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_label("Threshold").fill("0.5")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Cut-out", exact=True).click()
+    pixels = np.asarray(Image.open(download.value.path()))
+    photo = np.asarray(Image.open(SAMPLES / "chelsea.jpg").convert("RGB")).astype(int)
+    shown = np.array(
+        page.evaluate("""async () => {
+      const { session } = await import("/static/app.js");
+      const { decide, floorOf } = await import("/static/decide.js");
+      const { current } = session;
+      const planes = current.shown.map((label) => label.plane);
+      return [...decide(planes, current.grid, current.size, floorOf(0.5, true))];
+    }""")
+    ).reshape(photo.shape[:2])
+    assert ((pixels[..., 3] == 255) == (shown > 0)).all()
+    assert np.abs(pixels[..., :3] - photo)[shown > 0].max(initial=0) <= 2
+    page.get_by_role("button", name="Copy cut-out").click()
+    expect(page.locator("#live")).to_have_text("Cut-out copied")
+    assert page.evaluate("navigator.clipboard.read().then((items) => items[0].types)") == ["image/png"]
+
+
+def test_finer_reads_windows_and_can_be_cancelled(
+    opened: Callable[..., "Page"], server: Any, painted: Callable[["Page"], int]
+):
+    from playwright.sync_api import expect
+
+    page = opened("cat, sofa")
+    whole = painted(page)
+    finer = page.locator("#finer")
+    expect(page.locator("#finer-cost")).to_have_text(re.compile(r"^Finer\d+ windows at full size, about \d+ s$"))
+    server.gate.clear()
+    finer.click()
+    expect(page.locator("#working")).to_have_text("Reading the picture in windows")
+    expect(finer).to_have_text("Cancel")
+    finer.click()
+    expect(finer).to_have_text("Finer")
+    expect(page.locator("#working")).to_be_hidden()
+    server.gate.set()
+    assert painted(page) == whole
+    finer.click()
+    expect(page.locator("#finer-cost")).to_have_text(re.compile(r"^FinerRead in \d+ windows$"))
+    _settled(page, ["cat", "sofa"])
+    assert painted(page) != whole
+    expect(finer).to_be_disabled()
+
+
+def test_waiting_is_announced_and_moves_nothing_but_a_thin_bar(opened: Callable[..., "Page"], server: Any):
+    from playwright.sync_api import expect
+
+    page = opened("cat")
+    server.gate.clear()
+    page.locator("#file").set_input_files(SAMPLES / "coffee.jpg")
+    expect(page.locator("#live")).to_have_text(re.compile("Sending|Reading"))
+    moving = page.evaluate("""document.getAnimations().map((animation) => [
+      animation.effect.pseudoElement ?? "", animation.effect.target.id, animation.effect.target.clientHeight,
+      Object.keys(animation.effect.getKeyframes()[0]).filter((name) => !/offset|easing|composite/i.test(name)),
+    ])""")
+    server.gate.set()
+    assert moving == [["::after", "reading", 3, ["transform"]]]
 
 
 def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page"], painted: Callable[["Page"], int]):

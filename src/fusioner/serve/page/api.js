@@ -18,11 +18,12 @@ let key = "";
 /**
  * Send a request -> { blob, name }; `name` is the file name given by the server, if any.
  *
- * A plain object as `body` is sent as JSON; `progress` is called with the fraction of the body that was sent.
+ * A plain object as `body` is sent as JSON; `progress` is called with the fraction of the body that was sent; `signal`
+ * of an AbortController cancels the request.
  */
-export async function request(method, path, body, progress) {
+export async function request(method, path, body, progress, signal) {
   for (let turn = 0; ; turn++) {
-    const reply = await send(method, path, body, progress);
+    const reply = await send(method, path, body, progress, signal);
     if (reply.status < 300) return { blob: reply.response, name: fileName(reply) };
     const wait = Number(reply.getResponseHeader("Retry-After"));
     if (reply.status === 401 && callbacks.key) {
@@ -43,8 +44,9 @@ export async function requestJson(...parameters) {
 }
 
 /** XMLHttpRequest, because fetch does not report upload progress. */
-function send(method, path, body, progress) {
+function send(method, path, body, progress, signal) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const xhr = new XMLHttpRequest();
     xhr.open(method, path);
     xhr.responseType = "blob";
@@ -53,6 +55,10 @@ function send(method, path, body, progress) {
     if (json) xhr.setRequestHeader("Content-Type", "application/json");
     if (progress) xhr.upload.onprogress = (event) => progress(event.loaded / event.total);
     xhr.onload = () => resolve(xhr);
+    signal?.addEventListener("abort", () => {
+      xhr.abort();
+      reject(signal.reason);
+    });
     xhr.onerror = () => reject(new ApiError(NO_ANSWER, 0));
     xhr.send(json ? JSON.stringify(body) : body);
   });

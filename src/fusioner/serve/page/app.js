@@ -1,12 +1,13 @@
 // The page: opening pictures, typing labels, settings, downloads and the history of the session.
 
-import { callbacks, request, requestJson } from "./api.js";
+import { ApiError, callbacks, request, requestJson } from "./api.js";
 import { createDownloads, fallbackName } from "./downloads.js";
 import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
-import { asSeen, createStage } from "./stage.js";
-import { capital, parse, percent, stem, summary } from "./words.js";
+import { asSeen, createStage, cutOut } from "./stage.js";
+import { freeColour } from "./palette.js";
+import { capital, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
 const MAX_PICTURES = 24; // of the session
 const SETTLE_MS = 400; // without a change before the result is announced
@@ -16,6 +17,7 @@ const settings = { threshold: 0.5, background: true, opacity: 0.45, outlines: tr
 
 /** The state of the page. */
 export const session = { model: null, current: null, pictures: [], settings };
+const styles = new Map(); // lower-case word -> { colour, hidden }, the same in all pictures
 
 const stage = createStage(settings, { isolate, decided, say });
 const history = createHistory($("pictures"), show);
@@ -35,7 +37,7 @@ async function open(file, words = session.current?.labels.map((label) => label.w
   await modelKnown;
   const before = session.current;
   const picture = new Picture(file, name, session.model.labels_independent ?? true, { working, planes });
-  words.forEach((word) => picture.add(word));
+  words.forEach((word) => picture.add(word, styleOf(word)));
   await preview(picture);
   if (picture.visible) show(picture);
   try {
@@ -61,6 +63,7 @@ async function preview(picture) {
 }
 
 function show(picture) {
+  if (session.current !== picture) ["words-error", "picture-error", "download-error"].forEach((place) => complain(place));
   session.current = picture;
   document.body.dataset.state = "open";
   stage.show(picture);
@@ -75,6 +78,8 @@ function planes(picture) {
 
 function working(picture) {
   if (picture !== session.current) return;
+  if (picture.working && !$("working").textContent) say(picture.working);
+  showFiner(picture);
   $("working").textContent = picture.working;
   $("reading").hidden = !picture.reading;
   showLabels(picture);
@@ -84,11 +89,44 @@ async function complete(picture) {
   try {
     await picture.complete();
   } catch (error) {
-    complain("words-error", capital(error.message), error, () => complete(picture));
+    if (picture === session.current) complain("words-error", capital(error.message), error, () => complete(picture));
   }
 }
 
+/** Number of windows in which the server reads a picture in mode slide. */
+function windows({ width, height }) {
+  const side = session.model.resolution;
+  const count = (length) => Math.ceil(Math.max(0, length - side) / Math.floor((side * 2) / 3)) + 1;
+  return count(width) * count(height);
+}
+
+function showFiner(picture) {
+  const number = picture.size ? windows(picture.size) : 1;
+  const seconds = picture.seconds ? `, about ${Math.ceil(picture.seconds * number)} s` : "";
+  const done = picture.mode === "slide";
+  const text = done ? `Read in ${number} windows` : number > 1 ? `${number} windows at full size${seconds}` : "This picture is small: no windows";
+  $("finer-cost").lastChild.textContent = text;
+  $("finer").textContent = picture.refining ? "Cancel" : "Finer";
+  $("finer").disabled = !picture.refining && (done || number === 1 || picture.working !== "");
+}
+
+$("finer").addEventListener("click", async () => {
+  const picture = session.current;
+  if (picture.refining) return picture.cancel();
+  try {
+    await picture.refine();
+  } catch (error) {
+    if (picture === session.current) complain("words-error", capital(error.message), error);
+  }
+});
+
 // --- labels
+
+function styleOf(word) {
+  const key = word.toLowerCase();
+  if (!styles.has(key)) styles.set(key, { colour: freeColour([...styles.values()].map((style) => style.colour)), hidden: false });
+  return styles.get(key);
+}
 
 function addWords(text) {
   const picture = session.current;
@@ -99,7 +137,7 @@ function addWords(text) {
     } else if (picture.labels.length >= (session.model.max_labels ?? Infinity)) {
       complain("words-error", `This server takes ${session.model.max_labels} labels at once.`);
     } else {
-      picture.add(word);
+      picture.add(word, styleOf(word));
     }
   }
   showLabels(picture);
@@ -111,6 +149,7 @@ function remove(label) {
   const picture = session.current;
   complain("words-error");
   picture.remove(label);
+  label.style.hidden = false;
   stage.draw();
   history.show(session.pictures, picture);
   complete(picture);
@@ -120,7 +159,7 @@ function isolate(label) {
   session.current.isolated = label;
   stage.repaint();
   showLabels(session.current);
-  say(label ? `${label.word} alone` : "all labels");
+  say(label ? `probability of ${label.word} alone` : "all labels");
 }
 
 // --- messages
@@ -205,7 +244,14 @@ document.addEventListener("drop", (event) => {
 });
 
 $("words").addEventListener("input", () => {
-  if (/[,\n]/.test($("words").value)) takeWords();
+  if (SEPARATOR.test($("words").value)) takeWords();
+});
+$("words").addEventListener("paste", (event) => {
+  const text = event.clipboardData.getData("text");
+  if (!text.includes("\n")) return; // which a text box would drop
+  event.preventDefault();
+  addWords(`${$("words").value}${text}`);
+  $("words").value = "";
 });
 $("words").addEventListener("keydown", (event) => {
   const last = session.current?.labels.at(-1);
@@ -252,14 +298,27 @@ function showSettings() {
 
 async function make(format) {
   const picture = session.current;
-  if (format !== "seen") {
+  if (!["seen", "cutout"].includes(format)) {
     const { blob, name } = await picture.download(format, settings);
     return { blob, name: name || fallbackName(picture, format) };
   }
-  const page = asSeen(picture, settings, stage.photo);
-  const blob = await new Promise((resolve) => page.toBlob(resolve, "image/png"));
-  return { blob, name: `${stem(picture.name)}.seen.png` };
+  if (format === "cutout" && !picture.visible) throw new ApiError(`this browser cannot show ${picture.name}.`);
+  const canvas = (format === "seen" ? asSeen : cutOut)(picture, settings, stage.photo);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return { blob, name: `${stem(picture.name)}.${format}.png` };
 }
+
+$("copy").hidden = !navigator.clipboard?.write; // absent on pages without TLS of other machines
+$("copy").addEventListener("click", async () => {
+  complain("download-error");
+  try {
+    const { blob } = await make("cutout");
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+    say("Cut-out copied");
+  } catch (error) {
+    complain("download-error", capital(error.message));
+  }
+});
 
 async function showSamples() {
   for (const sample of await requestJson("GET", "v1/samples")) {

@@ -54,6 +54,21 @@ export function probability(plane, grid, u, v) {
   return 1 / (1 + Math.exp(-(at(above) * (1 - fy) + at(below) * fy)));
 }
 
+/** Return a label's probability at every pixel of a picture of this size. */
+export function probabilities(plane, grid, { width, height }) {
+  const values = new Float32Array(width * height);
+  const columns = Array.from({ length: width }, (_, x) => between(((x + 0.5) * grid.width) / width - 0.5, grid.width));
+  const row = new Float32Array(grid.width);
+  for (let y = 0, i = 0; y < height; y++) {
+    const [above, below, weight] = between(((y + 0.5) * grid.height) / height - 0.5, grid.height);
+    blend(plane, above * grid.width, below * grid.width, weight, row);
+    for (const [left, right, share] of columns) {
+      values[i++] = 1 / (1 + Math.exp(-(row[left] + (row[right] - row[left]) * share)));
+    }
+  }
+  return values;
+}
+
 /** Write `number` where the interpolated values of a row exceed the best so far. */
 function takeBetter(row, { starts, weights }, floor, best, line, number) {
   for (let cell = 0; cell < row.length; cell++) {

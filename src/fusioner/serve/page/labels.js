@@ -19,11 +19,11 @@ export function createLabelList(list, template, on) {
     eye.setAttribute("aria-label", `Hide ${label.word}`);
     remove.setAttribute("aria-label", `Remove ${label.word}`);
     colour.addEventListener("input", () => {
-      label.colour = colour.value;
+      label.style.colour = colour.value;
       on.paint();
     });
     eye.addEventListener("click", () => {
-      label.hidden = !label.hidden;
+      label.style.hidden = !label.style.hidden;
       on.decide();
     });
     name.addEventListener("click", () => on.isolate(label));
@@ -38,15 +38,18 @@ export function createLabelList(list, template, on) {
   function update(row, label, picture) {
     const [colour, name, eye] = row.querySelectorAll("input, button");
     const share = picture.shares.get(label);
-    colour.value = label.colour;
-    row.style.setProperty("--colour", label.colour);
+    const { colour: shade, hidden } = label.style;
+    colour.value = shade;
+    row.style.setProperty("--colour", shade);
     row.style.setProperty("--share", share ?? 0);
-    row.classList.toggle("hidden", label.hidden);
-    row.classList.toggle("waiting", !label.plane && picture.working !== "");
-    row.querySelector(".share").textContent = label.hidden ? "hidden" : share === undefined ? "" : share ? percent(share) : "not found";
+    row.classList.toggle("hidden", hidden);
+    row.querySelector(".error").textContent = label.error;
+    const found = share ? percent(share) : "not found";
+    const waiting = !label.plane && picture.working ? "…" : "";
+    row.querySelector(".share").textContent = hidden ? "hidden" : share === undefined ? waiting : found;
     name.setAttribute("aria-pressed", String(picture.isolated === label));
-    name.title = `Show ${label.word} alone`;
-    eye.setAttribute("aria-pressed", String(label.hidden));
+    name.title = `Show the probability of ${label.word} alone`;
+    eye.setAttribute("aria-pressed", String(hidden));
   }
 
   /** Update the rows to the picture's labels; rows that stay keep their focus. */

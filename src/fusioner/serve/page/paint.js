@@ -4,14 +4,14 @@ import { channels } from "./palette.js";
 
 const INK = [12, 14, 18];
 const BACKGROUND_OPACITY = 0.18; // of the dark layer over the background
-const DIMMED_OPACITY = 0.72; // the same while one label is isolated
+const DIMMED_OPACITY = 0.72; // of the same where an isolated label has probability 0
 
 /**
  * Paint the map on a canvas, which is resized to the map's size.
  *
- * `shades[i]` is the colour ("#rrggbb") of number i + 1; `isolated` is the only number shown, or 0 for all.
+ * `shades[i]` is the colour ("#rrggbb") of number i + 1.
  */
-export function paint(canvas, map, { width, height }, shades, { opacity, outlines, isolated }) {
+export function paint(canvas, map, { width, height }, shades, { opacity, outlines }) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", { willReadFrequently: true }); // keeps the canvas in main memory
@@ -19,11 +19,10 @@ export function paint(canvas, map, { width, height }, shades, { opacity, outline
   const pixels = new Uint32Array(picture.data.buffer);
   const fills = new Uint32Array(shades.length + 1);
   const lines = new Uint32Array(shades.length + 1);
-  fills[0] = lines[0] = shades.length ? packed(INK, isolated ? DIMMED_OPACITY : BACKGROUND_OPACITY) : 0;
+  fills[0] = lines[0] = shades.length ? packed(INK, BACKGROUND_OPACITY) : 0;
   shades.forEach((shade, index) => {
-    const shown = !isolated || isolated === index + 1;
-    fills[index + 1] = shown ? packed(channels(shade), isolated ? opacity / 3 : opacity) : fills[0];
-    lines[index + 1] = shown && outlines ? packed(channels(shade), 1) : fills[index + 1];
+    fills[index + 1] = packed(channels(shade), opacity);
+    lines[index + 1] = outlines ? packed(channels(shade), 1) : fills[index + 1];
   });
   const thickness = Math.max(1, Math.round(Math.max(width, height) / 400));
   for (let y = 0, i = 0; y < height; y++) {
@@ -38,6 +37,21 @@ export function paint(canvas, map, { width, height }, shades, { opacity, outline
       pixels[i] = inside ? fills[number] : lines[number];
     }
   }
+  context.putImageData(picture, 0, 0);
+}
+
+/** Paint the probability of one label, given for every pixel: its colour where it is 1, a dark layer where it is 0. */
+export function paintProbability(canvas, probabilities, { width, height }, shade, { opacity }) {
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const picture = context.createImageData(width, height);
+  const pixels = new Uint32Array(picture.data.buffer);
+  const mix = (a, b, share) => a + (b - a) * share;
+  const colours = Array.from({ length: 256 }, (_, level) => {
+    const rgb = channels(shade).map((value, index) => Math.round(mix(INK[index], value, level / 255)));
+    return packed(rgb, mix(DIMMED_OPACITY, opacity, level / 255));
+  });
+  for (let i = 0; i < pixels.length; i++) pixels[i] = colours[Math.round(255 * probabilities[i])];
   context.putImageData(picture, 0, 0);
 }
 

@@ -2,10 +2,10 @@
 
 import { ApiError, request, requestJson } from "./api.js";
 import { decodePlane } from "./decide.js";
-import { freeColour } from "./palette.js";
 
 export class Picture {
   #uploaded = null; // promise of the server's response to the upload
+  #cancel = null; // AbortController while the picture is read in windows
   #completing = null;
   #requestedWords = ""; // of the present planes, for models whose labels depend on each other
 
@@ -17,7 +17,8 @@ export class Picture {
   constructor(file, name, independent, on) {
     Object.assign(this, { file, name, independent, on });
     this.url = URL.createObjectURL(file);
-    this.labels = []; // { word, colour, hidden, plane }
+    this.mode = "whole"; // or "slide"
+    this.labels = []; // { word, style: { colour, hidden }, plane, mode of the plane, error }
     this.isolated = null; // the only label shown, if any
     this.visible = false; // whether the browser can show the file
     this.size = null; // { width, height }, px
@@ -30,12 +31,12 @@ export class Picture {
 
   /** The labels that have a plane and are not hidden. */
   get shown() {
-    return this.labels.filter((label) => label.plane && !label.hidden);
+    return this.labels.filter((label) => label.plane && !label.style.hidden);
   }
 
-  add(word) {
-    const colour = freeColour(this.labels.map((label) => label.colour));
-    this.labels.push({ word, colour, hidden: false, plane: null });
+  /** Add a label; `style` is shared with the same word of other pictures. */
+  add(word, style) {
+    this.labels.push({ word, style, plane: null, mode: null, error: "" });
   }
 
   remove(label) {
@@ -61,12 +62,39 @@ export class Picture {
     return this.#completing;
   }
 
+  /** Read the picture in sliding windows and request all planes anew; if cancelled, everything stays as it was. */
+  async refine() {
+    this.#cancel = new AbortController();
+    const before = this.#uploaded;
+    try {
+      this.#uploaded = Promise.resolve(await this.#send("slide", this.#cancel.signal));
+    } catch (error) {
+      if (error.name !== "AbortError") throw error;
+      return;
+    } finally {
+      this.#cancel = null;
+      this.#report("");
+    }
+    this.mode = "slide";
+    before?.then(({ id }) => request("DELETE", `v1/images/${id}`)).catch(() => {});
+    await this.complete();
+  }
+
+  get refining() {
+    return this.#cancel !== null;
+  }
+
+  cancel() {
+    this.#cancel.abort();
+  }
+
   /** Request a file in one of the output formats -> { blob, name }. */
   download(format, { threshold, background }) {
     return this.#segment(request, { labels: this.shown.map((label) => label.word), threshold, background, format });
   }
 
   close() {
+    this.#cancel?.abort();
     URL.revokeObjectURL(this.url);
     this.#uploaded?.then(({ id }) => request("DELETE", `v1/images/${id}`)).catch(() => {});
   }
@@ -74,21 +102,44 @@ export class Picture {
   async #fill() {
     for (let words = this.#missing(); words.length; words = this.#missing()) {
       if (this.#uploaded) this.#report(`Looking for ${words.join(", ")}`);
-      const reply = await this.#segment(requestJson, { labels: words, format: "logits" });
+      const mode = this.mode;
+      let reply;
+      try {
+        reply = await this.#segment(requestJson, { labels: words, format: "logits" });
+      } catch (error) {
+        if (error.status !== 422) throw error;
+        await this.#markRefused(words, error);
+        continue;
+      }
       this.grid = reply.grid;
-      this.#requestedWords = words.join();
+      this.#requestedWords = words.join() + mode;
       for (const label of this.labels) {
         const place = words.indexOf(label.word);
-        if (place >= 0) label.plane = decodePlane(reply.planes[place], reply.low, reply.step);
+        if (place >= 0) Object.assign(label, { plane: decodePlane(reply.planes[place], reply.low, reply.step), mode });
       }
       this.on.planes(this);
     }
   }
 
   #missing() {
-    const words = this.labels.map((label) => label.word);
-    if (this.independent) return words.filter((_, index) => !this.labels[index].plane);
-    return words.join() === this.#requestedWords ? [] : words;
+    const labels = this.labels.filter((label) => !label.error);
+    if (this.independent) return labels.filter((label) => label.mode !== this.mode).map((label) => label.word);
+    const words = labels.map((label) => label.word);
+    return words.join() + this.mode === this.#requestedWords ? [] : words;
+  }
+
+  /** Find the labels for which the server refuses the request, at least one, and write its reason in them. */
+  async #markRefused(words, reason) {
+    const reasons = new Map();
+    for (const word of words.length > 1 ? words : []) {
+      await this.#segment(request, { labels: [word], format: "logits" }).catch((error) => {
+        if (error.status !== 422) throw error;
+        reasons.set(word, error.message);
+      });
+    }
+    if (!reasons.size) reasons.set(words.at(-1), reason.message);
+    for (const label of this.labels) label.error = reasons.get(label.word) ?? label.error;
+    this.on.working(this);
   }
 
   /** Send a request about this picture, which is uploaded again if the server has dropped it. */
@@ -104,13 +155,17 @@ export class Picture {
     }
   }
 
-  async #send() {
+  async #send(mode = this.mode, signal = undefined) {
     const form = new FormData();
     form.append("image", this.file, this.name);
-    const progress = (share) => this.#report(share < 1 ? `Sending ${Math.floor(100 * share)} %` : "Reading the picture", true);
+    if (mode === "slide") form.append("mode", mode);
+    const reading = mode === "slide" ? "Reading the picture in windows" : "Reading the picture";
+    const progress = (share) => this.#report(share < 1 ? `Sending ${Math.floor(100 * share)} %` : reading, true);
+    const start = performance.now();
     progress(0);
     try {
-      const reply = await requestJson("POST", "v1/images", form, progress);
+      const reply = await requestJson("POST", "v1/images", form, progress, signal);
+      this.seconds = (performance.now() - start) / 1000; // that the reading took
       this.size = { width: reply.width, height: reply.height };
       return reply;
     } finally {

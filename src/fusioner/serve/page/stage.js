@@ -1,7 +1,7 @@
 // The picture with its masks, and the labels at the point under the pointer or chosen by keyboard.
 
-import { countPixels, decide, floorOf, probability } from "./decide.js";
-import { paint } from "./paint.js";
+import { countPixels, decide, floorOf, probabilities, probability } from "./decide.js";
+import { paint, paintProbability } from "./paint.js";
 import { createView } from "./view.js";
 import { percent } from "./words.js";
 
@@ -134,6 +134,20 @@ export function asSeen(picture, settings, photo) {
   return page;
 }
 
+/** Draw the picture at its own size, transparent where it has none of the labels shown -> canvas. */
+export function cutOut(picture, settings, photo) {
+  const size = within(picture.size, DOWNLOAD_SIDE);
+  const canvas = Object.assign(document.createElement("canvas"), size);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(photo, 0, 0, size.width, size.height);
+  const pixels = context.getImageData(0, 0, size.width, size.height);
+  const shown = picture.shown.includes(picture.isolated) ? [picture.isolated] : picture.shown;
+  const { data } = decided({ ...picture, shown }, settings, size).map;
+  for (let i = 0; i < data.length; i++) if (!data[i]) pixels.data[4 * i + 3] = 0;
+  context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
 function decided(picture, { threshold, background }, size) {
   const planes = picture.shown.map((label) => label.plane);
   const data = decide(planes, picture.grid ?? { width: 1, height: 1 }, size, floorOf(threshold, background));
@@ -141,9 +155,12 @@ function decided(picture, { threshold, background }, size) {
 }
 
 function paintMap(canvas, picture, { opacity, outlines }, map) {
-  const shades = picture.shown.map((label) => label.colour);
-  const isolated = picture.shown.indexOf(picture.isolated) + 1;
-  paint(canvas, map.data, map, shades, { opacity, outlines, isolated });
+  const { isolated, grid, shown } = picture;
+  if (shown.includes(isolated)) {
+    paintProbability(canvas, probabilities(isolated.plane, grid, map), map, isolated.style.colour, { opacity });
+  } else {
+    paint(canvas, map.data, map, shown.map((label) => label.style.colour), { opacity, outlines });
+  }
 }
 
 /** Scale a size to a longest side of `side`; smaller sizes are kept unless `enlarge`. */
@@ -158,7 +175,7 @@ function bar({ label, share }) {
   const name = Object.assign(document.createElement("em"), { textContent: label.word });
   row.append(document.createElement("i"), name, document.createElement("span"));
   row.lastChild.textContent = percent(share);
-  row.style.setProperty("--colour", label.colour);
+  row.style.setProperty("--colour", label.style.colour);
   row.style.setProperty("--share", share);
   return row;
 }

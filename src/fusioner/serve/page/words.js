@@ -16,9 +16,11 @@ export function summary(picture) {
     .join(", ");
 }
 
-/** Split typed text at commas and line breaks, and collapse spaces. */
+export const SEPARATOR = /[,;、，\n]/;
+
+/** Split typed text at separators, and collapse spaces. */
 export function parse(text) {
-  return text.split(/[,\n]/).map((word) => word.trim().replace(/\s+/g, " ")).filter(Boolean);
+  return text.split(SEPARATOR).map((word) => word.trim().replace(/\s+/g, " ")).filter(Boolean);
 }
 
 /** Capitalize the first letter of a sentence. */
