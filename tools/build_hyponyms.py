@@ -6,7 +6,8 @@ hyponyms.json maps class names to the words they include. A word is listed for a
 its most frequent noun sense is a hyponym or a synonym of the class ("cyclist": person,
 "settee": sofa), and its irregular plurals with it ("men", "children"). Names that the bundled ImageNet classifier
 distinguishes by itself ("tabby") are left out: listing them would merge them with their class. parts.json lists body
-parts, and parts of the trained classes of things.
+parts, and parts of the trained classes of things. Of the thousands of words for people those stay that WordNet's tagged
+texts use as such, have no other concrete sense unless they are common, and are not marked as slurs.
 """
 
 import json
@@ -19,7 +20,16 @@ from fusioner.model.checkpoint import load_model
 
 WORDNET = Path("/usr/share/wordnet")
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "data"
-EXTRA = {"table": ["desk"]}
+COMMON = 10  # occurrences above which a word for people may have other concrete senses
+EXTRA = {
+    "person": ["pedestrian", "astronaut", "adult", "toddler", "surfer", "skier", "jogger", "commuter", "firefighter"],
+    "table": ["desk"],
+}
+EXCLUDED = frozenset(
+    {"cripple", "commie", "imbecile", "idiot", "savage", "stupid", "whore", "cannon fodder", "mental case", "maniac",
+     "slave", "white man", "nymphomaniac", "street", "conveyor", "classifier", "mover", "movers", "fresh fish",
+     "exotic dancer"}
+)  # fmt: skip
 WHOLES = (
     "aeroplane",
     "bicycle",
@@ -79,6 +89,34 @@ def read_synsets() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str
     return words, below, parts
 
 
+def tag_counts() -> dict[str, int]:
+    """Map nouns to the number of occurrences of their first sense in WordNet's tagged texts."""
+    counts = {}
+    for line in (WORDNET / "cntlist.rev").read_text().splitlines():
+        key, sense, count = line.split()
+        if "%1:" in key and sense == "1":
+            counts[key.split("%")[0].replace("_", " ")] = int(count)
+    return counts
+
+
+def slurs() -> set[str]:
+    """Return the offsets of the synsets whose gloss marks an offensive word."""
+    lines = (WORDNET / "data.noun").read_text().splitlines()
+    marks = (
+        "slur",
+        "offensive",
+        "derogatory",
+        "disparag",
+        "abuse",
+        "obscene",
+        "vulgar",
+        "insult",
+        "contempt",
+        "pejorative",
+    )
+    return {line.split()[0] for line in lines if any(mark in line.split(" | ")[-1] for mark in marks)}
+
+
 def plurals() -> dict[str, list[str]]:
     """Map singular nouns to their irregular plurals."""
     table = defaultdict(list)
@@ -108,6 +146,14 @@ def main() -> None:
     table_of_names = weights_file("imagenet_names.tsv").read_text("utf-8").splitlines()
     imagenet = {name.strip().casefold() for line in table_of_names for name in line.split("\t")[1].split(", ")}
     taken = {name.casefold() for name in classes}
+    counts, offensive = tag_counts(), slurs()
+    people = subtree(senses["person"][0], below)
+    things = subtree(senses["physical entity"][0], below) - people
+
+    def denotes_person(word: str) -> bool:
+        count = counts.get(word, 0)
+        return count >= COMMON or (count > 0 and not things & set(senses[word]))
+
     table: dict[str, list[str]] = {}
     for name in classes:
         lemma = SENSES.get(name, name)
@@ -116,11 +162,13 @@ def main() -> None:
             continue
         found = set()
         for synset in subtree(senses[lemma][int(sense or 1) - 1], below):
-            for word in words[synset]:
+            for word in words[synset] if synset not in offensive else ():
                 key = word.casefold()
+                if name == "person" and not denotes_person(key):
+                    continue
                 usual = senses.get(key, [None])[0] == synset
                 proper = re.fullmatch(r"[a-z][a-z' -]+", word) is None
-                if usual and not proper and key not in taken and key not in imagenet:
+                if usual and not proper and key not in taken and key not in imagenet | EXCLUDED:
                     found |= {key, *irregular.get(key, ())}
         if found := found | set(EXTRA.get(name, ())):
             table[name] = sorted(found)
