@@ -12,6 +12,7 @@ import numpy as np
 
 from fusioner.data.masks import Colour, read_mask
 from fusioner.errors import FusionerError
+from fusioner.image import image_size, read_image
 
 Pair = tuple[str, int]
 """(image id, class id): one image and one class to prompt, the unit of the few- and zero-shot protocols."""
@@ -87,16 +88,12 @@ class SegmentationData:
 
         Files that are unreadable, differ in size or hold a value that is no class raise a FusionerError.
         """
-        from fusioner.image import read_image
-
         rgb, mask = read_image(item.image), self._read_mask(item)
         _check_size(item, rgb.shape[:2], mask.shape)
         return rgb, mask
 
     def read_mask(self, item: Item) -> np.ndarray:
         """Read the mask alone, (H, W); raises as `read` (sizes are compared at the first reading)."""
-        from fusioner.image import image_size
-
         mask = self._read_mask(item)
         if item.id not in self._checked and item.image.is_file():
             _check_size(item, image_size(item.image), mask.shape)
@@ -161,8 +158,6 @@ class SegmentationData:
         return table
 
     def _read_mask(self, item: Item) -> np.ndarray:
-        from fusioner.image import read_image
-
         if item.class_id is not None:
             bright = read_image(item.mask)[..., 0] > 127  # some of the published masks are RGB, all are black and white
             return np.where(bright, item.class_id, 0).astype(self._lookup.dtype)
