@@ -45,7 +45,7 @@ export function createLabelList(list, template, on) {
     row.classList.toggle("hidden", hidden);
     row.querySelector(".error").textContent = label.error;
     const found = share ? percent(share) : "not found";
-    const waiting = !label.plane && picture.working ? "…" : "";
+    const waiting = !label.plane && !label.error && picture.working ? "…" : "";
     row.querySelector(".share").textContent = hidden ? "hidden" : share === undefined ? waiting : found;
     name.setAttribute("aria-pressed", String(picture.isolated === label));
     name.title = `Show the probability of ${label.word} alone`;
