@@ -120,7 +120,9 @@ def test_finer_reads_windows_and_can_be_cancelled(
     page = opened("cat, sofa")
     whole = painted(page)
     finer = page.locator("#finer")
-    expect(page.locator("#finer-cost")).to_have_text(re.compile(r"^Sliding windows\d+ windows at full size, about \d+ s$"))
+    expect(page.locator("#finer-cost")).to_have_text(
+        re.compile(r"^Sliding windows\d+ windows at full size, about \d+ s$")
+    )
     server.gate.clear()
     finer.click()
     expect(page.locator("#working")).to_have_text("Reading the picture in windows")
