@@ -97,9 +97,7 @@ class DataLoader:
         tokens, masks = self._read(samples, views)
         if self.options.horizontal_flip and training:
             flips = [bool(rng.integers(2)) for rng in rngs]
-            tokens = torch.where(
-                torch.tensor(flips, device=tokens.device)[:, None, None, None], tokens.flip(-1), tokens
-            )
+            tokens = torch.stack([grid.flip(-1) if flip else grid for grid, flip in zip(tokens, flips, strict=True)])
             masks = [mask[:, ::-1] if flip else mask for mask, flip in zip(masks, flips, strict=True)]
         prompted = [self._prompt(*entry) for entry in zip(samples, masks, rngs, strict=True)]
         width = max(1, *(len(image_rows) for image_rows, _, _ in prompted))

@@ -13,8 +13,8 @@ LINE_INTERVAL = 15.0
 class TrainingProgress:
     """Loss, mIoU, images per second and time left."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
         columns = (
             TextColumn("training"),
             BarColumn(),

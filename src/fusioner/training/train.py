@@ -65,7 +65,6 @@ def train(
     config: TrainConfig,
     run: RunConfig,
     runtime: RuntimeConfig | None = None,
-    progress: TrainingProgress | None = None,
     track: Track | None = None,
 ) -> Result:
     """Train on the splits; `track` draws progress bars of the preparation.
@@ -74,7 +73,7 @@ def train(
 
     Raises FusionerError for bad settings, data, encoders, device, disk, or state to resume from.
     """
-    progress = progress or TrainingProgress()
+    progress = TrainingProgress()
     if (run.out / RESUME).is_file() and not run.resume:
         raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
     writable_folder(run.out)
@@ -83,9 +82,8 @@ def train(
     config = config.override(steps=config.optim.steps or sampler.steps(config.optim.epochs))
     fabric = build_fabric(run.device, run.devices, config.optim.precision)
     if config.optim.batch_size < fabric.world_size:
-        raise FusionerError(
-            f"a batch of {config.optim.batch_size} images cannot be shared by {fabric.world_size} devices"
-        )
+        size = config.optim.batch_size
+        raise FusionerError(f"a batch of {size} images cannot be shared by {fabric.world_size} devices")
     if config.model.method == "maskclip":
         config = config.override(image_encoder=value_tokens(config.model.image_encoder))
     image, text = build_encoders(config, splits[0].data.name, fabric.device)
@@ -210,7 +208,6 @@ def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
 def _calibrate(
     model: Fusioner, loader: DataLoader, card: ModelCard, run: RunConfig, saves: bool, track: Track | None
 ) -> Result:
-    """Calibrate and save a training-free method."""
     start = time.monotonic()
     score = None if model.config.method == "empty" else calibrate_threshold(model, loader, track)
     entry = {"steps": 0, "step": 0, "train_miou": score and round(score, 2)}
