@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +29,7 @@ ENDS: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3}
 Saved = tuple[Path, Any]
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int) -> Any:
     """Weights large enough that every token depends on its patch, its position and its neighbours."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -76,37 +77,29 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def save_once(factory: pytest.TempPathFactory, make: Callable[[str], Any], seed: int, *others: Any) -> Any:
+    """A function from a kind to its model, made once and saved with the others to a folder of its own."""
+
+    @cache
+    def saved(kind: str) -> Saved:
+        model, folder = randomize(make(kind), seed), factory.mktemp(kind)
+        for part in (model, *others):
+            part.save_pretrained(folder)
+        return folder, model
+
+    return saved
+
+
 @pytest.fixture(scope="session")
 def image_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
     """`image_model(kind)` -> (folder, the library's model saved there)."""
-    made: dict[str, Saved] = {}
-
-    def make(kind: str) -> Saved:
-        if kind not in made:
-            model: Any = randomize(make_image_model(kind))
-            folder = tmp_path_factory.mktemp(kind)
-            model.save_pretrained(folder)
-            made[kind] = folder, model
-        return made[kind]
-
-    return make
+    return save_once(tmp_path_factory, make_image_model, 0)
 
 
 @pytest.fixture(scope="session")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
     """`text_model(kind)` -> (folder with weights and tokenizer, the library's model saved there)."""
-    made: dict[str, Saved] = {}
-
-    def make(kind: str) -> Saved:
-        if kind not in made:
-            model: Any = randomize(make_text_model(kind), seed=1)
-            folder = tmp_path_factory.mktemp(f"{kind}-text")
-            model.save_pretrained(folder)
-            make_tokenizer().save_pretrained(folder)
-            made[kind] = folder, model
-        return made[kind]
-
-    return make
+    return save_once(tmp_path_factory, make_text_model, 1, make_tokenizer())
 
 
 def blocks(layers: Any) -> dict[str, Tensor]:
@@ -181,20 +174,17 @@ class Hub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.requests.append(self.path)
-                self.answer(*hub.answer(self.path), body=True)
-
-            def do_HEAD(self) -> None:
-                hub.requests.append(self.path)
-                self.answer(*hub.answer(self.path), body=False)
-
-            def answer(self, code: int, content: bytes, headers: dict[str, str], *, body: bool) -> None:
+                code, content, headers = hub.answer(self.path)
                 self.send_response(code)
                 headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
                 for key, value in headers.items():
                     self.send_header(key, value)
                 self.end_headers()
-                if body:
+                if self.command == "GET":
                     self.wfile.write(content)
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

@@ -53,26 +53,19 @@ def test_the_text_tower_gives_the_same_vectors(text_model: Make, openai: Any) ->
 
 def test_published_head_counts_are_assumed() -> None:
     width = 128
-    state = {
-        "class_embedding": torch.zeros(width),
-        "positional_embedding": torch.zeros(5, width),
-        "conv1.weight": torch.zeros(width, 3, 4, 4),
-        "proj": torch.zeros(width, 16),
-        **{f"{norm}.{kind}": torch.zeros(width) for norm in ("ln_pre", "ln_post") for kind in ("weight", "bias")},
-        **{
-            f"transformer.resblocks.0.{norm}.{kind}": torch.zeros(width)
-            for norm in ("ln_1", "ln_2")
-            for kind in ("weight", "bias")
-        },
-        "transformer.resblocks.0.attn.in_proj_weight": torch.zeros(3 * width, width),
-        "transformer.resblocks.0.attn.in_proj_bias": torch.zeros(3 * width),
-        "transformer.resblocks.0.attn.out_proj.weight": torch.zeros(width, width),
-        "transformer.resblocks.0.attn.out_proj.bias": torch.zeros(width),
-        "transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(4 * width, width),
-        "transformer.resblocks.0.mlp.c_fc.bias": torch.zeros(4 * width),
-        "transformer.resblocks.0.mlp.c_proj.weight": torch.zeros(width, 4 * width),
-        "transformer.resblocks.0.mlp.c_proj.bias": torch.zeros(width),
+    shapes: dict[str, tuple[int, ...]] = {
+        "class_embedding": (width,),
+        "positional_embedding": (5, width),
+        "conv1.weight": (width, 3, 4, 4),
+        "proj": (width, 16),
     }
+    block = "transformer.resblocks.0."
+    for norm in ("ln_pre", "ln_post", f"{block}ln_1", f"{block}ln_2"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    linears = {"attn.in_proj_": (3, 1), "attn.out_proj.": (1, 1), "mlp.c_fc.": (4, 1), "mlp.c_proj.": (1, 4)}
+    for part, (out, into) in linears.items():
+        shapes |= {f"{block}{part}weight": (out * width, into * width), f"{block}{part}bias": (out * width,)}
+    state = {key: torch.zeros(shape) for key, shape in shapes.items()}
     encoder = clip_vision_from_openai(state)
     assert encoder.model.config.num_attention_heads == 2
     assert (encoder.dim, encoder.stride, encoder.model.config.image_size) == (16, 4, 8)

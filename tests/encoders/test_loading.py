@@ -1,6 +1,7 @@
 """From a name to weights: a hub on 127.0.0.1, the cache, folders, and their errors."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,8 @@ from fusioner.errors import FusionerError
 Make = Callable[[str], tuple[Path, Any]]
 
 
-def copy(folder: Path, target: Path, *, without: str = "") -> Path:
-    target.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        if file.name != without:
-            (target / file.name).write_bytes(file.read_bytes())
-    return target
+def copy(folder: Path, target: Path, *, without: str = "") -> None:
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(without), dirs_exist_ok=True)
 
 
 def test_a_registered_name_downloads_once(hub: Any, image_model: Make) -> None:

@@ -68,25 +68,15 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_the_architecture(image_model: Make, text_model: Make) -> None:
-    for name, kind in [
-        ("clip-vit-b16", "clip"),
-        ("dino-vit-s16", "vit"),
-        ("dinov2-b", "dinov2_with_registers"),
-        ("dinov3-s", "dinov3_vit"),
-        ("mae-vit-b", "vit_mae"),
-        ("siglip2-b16", "siglip"),
-    ]:
+    images = {"clip-vit-b16": "clip", "dino-vit-s16": "vit", "dinov2-b": "dinov2_with_registers"}
+    images |= {"dinov3-s": "dinov3_vit", "mae-vit-b": "vit_mae", "siglip2-b16": "siglip"}
+    for name, kind in images.items():
         encoder = build_image_encoder(f"{name}@{image_model(kind)[0]}")
         assert isinstance(encoder, ImageEncoder)
         assert encoder.name == f"{name}@{image_model(kind)[0]}"
-    for name, kind in [
-        ("clip-text-l14", "clip"),
-        ("bert-large", "bert"),
-        ("minilm", "bert"),
-        ("roberta-base", "roberta"),
-        ("mpnet", "mpnet"),
-        ("siglip2-text-b16", "siglip"),
-    ]:
+    texts = {"clip-text-l14": "clip", "bert-large": "bert", "minilm": "bert", "roberta-base": "roberta"}
+    texts |= {"mpnet": "mpnet", "siglip2-text-b16": "siglip"}
+    for name, kind in texts.items():
         encoder = build_text_encoder(f"{name}@{text_model(kind)[0]}")
         assert isinstance(encoder, TextEncoder)
         assert encoder.name == f"{name}@{text_model(kind)[0]}"

@@ -106,7 +106,9 @@ def locate(source: str, name: str, fallback: str = "", *, tokenizer: bool = Fals
     except FusionerError:
         raise
     except Exception as error:  # proxies, time-outs, full disks, malformed ids: many classes
-        raise FusionerError(f"{name}: {_download_problem(error, source)}; {_offline_hint(name)}") from error
+        target = "hf:/FOLDER" if name.startswith("hf:") else f"{name}@/FOLDER"
+        hint = f"to work offline, copy the repository's files to a folder and name it {target}"
+        raise FusionerError(f"{name}: {_download_problem(error, source)}; {hint}") from error
     if checkpoint is None:
         raise FusionerError(f"{name}: the repository {source} has no config.json or none of {', '.join(WEIGHTS)}")
     return checkpoint
@@ -192,11 +194,6 @@ def _download_problem(error: Exception, repository: str) -> str:
         return f"the Hugging Face hub has no repository {repository} that you may read"
     reason = first_line(error).split(". ")[0].removeprefix("Got: ")
     return f"cannot download {repository} ({reason}), which is not in the cache {constants.HF_HUB_CACHE}"
-
-
-def _offline_hint(name: str) -> str:
-    target = "hf:/FOLDER" if name.startswith("hf:") else f"{name}@/FOLDER"
-    return f"to work offline, copy the repository's files to a folder and name it {target}"
 
 
 def read_tensors(file: Path) -> dict[str, Any]:

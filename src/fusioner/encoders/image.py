@@ -134,12 +134,26 @@ class ValueOnlyAttention(nn.Module):
         return self.out_proj(self.v_proj(hidden_states)), None
 
 
+def _shared(name: str) -> Any:
+    def read(self: "ConcatEncoder") -> RGB:
+        return getattr(self.parts[0], name)
+
+    def assign(self: "ConcatEncoder", value: RGB) -> None:
+        if tuple(value) != tuple(read(self)):  # assigning the current value keeps the other encoders' values
+            for encoder in self.parts:
+                setattr(encoder, name, value)
+
+    return property(read, assign)
+
+
 class ConcatEncoder(FrozenImageEncoder):
     """Tokens of several image encoders, resampled (bilinear) to the first one's grid and concatenated along d.
 
     Each encoder's tokens have unit length before and after resampling, so all count equally; the result is scaled to
     unit length again. `dim` is the sum, `name` the names joined by "+". Assigning `mean` or `std` sets them in all.
     """
+
+    mean, std = _shared("mean"), _shared("std")
 
     def __init__(self, encoders: Sequence[ImageEncoder]) -> None:
         super().__init__()
@@ -155,27 +169,6 @@ class ConcatEncoder(FrozenImageEncoder):
     @property
     def parts(self) -> Sequence[ImageEncoder]:
         return self._parts
-
-    @property
-    def mean(self) -> RGB:
-        return self._parts[0].mean
-
-    @mean.setter
-    def mean(self, value: RGB) -> None:
-        self._assign("mean", value)
-
-    @property
-    def std(self) -> RGB:
-        return self._parts[0].std
-
-    @std.setter
-    def std(self, value: RGB) -> None:
-        self._assign("std", value)
-
-    def _assign(self, name: str, value: RGB) -> None:
-        if tuple(value) != tuple(getattr(self, name)):  # assigning the current value keeps the other encoders' values
-            for encoder in self._parts:
-                setattr(encoder, name, value)
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:

@@ -35,6 +35,7 @@ class TextModel(Frozen, ABC):
     """Base of the text encoders: batch, tokenize, `embed`, scale to unit length; texts beyond the context are cut."""
 
     padding = "longest"
+    lowercase = False
     pooling = ""
 
     def __init__(self, model: Any, tokenizer: Any, name: str, dim: int, reserved: int = 0) -> None:
@@ -57,7 +58,7 @@ class TextModel(Frozen, ABC):
 
     def _encode(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         tokens = self._tokenizer(
-            self.clean(texts),
+            [text.lower() for text in texts] if self.lowercase else list(texts),
             padding=self.padding,
             padding_side="right",
             truncation=True,
@@ -66,10 +67,6 @@ class TextModel(Frozen, ABC):
             return_tensors="pt",
         ).to(self.model.device)
         return F.normalize(self.embed(tokens["input_ids"], tokens["attention_mask"]).float(), dim=1)
-
-    def clean(self, texts: Sequence[str]) -> list[str]:
-        """Preprocess strings for the tokenizer."""
-        return list(texts)
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of weights, tokenizer and pooling; computed once."""
@@ -94,12 +91,10 @@ class SiglipText(TextModel):
     """SigLIP and SigLIP 2: lower case, padded to the full context and read without a mask, as in training."""
 
     padding = "max_length"
+    lowercase = True  # not every published tokenizer does so
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         super().__init__(model, tokenizer, name, model.head.out_features)
-
-    def clean(self, texts: Sequence[str]) -> list[str]:
-        return [text.lower() for text in texts]  # not every published tokenizer does
 
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         return self.model(input_ids=ids).pooler_output  # the head on the last token's state, padding or not

@@ -105,7 +105,7 @@ def text_settings(encoder: Any) -> dict[str, Any]:
         "context": encoder.context,
         "fixed": encoder.padding == "max_length",
         "pad": [tokenizer.pad_token, tokenizer.pad_token_id],
-        "lower": encoder.clean(["A"]) == ["a"],
+        "lower": encoder.lowercase,
     }
     content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
     return {"tokenizer": json.dumps(content, ensure_ascii=False), "settings": settings}
