@@ -1,11 +1,12 @@
 """Read any image as upright 8-bit sRGB, resize images, and list the images of a folder."""
 
 import os
+import struct
 import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from io import BufferedReader, BytesIO
@@ -15,7 +16,6 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from jaxtyping import Float, Num, Shaped, UInt8
 from PIL import Image, ImageCms, PngImagePlugin
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fusioner.errors import FusionerError
 
@@ -44,7 +44,7 @@ _UNREAD_SUFFIXES = {
 }
 _RAW_STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
 _SUBFILE_TYPE, _BITS, _BANDS, _PLANAR, _EXTRA_SAMPLES, _DNG_VERSION = 254, 258, 277, 284, 338, 50706  # TIFF tags
-_MAX_PAGES = 1000  # of a TIFF, counted at most
+_MAX_PAGES, _MAX_TAGS = 1000, 1000  # of a TIFF and of its page, read at most
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -203,7 +203,7 @@ def _identify(
     _register_heif()
     Image.init()
     formats = [format for format in IMAGE_FORMATS if format in Image.OPEN]
-    pages: list[ImageFileDirectory_v2] = []
+    pages: list[dict[int, int]] = []
     head = b""
     try:
         head = stream.read(16)
@@ -229,11 +229,8 @@ def _identify(
             hint = "it is a corrupt HEIC" if "HEIF" in formats else HEIF
             raise FusionerError(f"{name} cannot be read ({hint})") from error
         if pages and pages[0].get(_BANDS, 1) != 1:
-            bits = pages[0].get(_BITS, (1,))[0]
-            layout = f"{pages[0][_BANDS]} bands of {bits} bits"
-            raise FusionerError(
-                f"{name} is a TIFF of {layout}, which is not supported: save three bands as RGB"
-            ) from error
+            layout = f"{pages[0][_BANDS]} bands"
+            raise FusionerError(f"{name} is a TIFF of {layout}, which is not supported: save three as RGB") from error
         supported = ", ".join(formats)
         raise FusionerError(f"{name} is corrupt or not an image (supported: {supported})") from error
 
@@ -248,32 +245,34 @@ def _register_heif() -> None:
     register_heif_opener()
 
 
-def _tiff_pages(stream: BytesIO | BufferedReader, head: bytes) -> list[ImageFileDirectory_v2]:
-    """Return the tags of the pages, thumbnails included."""
-    pages: list[ImageFileDirectory_v2] = []
-    head = head if b"+" in head[:4] else head[:8]  # BigTIFF has the longer header
-    offset = ImageFileDirectory_v2(head).next
-    while offset and len(pages) < _MAX_PAGES:
+def _tiff_pages(stream: BytesIO | BufferedReader, head: bytes) -> list[dict[int, int]]:
+    """Return the single-valued integer tags of the pages, thumbnails included; of other tags the value is undefined."""
+    order, big = "<" if head[:2] == b"II" else ">", b"+" in head[:4]  # BigTIFF
+    entry, pointer = struct.Struct(order + ("HHQ8s" if big else "HHI4s")), struct.Struct(order + ("Q" if big else "I"))
+    number = struct.Struct(order + ("Q" if big else "H"))
+    (offset,) = pointer.unpack_from(head, 8 if big else 4)
+    pages: dict[int, dict[int, int]] = {}  # by offset, as a damaged file may have a loop
+    while offset and offset not in pages and len(pages) < _MAX_PAGES:
         stream.seek(offset)
-        pages.append(page := ImageFileDirectory_v2(head))
-        page.load(stream)
-        offset = page.next
-    return pages
+        (count,) = number.unpack(stream.read(number.size))
+        entries = stream.read(min(count, _MAX_TAGS) * entry.size)
+        pages[offset] = {
+            tag: struct.unpack_from(order + ("H" if kind == 3 else "I"), value)[0]
+            for tag, kind, _, value in entry.iter_unpack(entries)
+        }
+        stream.seek(offset + number.size + count * entry.size)
+        (offset,) = pointer.unpack(stream.read(pointer.size))
+    return list(pages.values())
 
 
-def _full_size_page(pages: list[ImageFileDirectory_v2], name: str, on_note: Callable[[str], None]) -> int:
+def _full_size_page(pages: list[dict[int, int]], name: str, on_note: Callable[[str], None]) -> int:
     """Return the number of the first page that is neither a thumbnail nor a transparency mask."""
     full_size = [number for number, page in enumerate(pages) if not page.get(_SUBFILE_TYPE, 0) & 0b101]
     if any(_DNG_VERSION in page for page in pages) or (pages and not full_size):
         raise FusionerError(f"{name} holds only a thumbnail that can be read ({CAMERA_RAW})")
-    if not full_size:
-        return 0
-    first = pages[full_size[0]]
-    if first.get(_PLANAR) == 2 and max(first.get(_BITS, (1,))) > 8:  # Pillow misreads them
-        raise FusionerError(f"{name} is a TIFF of 16-bit bands in separate planes: save it with interleaved bands")
     if len(full_size) > 1:
         on_note(f"{name} has {len(full_size)} pages: only the first is read")
-    return full_size[0]
+    return full_size[0] if full_size else 0
 
 
 def _decode(
@@ -283,19 +282,24 @@ def _decode(
         raise _too_large(f"{name} with its {image.width} x {image.height} pixels")
     if not image.width or not image.height:
         raise FusionerError(f"{name} has no pixels ({image.width} x {image.height})")
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
 
     def note(text: str) -> None:
         on_note(f"{name} {text}")
 
     try:
+        if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow misreads them
+            raise FusionerError(f"{name} is a TIFF of 16-bit bands in separate planes: save it with interleaved bands")
         rawmodes = [_rawmode(tile) for tile in getattr(image, "tile", [])]
         image.load()
-        orientation, tags = _orientation(image), getattr(image, "tag_v2", None)
+        orientation = _orientation(image)
         if stream and image.mode in ("RGB", "RGBA") and any(";16" in rawmode for rawmode in rawmodes):
             image = _stretch_colours(image, stream, note)
         if tags:
             image = _drop_bands(image, tags, note)
         return _to_rgb(image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image, note)
+    except FusionerError:
+        raise
     except MemoryError as error:
         raise FusionerError(f"there is not enough memory to decode {name}: make it smaller first") from error
     except Exception as error:  # corrupt data can make a decoder fail in any way
@@ -303,7 +307,7 @@ def _decode(
 
 
 def _rawmode(tile: Any) -> str:
-    return tile.args if isinstance(tile.args, str) else str(tile.args[0])
+    return tile.args if isinstance(tile.args, str) else str((tile.args or [""])[0])
 
 
 def _stretch_colours(image: Image.Image, stream: BytesIO | BufferedReader, note: Callable[[str], None]) -> Image.Image:
@@ -327,7 +331,7 @@ def _stretch_colours(image: Image.Image, stream: BytesIO | BufferedReader, note:
     return stretched
 
 
-def _drop_bands(image: Image.Image, tags: ImageFileDirectory_v2, note: Callable[[str], None]) -> Image.Image:
+def _drop_bands(image: Image.Image, tags: Mapping[int, Any], note: Callable[[str], None]) -> Image.Image:
     """Drop bands of a TIFF that are no colours; alpha must be marked as such and be opaque or clear in most places.
 
     Tools mark any fourth band (near infrared) as alpha.

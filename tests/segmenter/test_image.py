@@ -288,11 +288,19 @@ def test_fewer_bits_stored_in_16_are_stretched(
 
 def test_a_tiff_of_other_bands_is_named(tmp_path: Path) -> None:
     pages = np.zeros((5, 30, 40), np.uint8)
-    with pytest.raises(FusionerError, match="is a TIFF of 5 bands of 8 bits, which is not supported: save three"):
+    with pytest.raises(FusionerError, match="is a TIFF of 5 bands, which is not supported: save three"):
         written(tmp_path / "a.tif", pages, photometric="minisblack", planarconfig="separate")
     deep = np.zeros((3, 30, 40), np.uint16)
     with pytest.raises(FusionerError, match="16-bit bands in separate planes: save it with interleaved"):
         written(tmp_path / "b.tif", deep, photometric="rgb", planarconfig="separate")
+
+
+def test_a_tiff_whose_pages_form_a_loop_is_read(photo: np.ndarray) -> None:
+    tiff = bytearray(encoded(Image.fromarray(photo), "TIFF"))
+    (start,) = struct.unpack_from("<I", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, start)
+    struct.pack_into("<I", tiff, start + 2 + 12 * count, start)
+    assert np.array_equal(read_image(bytes(tiff)), photo)
 
 
 def test_heic_and_camera_raw_are_named(photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
