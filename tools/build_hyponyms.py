@@ -15,8 +15,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from fusioner.encoders.bundled import weights_file
 from fusioner.model.checkpoint import load_model
+from fusioner.weights import weights_file
 
 WORDNET = Path("/usr/share/wordnet")
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "data"

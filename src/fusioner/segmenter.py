@@ -6,6 +6,7 @@ H W pixels.
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -241,6 +242,8 @@ class Segmenter:
 
     @property
     def _torch(self) -> Any:
+        if not hasattr(self.network, "model"):
+            raise FusionerError("this needs the model in torch: load it with runtime='torch'")
         return self.network
 
     @property
@@ -535,6 +538,7 @@ def load(
     templates: Sequence[str] | None = None,
     runtime: str = "auto",
     dataset: str = "pascal",
+    threads: int = 0,
 ) -> Segmenter:
     """Return a segmenter.
 
@@ -543,30 +547,33 @@ def load(
             `model.official_checkpoint`); default: the bundled model, which needs no network.
         device: "cpu", "cuda", "mps"; None or "auto": the best available. Exported models run on the CPU.
         templates: prompt templates, each with a `{}` for the label; default: the card's.
-        runtime: "torch", or for an exported model "onnx" or "openvino"; "auto": torch, and for an exported model the
-            faster installed one.
+        runtime: "torch", or for the bundled and for exported models "onnx" (ONNX Runtime) or "openvino"; "auto": for a
+            file torch, for an exported model the fastest installed one, and for the bundled model ONNX Runtime, which
+            starts faster, unless `device` or a GPU calls for torch.
+        threads: of ONNX Runtime or OpenVINO; 0: as many as cores.
         dataset: for an official checkpoint: the data set whose normalisation it was trained with.
 
     Raises:
         FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder, the device or the runtime
             is not available.
     """
-    if model is not None and (Path(model) / EXPORT_MANIFEST).is_file():
+    if model is None and runtime == "auto":
+        runtime = "torch" if _prefers_torch(device) else "onnx"
+    if (runtime != "torch") if model is None else (Path(model) / EXPORT_MANIFEST).is_file():
         from fusioner.export.network import ExportedNetwork
 
         if device not in (None, "auto", "cpu"):
             raise FusionerError(f"an exported model runs on the CPU, not on '{device}'")
-        return Segmenter(ExportedNetwork(model, runtime, templates))
+        segmenter = Segmenter(ExportedNetwork(model, runtime, templates, threads))
+        segmenter.auto_mode = "multicrop" if model is None else segmenter.auto_mode
+        return segmenter
     if runtime not in ("auto", "torch"):
-        subject = f"{model} is not an exported model" if model else "the bundled model is not exported"
         raise FusionerError(
-            f"{subject}: run `fusioner export`, then pass its folder as the model to --runtime {runtime}"
+            f"{model} is not an exported model: run `fusioner export`, then pass its folder as the model to "
+            f"--runtime {runtime}"
         )
     if not find_spec("torch"):
-        raise FusionerError(
-            "torch is not installed, so the model must be a folder of `fusioner export`: pass one with --model, or "
-            "pip install torch"
-        )
+        raise FusionerError("this model or device needs torch: pip install 'fusioner[train]'")
     from fusioner.torch_network import TorchNetwork
 
     if model is not None and Path(model).suffix in (".pth", ".pt"):
@@ -577,6 +584,15 @@ def load(
     if model is None:
         segmenter.auto_mode = "multicrop"
     return segmenter
+
+
+def _prefers_torch(device: "str | torch.device | None") -> bool:
+    """Return whether the bundled model should run on torch: a device other than the CPU is requested or present."""
+    if device not in (None, "auto"):
+        return str(device) != "cpu"
+    # Importing torch only to find no GPU would take longer than everything else.
+    gpu = sys.platform in ("darwin", "win32") or Path("/dev/nvidiactl").exists()
+    return gpu and find_spec("torch") is not None
 
 
 def _file_name(image: ImageSource) -> str:

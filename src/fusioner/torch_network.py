@@ -17,6 +17,7 @@ from fusioner.image import resize
 from fusioner.model.checkpoint import ModelCard, load_model
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.similarity import ImageFeatures
+from fusioner.weights import DEFAULT_MODEL, weights_file
 
 CACHED_IMAGES = 4  # whose label-independent features are kept
 
@@ -57,9 +58,7 @@ class TorchNetwork:
         cls, path: str | Path | None, device: str | torch.device | None = None, templates: Sequence[str] | None = None
     ) -> Self:
         """Load a file of `fusioner train` (default: the bundled model) and the encoders that its card names."""
-        from fusioner.encoders.bundled import weights_file
         from fusioner.encoders.registry import build_image_encoder, build_text_encoder
-        from fusioner.weights import DEFAULT_MODEL
 
         device = pick_device(device)
         model, card = load_model(weights_file(DEFAULT_MODEL) if path is None else path)

@@ -13,7 +13,7 @@ from skimage import data
 from torch import Tensor
 
 from fusioner.encoders.base import ImageEncoder
-from fusioner.encoders.bundled import minilm_embedded, read_weights, weights_file
+from fusioner.encoders.bundled import minilm_embedded, read_weights
 from fusioner.encoders.dense_classifier import (
     ClassName,
     ConSE,
@@ -24,6 +24,7 @@ from fusioner.encoders.dense_classifier import (
 )
 from fusioner.encoders.efficientnet import EfficientNetLite2, SameConv2d, load_effnet
 from fusioner.errors import FusionerError
+from fusioner.weights import weights_file
 
 TOOL = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "build_weights.py"))
 NAME_VARIANTS, embed_names, embed_hypernyms = (TOOL[key] for key in ("NAME_VARIANTS", "embed_names", "embed_hypernyms"))

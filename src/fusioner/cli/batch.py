@@ -108,8 +108,7 @@ def batch(
 
 def _settings(job: "Job") -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
-    from fusioner.encoders.bundled import weights_file
-    from fusioner.weights import DEFAULT_MODEL
+    from fusioner.weights import DEFAULT_MODEL, weights_file
 
     path = job.model or weights_file(DEFAULT_MODEL)
     digest = hashlib.sha256()

@@ -128,17 +128,16 @@ def _load(
     model: Path | None, method: str | None, encoders: tuple[str, str], device: str, dataset: str
 ) -> tuple["Segmenter", Path | None]:
     """Load the segmenter and return it with its model file; official checkpoints are taken to be of `dataset`."""
-    from fusioner.encoders.bundled import weights_file
     from fusioner.segmenter import load
     from fusioner.training.calibration import ablate_prompts, uncalibrated
     from fusioner.training.presets import SMALL
-    from fusioner.weights import DEFAULT_MODEL
+    from fusioner.weights import DEFAULT_MODEL, weights_file
 
     if method is not None and method != "prompt-ablated":
         if model is not None:
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         return uncalibrated(method, *encoders, SMALL.model.resolution, device=device), None  # pyright: ignore
-    segmenter = load(model, device, dataset=dataset.partition("-to-")[0])
+    segmenter = load(model, device, runtime="torch" if model is None else "auto", dataset=dataset.partition("-to-")[0])
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 
 

@@ -110,8 +110,7 @@ def train(
     splits = [open_split(dataset, root, fold_number, settings.data.unseen_pixels, mask_values)]
     splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
     if init_from == Path("default"):
-        from fusioner.encoders.bundled import weights_file
-        from fusioner.weights import DEFAULT_MODEL
+        from fusioner.weights import DEFAULT_MODEL, weights_file
 
         init_from = weights_file(DEFAULT_MODEL)
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()

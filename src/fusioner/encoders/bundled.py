@@ -4,8 +4,6 @@ See `fusioner/weights/README.md`; `tools/build_weights.py` rebuilds their files.
 """
 
 from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
 
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -15,6 +13,7 @@ from fusioner.encoders.hub import build_model, read_tensors
 from fusioner.encoders.image import PatchTransformer
 from fusioner.encoders.text import PooledText
 from fusioner.errors import FusionerError
+from fusioner.weights import weights_file
 
 
 def dinov2_s_embedded() -> PatchTransformer:
@@ -51,14 +50,6 @@ def build_minilm(state: Mapping[str, Tensor], tokenizer: str) -> PooledText:
         tokenizer_object=Tokenizer.from_str(tokenizer), model_max_length=256, pad_token="[PAD]", unk_token="[UNK]"
     )
     return PooledText(model, fast, "minilm-embedded")
-
-
-def weights_file(name: str) -> Path:
-    """Return the path of a file in `fusioner.weights`; FusionerError if the installation lacks it."""
-    path = Path(str(resources.files("fusioner.weights"))) / name
-    if not path.is_file():
-        raise FusionerError(f"the packaged file {path} is missing: reinstall fusioner or run tools/build_weights.py")
-    return path
 
 
 def read_weights(name: str) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusioner.encoders.base import Hypernyms, state_digest
-from fusioner.encoders.bundled import read_weights, weights_file
+from fusioner.encoders.bundled import read_weights
 from fusioner.encoders.efficientnet import load_effnet
 from fusioner.encoders.image import HALF, DenseEncoder
+from fusioner.weights import weights_file
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ class Posteriors(DenseEncoder):
         gh, gw = (side // self.stride for side in pixels.shape[-2:])
         size = (gh * self.output_stride, gw * self.output_stride)
         offset = self.output_stride // 2  # moves the centre of position i to that of its cell
-        # Up to a multiple of 32, so that every strided layer pads as on even sides.
-        right, bottom = (-(side + offset) % 32 for side in (size[1], size[0]))
+        # Up to a multiple of 32, so that every strided layer pads as on even sides. Written so that torch.export can
+        # prove it.
+        right, bottom = ((side + offset + 31) // 32 * 32 - side - offset for side in (size[1], size[0]))
         pixels = F.pad(_enlarge(pixels, size), (offset, right, offset, bottom))
         return self.network(pixels)[..., :gh, :gw]
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
-from fusioner.model.checkpoint import ModelCard
+from fusioner.model.checkpoint import ModelCard, read_card
+from fusioner.weights import DEFAULT_MODEL, weights_file
 
 MANIFEST, FORMAT = "fusioner.json", "fusioner-export-1"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
-TOKENIZER = "tokenizer.json"
+PARTS = ("image", "text", "labels")
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,16 @@ class Bundle:
     """Content of `fusioner.json`.
 
     Attributes:
-        folder: of the files.
+        folder: contains the files.
         format: "onnx" or "openvino".
         precision: "fp32", "fp16" or "int8", of the weights.
-        card: the model's.
-        step: sides of images must be multiples of it, px; 0: the card's resolution is the only size.
-        stride: px per token.
-        text: how words are read: `context` word pieces at most, `fixed` whether all texts are padded to that,
-            `pad` the piece that fills up and its number, `lower` whether upper case is lost.
-        parity: the table of `export.parity` when it was made.
+        card: the model's card.
+        step: sides of images in pixels must be multiples of it; 0: the card's resolution is the only size.
+        stride: pixels per token.
+        text: tokenizer settings: `context`, the maximum number of tokens; `fixed`, whether all texts are padded to it;
+            `pad`, the padding token and its id; `lower`, whether texts are converted to lower case first.
+        parity: the table of `export.parity`.
+        tokenizer: name of the tokenizer's file.
     """
 
     folder: Path
@@ -38,6 +40,7 @@ class Bundle:
     stride: int
     text: dict[str, Any]
     parity: list[dict[str, Any]] = field(default_factory=list)
+    tokenizer: str = "tokenizer.json"
 
     def graph(self, part: str) -> Path:
         """Return the file of "image", "text" or "labels"."""
@@ -63,10 +66,17 @@ def read_bundle(folder: str | Path) -> Bundle:
             raise FusionerError(f"{path} comes from another version of Fusioner: export the model again")
         values["card"] = ModelCard.from_json(json.dumps(values["card"]))
         bundle = Bundle(folder=folder, **values)
-        needed = [*(bundle.graph(part) for part in ("image", "text", "labels")), folder / TOKENIZER]
+        needed = [*(bundle.graph(part) for part in PARTS), folder / bundle.tokenizer]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FusionerError(f"{path} is corrupt: copy the folder or export the model again") from error
     for file in needed:
         if not file.is_file():
             raise FusionerError(f"the exported model lacks {file}: copy the whole folder or export the model again")
     return bundle
+
+
+def bundled_model() -> Bundle:
+    """Return the bundled model, whose graphs (tools/build_graphs.py) read their weights from the safetensors files."""
+    path = weights_file(DEFAULT_MODEL)
+    text = {"context": 256, "fixed": False, "pad": ["[PAD]", 0], "lower": False}
+    return Bundle(path.parent, "onnx", "fp16", read_card(path), 14, 14, text, tokenizer="minilm.tokenizer.json")

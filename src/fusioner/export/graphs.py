@@ -31,7 +31,7 @@ BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # upper bounds: images, 
 
 
 class ImagePart(nn.Module):
-    """RGB in [0, 1] -> tokens of unit length; sides are multiples of `step`."""
+    """RGB in [0, 1] to unit-length tokens; sides are multiples of `step`."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class ImagePart(nn.Module):
 
 
 class TextPart(nn.Module):
-    """Word pieces and their mask -> one vector of unit length each."""
+    """Token ids and their mask to one unit-length vector per text."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -81,14 +81,19 @@ class Graphs:
     step: int
 
 
-def build(segmenter: "Segmenter") -> Graphs:
-    """Trace the graphs of a segmenter on the CPU.
+def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> Graphs:
+    """Return the graphs of a torch model on the CPU.
+
+    Args:
+        segmenter: the model.
+        cells: sides of images are multiples of this many token strides; a strided network pads even grids all alike.
+        optimize: fold constants, weights included.
 
     Raises:
         FusionerError: a part cannot be exported.
     """
     model, encoder = segmenter.model, cast("Any", segmenter.text_encoder)
-    image, step = _image_graph(segmenter)
+    image, step = _image_graph(segmenter, cells, optimize)
     words = {0: _dim("n", TEXTS), 1: _dim("t", encoder.context)}
     text = _onnx(
         "text encoder",
@@ -96,6 +101,7 @@ def build(segmenter: "Segmenter") -> Graphs:
         {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)},
         {"ids": words, "mask": words},
         "vectors",
+        optimize,
     )
     config, k, size = model.config, _dim("k", LABELS), (_dim("h", 2**14), _dim("w", 2**14))
     grid = {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
@@ -107,24 +113,25 @@ def build(segmenter: "Segmenter") -> Graphs:
         {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25)},
         {"tokens": grid, "text": {0: k}, "canvas": {0: size[0], 1: size[1]}},
         "logits",
+        optimize,
     )
     return Graphs(image, text, labels, step)
 
 
-def _image_graph(segmenter: "Segmenter") -> tuple["ModelProto", int]:
-    """Export the image encoder with dynamic sides if it supports them, else with the training size."""
+def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["ModelProto", int]:
+    """Export the image part with dynamic sides if possible, else with those of training."""
     encoder, side = segmenter.image_encoder, segmenter.card.resolution
-    step = lcm(*(2 * part.stride for part in encoder.parts))  # even grids, which strided networks all pad alike
+    step = lcm(*(cells * part.stride for part in encoder.parts))
     part, batch = ImagePart(encoder), _dim("b", BATCH)
     if side % step == 0:
         try:
             shape = {0: batch, 2: step * _dim("rows", GRID), 3: step * _dim("columns", GRID)}
             pixels = torch.rand(2, 3, 3 * step, 4 * step)
-            return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": shape}, "tokens"), step
-        except FusionerError:  # an encoder whose code depends on the size
+            return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": shape}, "tokens", optimize), step
+        except FusionerError:  # an encoder whose own code checks the size
             pass
     pixels = torch.rand(2, 3, side, side)
-    return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, "tokens"), 0
+    return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, "tokens", optimize), 0
 
 
 def _dim(name: str, most: int) -> Dim:
@@ -132,7 +139,12 @@ def _dim(name: str, most: int) -> Dim:
 
 
 def _onnx(
-    what: str, part: nn.Module, example: dict[str, Tensor], shapes: dict[str, dict[int, Any]], output: str
+    what: str,
+    part: nn.Module,
+    example: dict[str, Tensor],
+    shapes: dict[str, dict[int, Any]],
+    output: str,
+    optimize: bool,
 ) -> "ModelProto":
     """Trace one part with `example`; raises FusionerError if torch cannot export it."""
     try:
@@ -145,7 +157,9 @@ def _onnx(
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-            done = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, output_names=[output])
+            done = torch.onnx.export(
+                program, (), dynamo=True, opset_version=OPSET, output_names=[output], optimize=optimize
+            )
     except ModuleNotFoundError as error:
         raise FusionerError(f"exporting needs {error.name}: pip install 'fusioner[export]'") from error
     except Exception as error:  # torch.export and the exporter raise many classes

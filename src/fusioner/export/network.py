@@ -4,22 +4,23 @@ Letters as in `segmenter`; T tokens of a text.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
-from fusioner.export.bundle import TOKENIZER, Bundle, read_bundle
+from fusioner.export.bundle import PARTS, Bundle, bundled_model, read_bundle
 from fusioner.export.runtime import Graph, open_graph, pick_runtime
+from fusioner.image import resize_rgb
 
 TEXT_BATCH_SIZE = 64
 
 
 class ExportedNetwork:
-    """The graphs of a folder of `fusioner export`; see `segmenter.Network`.
+    """The graphs of a folder of `fusioner export`, or of the bundled model; see `segmenter.Network`.
 
     Attributes:
         bundle: the content of `fusioner.json`.
@@ -29,24 +30,28 @@ class ExportedNetwork:
     device, window_batch_size = "cpu", 1
 
     def __init__(
-        self, folder: str | Path, runtime: str = "auto", templates: Sequence[str] | None = None, threads: int = 0
+        self,
+        folder: str | Path | None,
+        runtime: str = "auto",
+        templates: Sequence[str] | None = None,
+        threads: int = 0,
     ) -> None:
-        """Load the graphs; `templates` replace the card's, `threads` 0 leaves their number to the runtime.
+        """Load the graphs (None: the bundled model); `templates` replace the card's, `threads` 0 leaves their number to the runtime.
 
         Raises:
             FusionerError: the folder is not an exported model or is corrupt, or the runtime is not available.
         """
-        self.bundle = read_bundle(folder)
+        self.bundle = bundled_model() if folder is None else read_bundle(folder)
         self.card, self.stride, self.size_step = self.bundle.card, self.bundle.stride, self.bundle.step
         self.runtime = pick_runtime(runtime, self.bundle.format)
-        self._image, text, self._labels = (
-            open_graph(self.bundle.graph(part), self.runtime, threads) for part in ("image", "text", "labels")
-        )
+        with ThreadPoolExecutor(len(PARTS)) as pool:
+            opened = pool.map(lambda part: open_graph(self.bundle.graph(part), self.runtime, threads), PARTS)
+            self._image, text, self._labels = opened
         self.embed = LabelEmbedder(ExportedTextEncoder(self.bundle, text), templates or self.card.templates)
 
     def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
         """See `Network.resize`."""
-        return np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        return resize_rgb(rgb, size)
 
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
         """See `Network.encode_images`."""
@@ -68,13 +73,11 @@ class ExportedTextEncoder:
 
     def __init__(self, bundle: Bundle, graph: Graph) -> None:
         """Raises FusionerError if the tokenizer cannot be read."""
-        try:
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError as error:
-            raise FusionerError(f"an exported model needs {error.name}: pip install 'fusioner[onnx]'") from error
+        from tokenizers import Tokenizer
+
         self.name, self.dim, self._graph = bundle.card.text_encoder, bundle.card.config.text_dim, graph
         self._lower = bundle.text["lower"]
-        path = bundle.folder / TOKENIZER
+        path = bundle.folder / bundle.tokenizer
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception

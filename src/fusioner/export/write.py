@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fusioner.errors import FusionerError
-from fusioner.export.bundle import ENDINGS, MANIFEST, TOKENIZER, Bundle
+from fusioner.export.bundle import ENDINGS, MANIFEST, PARTS, Bundle
 from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import Row, compare, table
 from fusioner.io import cannot_write, writable_folder
@@ -78,7 +78,7 @@ def export(
         bundle = Bundle(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"])
         for part, model in parts.items():
             _save(model, bundle.graph(part), format, half=precision != "fp32")
-        (bundle.folder / TOKENIZER).write_text(text["tokenizer"], "utf-8")
+        (bundle.folder / bundle.tokenizer).write_text(text["tokenizer"], "utf-8")
         bundle.write()
         say(f"checking against torch; photographs: {len(photos)}")
         rows = compare(segmenter, Segmenter(ExportedNetwork(bundle.folder, format)), photos)
@@ -151,7 +151,7 @@ def _replace(made: Path, out: Path) -> None:
     try:
         (out / MANIFEST).unlink(missing_ok=True)
         for old in out.iterdir():
-            if old.suffix in (*ENDINGS.values(), ".bin") and old.stem in ("image", "text", "labels"):
+            if old.suffix in (*ENDINGS.values(), ".bin") and old.stem in PARTS:
                 old.unlink()
         for file in sorted(made.iterdir(), key=lambda file: file.name == MANIFEST):
             shutil.move(file, out / file.name)

@@ -84,6 +84,35 @@ def save_tensors(path: str | Path, state: "Mapping[str, Tensor]", metadata: dict
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
+def read_card(path: str | Path) -> ModelCard:
+    """Read the card of a file of `save_model`, without torch.
+
+    Raises:
+        FusionerError: the file is missing, truncated, not a Fusioner model or of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _corrupt(path, error) from error
+    version = metadata.get("format", "")
+    if version != FORMAT and version.startswith("fusioner-"):
+        raise FusionerError(f"{path} has the format '{version}' of a newer Fusioner: update this installation")
+    if version != FORMAT or "card" not in metadata:
+        raise FusionerError(
+            f"{path} is a safetensors file but not a Fusioner model (no '{FORMAT}' card in its metadata)"
+        )
+    try:
+        return ModelCard.from_json(metadata["card"])
+    except FusionerError as error:
+        raise FusionerError(f"{path}: {error}") from error
+
+
 def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "tuple[Fusioner, ModelCard]":
     """Read a file of `save_model`: the network in eval mode and float32, and its card.
 
@@ -95,29 +124,19 @@ def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "tuple
 
     from fusioner.model.fusioner import Fusioner
 
-    path = Path(path)
-    if not path.is_file():
-        raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
+    card = read_card(path)
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise FusionerError(f"{path} is corrupt or not a safetensors file ({error}): copy or train it again") from error
-    version = metadata.get("format", "")
-    if version != FORMAT and version.startswith("fusioner-"):
-        raise FusionerError(f"{path} has the format '{version}' of a newer Fusioner: update this installation")
-    if version != FORMAT or "card" not in metadata:
-        raise FusionerError(
-            f"{path} is a safetensors file but not a Fusioner model (no '{FORMAT}' card in its metadata)"
-        )
-    try:
-        card = ModelCard.from_json(metadata["card"])
-    except FusionerError as error:
-        raise FusionerError(f"{path}: {error}") from error
+        raise _corrupt(path, error) from error
     model = Fusioner(card.config)
     load_state(model, state, str(path))
     return model.to(device).eval(), card
+
+
+def _corrupt(path: str | Path, error: Exception) -> FusionerError:
+    return FusionerError(f"{path} is corrupt or not a safetensors file ({error}): copy or train it again")
 
 
 def load_state(model: "nn.Module", state: "Mapping[str, Tensor]", source: str) -> None:

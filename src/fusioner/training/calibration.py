@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusioner.device import pick_device
-from fusioner.encoders.bundled import weights_file
 from fusioner.encoders.dense_classifier import parse_names
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, NEUTRAL, LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, value_tokens
@@ -27,6 +26,7 @@ from fusioner.training.build import build_network
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import DataLoader
 from fusioner.training.losses import iou_counts, miou
+from fusioner.weights import weights_file
 
 NUM_IMAGES = 200
 """Largest number of training images used."""

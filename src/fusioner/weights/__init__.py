@@ -1,3 +1,16 @@
-"""Weights of the bundled encoders and the bundled model, with their card and NOTICE."""
+"""The bundled weights and graphs, with their card and NOTICE."""
+
+from importlib import resources
+from pathlib import Path
+
+from fusioner.errors import FusionerError
 
 DEFAULT_MODEL = "default.safetensors"
+
+
+def weights_file(name: str) -> Path:
+    """Return the path of a file in this folder; FusionerError if the installation lacks it."""
+    path = Path(str(resources.files("fusioner.weights"))) / name
+    if not path.is_file():
+        raise FusionerError(f"the packaged file {path} is missing: reinstall fusioner or run tools/build_weights.py")
+    return path

@@ -1,0 +1,174 @@
+"""Rebuild the ONNX graphs of the bundled model; their weights stay in the safetensors files (ONNX external data).
+
+python tools/build_graphs.py            write src/fusioner/weights/*.onnx
+python tools/build_graphs.py --check    compare with the files there; exit code 2 if they differ
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+
+from fusioner.encoders.bundled import read_weights
+from fusioner.encoders.efficientnet import EfficientNetLite2
+from fusioner.errors import FusionerError
+from fusioner.export.bundle import PARTS
+from fusioner.export.graphs import build
+from fusioner.segmenter import Segmenter, load
+from fusioner.weights import weights_file
+
+FILES = ("default.safetensors", "dinov2_s.safetensors", "effnet_lite2.safetensors", "minilm.safetensors")
+DTYPES = {
+    "F16": (np.float16, TensorProto.FLOAT16),
+    "F32": (np.float32, TensorProto.FLOAT),
+    "I64": (np.int64, TensorProto.INT64),
+    "BOOL": (np.bool_, TensorProto.BOOL),
+}
+"""Type in safetensors -> NumPy's and ONNX's."""
+SMALL = 64  # bytes; smaller constants stay in the graph
+TOOLS = ("torch", "onnxscript", "transformers")
+
+
+class Stored(NamedTuple):
+    """Where a tensor is stored, and its type in safetensors."""
+
+    file: str
+    offset: int
+    length: int
+    dtype: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build the graphs and write or compare them; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the shipped graphs instead of writing them")
+    options = parser.parse_args(arguments)
+    try:
+        for name, content in build_graphs().items():
+            path = weights_file(FILES[0]).parent / name
+            if options.check and path.read_bytes() != content:
+                raise FusionerError(f"the rebuilt {name} differs from {path}")
+            if not options.check:
+                path.write_bytes(content)
+            print(f"{name}  {len(content) / 1e3:.0f} kB", flush=True)
+    except FusionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_graphs() -> dict[str, bytes]:
+    """Return the content of each graph's file."""
+    stored = {key: tensor for name in FILES for key, tensor in index_tensors(weights_file(name))}
+    graphs = build(unfused_model(), cells=1, optimize=False)
+    return {f"{part}.onnx": share_weights(getattr(graphs, part), stored) for part in PARTS}
+
+
+def unfused_model() -> Segmenter:
+    """Return the bundled model without folded BatchNorm, so that its weights are those of the files."""
+    segmenter = load(None, "cpu", runtime="torch")
+    (classifier,) = (cast("Any", part) for part in segmenter.image_encoder.parts if hasattr(part, "network"))
+    network = EfficientNetLite2(classifier.output_stride)
+    network.load_state_dict(read_weights("effnet_lite2.safetensors"))
+    classifier.network = network.requires_grad_(False).eval()
+    return segmenter
+
+
+def index_tensors(path: Path) -> Iterator[tuple[str, Stored]]:
+    """Yield each tensor of a safetensors file by the digest of its shape and values in single precision."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    for entry in header.values():
+        low, high = (start + offset for offset in entry["data_offsets"])
+        values = np.frombuffer(content[low:high], DTYPES[entry["dtype"]][0]).reshape(entry["shape"])
+        wide = values.astype(np.float32) if entry["dtype"] == "F16" else values
+        yield digest(wide), Stored(path.name, low, high - low, entry["dtype"])
+
+
+def digest(values: np.ndarray) -> str:
+    """Return the sha256 (hex) of an array's type, shape and bytes."""
+    return hashlib.sha256(f"{values.dtype} {values.shape}".encode() + values.tobytes()).hexdigest()
+
+
+def share_weights(model: ModelProto, stored: dict[str, Stored]) -> bytes:
+    """Replace constants by references to stored tensors, widened to single precision on loading; return the file.
+
+    Raises:
+        FusionerError: a large constant is not in any file.
+    """
+    graph, casts = model.graph, []
+    for constant in graph.initializer:
+        values = numpy_helper.to_array(constant)
+        found = stored.get(digest(values))
+        if values.nbytes < SMALL:
+            continue
+        if found is None:
+            if values.dtype.kind == "f":
+                raise FusionerError(f"the weight {constant.name} {values.shape} is in none of {', '.join(FILES)}")
+            continue
+        name = constant.name
+        constant.Clear()
+        constant.name, constant.data_type = name, DTYPES[found.dtype][1]
+        constant.dims.extend(values.shape)
+        constant.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", found.file), ("offset", found.offset), ("length", found.length)):
+            constant.external_data.add(key=key, value=str(value))
+        if found.dtype == "F16":
+            constant.name = f"{name}.half"
+            casts.append(helper.make_node("Cast", [constant.name], [name], f"{name}.cast", to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    simplify(graph)
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]  # stack traces
+        part.ClearField("doc_string")
+    model.metadata_props.add(key="built with", value=built_with())
+    return model.SerializeToString(deterministic=True)
+
+
+def simplify(graph: GraphProto) -> None:
+    """Remove what keeps ONNX Runtime from fusing nodes.
+
+    Zero biases of convolutions, computed by nodes, and the test of every softmax for NaN: no row is fully masked.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    aliases = {}
+    for node in graph.node:
+        if node.op_type == "Where":
+            test = producers.get(node.input[0])
+            if test is not None and test.op_type == "IsNaN" and test.input[0] == node.input[2]:
+                aliases[node.output[0]] = node.input[2]
+        if node.op_type == "Conv" and len(node.input) == 3:
+            bias = producers.get(node.input[2])
+            if bias is not None and bias.op_type == "Expand":
+                del node.input[2]
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = aliases.get(name, name)
+    alive = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if alive.intersection(node.output):
+            alive.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def built_with() -> str:
+    """Return the versions on which the bytes of the graphs depend."""
+    return ", ".join(f"{name} {version(name).partition('+')[0]}" for name in TOOLS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
