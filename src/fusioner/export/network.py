@@ -36,7 +36,9 @@ class ExportedNetwork:
         templates: Sequence[str] | None = None,
         threads: int = 0,
     ) -> None:
-        """Load the graphs (None: the bundled model); `templates` replace the card's, `threads` 0 leaves their number to the runtime.
+        """Load the graphs of a folder, by default those of the bundled model.
+
+        `templates` replace the card's, `threads` 0 leaves their number to the runtime.
 
         Raises:
             FusionerError: the folder is not an exported model or is corrupt, or the runtime is not available.
