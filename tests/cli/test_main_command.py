@@ -131,7 +131,7 @@ def test_bugs_are_not_hidden(bug: Exception, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("module", "command"),
     [
-        ("torch", "pip install torch"),
+        ("torch", "pip install 'fusioner[train]'"),
         ("pyarrow.parquet", "pip install 'fusioner[batch]'"),
         ("PIL", "pip install pillow"),
     ],

@@ -1,5 +1,9 @@
 """A tiny model with encoders in transformers' format, and what `fusioner export` makes of it."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,36 @@ import pytest
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 WORDS = ["a", "photo", "of", "the", "cat", "person", "cup", "dog", "table", "car", "sofa", "."]
+
+
+ALONE = """
+import sys
+for name in ("torch", "transformers", "huggingface_hub", "torchmetrics", "lightning_fabric"):
+    sys.modules[name] = None  # importing it fails as where it is not installed
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find(name, package)
+from fusioner.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="session")
+def without_torch() -> list[str]:
+    """The start of a command line of `fusioner` in a process that cannot import torch or transformers."""
+    return [sys.executable, "-c", ALONE]
+
+
+@pytest.fixture(scope="session")
+def run_without_torch(without_torch: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command of `fusioner` in such a process, with warnings as errors."""
+
+    def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [without_torch[0], "-W", "error", *without_torch[1:], *map(str, words)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +22,7 @@ from fusioner.segmenter import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 LABELS = ["cat", "sofa", "cup"]
-ALONE = """
-import sys
-for name in ("torch", "transformers", "safetensors", "huggingface_hub", "torchmetrics", "lightning"):
-    sys.modules[name] = None  # importing it fails as where it is not installed
-from fusioner.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def run_without_torch(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line in a process that cannot import torch or transformers."""
-    command = [sys.executable, "-W", "error", "-c", ALONE, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_says_how_far_it_agrees_and_keeps_it(exported: Path, trained: Path) -> None:
@@ -70,7 +58,9 @@ def test_asks_again_and_encodes_many(exported: Path) -> None:
     assert segmenter.embed([]).shape == (0, 32)
 
 
-def test_predicts_from_words_where_there_is_no_torch(exported: Path, trained: Path, tmp_path: Path) -> None:
+def test_predicts_from_words_where_there_is_no_torch(
+    exported: Path, trained: Path, tmp_path: Path, run_without_torch: Run
+) -> None:
     kinds = "overlay,mask,json,coco,npz,geojson,yolo,labelme,cvat"
     words = ("predict", SAMPLES / "chelsea.jpg", "--labels", ", ".join(LABELS), "--format", kinds)
     done = run_without_torch(*words, "--model", exported, "--runtime", "onnx", "--out", "alone", cwd=tmp_path)
@@ -82,8 +72,8 @@ def test_predicts_from_words_where_there_is_no_torch(exported: Path, trained: Pa
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
-def test_serves_where_there_is_no_torch(exported: Path, trained: Path) -> None:
-    command = [sys.executable, "-c", ALONE, "serve", "--port", "0", "--model", exported, "--runtime", "openvino"]
+def test_serves_where_there_is_no_torch(exported: Path, trained: Path, without_torch: list[str]) -> None:
+    command = [*without_torch, "serve", "--port", "0", "--model", exported, "--runtime", "openvino"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as server:
@@ -105,18 +95,10 @@ def test_serves_where_there_is_no_torch(exported: Path, trained: Path) -> None:
     assert (ours.label_map != found.label_map).mean() < 0.01
 
 
-def test_without_torch_the_default_model_is_out_of_reach(tmp_path: Path) -> None:
-    done = run_without_torch("predict", SAMPLES / "chelsea.jpg", "--labels", "cat", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "torch is not installed" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--runtime", "torch", "--model", "{exported}"), "torch cannot read an exported model"),
-        (("--runtime", "onnx"), "the bundled model is not exported"),
         (("--runtime", "onnx", "--model", "{trained}"), "is not an exported model"),
         (("--device", "cuda", "--model", "{exported}"), "runs on the CPU"),
     ],

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from fusioner import __version__
 from fusioner.batch.plan import CrashLog, Plan, Shard
@@ -93,10 +92,9 @@ class Worker:
     """A loaded model that segments shards, one after another."""
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads)
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
-        self.segmenter = load(job.model, job.device, job.templates)
+        self.segmenter = load(job.model, job.device, job.templates, threads=job.threads)
         self.segmenter.embed(job.labels)
 
     def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -132,19 +133,23 @@ def _local_engine(
     job: "Job", workers: int | None, device: str, batch_size: int | None, address: str | None
 ) -> "tuple[int, Engine]":
     """Return the number of workers and the engine."""
-    import torch
-
     from fusioner.batch.multiprocessing_engine import run_multiprocessing
     from fusioner.batch.worker import available_cores
-    from fusioner.device import pick_device
 
     if address:
         raise FusionerError("--address is that of a Ray cluster: add --engine ray")
-    chosen = pick_device(device)
-    on_cpu = chosen.type == "cpu"
-    gpus = torch.cuda.device_count() if chosen.type == "cuda" and chosen.index is None else 0
+    chosen, gpus = "cpu", 0
+    if device != "cpu" and (device != "auto" or find_spec("torch")):
+        import torch
+
+        from fusioner.device import pick_device
+
+        found = pick_device(device)
+        gpus = torch.cuda.device_count() if found.type == "cuda" and found.index is None else 0
+        chosen = str(found)
+    on_cpu = chosen == "cpu"
     count = workers or gpus or (max(1, available_cores() // job.threads) if on_cpu else 1)
-    job = replace(job, device=str(chosen), batch_size=batch_size or (1 if on_cpu else 16))
+    job = replace(job, device=chosen, batch_size=batch_size or (1 if on_cpu else 16))
     return count, lambda shards: run_multiprocessing(job, shards, min(count, len(shards)), gpus)
 
 

@@ -29,8 +29,8 @@ VERBS = {
 
 EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "multipart", "python_multipart", "prometheus_client", "httpx"), "serve"),
+    **dict.fromkeys(("torch", "transformers", "huggingface_hub", "lightning_fabric"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
-    **dict.fromkeys(("onnxruntime", "tokenizers"), "onnx"),
     "av": "video",
     "openvino": "openvino",
     "pyarrow": "batch",
@@ -41,10 +41,10 @@ EXTRAS = {
 """Optional module -> the extra of fusioner that installs it."""
 DEPENDENCIES = {
     "PIL": "pillow",
-    "lightning_fabric": "lightning-fabric",
     "yaml": "pyyaml",
-    **{name: name for name in ("torch", "transformers", "huggingface_hub", "safetensors")},
-    **{name: name for name in ("numpy", "pycocotools", "rich", "jaxtyping")},
+    **{
+        name: name for name in ("numpy", "onnxruntime", "tokenizers", "safetensors", "pycocotools", "rich", "jaxtyping")
+    },
 }
 """Required module -> its distribution, for installations made without dependencies."""
 

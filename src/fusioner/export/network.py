@@ -23,6 +23,7 @@ class ExportedNetwork:
     """The graphs of a folder of `fusioner export`, or of the bundled model; see `segmenter.Network`.
 
     Attributes:
+        folder: of the graphs; None: the bundled model.
         bundle: the content of `fusioner.json`.
         runtime: "onnx" or "openvino".
     """
@@ -43,6 +44,7 @@ class ExportedNetwork:
         Raises:
             FusionerError: the folder is not an exported model or is corrupt, or the runtime is not available.
         """
+        self.folder = folder
         self.bundle = bundled_model() if folder is None else read_bundle(folder)
         self.card, self.stride, self.size_step = self.bundle.card, self.bundle.stride, self.bundle.step
         self.runtime = pick_runtime(runtime, self.bundle.format)

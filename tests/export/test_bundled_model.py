@@ -1,0 +1,202 @@
+"""The bundled model on ONNX Runtime: without torch, with the masks of torch, its weights stored once."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import fusioner
+from fusioner.client import Client
+from fusioner.errors import FusionerError
+from fusioner.export.bundle import PARTS, bundled_model
+from fusioner.export.network import ExportedNetwork
+from fusioner.image import resize, resize_rgb
+from fusioner.segmenter import Segmenter
+
+REPO = Path(__file__).resolve().parents[2]
+SAMPLES = REPO / "samples"
+LABELS = {
+    "chelsea.jpg": ["cat", "dog", "sofa"],
+    "astronaut.jpg": ["person", "helmet", "flag"],
+    "coffee.jpg": ["cup", "table"],
+}
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def onnx_model() -> Segmenter:
+    return fusioner.load(device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def torch_model() -> Segmenter:
+    return fusioner.load(device="cpu", runtime="torch")
+
+
+@pytest.fixture(scope="module")
+def build_graphs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_graphs", REPO / "tools" / "build_graphs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_on_onnx_runtime_by_default(onnx_model: Segmenter, torch_model: Segmenter) -> None:
+    assert isinstance(onnx_model.network, ExportedNetwork)
+    assert onnx_model.network.runtime == "onnx"
+    assert not isinstance(torch_model.network, ExportedNetwork)
+    assert onnx_model.auto_mode == torch_model.auto_mode
+    assert onnx_model.card == torch_model.card
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": "whole"}, {"mode": "multicrop"}, {"mode": "whole", "tta_scales": (0.7, 1.3), "guided_filter": False}],
+    ids=["whole", "multicrop", "odd grids"],
+)
+def test_agrees_with_torch(onnx_model: Segmenter, torch_model: Segmenter, options: dict[str, object]) -> None:
+    changed = pixels = 0
+    for name, labels in LABELS.items():
+        expected, result = (model(SAMPLES / name, labels, **options) for model in (torch_model, onnx_model))
+        assert np.abs(expected.logits - result.logits).max() < 1e-4
+        changed += int((expected.label_map != result.label_map).sum())
+        pixels += result.label_map.size
+    assert changed / pixels <= 1e-4
+
+
+def test_offers_the_parts_of_the_torch_model(onnx_model: Segmenter, tmp_path: Path) -> None:
+    again = Segmenter.from_pretrained(onnx_model.save_pretrained(tmp_path / "copy"), device="cpu")
+    assert again.card == onnx_model.card
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((300, 451), (336, 336)), ((40, 7), (64, 64)), ((1, 1), (14, 28)), ((2000, 150), (336, 149))]
+)
+def test_resizes_as_torch_does(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = resize(torch.from_numpy(rgb).permute(2, 0, 1), size).permute(1, 2, 0).numpy()
+    assert np.array_equal(resize_rgb(rgb, size), expected)
+
+
+def test_stores_no_weight_twice() -> None:
+    for part in PARTS:
+        path = bundled_model().graph(part)
+        graph = onnx.load(path, load_external_data=False).graph
+        inline = [one.name for one in graph.initializer if one.data_location != onnx.TensorProto.EXTERNAL]
+        sizes = {one.name: len(one.raw_data) for one in graph.initializer}
+        assert all(sizes[name] <= 4096 for name in inline)
+        assert path.stat().st_size < 300_000
+
+
+@pytest.mark.slow
+def test_the_shipped_graphs_are_those_of_the_script(build_graphs: ModuleType) -> None:
+    """The same bytes with the same versions of torch, transformers and the exporter."""
+    shipped = {f"{part}.onnx": bundled_model().graph(part).read_bytes() for part in PARTS}
+    (entry,) = onnx.load_model_from_string(shipped["image.onnx"]).metadata_props
+    if entry.value != build_graphs.built_with():
+        pytest.skip(f"the graphs were built with {entry.value}")
+    assert build_graphs.build_graphs() == shipped
+
+
+def test_predicts_without_torch(run_without_torch: Run, onnx_model: Segmenter, tmp_path: Path) -> None:
+    done = run_without_torch("predict", SAMPLES / "chelsea.jpg", "--labels", "cat,sofa", "--out", ".", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mask = np.asarray(Image.open(tmp_path / "chelsea.png"))
+    assert (mask != onnx_model(SAMPLES / "chelsea.jpg", ["cat", "sofa"]).label_map).mean() <= 1e-4
+
+
+def test_runs_batches_without_torch(run_without_torch: Run, tmp_path: Path) -> None:
+    words = ("batch", SAMPLES, "--labels", "cat,cup", "--out", "out", "--workers", "1")
+    done = run_without_torch(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 images are in out" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+def test_serves_without_torch(without_torch: list[str], onnx_model: Segmenter) -> None:
+    command = [*without_torch, "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = re.search(r"http://\S+", server.stdout.readline())
+            assert address is not None
+            with Client(address[0]) as client:
+                found = client.segment(SAMPLES / "chelsea.jpg", ["cat", "sofa"])
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+    expected = onnx_model(SAMPLES / "chelsea.jpg", ["cat", "sofa"], mode="whole")
+    assert (found.label_map != expected.label_map).mean() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "folder", "--root", "{samples}", "--out", "run"),
+        ("evaluate", "folder", "--root", "{samples}"),
+        ("export", "--out", "exported"),
+        ("predict", "{samples}/chelsea.jpg", "--labels", "cat", "--runtime", "torch"),
+        ("predict", "{samples}/chelsea.jpg", "--labels", "cat", "--device", "cuda"),
+        ("predict", "{samples}/chelsea.jpg", "--labels", "cat", "--model", "some.safetensors"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_that_need_torch_say_so(words: tuple[str, ...], run_without_torch: Run, tmp_path: Path) -> None:
+    done = run_without_torch(*(word.format(samples=SAMPLES) for word in words), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this ")
+    assert "needs torch: pip install 'fusioner[train]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_exported_folder_has_no_torch_model(exported: Path) -> None:
+    with pytest.raises(FusionerError, match="load its"):
+        assert fusioner.load(exported).model
+
+
+IMPORTS = """
+import json, sys
+from fusioner.cli.main import main
+code = main(sys.argv[1:])
+print(json.dumps([code, sorted(sys.modules)]))
+"""
+HEAVY = {"torch", "transformers", "lightning_fabric", "huggingface_hub", "pandas", "scipy", "matplotlib", "sklearn"}
+
+
+def test_predicting_imports_nothing_heavy(tmp_path: Path) -> None:
+    words = ["predict", str(SAMPLES / "chelsea.jpg"), "--labels", "cat", "--device", "cpu", "--mode", "whole"]
+    command = [sys.executable, "-c", IMPORTS, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    assert HEAVY.isdisjoint(modules)
+
+
+TORCH_IMPORTS = """
+import json, sys
+import fusioner
+fusioner.load(device="cpu", runtime="torch")
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def test_the_torch_model_imports_no_training_framework(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TORCH_IMPORTS], cwd=tmp_path, capture_output=True, text=True)
+    modules = json.loads(done.stdout)
+    assert "torch" in modules
+    assert {"lightning_fabric", "torch.distributed.fsdp", "torchmetrics"}.isdisjoint(modules)
