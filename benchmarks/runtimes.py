@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
 TEN = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant"]
@@ -27,18 +26,9 @@ def child(model: str, runtime: str, threads: int) -> None:
     """Answer a line with a line: seconds of one answer; at the end peak memory and the map."""
     import numpy as np
 
-    if runtime == "torch":
-        import torch
+    from fusioner.segmenter import load
 
-        from fusioner.segmenter import load
-
-        torch.set_num_threads(threads)
-        segmenter: Any = load(model or None, "cpu")
-    else:
-        from fusioner.export.network import ExportedNetwork
-        from fusioner.segmenter import Segmenter
-
-        segmenter = Segmenter(ExportedNetwork(model, runtime, threads=threads))
+    segmenter = load(model or None, "cpu", runtime=runtime, threads=threads)
     result = segmenter(SAMPLE, TEN)
     print("ready", flush=True)
     for _ in iter(sys.stdin.readline, "end\n"):
@@ -54,6 +44,8 @@ def contenders(model: str, exported: list[str]) -> list[Contender]:
     from fusioner.export.runtime import READS
 
     found: list[Contender] = [("PyTorch fp32, eager", model, "torch")]
+    if not model:
+        found.append(("ONNX Runtime, bundled graphs", model, "onnx"))
     for folder in exported:
         bundle = read_bundle(folder)
         found += [

@@ -199,4 +199,4 @@ def test_the_torch_model_imports_no_training_framework(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", TORCH_IMPORTS], cwd=tmp_path, capture_output=True, text=True)
     modules = json.loads(done.stdout)
     assert "torch" in modules
-    assert {"lightning_fabric", "torch.distributed.fsdp", "torchmetrics"}.isdisjoint(modules)
+    assert {"lightning_fabric", "torchmetrics", "pandas"}.isdisjoint(modules)

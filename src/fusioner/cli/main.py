@@ -42,9 +42,8 @@ EXTRAS = {
 DEPENDENCIES = {
     "PIL": "pillow",
     "yaml": "pyyaml",
-    **{
-        name: name for name in ("numpy", "onnxruntime", "tokenizers", "safetensors", "pycocotools", "rich", "jaxtyping")
-    },
+    **{name: name for name in ("numpy", "onnxruntime", "tokenizers", "safetensors")},
+    **{name: name for name in ("pycocotools", "rich", "jaxtyping")},
 }
 """Required module -> its distribution, for installations made without dependencies."""
 

@@ -49,7 +49,7 @@ FAST_FLAGS = InferenceFlags(mode="whole")  # of commands where time per image ma
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."
 _MODEL_HELP = "Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model."
 _TEMPLATES_HELP = "File of prompt templates, one per line, each with {} for the label. Default: those of the model."
-_RUNTIME_HELP = "torch for model files; onnx or openvino for exported folders; auto: the fastest of those installed."
+_RUNTIME_HELP = "torch; for bundled and exported models also onnx (ONNX Runtime) and openvino. auto: the fastest."
 _CACHE_HELP = "Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches."
 _VALUES_HELP = "Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore."
 Labels: TypeAlias = Annotated[tuple[str, ...], Parameter(negative="", help=_LABELS_HELP)]

@@ -1,0 +1,64 @@
+"""Cold start: a command from nothing to its result, as a multiple of `python -c "import torch"` in the same run.
+
+    python benchmarks/cold_start.py --repeats 5
+
+Every contender is a new process; they take turns, so that other load on the machine is shared by all. Medians.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
+FUSIONER = [sys.executable, "-m", "fusioner"]
+
+
+def run(command: list[str]) -> float:
+    """Return the seconds of a process from start to end."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def start_server() -> float:
+    """Return the seconds until `fusioner serve` prints its address, which it does when the model is loaded."""
+    start = time.perf_counter()
+    with subprocess.Popen([*FUSIONER, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        seconds = time.perf_counter() - start
+        server.terminate()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as out:
+        predict = [*FUSIONER, "predict", str(SAMPLE), "--labels", "cat", "--out", out]
+        contenders = {
+            "python -c 'import torch'": lambda: run([sys.executable, "-c", "import torch"]),
+            "fusioner --help": lambda: run([*FUSIONER, "--help"]),
+            "python -c 'import fusioner'": lambda: run([sys.executable, "-c", "import fusioner"]),
+            "predict, mode whole": lambda: run([*predict, "--mode", "whole"]),
+            "predict, mode multicrop": lambda: run([*predict, "--mode", "multicrop"]),
+            "predict, mode whole, torch": lambda: run([*predict, "--mode", "whole", "--runtime", "torch"]),
+            "serve, until ready": start_server,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(1 + options.repeats):  # the first round fills the file cache
+            for name, contender in contenders.items():
+                seconds[name].append(contender())
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    base = medians["python -c 'import torch'"]
+    for name, median in medians.items():
+        print(f"{name:<28}{median:>8.2f} s{median / base:>8.2f} x")
+
+
+if __name__ == "__main__":
+    main()
