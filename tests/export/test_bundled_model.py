@@ -102,6 +102,20 @@ def test_stores_no_weight_twice() -> None:
         assert path.stat().st_size < 300_000
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_references_are_tensors_of_the_files(part: str, build_graphs: ModuleType) -> None:
+    """A changed weight file moves its tensors; the graphs must be rebuilt then."""
+    stored = {
+        (tensor.file, str(tensor.offset), str(tensor.length))
+        for name in build_graphs.FILES
+        for _, tensor in build_graphs.index_tensors(bundled_model().folder / name)
+    }
+    graph = onnx.load(bundled_model().graph(part), load_external_data=False).graph
+    used = [one.external_data for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    assert len(used) > 50
+    assert {tuple(entry.value for entry in entries) for entries in used} <= stored
+
+
 @pytest.mark.slow
 def test_the_shipped_graphs_are_those_of_the_script(build_graphs: ModuleType) -> None:
     """The same bytes with the same versions of torch, transformers and the exporter."""
