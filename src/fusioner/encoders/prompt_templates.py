@@ -83,4 +83,8 @@ class LabelEmbedder:
         prompts = [template.replace("{}", label) for label in labels for template in self.templates]
         vectors = self.encoder(prompts)
         means = vectors.reshape(len(labels), len(self.templates), -1).mean(1)
-        return means / ((means * means).sum(-1) ** 0.5).clip(1e-12)[:, None]
+        if isinstance(means, np.ndarray):
+            return means / np.linalg.norm(means, axis=-1, keepdims=True).clip(1e-12)
+        from torch.nn.functional import normalize
+
+        return normalize(means, dim=-1)
