@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
 FUSIONER = [sys.executable, "-m", "fusioner"]
@@ -25,14 +27,23 @@ def run(command: list[str]) -> float:
 
 
 def start_server() -> float:
-    """Return the seconds until `fusioner serve` prints its address, which it does when the model is loaded."""
+    """Return the seconds until `fusioner serve` has loaded its model."""
     start = time.perf_counter()
     with subprocess.Popen([*FUSIONER, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        server.stdout.readline()
+        address = server.stdout.readline().split()[3]
+        while not _is_ready(address):
+            time.sleep(0.02)
         seconds = time.perf_counter() - start
         server.terminate()
     return seconds
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        return urlopen(f"{address}/readyz").status == 200
+    except URLError:
+        return False
 
 
 def main() -> None:

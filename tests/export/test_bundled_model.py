@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -68,10 +69,12 @@ def test_runs_on_onnx_runtime_by_default(onnx_model: Segmenter, torch_model: Seg
     [{"mode": "whole"}, {"mode": "multicrop"}, {"mode": "whole", "tta_scales": (0.7, 1.3), "guided_filter": False}],
     ids=["whole", "multicrop", "odd grids"],
 )
-def test_agrees_with_torch(onnx_model: Segmenter, torch_model: Segmenter, options: dict[str, object]) -> None:
+def test_agrees_with_torch(onnx_model: Segmenter, torch_model: Segmenter, options: dict[str, Any]) -> None:
     changed = pixels = 0
     for name, labels in LABELS.items():
         expected, result = (model(SAMPLES / name, labels, **options) for model in (torch_model, onnx_model))
+        assert expected.logits is not None
+        assert result.logits is not None
         assert np.abs(expected.logits - result.logits).max() < 1e-4
         changed += int((expected.label_map != result.label_map).sum())
         pixels += result.label_map.size

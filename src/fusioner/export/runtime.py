@@ -57,6 +57,9 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle threads of three sessions would compete
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda **inputs: np.asarray(session.run(None, inputs)[0])
 
