@@ -62,7 +62,8 @@ def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
         found = client.segment(PHOTO, ["cat"])  # waits for the model
         assert found.coverage["cat"] > 0.5
         assert found.scores["cat"] > 0.6
-        told = httpx.post(f"{address}/v1/segment", files={"image": PHOTO.read_bytes()}, data={"labels": "cat"}).json()
+        form = {"files": {"image": PHOTO.read_bytes()}, "data": {"labels": "cat"}}
+        told = httpx.post(f"{address}/v1/segment", **form, timeout=60).json()
         assert (told["mode"], told["tta_scales"], told["guided_filter"]) == ("whole", [1.0, 1.2], True)
         with pytest.raises(fusioner.FusionerError, match="limit of 2"):
             client.segment(PHOTO, "a, b, c")

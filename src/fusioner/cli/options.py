@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter, Token
 from fusioner.data.registry import DatasetName
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
-from fusioner.options import InferenceOptions, check_scales
+from fusioner.options import InferenceOptions, Mode, check_scales
 
 INFERENCE, MODEL, COMPUTE = Group("Inference", sort_key=1), Group("Model", sort_key=2), Group("Computation", sort_key=3)
 """Groups of flags in the help of a command, after its own."""
@@ -43,7 +43,17 @@ class InferenceFlags(InferenceOptions):  # noqa: D101
 
 
 DEFAULT_FLAGS = InferenceFlags()
-FAST_FLAGS = InferenceFlags(mode="whole")  # of commands where time per image matters most: batch, serve
+
+
+@Parameter(name="*", group=INFERENCE)
+@dataclass(frozen=True)
+class FastInferenceFlags(InferenceFlags):  # noqa: D101
+    __doc__ = InferenceOptions.__doc__
+
+    mode: Mode = "whole"  # of commands where time per image matters most: batch, serve
+
+
+FAST_FLAGS = FastInferenceFlags()
 
 
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import FAST_FLAGS, Device, InferenceFlags, ModelFile, RuntimeName
+from fusioner.cli.options import FAST_FLAGS, Device, FastInferenceFlags, ModelFile, RuntimeName
 from fusioner.errors import FusionerError
 from fusioner.serve.limits import Limits
 
@@ -23,7 +23,7 @@ def serve(
     model: ModelFile = None,
     device: Device = "auto",
     runtime: RuntimeName = "auto",
-    options: InferenceFlags = FAST_FLAGS,
+    options: FastInferenceFlags = FAST_FLAGS,
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
