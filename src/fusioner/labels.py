@@ -157,12 +157,14 @@ class LabelHierarchy:
         trained = {name.casefold(): name for name in classes}
         self._trained = trained
         self._members: dict[str, tuple[str, ...]] = {}
+        self._classes: dict[str, tuple[str, ...]] = {}
+        if not trained:
+            return
         hypernyms = read_word_lists("packaged", "hypernyms.json")
-        for word in HYPERNYMS if trained else ():
+        for word in HYPERNYMS:
             if members := tuple(trained[name.casefold()] for name in hypernyms[word] if name.casefold() in trained):
                 self._members[word] = members
-        self._classes: dict[str, tuple[str, ...]] = {}
-        for file in ("synonyms.json", "hyponyms.json") if trained else ():
+        for file in ("synonyms.json", "hyponyms.json"):
             known = set(self._classes)  # synonyms come first
             for name, words in read_word_lists("packaged", file).items():
                 for word in words if name.casefold() in trained else ():
@@ -195,7 +197,7 @@ class LabelHierarchy:
     def reduce(self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
         """Reduce the logits of `expand(labels)` to the labels: the maximum of a label's own and its classes'."""
         names = self.expand(labels)
-        if len(names) == len(labels) and not any(self.classes(label) or self.members(label) for label in labels):
+        if not any(self.classes(label) or self.members(label) for label in labels):
             return logits
         row, planes = {name: number for number, name in enumerate(names)}, []
         for label in labels:

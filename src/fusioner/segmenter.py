@@ -567,8 +567,21 @@ def load(
         if device not in (None, "auto", "cpu"):
             raise FusionerError(f"an exported model runs on the CPU, not on '{device}'")
         segmenter = Segmenter(ExportedNetwork(model, runtime, templates, threads))
-        segmenter.auto_mode = "multicrop" if model is None else segmenter.auto_mode
-        return segmenter
+    else:
+        segmenter = _load_torch(model, device, templates, runtime, dataset, threads)
+    if model is None:
+        segmenter.auto_mode = "multicrop"
+    return segmenter
+
+
+def _load_torch(
+    model: str | Path | None,
+    device: "str | torch.device | None",
+    templates: Sequence[str] | None,
+    runtime: str,
+    dataset: str,
+    threads: int,
+) -> Segmenter:
     if runtime not in ("auto", "torch"):
         raise FusionerError(
             f"{model} is not an exported model: run `fusioner export`, then pass its folder as the model to "
@@ -586,10 +599,7 @@ def load(
         segmenter = Segmenter(TorchNetwork.from_official(model, device, templates, dataset))
         segmenter.overlap_blending = False  # as its published scores were measured
         return segmenter
-    segmenter = Segmenter(TorchNetwork.from_checkpoint(model, device, templates))
-    if model is None:
-        segmenter.auto_mode = "multicrop"
-    return segmenter
+    return Segmenter(TorchNetwork.from_checkpoint(model, device, templates))
 
 
 def _prefers_torch(device: "str | torch.device | None") -> bool:
