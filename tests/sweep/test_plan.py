@@ -12,6 +12,7 @@ from fusioner.training.config import TrainConfig
 
 REPO = Path(__file__).resolve().parents[2]
 DATA = '[data]\nname = "pascal"\nroot = "data/pascal"\n'
+CLIP = DATA + '[grid]\nimage_encoders = ["clip-vit-b16"]\ntext_encoders = ["clip-text-b32"]\n'
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -23,13 +24,13 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_rows_by_rows_folds_together(tmp_path: Path) -> None:
     text = (
         DATA
-        + '[grid]\nimage_encoders = ["a+b", "c@/x/y"]\nmethods = ["fusioner", "late"]\nfolds = [0, 2]\nseeds = [0, 1]'
+        + '[grid]\nimage_encoders = ["dinov2-s+effnet-lite2", "dinov2-s@/"]\nmethods = ["fusioner", "late"]\nfolds = [0, 2]\nseeds = [0, 1]'
     )
     sweep = read_sweep(written(tmp_path, text + "\n[train]\nsteps = 5\nclosed_set_head = true"))
     assert len(sweep.cells) == len({cell.name for cell in sweep.cells}) == 16
     assert [cell.fold for cell in sweep.cells[:3]] == [0, 2, 0]
-    assert sweep.cells[0] == Cell("a+b", "minilm-embedded", "fusioner", 0, 0)
-    assert sweep.cells[-1] == Cell("c@/x/y", "minilm-embedded", "late", 2, 1)
+    assert sweep.cells[0] == Cell("dinov2-s+effnet-lite2", "minilm-embedded", "fusioner", 0, 0)
+    assert sweep.cells[-1] == Cell("dinov2-s@/", "minilm-embedded", "late", 2, 1)
     assert all("/" not in cell.name for cell in sweep.cells)
     config = sweep.config(sweep.cells[-1])
     assert (config.optim.steps, config.model.method, config.seed, config.model.closed_set_head) == (5, "late", 1, True)
@@ -78,6 +79,15 @@ def test_every_option_of_both_commands(tmp_path: Path) -> None:
         (DATA + "[train]\nfold = 1", r"fold is set by \[data\] and \[grid\]"),
         (DATA + '[train]\npreset = "big"', "no preset 'big'"),
         (DATA + "[evaluate]\nmodel = 1", r"model is set by \[data\] and \[grid\]"),
+        (DATA + '[grid]\nimage_encoders = ["dinov2-z"]', "unknown image encoder 'dinov2-z'; did you mean dinov2-s"),
+        (DATA + '[grid]\ntext_encoders = ["minilm@/none"]', "minilm: there is no /none"),
+        (DATA + '[grid]\nimage_encoders = ["dinov2-s"]\nmethods = ["cosine"]', "dinov2-s has no text encoder in its"),
+        (DATA + '[grid]\nimage_encoders = ["dinov2-s"]\nmethods = ["maskclip"]', "MaskCLIP takes the value tokens"),
+        (
+            CLIP + 'methods = ["maskclip"]',
+            "text encoder of maskclip-vit-b16 is clip-text-b16, not clip-text-b32",
+        ),
+        (CLIP + '[train]\nsimilarity = "cosine"', "text encoder of clip-vit-b16 is clip-text-b16"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(text: str, says: str, tmp_path: Path) -> None:

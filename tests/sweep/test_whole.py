@@ -21,8 +21,8 @@ FILE = """
 name = "folder"
 root = "own"
 [grid]
-image_encoders = ["effnet-lite2"]
-methods = ["lseg", "mask-transformer", "maskclip"]
+image_encoders = ["effnet-lite2", "hf:own"]
+methods = ["lseg", "mask-transformer"]
 [train]
 resolution = 28
 width = 8
@@ -63,11 +63,11 @@ def start(spawn: Callable[..., Any]) -> Callable[[str], Any]:
 
 
 def cell(out: str, method: str) -> Path:
-    return next(Path(out, "cells").glob(f"{method}-*"))
+    return next(Path(out, "cells").glob(f"{method}-effnet*"))
 
 
 def steps_of(out: str, method: str) -> int:
-    logs = Path(out).glob(f"cells/{method}-*/run/metrics.jsonl")
+    logs = Path(out).glob(f"cells/{method}-effnet*/run/metrics.jsonl")
     return sum(len(log.read_text().splitlines()) for log in logs)
 
 
@@ -92,14 +92,15 @@ def test_killed_gone_on_with_and_finished(here: Path, start: Callable[[str], Any
     assert terminated.returncode == 128 + signal.SIGTERM
     again = start("out")
     said, told = again.finish()
-    assert again.returncode == 1, told  # for maskclip has no CLIP
-    assert "failed: maskclip effnet-lite2 minilm-embedded seed 0: MaskCLIP takes the value tokens" in told
-    assert "1 of 3 cells failed" in told
+    assert again.returncode == 1, told  # for the folder holds no model
+    assert "failed: lseg hf:own minilm-embedded seed 0: hf:" in told
+    assert "/own has no weights" in told
+    assert "2 of 4 cells failed" in told
     assert "| effnet-lite2 | minilm-embedded | mask-transformer | " in said
     assert first.stat().st_mtime_ns == before
     assert "resuming" in (cell("out", "mask-transformer") / "log.txt").read_text()
     table = json.loads(Path("out", "table.json").read_text())
-    assert [row["cells"] for row in table["rows"]] == [1, 1, 0]
+    assert [row["cells"] for row in table["rows"]] == [1, 1, 0, 0]
     assert "value" in table["rows"][0]["miou"]["mean"]
     for method in ("lseg", "mask-transformer"):  # against trainings that nothing happened to
         train = json.loads((cell("out", method) / "cell.json").read_text())["commands"]["train"]

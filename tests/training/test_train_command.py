@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusioner.cli import official
 from fusioner.cli.main import main
 from fusioner.cli.official import OFFICIAL, OURS, parser, settings
 from fusioner.cli.train import command_line
+from fusioner.data.folds import fold_pairs
 from fusioner.model.checkpoint import load_model
 from fusioner.segmenter import load
 from fusioner.sweep.plan import settings_toml
 from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.presets import PAPER, SMALL
+from fusioner.weights import DEFAULT_MODEL, weights_file
 
 REPO = Path(__file__).resolve().parents[2]
 Toml = Callable[..., Path]
@@ -208,6 +211,23 @@ def test_the_official_commands_run_as_they_are(voc_tree: Path, clip_folder: Path
     assert script("test.py", *common).returncode == 2
     wrong = script("train.py", *common, "--target_size", 32, 48)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+
+
+def test_test_py_shows_progress_and_takes_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    tree = tmp_path / "pascal"
+    folders = tree / "VOCdevkit" / "VOC2012" / "JPEGImages", tree / "SegmentationClassAug"
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for image, class_id in fold_pairs("pascal", 0, "val")[:4]:
+        Image.new("RGB", (48, 32), (0, 90, 200)).save(folders[0] / f"{image}.jpg")
+        Image.fromarray(np.full((32, 48), class_id, np.uint8)).save(folders[1] / f"{image}.png")
+    monkeypatch.setattr("fusioner.cli.progress.SECONDS", 0.0)
+    words = ["--dataset_name", "pascal", "--dataset_root", tree, "--device", "cpu", "--out", tmp_path / "report"]
+    words += ["--load_ckpt_path", weights_file(DEFAULT_MODEL), "--limit", 2]
+    monkeypatch.setattr(sys, "argv", ["test.py", *map(str, words)])
+    assert official.main("test") == 0
+    assert "fold 0 1/2" in capsys.readouterr().err
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["images"] == 2
 
 
 @pytest.mark.slow

@@ -47,7 +47,8 @@ OURS: dict[str, str | dict[str, Any]] = {
     "--out": {"type": Path, "default": Path("run"), "help": "folder of the run, or of the reports"},
     "--steps": "steps",
     "--seed": {"type": int, "default": 0, "help": "random seed"},
-    "--resume": {"action": "store_true", "help": "continue the run in --out"},
+    "--resume": {"action": "store_true", "help": "train: continue the run in --out"},
+    "--limit": {"type": int, "default": None, "help": "test: number of images, spread evenly over the fold"},
 }
 
 
@@ -121,7 +122,7 @@ def run_test(words: Sequence[str]) -> None:
         out=given.out,
         fold=str(given.fold),  # pyright: ignore[reportArgumentType]
         mode="slide" if native else "whole",
-        options=EvaluationOptions(eval_size=None if native else given.target_size[0]),
+        options=EvaluationOptions(eval_size=None if native else given.target_size[0], limit=given.limit),
         device=given.device,
     )
 

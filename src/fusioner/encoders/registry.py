@@ -27,12 +27,13 @@ class EncoderSpec:
 
     Attributes:
         source: Hugging Face repository or web page of the weights; empty if they ship with the package.
-        licence: of the weights.
-        parameters: of this encoder, in millions.
-        download: in MB; image and text encoders of one repository share it.
+        licence: of the weights; empty if unknown.
+        parameters: of this encoder, in millions; 0 if unknown.
+        download: in MB, shared by image and text encoders of one repository; 0 if unknown.
         loader: "module.function" of `fusioner.encoders`, called with (source, name, **options), bundled ones without.
         options: further arguments of the loader.
         gated: whether the repository requires accepting its licence.
+        text: of an image encoder, the text encoder in whose space its tokens are; empty if there is none.
     """
 
     source: str
@@ -42,6 +43,7 @@ class EncoderSpec:
     loader: str = "image.load_image_encoder"
     options: Mapping[str, Any] = field(default_factory=dict)
     gated: bool = False
+    text: str = ""
 
 
 def _image(source: str, licence: str, parameters: float, download: int, *types: str) -> EncoderSpec:
@@ -58,6 +60,11 @@ def _clip(size: str, timm: str, parameters: float, download: int, kind: str = "i
     return EncoderSpec(f"openai/clip-vit-{size}", "MIT", parameters, download, f"{kind}.load_{kind}_encoder", options)
 
 
+def _metaclip2(size: str, parameters: float, download: int) -> EncoderSpec:
+    spec = _image(f"facebook/metaclip-2-worldwide-{size}", "CC-BY-NC-4.0", parameters, download, "metaclip_2")
+    return replace(spec, text=f"metaclip2-text-{size}")
+
+
 def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
     source = f"facebook/dinov3-vit{size}-pretrain-lvd1689m"
     return replace(_image(source, "DINOv3", parameters, download, "dinov3_vit"), gated=True)
@@ -71,15 +78,18 @@ def _mocov3(parameters: float, width: int) -> EncoderSpec:
 _DINOV2 = ("dinov2", "dinov2_with_registers")
 _SIGLIP, _SIGLIP_TEXT = ("siglip", "siglip_vision_model"), ("siglip", "siglip_text_model")
 _CLIPS = {
-    "clip-vit-b32": _clip("base-patch32", "base_patch32_clip_224", 87.8, 605),
-    "clip-vit-b16": _clip("base-patch16", "base_patch16_clip_224", 86.2, 599),
-    "clip-vit-l14": _clip("large-patch14", "large_patch14_clip_224", 304.0, 1711),
-    "clip-vit-l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 304.3, 1712),
+    f"clip-vit-{size}": replace(spec, text=f"clip-text-{size}")
+    for size, spec in {
+        "b32": _clip("base-patch32", "base_patch32_clip_224", 87.8, 605),
+        "b16": _clip("base-patch16", "base_patch16_clip_224", 86.2, 599),
+        "l14": _clip("large-patch14", "large_patch14_clip_224", 304.0, 1711),
+        "l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 304.3, 1712),
+    }.items()
 }
 IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.dinov2_s_embedded"),
-    "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors"),
-    "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE"),
+    "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors", text="minilm-embedded"),
+    "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE", text="minilm-embedded"),
     **_CLIPS,
     **{f"mask{name}": replace(spec, options={**spec.options, "values": True}) for name, spec in _CLIPS.items()},
     "clip-rn50": EncoderSpec("timm/resnet50_clip.openai", "MIT", 38.3, 408, "timm.load_clip_resnet"),
@@ -99,8 +109,8 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "mae-vit-b": _image("facebook/vit-mae-base", "CC-BY-NC-4.0", 85.8, 448, "vit_mae", "vit"),
     "siglip2-b16": _image("google/siglip2-base-patch16-224", "Apache-2.0", 85.8, 1539, *_SIGLIP),
     "siglip2-so400m": _image("google/siglip2-so400m-patch14-384", "Apache-2.0", 413.0, 4580, *_SIGLIP),
-    "metaclip2-b16": _image("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 86.2, 2344, "metaclip_2"),
-    "metaclip2-l14": _image("facebook/metaclip-2-worldwide-l14", "CC-BY-NC-4.0", 304.0, 4328, "metaclip_2"),
+    "metaclip2-b16": _metaclip2("b16", 86.2, 2344),
+    "metaclip2-l14": _metaclip2("l14", 304.0, 4328),
 }
 TEXT_ENCODERS: dict[str, EncoderSpec] = {
     "minilm-embedded": EncoderSpec("", "Apache-2.0", 22.6, loader="bundled.minilm_embedded"),
@@ -138,6 +148,30 @@ def build_image_encoder(name: str) -> "ImageEncoder":
 def build_text_encoder(name: str) -> "TextEncoder":
     """Build the frozen text encoder of a name, `NAME@/folder` or `hf:...`."""
     return _resolve(name.strip(), TEXT_ENCODERS, "text")()
+
+
+def check_names(image_encoder: str, text_encoder: str) -> None:
+    """Raise a FusionerError if a name is unknown or its folder is missing; loads nothing."""
+    for part in split_list(image_encoder):
+        _resolve(part, IMAGE_ENCODERS, "image")
+    _resolve(text_encoder.strip(), TEXT_ENCODERS, "text")
+
+
+def space_mismatch(image_encoder: str, text_encoder: str) -> str:
+    """Return why (the last part of) an image encoder and a text encoder do not share a space, as far as names tell.
+
+    Empty if they do, and for `hf:` and other unregistered encoders.
+    """
+    last, name = split_list(image_encoder)[-1], text_encoder.strip()
+    base, _, folder = last.partition("@")
+    if base not in IMAGE_ENCODERS or name.partition("@")[0] not in TEXT_ENCODERS:
+        return ""
+    expected = IMAGE_ENCODERS[base].text
+    if not expected:
+        return f"{last} has no text encoder in its space, as clip-vit-b16 has clip-text-b16"
+    if name.partition("@")[0] in (expected, expected.removesuffix("-embedded")):
+        return ""
+    return f"the text encoder of {last} is {expected}{'@' if folder else ''}{folder}, not {name}"
 
 
 def value_tokens(name: str) -> str:

@@ -16,6 +16,7 @@ from cyclopts import App
 
 from fusioner.data.folds import FOLD_DATASETS, FOLDS
 from fusioner.data.registry import DatasetName, TrainableDataset
+from fusioner.encoders.registry import check_names, space_mismatch, value_tokens
 from fusioner.errors import FusionerError
 from fusioner.model.config import Method
 from fusioner.training.config import SECTIONS, TrainConfig, read_toml
@@ -142,8 +143,22 @@ def read_sweep(path: Path) -> Sweep:
         _cells(grid, test in FOLD_DATASETS, preset, path),
     )
     for cell in sweep.cells:
-        sweep.config(cell)
+        _check_cell(cell, sweep.config(cell), path)
     return sweep
+
+
+def _check_cell(cell: Cell, config: TrainConfig, path: Path) -> None:
+    """Raise a FusionerError for encoders that the cell's training would refuse, as far as names tell."""
+    problem = ""
+    try:
+        check_names(cell.image_encoder, cell.text_encoder)
+        name = value_tokens(cell.image_encoder) if cell.method == "maskclip" else cell.image_encoder
+        if cell.method in ("cosine", "maskclip") or config.model.similarity in ("cosine", "posterior"):
+            problem = space_mismatch(name, cell.text_encoder)
+    except FusionerError as error:
+        problem = str(error)
+    if problem:
+        raise FusionerError(f"{path} [grid]: {cell.title}: {problem}")
 
 
 def option_names(command: Callable[..., None]) -> set[str]:

@@ -16,7 +16,7 @@ from torch import distributed, nn
 from fusioner.data.augment import COCO_AUGMENT, PASCAL_AUGMENT, Augmentation
 from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.encoders.registry import build_image_encoder, build_text_encoder
+from fusioner.encoders.registry import build_image_encoder, build_text_encoder, space_mismatch
 from fusioner.errors import FusionerError
 from fusioner.features.build import Track, cache_features
 from fusioner.features.cache import default_folder
@@ -95,7 +95,7 @@ def supported_similarities(image: ImageEncoder, text: TextEncoder) -> tuple[str,
     last = image.parts[-1]
     classes = last.class_embeddings
     posterior = classes is not None and tuple(classes.shape) == (last.dim, text.dim)
-    cosine = last.text_aligned and last.dim == text.dim
+    cosine = last.text_aligned and last.dim == text.dim and not space_mismatch(last.name, text.name)
     return (*(["posterior"] if posterior else []), *(["cosine"] if cosine else []), "none")
 
 
@@ -110,7 +110,7 @@ def resolve_similarity(config: TrainConfig, image: ImageEncoder, text: TextEncod
         if similarity == "none":
             raise FusionerError(
                 f"--method {method} compares patches with words, but {last.name} and {text.name} do not share a space: "
-                "name an aligned pair such as effnet-lite2 and minilm-embedded, or both encoders of one CLIP"
+                + (space_mismatch(last.name, text.name) or "name both encoders of one CLIP")
             )
     elif similarity == "auto":
         similarity = supported[0]
