@@ -20,8 +20,9 @@ def evidence(images: int = 6, seed: int = 0) -> Counts:
     rows = PromptCounts(image, class_id, values)
     none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
     absent = PromptCounts(image, class_id, np.stack([extra / 500, extra == 0], axis=1).astype(float))
+    present = PromptCounts(image, class_id, (both[:, None] > 25).astype(float))
     plan = Plan("official", tuple(f"{seed}-{i}" for i in range(images)), groups={"unseen": (1, 2)})
-    return Counts(plan, rows, none, absent, {"unseen": group}, [], [])
+    return Counts(plan, rows, none, absent, present, {"unseen": group}, [], [])
 
 
 def miou_of(e: Counts, drawn: np.ndarray) -> float:
@@ -69,6 +70,8 @@ def test_argmax_and_absent_by_hand():
     assert found["argmax_miou"].value == pytest.approx(100 * iou[1:].mean())
     assert found["background_iou"].value == pytest.approx(100 * iou[0])
     assert found["false_positive_area"].value == pytest.approx(100 * e.absent.values[:, 0].mean())
+    truth, guess = np.repeat([1, 0], 12), np.append(e.present.values[:, 0], 1 - e.absent.values[:, 1])
+    assert found["presence_mcc"].value == pytest.approx(100 * np.corrcoef(truth, guess)[0, 1])
     assert "prompt_ablated_miou" not in found
     assert "harmonic" not in found
 

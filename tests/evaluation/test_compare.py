@@ -46,7 +46,8 @@ def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Cou
     absent = PromptCounts(image, class_id + 1, np.stack([1 - both / union, both == union], axis=1).astype(float))
     plan = Plan("official", tuple(f"image {first + i}" for i in range(images)), groups={"unseen": (1, 2)})
     none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    return Counts(plan, PromptCounts(image, class_id, values), none, absent, {"unseen": group}, [], [])
+    present = PromptCounts(image, class_id, (both[:, None] > 0).astype(float))
+    return Counts(plan, PromptCounts(image, class_id, values), none, absent, present, {"unseen": group}, [], [])
 
 
 def stored(*folds: Counts, name: str = "run", classes: Sequence[str] = CLASSES) -> SavedRun:

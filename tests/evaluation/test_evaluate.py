@@ -53,7 +53,8 @@ def test_an_oracle_is_perfect_in_every_measure(voc_data: SegmentationData):
     found = figures(evaluate(FunctionPredictor(oracle), voc_data, FAST))
     assert found == {
         "miou": 100, "fb_iou": 100, "argmax_miou": 100, "seen_argmax_miou": 100, "harmonic": 100,
-        "background_iou": 100, "false_positive_area": 0, "specificity": 100, "prompt_ablated_miou": 0,
+        "background_iou": 100, "false_positive_area": 0, "specificity": 100, "presence_mcc": 100,
+        "prompt_ablated_miou": 0,
     }  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
     found = figures(outcome)
     assert found["miou"] == found["argmax_miou"] == found["harmonic"] == found["false_positive_area"] == 0
     assert found["specificity"] == 100
+    assert found["presence_mcc"] == 0
     assert 0 < found["fb_iou"] < 50
     assert set(outcome.summary.per_class) <= {1, 2, 3, 4, 5}
 
@@ -69,7 +71,7 @@ def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
 def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
     found = figures(evaluate(FunctionPredictor(saliency), voc_data, FAST))
     assert found["prompt_ablated_miou"] == found["miou"] > 30
-    assert found["specificity"] == 0
+    assert found["specificity"] == found["presence_mcc"] == 0
     assert found["false_positive_area"] > 10
     assert found["argmax_miou"] < found["miou"] / 2
 

@@ -111,9 +111,18 @@ def _measure(counts: Counts, weights: Weights) -> dict[MeasureKey, Values]:
         per_row = weights[:, counts.absent.image]
         for column, name in enumerate(("false_positive_area", "specificity")):
             measures["measure", name] = _divide(per_row @ counts.absent.values[:, column], per_row.sum(axis=1))
+        measures["measure", "presence_mcc"] = _presence_mcc(counts, weights)
     if len(counts.ablated.image):
         measures["measure", "prompt_ablated_miou"] = _nanmean(_pair_iou(counts.ablated, weights)[1])
     return measures
+
+
+def _presence_mcc(counts: Counts, weights: Weights) -> Values:
+    """Return the Matthews correlation of predicting any pixel with presence; 0 where one of them is constant."""
+    present, absent = weights[:, counts.present.image], weights[:, counts.absent.image]
+    found, refused = counts.present.values[:, 0], counts.absent.values[:, 1]
+    tp, fn, fp, tn = present @ found, present @ (1 - found), absent @ (1 - refused), absent @ refused
+    return _divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)), empty=0.0)
 
 
 def _measure_all_classes(counts: Counts, iou: np.ndarray, weights: Weights) -> dict[MeasureKey, Values]:

@@ -134,7 +134,9 @@ def select_images(counts: Counts, images: Sequence[str]) -> Counts:
 
     groups = {name: GroupCounts(g.class_ids, g.counts[chosen], g.confusion) for name, g in counts.groups.items()}
     plan = replace(counts.plan, images=tuple(images))
-    return Counts(plan, select(counts.pairs), select(counts.ablated), select(counts.absent), groups)
+    return Counts(
+        plan, select(counts.pairs), select(counts.ablated), select(counts.absent), select(counts.present), groups
+    )
 
 
 def _prompts(table: PromptCounts) -> list[tuple[int, int]]:
@@ -195,7 +197,14 @@ def _join(a: Counts, b: Counts) -> Counts:
     }
     names = tuple(f"a/{image}" for image in a.plan.images) + tuple(f"b/{image}" for image in b.plan.images)
     plan = replace(a.plan, images=names)
-    return Counts(plan, join(a.pairs, b.pairs), join(a.ablated, b.ablated), join(a.absent, b.absent), groups)
+    return Counts(
+        plan,
+        join(a.pairs, b.pairs),
+        join(a.ablated, b.ablated),
+        join(a.absent, b.absent),
+        join(a.present, b.present),
+        groups,
+    )
 
 
 def _difference(first: np.ndarray, second: np.ndarray, exchanged: np.ndarray) -> Difference:

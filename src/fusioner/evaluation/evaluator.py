@@ -183,7 +183,7 @@ class _PixelCounter:
         self.listed: dict[str, Counter[int]] = {}
         for image, class_id in plan.pairs:
             self.listed.setdefault(image, Counter())[class_id] += 1
-        self.tables: dict[str, list[tuple[int, int, list]]] = {"pairs": [], "ablated": [], "absent": []}
+        self.tables: dict[str, list[tuple[int, int, list]]] = {"pairs": [], "ablated": [], "absent": [], "present": []}
         self.group_counts: dict[str, list[np.ndarray]] = {name: [] for name in plan.groups}
         self.confusion = {name: np.zeros((len(ids) + 1,) * 2, np.int64) for name, ids in plan.groups.items()}
         self.best: list[Example] = []
@@ -200,7 +200,7 @@ class _PixelCounter:
             mask = torch.nn.functional.interpolate(mask[None, None].double(), (side, side), mode="nearest")[0, 0].long()
         predictions = _Predictions(self.predictor, encoded, (mask.shape[0], mask.shape[1]))
         self._count_pairs(index, item, mask, predictions)
-        self._count_absent(index, set(np.unique(stored).tolist()), mask, predictions)
+        self._count_presence(index, set(np.unique(stored).tolist()), mask, predictions)
         for name in self.plan.groups:
             self._count_group(name, item, mask, self._predict_group(name, item, predictions))
 
@@ -220,16 +220,19 @@ class _PixelCounter:
             ablated_counts = binary_counts(ablated, mask == class_id, ignored).flatten().tolist()
             self.tables["ablated"] += [(index, class_id, ablated_counts)] * times
 
-    def _count_absent(self, index: int, present: set[int], mask: Tensor, predictions: "_Predictions") -> None:
-        absent = [i for i in self.plan.prompted if i not in present]
-        if not self.plan.absent or not absent:
+    def _count_presence(self, index: int, present: set[int], mask: Tensor, predictions: "_Predictions") -> None:
+        if not self.plan.absent:
             return
+        absent = [i for i in self.plan.prompted if i not in present]
         rng = np.random.default_rng((self.plan.seed, index))
         valid = mask != self.data.ignore
         for class_id in sorted(rng.permutation(absent)[: self.plan.absent].tolist()):
             positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold) & valid
             share = float(positive.sum() / valid.sum().clamp(min=1))
             self.tables["absent"].append((index, class_id, [share, float(not positive.any())]))
+        for class_id in sorted(present.intersection(self.plan.prompted)):
+            positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold) & valid
+            self.tables["present"].append((index, class_id, [float(positive.any())]))
 
     def _predict_group(self, name: str, item: Item, predictions: "_Predictions") -> Integer[Tensor, "H W"]:
         """Return the winning class of a group at each pixel, numbered from 1 as the group lists them; 0: background."""
@@ -267,8 +270,8 @@ class _PixelCounter:
             name: GroupCounts(ids, np.stack(self.group_counts[name]), self.confusion[name])
             for name, ids in self.plan.groups.items()
         }
-        pairs, ablated, absent = (_to_columns(self.tables[name]) for name in ("pairs", "ablated", "absent"))
-        return Counts(self.plan, pairs, ablated, absent, groups, self.best, self.worst)
+        pairs, ablated, absent, present = (_to_columns(rows) for rows in self.tables.values())
+        return Counts(self.plan, pairs, ablated, absent, present, groups, self.best, self.worst)
 
 
 class _Predictions:

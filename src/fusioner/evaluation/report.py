@@ -27,6 +27,7 @@ MEASURES = {
     "prompt_ablated_miou": ("prompt-ablated mIoU", "one neutral text in place of every class name"),
     "false_positive_area": ("false-positive area", "share of the image assigned to an absent class (lower is better)"),
     "specificity": ("specificity", "share of absent classes to which no pixel is assigned"),
+    "presence_mcc": ("presence MCC", "correlation of finding any pixel with presence; 0: chance, 100: perfect"),
 }
 """Measures in the order of the reports: label and meaning."""
 

@@ -21,8 +21,8 @@ IGNORED = 65535
 """Value of ignored pixels in the ground truth of an `Example`."""
 
 COUNTS_FILE = "counts.npz"
-_FORMAT = "fusioner-counts-1"
-_TABLES = ("pairs", "ablated", "absent")
+_FORMAT = "fusioner-counts-2"
+_TABLES = ("pairs", "ablated", "absent", "present")
 _STORED_FIELDS = (
     "protocol", "listed_only", "background", "background_prompts", "include_background", "threshold", "eval_size",
     "seed",
@@ -40,7 +40,8 @@ class Plan:
         groups: classes prompted together, by name; the argmax decides. The group "all" is the protocol's own measure.
         listed_only: prompt each image with only those classes of a group that `pairs` lists for it.
         absent: maximum number of `prompted` classes that are not in an image and are prompted there, one at a time.
-        prompted: the classes of the pairs and the absent prompts.
+        prompted: the classes of the pairs and the absent prompts; where `absent` is set, those in an image are also
+            prompted there, one at a time.
         background: whether a pixel may belong to no class of a group.
         background_prompts: further prompts of a group; the pixels they win are background, the threshold is not used.
         include_background: the protocol's mIoU averages background, too.
@@ -111,6 +112,7 @@ class Counts:
         pairs, ablated: values (background intersection, background union, foreground intersection, foreground union)
             of each pair prompted with its class name and with the neutral prompt.
         absent: values (share of the image predicted, 1.0 if not one pixel was).
+        present: values (1.0 if a pixel was predicted,) of the `prompted` classes that are in an image.
         groups: by the plan's names.
         best, worst: examples, best first and worst first.
     """
@@ -119,6 +121,7 @@ class Counts:
     pairs: PromptCounts
     ablated: PromptCounts
     absent: PromptCounts
+    present: PromptCounts
     groups: dict[str, GroupCounts]
     best: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
@@ -188,7 +191,7 @@ def _from_arrays(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
         name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()
     }
     plan = Plan(images=tuple(arrays["images"].tolist()), **fields)
-    pairs, ablated, absent = (
+    pairs, ablated, absent, present = (
         PromptCounts(*(arrays[f"{name}/{column}"] for column in ("image", "class_id", "values"))) for name in _TABLES
     )
-    return Counts(plan, pairs, ablated, absent, groups)
+    return Counts(plan, pairs, ablated, absent, present, groups)
