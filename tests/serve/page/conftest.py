@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Download, Locator, Page
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,21 @@ def painted() -> "Callable[[Page], int]":
         }""")
 
     return painted
+
+
+@pytest.fixture
+def downloaded() -> "Callable[[Page, Locator], Download]":
+    """`downloaded(page, button)`: the download that the button starts; fails with what the page says if none comes."""
+
+    def downloaded(page: "Page", button: "Locator") -> "Download":
+        from playwright.sync_api import TimeoutError
+
+        try:
+            with page.expect_download() as download:
+                button.click()
+        except TimeoutError:
+            said = page.locator("#download-error").inner_text()
+            pytest.fail(f"no download from {button}, busy: {button.get_attribute('aria-busy')}, page says: {said!r}")
+        return download.value
+
+    return downloaded

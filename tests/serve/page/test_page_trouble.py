@@ -39,7 +39,9 @@ def test_files_that_are_no_pictures_are_refused_in_a_sentence(
     expect(page.locator("#pictures li")).to_have_count(1)
 
 
-def test_a_picture_that_the_browser_cannot_show_is_segmented(visit: Callable[..., "Page"], server: Any, tmp_path: Path):
+def test_a_picture_that_the_browser_cannot_show_is_segmented(
+    visit: Callable[..., "Page"], server: Any, tmp_path: Path, downloaded: Callable[..., Any]
+):
     from PIL import Image
     from playwright.sync_api import expect
 
@@ -50,9 +52,7 @@ def test_a_picture_that_the_browser_cannot_show_is_segmented(visit: Callable[...
     expect(page.locator("#picture-error")).to_contain_text("This browser cannot show scan.tiff")
     page.get_by_label("What to find").fill("cat,")
     expect(page.locator("#labels .share")).to_have_text(re.compile("%|found"))
-    with page.expect_download() as download:
-        page.get_by_role("button", name="As seen").click()
-    with Image.open(download.value.path()) as seen:
+    with Image.open(downloaded(page, page.get_by_role("button", name="As seen")).path()) as seen:
         assert seen.size == (451, 300)
 
 
@@ -137,3 +137,19 @@ def test_a_server_with_a_key_asks_for_it_in_place(visit: Callable[..., "Page"], 
     expect(page.locator("#key-form")).to_be_hidden()
     page.get_by_role("button", name="Chelsea").click()
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
+
+
+def test_no_download_of_many_at_once_is_dropped(visit: Callable[..., "Page"], server: Any):
+    page = visit(server.address)
+    came: list[str] = []
+    page.on("download", lambda download: came.append(download.suggested_filename))
+    with page.expect_download(lambda _: len(came) == 14, timeout=15_000):
+        page.evaluate("""async () => {
+          const { createDownloads } = await import("/static/downloads.js");
+          const home = document.createElement("div");
+          const formats = Object.fromEntries([...Array(14).keys()].map((index) => [`f${index}`, ""]));
+          const make = async (format) => ({ blob: new Blob(["x"]), name: `${format}.txt` });
+          createDownloads(home, formats, make, () => {});
+          for (const button of home.children) button.click();
+        }""")
+    assert sorted(came) == sorted(f"f{index}.txt" for index in range(14))

@@ -87,14 +87,13 @@ def test_colour_and_hiding_stay_with_the_word_across_pictures(opened: Callable[.
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found"), "hidden"])
 
 
-def test_the_cut_out_is_transparent_where_no_label_is(opened: Callable[..., "Page"]):
+def test_the_cut_out_is_transparent_where_no_label_is(opened: Callable[..., "Page"], downloaded: Callable[..., Any]):
     from playwright.sync_api import expect
 
     page = opened("cat, sofa", permissions=["clipboard-read", "clipboard-write"])
     page.get_by_label("Threshold").fill("0.5")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Cut-out", exact=True).click()
-    pixels = np.asarray(Image.open(download.value.path()))
+    download = downloaded(page, page.get_by_role("button", name="Cut-out", exact=True))
+    pixels = np.asarray(Image.open(download.path()))
     photo = np.asarray(Image.open(SAMPLES / "chelsea.jpg").convert("RGB")).astype(int)
     shown = np.array(
         page.evaluate("""async () => {

@@ -3,6 +3,9 @@
 import { ApiError } from "./api.js";
 import { capital, stem } from "./words.js";
 
+const SPACING_MS = 120; // Chromium silently drops the eleventh download within a second
+let nextStart = 0; // of a download, in ms of performance.now()
+
 const NAMES = {
   overlay: ["Overlay", "The picture with coloured masks and a legend, PNG"],
   mask: ["Mask", "Label numbers as an indexed PNG, 0 is background"],
@@ -35,7 +38,7 @@ export function createDownloads(home, formats, make, complain) {
     complain("");
     try {
       const { blob, name } = await make(button.dataset.format);
-      save(blob, name);
+      await save(blob, name);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       complain(capital(error.message));
@@ -50,7 +53,11 @@ export function fallbackName(picture, format) {
   return `${stem(picture.name)}.${format}`;
 }
 
-function save(blob, name) {
+async function save(blob, name) {
+  const now = performance.now();
+  const start = Math.max(now, nextStart);
+  nextStart = start + SPACING_MS;
+  await new Promise((resume) => setTimeout(resume, start - now));
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
