@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from fusioner.errors import FusionerError
 from fusioner.image import read_image
@@ -179,11 +180,9 @@ def _read_file(image: ClientImage) -> tuple[bytes, str]:
 
 
 def _to_segmentation(image: UInt8[np.ndarray, "h w 3"], description: dict[str, Any]) -> Segmentation:
-    from pycocotools import mask
-
     label_map = np.zeros(image.shape[:2], np.uint16)
     for segment in description["segments"]:
-        label_map[mask.decode(segment["rle"]).astype(bool)] = segment["id"]
+        label_map[coco_mask.decode(segment["rle"]).astype(bool)] = segment["id"]
     return Segmentation(
         image=image,
         labels=tuple(description["labels"]),

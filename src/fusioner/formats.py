@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from fusioner.errors import FusionerError
 from fusioner.polygons import Polygon, join_holes
@@ -41,15 +42,13 @@ class Segment:
     @property
     def rle(self) -> dict[str, Any]:
         """COCO's compressed run-length encoding: {"size": [height, width], "counts": str}."""
-        from pycocotools import mask
-
         size = [self.result.height, self.result.width]
         encoded: Any
         if self.pixels:
-            encoded = mask.encode(np.asfortranarray(self.result.mask(self.label)).view(np.uint8))
+            encoded = coco_mask.encode(np.asfortranarray(self.result.mask(self.label)).view(np.uint8))
         else:
             empty: Any = {"size": size, "counts": [self.result.label_map.size]}
-            encoded = mask.frPyObjects(empty, *size)
+            encoded = coco_mask.frPyObjects(empty, *size)
         return {"size": size, "counts": encoded["counts"].decode("ascii")}
 
 

@@ -7,6 +7,7 @@ lets the hub count downloads) and `README.md` (the model card). Encoders are ref
 import json
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, hf_hub_download
@@ -80,8 +81,6 @@ def push_to_hub(
     Raises:
         FusionerError: an encoder is a local folder, or the hub cannot be reached or refuses the upload.
     """
-    from tempfile import TemporaryDirectory
-
     for encoder in (segmenter.card.image_encoder, segmenter.card.text_encoder):
         if "@" in encoder or "hf:/" in encoder:
             raise FusionerError(

@@ -1,11 +1,13 @@
 """Atomic file writes (temporary file + rename) and advisory file locks."""
 
 import errno
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -159,3 +161,22 @@ def _hidden_errno(error: Exception, folder: Path) -> int | None:
         return errno.ENOSPC if shutil.disk_usage(folder).free < _FULL_BELOW else None
     except OSError:
         return None
+
+
+def default_cache_folder() -> Path:
+    """Return the default cache folder: `$FUSIONER_CACHE`, otherwise the platform's folder for caches."""
+    if named := os.environ.get("FUSIONER_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "fusioner" / "features"
+
+
+def format_bytes(size: float) -> str:
+    """Format a number of bytes, as `1.5 GB`."""
+    power = min(int(math.log10(max(size, 1)) // 3), 4)
+    return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

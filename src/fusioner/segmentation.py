@@ -12,10 +12,12 @@ from jaxtyping import Bool, Float, Float16, UInt8, UInt16
 from PIL import Image
 
 from fusioner.errors import FusionerError
+from fusioner.formats import get_format
 from fusioner.io import atomic_write
 from fusioner.options import InferenceOptions
 from fusioner.polygons import Polygon, trace_polygons
 from fusioner.postprocess import decide_bands, decide_logits, iter_probabilities
+from fusioner.visualization import overlay as draw_overlay
 
 
 @dataclass(eq=False)
@@ -182,9 +184,7 @@ class Segmentation:
 
     def overlay(self, *, opacity: float = 0.45, legend: bool = True) -> Image.Image:
         """Draw the masks in colour over the image, and a legend of names and coverage below it."""
-        from fusioner.visualization import overlay
-
-        return overlay(self.image, self.label_map, self.labels, opacity=opacity, legend=legend)
+        return draw_overlay(self.image, self.label_map, self.labels, opacity=opacity, legend=legend)
 
     def save(
         self, folder: str | Path, stem: str = "image", formats: Sequence[str] = ("overlay", "mask", "json")
@@ -197,8 +197,6 @@ class Segmentation:
         Raises:
             FusionerError: the folder cannot be written to, `stem` is no file name, or a format is unknown.
         """
-        from fusioner.formats import get_format
-
         if not stem.strip(".") or Path(stem).name != stem:
             raise FusionerError(f"'{stem}' is no file name: give one without folders")
         writers = {name: get_format(name) for name in formats}
@@ -211,8 +209,6 @@ class Segmentation:
 
     def to_bytes(self, format: str) -> bytes:
         """Return the content of the file that `save` writes; FusionerError if the format is unknown."""
-        from fusioner.formats import get_format
-
         stream = BytesIO()
         get_format(format).write(self, stream)
         return stream.getvalue()

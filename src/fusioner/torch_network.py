@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
 from fusioner.image import resize
 from fusioner.model.checkpoint import ModelCard, load_model
@@ -58,8 +59,6 @@ class TorchNetwork:
         cls, path: str | Path | None, device: str | torch.device | None = None, templates: Sequence[str] | None = None
     ) -> Self:
         """Load a file of `fusioner train` (default: the bundled model) and the encoders that its card names."""
-        from fusioner.encoders.registry import build_image_encoder, build_text_encoder
-
         device = pick_device(device)
         model, card = load_model(weights_file(DEFAULT_MODEL) if path is None else path)
         image_encoder, text_encoder = build_image_encoder(card.image_encoder), build_text_encoder(card.text_encoder)

@@ -10,7 +10,7 @@ from fusioner.data.base import Item, SegmentationData
 from fusioner.data.benchmarks import pascal
 from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES
 from fusioner.data.folder import folder
-from fusioner.data.registry import loaders, open_dataset
+from fusioner.data.registry import LOADERS, open_dataset
 from fusioner.errors import FusionerError
 
 
@@ -122,7 +122,7 @@ def test_a_missing_folder_is_named_with_the_expected_tree(tmp_path: Path, name: 
 
 
 def test_no_root_and_no_such_set(tmp_path: Path):
-    for name in loaders():
+    for name in LOADERS:
         with pytest.raises(FusionerError, match="nowhere"):
             open_dataset(name, tmp_path / "nowhere")
     with pytest.raises(FusionerError, match=r"pascal, coco, .*folder, fss1000"):

@@ -10,8 +10,9 @@ import torch
 
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
-from fusioner.features.build import cache_features, encode_missing, format_bytes, free_bytes, plan_build
+from fusioner.features.build import cache_features, encode_missing, free_bytes, plan_build
 from fusioner.features.cache import FeatureCache, entry_files
+from fusioner.io import format_bytes
 
 SIDE = 32
 

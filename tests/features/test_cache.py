@@ -22,12 +22,12 @@ from fusioner.features.cache import (
     VIEWS,
     CacheKey,
     FeatureCache,
-    default_folder,
     entry_files,
     find_damage,
 )
 from fusioner.features.dataset import CachedSource, LiveSource, TokenSource
 from fusioner.image import resize_square
+from fusioner.io import default_cache_folder
 
 SIDE = 32
 
@@ -205,8 +205,8 @@ def test_tokens_on_demand_are_kept_for_other_processes(data, root: Path, encoder
 
 def test_the_default_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("FUSIONER_CACHE", str(tmp_path))
-    assert default_folder() == tmp_path
+    assert default_cache_folder() == tmp_path
     monkeypatch.delenv("FUSIONER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert default_folder() == tmp_path / "xdg" / "fusioner" / "features"
+    assert default_cache_folder() == tmp_path / "xdg" / "fusioner" / "features"

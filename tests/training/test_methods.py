@@ -12,7 +12,7 @@ import torch
 from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.main import main
 from fusioner.cli.train import train as train_command
-from fusioner.data.registry import DatasetName, TrainableDataset, loaders
+from fusioner.data.registry import LOADERS, DatasetName, TrainableDataset
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_text_encoder
 from fusioner.errors import FusionerError
@@ -129,7 +129,7 @@ def test_evaluated_without_any_training(
 
 
 def test_one_list_of_data_sets() -> None:
-    assert set(get_args(DatasetName)) == set(loaders())
+    assert set(get_args(DatasetName)) == set(LOADERS)
     assert set(get_args(DatasetName)) - set(get_args(TrainableDataset)) == {"coco-to-pascal", "mosaic4"}
     with pytest.raises(FusionerError, match="no training images"):
         open_split("mosaic4", Path("nowhere"))

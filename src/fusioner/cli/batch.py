@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, validators
 
+from fusioner.batch.plan import make_plan
+from fusioner.batch.sources import open_source
 from fusioner.cli.options import (
     COMPUTE,
     FAST_FLAGS,
@@ -19,8 +21,12 @@ from fusioner.cli.options import (
     Templates,
     read_label_flags,
 )
+from fusioner.cli.progress import progress
+from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.io import cannot_read
+from fusioner.training.progress import format_duration
+from fusioner.weights import DEFAULT_MODEL, weights_file
 
 if TYPE_CHECKING:
     from fusioner.batch.run import Engine, RunStats
@@ -78,12 +84,8 @@ def batch(
     label_list = read_label_flags(labels)
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
-    from fusioner.batch.plan import make_plan
     from fusioner.batch.run import run_shards
-    from fusioner.batch.sources import open_source
     from fusioner.batch.worker import Job
-    from fusioner.cli.progress import progress
-    from fusioner.encoders.prompt_templates import read_templates
 
     job = Job(
         out=out.absolute(),
@@ -109,7 +111,6 @@ def batch(
 
 def _settings(job: "Job") -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
-    from fusioner.weights import DEFAULT_MODEL, weights_file
 
     path = job.model or weights_file(DEFAULT_MODEL)
     digest = hashlib.sha256()
@@ -174,7 +175,6 @@ def _note(stats: "RunStats", workers: int, price: float | None) -> str:
 
 
 def _summary(stats: "RunStats", out: Path, workers: int, price: float | None) -> str:
-    from fusioner.training.progress import format_duration
 
     total = f"{stats.total:,} images are in {out}"
     if not stats.images:

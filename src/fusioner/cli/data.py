@@ -1,17 +1,22 @@
 """`fusioner data`: check a data set, draw a contact sheet, prepare masks from annotation files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
+from rich.console import Console
 
 from fusioner.cli.options import Dataset, MaskValues, Root
+from fusioner.cli.progress import progress
+from fusioner.data.annotation_formats import read_annotations
+from fusioner.data.base import SegmentationData, present_pairs
+from fusioner.data.check import DatasetReport, check_dataset, contact_sheet
+from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
+from fusioner.data.prepare import prepare_coco, prepare_folder
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-
-if TYPE_CHECKING:
-    from fusioner.data.base import SegmentationData
-    from fusioner.data.check import DatasetReport
-    from fusioner.evaluation.report import Table
+from fusioner.evaluation.report import Table
+from fusioner.io import atomic_write
 
 Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]
 
@@ -30,12 +35,6 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
         fusioner data check pascal --root data/pascal --split val
         fusioner data check folder --root my/data
     """
-    from rich.console import Console
-
-    from fusioner.cli.progress import progress
-    from fusioner.data.check import check_dataset
-    from fusioner.data.folds import FOLD_DATASETS
-    from fusioner.data.registry import open_dataset
 
     data = open_dataset(name, root, split, mask_values)
     with progress() as track:
@@ -69,9 +68,6 @@ def show(
 
         fusioner data show pascal --root data/pascal --out sheet.png
     """
-    from fusioner.data.check import contact_sheet
-    from fusioner.data.registry import open_dataset
-    from fusioner.io import atomic_write
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise FusionerError(f"--out must end in .png or .jpg, not {out.name!r}")
@@ -82,7 +78,7 @@ def show(
 
 
 @prepare.command(name="coco")
-def prepare_coco(
+def coco_command(
     *,
     instances: Annotated[Path, Parameter(help="instances_train2014.json or instances_val2014.json.")],
     root: Annotated[Path, Parameter(help="Folder of the data set, with train2014 and val2014.")],
@@ -96,16 +92,13 @@ def prepare_coco(
         fusioner data prepare coco --instances annotations/instances_train2014.json --root data/coco
         fusioner data prepare coco --instances annotations/instances_val2014.json --root data/coco
     """
-    from fusioner.cli.progress import progress
-    from fusioner.data.prepare import prepare_coco
-
     with progress() as track:
         written, existing = prepare_coco(instances, root, lambda images: track(images, "painting"))
     print(f"wrote {written} masks to {root / 'annotation'}" + (f", {existing} existed" if existing else ""))
 
 
 @prepare.command(name="folder")
-def prepare_folder(
+def folder_command(
     source: Annotated[
         Path,
         Parameter(
@@ -135,10 +128,6 @@ def prepare_folder(
         fusioner data prepare folder annotations.xml --from cvat --images photos --root my_data
         fusioner data prepare folder my_project --from supervisely --root my_data
     """
-    from fusioner.cli.progress import progress
-    from fusioner.data.annotation_formats import read_annotations
-    from fusioner.data.prepare import prepare_folder
-
     if not source.exists():
         raise FusionerError(f"there is no {source}")
     project = read_annotations(source_format, source, images, skip_missing)
@@ -151,8 +140,7 @@ def prepare_folder(
     print(f"wrote {len(project.images)} images with masks of {len(project.classes)} classes to {root}")
 
 
-def _class_table(data: "SegmentationData", report: "DatasetReport") -> "Table":
-    from fusioner.evaluation.report import Table
+def _class_table(data: SegmentationData, report: DatasetReport) -> Table:
 
     values = {class_id: value for value, class_id in data.value_to_class.items()}
     present, total = [i for i in data.class_ids if report.images[i]], max(report.pixels.total(), 1)
@@ -165,10 +153,7 @@ def _class_table(data: "SegmentationData", report: "DatasetReport") -> "Table":
     return Table(("id", "class", "images", "pixels %"), rows, title, text_columns=(1,))
 
 
-def _coverage_table(data: "SegmentationData") -> "Table":
-    from fusioner.data.base import present_pairs
-    from fusioner.data.folds import FOLDS, fold_pairs
-    from fusioner.evaluation.report import Table
+def _coverage_table(data: SegmentationData) -> Table:
 
     rows = []
     for fold in FOLDS:

@@ -1,19 +1,28 @@
 """`fusioner evaluate`: measure a model on a data set."""
 
+import shlex
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from rich.console import Console
 
 from fusioner.cli.options import Dataset, Device, MaskValues, Root, TtaScales
+from fusioner.cli.progress import progress
+from fusioner.data.base import SegmentationData
+from fusioner.data.folds import FOLD_DATASETS
+from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
+from fusioner.evaluation.protocols import make_plans
+from fusioner.evaluation.results import Plan
+from fusioner.io import writable_folder
 from fusioner.options import InferenceOptions, Mode
-
-if TYPE_CHECKING:
-    from fusioner.data.base import SegmentationData
-    from fusioner.evaluation.results import Plan
-    from fusioner.segmenter import Segmenter
+from fusioner.segmenter import Segmenter, load
+from fusioner.training.presets import SMALL
+from fusioner.weights import DEFAULT_MODEL, weights_file
 
 
 def evaluate(
@@ -73,18 +82,10 @@ def evaluate(
         cache: Feature cache folder for the image tokens (mode whole); default: none.
         allow_leak: Evaluate even on images that the model was trained on, instead of refusing.
     """
-    import shlex
-    import time
 
-    from rich.console import Console
-
-    from fusioner.cli.progress import progress
-    from fusioner.data.registry import open_dataset
     from fusioner.evaluation.evaluate_report import provenance, terminal, write_report
     from fusioner.evaluation.evaluator import evaluate as run_evaluation
     from fusioner.evaluation.predictor import SegmenterPredictor
-    from fusioner.evaluation.protocols import make_plans
-    from fusioner.io import writable_folder
 
     if fold != "all":
         options = replace(options, folds=(int(fold),))
@@ -126,12 +127,9 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
 
 def _load(
     model: Path | None, method: str | None, encoders: tuple[str, str], device: str, dataset: str
-) -> tuple["Segmenter", Path | None]:
+) -> tuple[Segmenter, Path | None]:
     """Load the segmenter and return it with its model file; official checkpoints are taken to be of `dataset`."""
-    from fusioner.segmenter import load
     from fusioner.training.calibration import ablate_prompts, uncalibrated
-    from fusioner.training.presets import SMALL
-    from fusioner.weights import DEFAULT_MODEL, weights_file
 
     if method is not None and method != "prompt-ablated":
         if model is not None:
@@ -141,11 +139,8 @@ def _load(
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 
 
-def _check_overlap(
-    training: dict[str, Any], data: "SegmentationData", plans: list["Plan"], allow_leak: bool
-) -> list[str]:
+def _check_overlap(training: dict[str, Any], data: SegmentationData, plans: list[Plan], allow_leak: bool) -> list[str]:
     """Return notes for the report; refuse an evaluation on trained images unless `allow_leak`."""
-    from fusioner.data.folds import FOLD_DATASETS
     from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 
     items = {image: data.by_id[image] for plan in plans for image in plan.images}

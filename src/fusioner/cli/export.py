@@ -3,7 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+from fusioner.cli.inputs import find_inputs, is_video
 from fusioner.errors import FusionerError
+from fusioner.export.write import export as write
+from fusioner.image import read_image
+from fusioner.segmenter import load
 
 MAX_PHOTOS = 16
 
@@ -38,10 +42,6 @@ def export(
     """
     if int8 and fp16:
         raise FusionerError("--int8 and --fp16 exclude each other: choose one")
-    from fusioner.cli.inputs import find_inputs, is_video
-    from fusioner.export.write import export as write
-    from fusioner.image import read_image
-    from fusioner.segmenter import load
 
     found, errors = find_inputs([str(photos or sample_photos())], False, out)
     if errors:

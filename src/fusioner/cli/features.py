@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from fusioner.cli.options import CacheFolder, Device, Root
-from fusioner.data.registry import TrainableDataset
+from fusioner.cli.progress import progress
+from fusioner.data.registry import TrainableDataset, open_dataset
+from fusioner.encoders.registry import build_image_encoder
+from fusioner.io import default_cache_folder, format_bytes
+from fusioner.training.presets import SMALL
 
 if TYPE_CHECKING:
     from fusioner.features.cache import CacheKey
@@ -49,13 +53,8 @@ def build(
     """
     from torch import nn
 
-    from fusioner.cli.progress import progress
-    from fusioner.data.registry import open_dataset
     from fusioner.device import pick_device
-    from fusioner.encoders.registry import build_image_encoder
     from fusioner.features.build import cache_features
-    from fusioner.features.cache import default_folder
-    from fusioner.training.presets import SMALL
 
     torch_device = pick_device(device)
     data = open_dataset(name, root, split)
@@ -64,7 +63,7 @@ def build(
         encoder.to(torch_device)
     with progress("views") as track:
         cache_features(
-            out or default_folder(),
+            out or default_cache_folder(),
             data,
             encoder,
             SMALL.model.resolution if resolution is None else resolution,
@@ -79,11 +78,9 @@ def build(
 @app.command
 def info(cache: CacheFolder = None, /) -> None:
     """Print the contents of a cache: encoders, resolutions, images, views, bytes."""
-    from fusioner.features.build import format_bytes
-    from fusioner.features.cache import default_folder
     from fusioner.features.maintenance import info as read_info
 
-    folder = cache or default_folder()
+    folder = cache or default_cache_folder()
     contents = read_info(folder)
     print(f"{folder}: {format_bytes(sum(found.size for found in contents))}")
     for found in contents:
@@ -102,11 +99,9 @@ def verify(cache: CacheFolder = None, /, *, repair: bool = False) -> None:
     Args:
         repair: Delete the damaged entries; the next build or training encodes them again.
     """
-    from fusioner.cli.progress import progress
-    from fusioner.features.cache import default_folder
     from fusioner.features.maintenance import verify as find_damages
 
-    folder = cache or default_folder()
+    folder = cache or default_cache_folder()
     with progress("entries") as track:
         damages = find_damages(folder, track)
     for damage in damages:
@@ -144,10 +139,6 @@ def prune(
             unmounted disk.
         dry_run: Only print what would be deleted.
     """
-    from fusioner.cli.progress import progress
-    from fusioner.encoders.registry import build_image_encoder
-    from fusioner.features.build import format_bytes
-    from fusioner.features.cache import default_folder
     from fusioner.features.maintenance import prune as remove_unwanted
 
     fingerprints = {build_image_encoder(name).fingerprint() for name in image_encoder}
@@ -157,7 +148,7 @@ def prune(
         return encoder_matches and (not resolution or key.resolution in resolution)
 
     with progress("entries") as track:
-        report = remove_unwanted(cache or default_folder(), wanted, missing_folders, dry_run, track)
+        report = remove_unwanted(cache or default_cache_folder(), wanted, missing_folders, dry_run, track)
     verb = "would drop" if dry_run else "dropped"
     print(f"{verb} {report.views} views ({format_bytes(report.size)}), kept {report.kept}")
     if report.unreachable:

@@ -8,6 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from fusioner.errors import FusionerError
+from fusioner.image import list_images
 
 STDIN = Path("-")
 VIDEO_SUFFIXES = (
@@ -91,7 +92,6 @@ def is_video(path: Path) -> bool:
 
 
 def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerError]) -> dict[Path, Path]:
-    from fusioner.image import list_images
 
     path = Path(name).expanduser()
     if path != STDIN and path.is_dir():

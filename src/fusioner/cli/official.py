@@ -10,8 +10,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fusioner.cli.evaluate import evaluate
+from fusioner.cli.train import command_line, report, track
 from fusioner.errors import FusionerError
+from fusioner.evaluation.options import EvaluationOptions
 from fusioner.training.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
+from fusioner.training.dataset import open_split
 
 OFFICIAL: dict[str, str | dict[str, Any]] = {
     "--dataset_name": {"default": "coco", "help": "pascal, coco, fss1000 or folder"},
@@ -87,8 +91,6 @@ def settings(given: argparse.Namespace) -> TrainConfig:
 
 def run_train(words: Sequence[str]) -> None:
     """Run `train.py`; raises as `fusioner.training.train.train`."""
-    from fusioner.cli.train import command_line, report, track
-    from fusioner.training.dataset import open_split
     from fusioner.training.train import RunConfig, train
 
     given = parser("train.py").parse_args(words)
@@ -108,8 +110,6 @@ def run_train(words: Sequence[str]) -> None:
 
 def run_test(words: Sequence[str]) -> None:
     """Run `test.py`; raises as `fusioner.cli.evaluate.evaluate`."""
-    from fusioner.cli.evaluate import evaluate
-    from fusioner.evaluation.options import EvaluationOptions
 
     given = parser("test.py").parse_args(words)
     if given.load_ckpt_path is None:

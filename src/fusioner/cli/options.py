@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter, Token
 from fusioner.data.registry import DatasetName
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
+from fusioner.labels import check_labels, parse_labels, read_labels
 from fusioner.options import InferenceOptions, Mode, check_scales
 
 INFERENCE, MODEL, COMPUTE = Group("Inference", sort_key=1), Group("Model", sort_key=2), Group("Computation", sort_key=3)
@@ -75,7 +76,6 @@ CacheFolder: TypeAlias = Annotated[Path | None, Parameter(help=_CACHE_HELP)]
 
 def read_label_flags(values: Sequence[str]) -> list[str]:
     """Return the labels of all `--labels` values; FusionerError as `check_labels` and `read_labels` raise it."""
-    from fusioner.labels import check_labels, parse_labels, read_labels
 
     lists = (read_labels(value) if value.endswith(".txt") else parse_labels(value) for value in values)
     return check_labels([label for labels in lists for label in labels])

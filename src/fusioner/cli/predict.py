@@ -4,10 +4,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter, validators
 
+import fusioner
+from fusioner.cli.inputs import STDIN, find_inputs, is_video, name_results
 from fusioner.cli.options import (
     COMPUTE,
     DEFAULT_FLAGS,
@@ -19,11 +21,16 @@ from fusioner.cli.options import (
     Templates,
     read_label_flags,
 )
+from fusioner.cli.predict_runner import Run, Settings, found_text, read_stdin
+from fusioner.cli.progress import progress
+from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
-
-if TYPE_CHECKING:
-    from fusioner.cli.predict_runner import Settings
-    from fusioner.segmenter import Segmenter
+from fusioner.formats import get_format
+from fusioner.image import read_image
+from fusioner.io import writable_folder
+from fusioner.labels import label_warnings
+from fusioner.segmenter import Segmenter
+from fusioner.visualization import ContactSheet
 
 
 def predict(
@@ -82,16 +89,6 @@ def predict(
     if csv and csv.suffix.lower() != ".csv":
         raise FusionerError(f"the name of a table must end in .csv, not {csv.name!r}")
 
-    import fusioner
-    from fusioner.cli.inputs import find_inputs, name_results
-    from fusioner.cli.predict_runner import Run, Settings
-    from fusioner.cli.progress import progress
-    from fusioner.encoders.prompt_templates import read_templates
-    from fusioner.formats import get_format
-    from fusioner.io import writable_folder
-    from fusioner.labels import label_warnings
-    from fusioner.visualization import ContactSheet
-
     for warning in label_warnings(label_list):
         print(f"note: {warning}", file=sys.stderr)
     names = format or ("mask" if to_stdout else "overlay,mask,json")
@@ -99,7 +96,7 @@ def predict(
     dependencies = tuple(file for file in (model, templates) if file)
     settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 
-    def load() -> "Segmenter":
+    def load() -> Segmenter:
         prompts = read_templates(templates) if templates else None
         return fusioner.load(model, device, prompts, runtime=runtime)
 
@@ -130,11 +127,8 @@ def predict(
     return 2 if run.failed else 0
 
 
-def _to_stdout(path: Path, settings: "Settings", load: "Callable[[], Segmenter]") -> int:
+def _to_stdout(path: Path, settings: Settings, load: "Callable[[], Segmenter]") -> int:
     """Write the one result of one picture to stdout; the summary goes to stderr."""
-    from fusioner.cli.inputs import STDIN, is_video
-    from fusioner.cli.predict_runner import found_text, read_stdin
-    from fusioner.image import read_image
 
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")

@@ -8,11 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
 from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
+from fusioner.cli.progress import Task
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
 from fusioner.image import ImageSource, read_image
@@ -23,9 +24,6 @@ from fusioner.segmentation import Segmentation
 from fusioner.segmenter import Segmenter
 from fusioner.video import Video, open_video, write_video
 from fusioner.visualization import ContactSheet, add_legend, format_coverage, thumbnail
-
-if TYPE_CHECKING:
-    from fusioner.cli.progress import Task
 
 CSV_COLUMNS: tuple[str, ...] = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
 Rows = list[dict[str, Any]]
@@ -91,7 +89,7 @@ class Run:
         self._videos: dict[Job, Video] = {}
         self._segmented = self._total = 0
 
-    def segment(self, jobs: Sequence[Job], segmenter: Segmenter, task: "Task") -> None:
+    def segment(self, jobs: Sequence[Job], segmenter: Segmenter, task: Task) -> None:
         """Segment pictures and videos in the order given; failures are printed and counted."""
         self._segmenter, self._task, self._total, workers = segmenter, task, len(jobs), self.settings.workers
         with (

@@ -5,10 +5,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Timer
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fusioner.training.progress import format_duration
 
 T = TypeVar("T")
 SECONDS = 30.0
@@ -18,7 +20,7 @@ SECONDS = 30.0
 class Task:
     """A task with its own bar; call it as `task(done, total, note)`, where a fraction of `done` lies within an item."""
 
-    def __init__(self, display: "Progress", task: "TaskID", unit: str) -> None:
+    def __init__(self, display: Progress, task: TaskID, unit: str) -> None:
         self._display, self._task, self._unit, self._last_line = display, task, unit, time.monotonic()
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -32,7 +34,6 @@ class Task:
             self._display.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, speed: str, note: str) -> str:
-        from fusioner.training.progress import format_duration
 
         task = self._display.tasks[self._task]
         done = f"{task.description} {int(task.completed)}" + (f"/{int(task.total)}" if task.total else "")
@@ -43,7 +44,7 @@ class Task:
 class ProgressBar:
     """The bars of a command; call it as `bar(items, what)` to iterate over items with a bar of their own."""
 
-    def __init__(self, display: "Progress", unit: str) -> None:
+    def __init__(self, display: Progress, unit: str) -> None:
         self._display, self._unit = display, unit
 
     def __call__(self, items: Sequence[T], what: str) -> Iterator[T]:
@@ -63,8 +64,6 @@ def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> 
 
     The speed is averaged over `window` seconds, which should be longer than the slowest item.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     # Printed lines appear above the bar, unless stdout is redirected.

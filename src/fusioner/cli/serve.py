@@ -2,16 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter, validators
 
 from fusioner.cli.options import FAST_FLAGS, Device, FastInferenceFlags, ModelFile, RuntimeName
 from fusioner.errors import FusionerError
+from fusioner.segmenter import Segmenter, load
 from fusioner.serve.limits import Limits
-
-if TYPE_CHECKING:
-    from fusioner.segmenter import Segmenter
 
 KEY_VARIABLE = "FUSIONER_API_KEY"
 
@@ -66,15 +64,13 @@ def serve(
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
-    def load() -> "Segmenter":
-        from fusioner.segmenter import load
-
+    def load_model() -> Segmenter:
         segmenter = load(model, device, runtime=runtime)
         segmenter.options = options
         return segmenter
 
     access = {"host": host, "key": key, "origins": cors_origin, "allowed_hosts": allowed_host, "root_path": root_path}
-    run(load, port=port, limits=limits, open_browser=open, **access)
+    run(load_model, port=port, limits=limits, open_browser=open, **access)
     print("stopped")
     return 0
 

@@ -1,14 +1,20 @@
 """`fusioner sweep`: encoders x methods x folds, trained and evaluated from one file."""
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from fusioner.cli.progress import progress
 from fusioner.errors import FusionerError
-
-if TYPE_CHECKING:
-    from fusioner.sweep.plan import Sweep
+from fusioner.evaluation.report import Table
+from fusioner.sweep.plan import Sweep, read_sweep
+from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
+from fusioner.sweep.table import build, to_markdown, write
+from fusioner.training.progress import format_duration
 
 
 def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> None:
@@ -26,14 +32,6 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
         jobs: Cells run in parallel; they share the processor's threads.
         dry_run: Only list the cells, their state and the estimated time.
     """
-    import sys
-
-    from rich.console import Console
-
-    from fusioner.cli.progress import progress
-    from fusioner.sweep.plan import read_sweep
-    from fusioner.sweep.run import claimed, run
-    from fusioner.sweep.table import build, to_markdown, write
 
     if jobs < 1:
         raise FusionerError(f"--jobs is at least 1, not {jobs}")
@@ -62,12 +60,7 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
         sys.exit(1)
 
 
-def _list_cells(plan: "Sweep", out: Path, jobs: int) -> None:
-    from rich.console import Console
-
-    from fusioner.evaluation.report import Table
-    from fusioner.sweep.run import estimate, folder_of, is_done
-    from fusioner.training.progress import format_duration
+def _list_cells(plan: Sweep, out: Path, jobs: int) -> None:
 
     rows, left = [], 0.0
     for cell in plan.cells:
@@ -87,8 +80,6 @@ def _list_cells(plan: "Sweep", out: Path, jobs: int) -> None:
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
     """Raise SystemExit on SIGTERM, so that running cells are terminated."""
-    import signal
-    import sys
 
     handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

@@ -1,5 +1,8 @@
 """`fusioner train`: train a model on one data set, or on several together."""
 
+import shlex
+import signal
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
@@ -8,10 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from fusioner.cli.options import Device, MaskValues, Root
+from fusioner.cli.progress import progress
 from fusioner.data.registry import TrainableDataset
+from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
-from fusioner.training.config import DataOptions, ModelOptions, OptimOptions
+from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions
+from fusioner.training.dataset import open_split
 from fusioner.training.presets import preset as get_preset
+from fusioner.training.progress import format_duration
+from fusioner.weights import DEFAULT_MODEL, weights_file
 
 if TYPE_CHECKING:
     from fusioner.training.trainer import Result
@@ -90,10 +98,7 @@ def train(
         compile: Compile the network first: worth its minute on a GPU.
         seed: Seed of weights, order, views, prompts and words.
     """
-    import sys
 
-    from fusioner.encoders.prompt_templates import read_templates
-    from fusioner.training.dataset import open_split
     from fusioner.training.train import RunConfig
     from fusioner.training.train import train as run_training
     from fusioner.training.trainer import RuntimeConfig
@@ -110,8 +115,6 @@ def train(
     splits = [open_split(dataset, root, fold_number, settings.data.unseen_pixels, mask_values)]
     splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
     if init_from == Path("default"):
-        from fusioner.weights import DEFAULT_MODEL, weights_file
-
         init_from = weights_file(DEFAULT_MODEL)
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
     command = command_line(["fusioner", *sys.argv[1:]])
@@ -121,7 +124,6 @@ def train(
 
 def track(items: Sequence[Any], title: str) -> Iterable[Any]:
     """Iterate with a progress bar that closes before the training's display opens."""
-    from fusioner.cli.progress import progress
 
     with progress("items") as bar:
         yield from bar(items, title)
@@ -129,11 +131,6 @@ def track(items: Sequence[Any], title: str) -> Iterable[Any]:
 
 def report(result: "Result", out: Path) -> None:
     """Print a training's outcome and its files; if a signal stopped it, exit as that signal does."""
-    import signal
-    import sys
-
-    from fusioner.training.progress import format_duration
-    from fusioner.training.resume import BEST, LAST
 
     shares = f"{1 - result.waiting:.0%} computing, {result.waiting:.0%} waiting for data"
     print(f"{result.step} of {result.steps} steps in {format_duration(result.seconds)}, {shares}")
@@ -148,7 +145,6 @@ def report(result: "Result", out: Path) -> None:
 
 def command_line(words: Sequence[str]) -> str:
     """Return a command for a model's card, with files and folders reduced to their own names."""
-    import shlex
 
     return shlex.join(_without_folders(word) for word in words)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from fusioner.data.base import SegmentationData
+from fusioner.data.benchmarks import BENCHMARKS, coco20i, coco_to_pascal, pascal
+from fusioner.data.folder import folder
+from fusioner.data.fss1000 import fss1000, mosaic4
 from fusioner.errors import FusionerError
-
-if TYPE_CHECKING:
-    from fusioner.data.base import SegmentationData
 
 TrainableDataset = Literal[
     "pascal", "coco", "folder", "fss1000", "ade150", "ade847", "context59", "context459", "coco-stuff", "coco-object",
@@ -22,36 +23,30 @@ TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "p
 """Name of the training split where it is not "train"."""
 
 
-def loaders() -> "dict[str, Callable[..., SegmentationData]]":
-    """Return the loaders by data set; they are imported here so that the names alone cost no start-up time."""
-    from fusioner.data.benchmarks import BENCHMARKS, coco20i, coco_to_pascal, pascal
-    from fusioner.data.folder import folder
-    from fusioner.data.fss1000 import fss1000, mosaic4
-
-    return {
-        "pascal": pascal,
-        "coco": coco20i,
-        "coco-to-pascal": coco_to_pascal,
-        "folder": folder,
-        "fss1000": fss1000,
-        "mosaic4": mosaic4,
-        **BENCHMARKS,
-    }
+LOADERS: dict[str, Callable[..., SegmentationData]] = {
+    "pascal": pascal,
+    "coco": coco20i,
+    "coco-to-pascal": coco_to_pascal,
+    "folder": folder,
+    "fss1000": fss1000,
+    "mosaic4": mosaic4,
+    **BENCHMARKS,
+}
+"""Data set -> its loader, called with (root, split, **options)."""
 
 
 def open_dataset(
     name: str, root: Path, split: str | None = None, mask_values: str = "", **options: Any
-) -> "SegmentationData":
+) -> SegmentationData:
     """Open a registered data set.
 
     Args:
         mask_values: mask values to read as others, such as "255=1,7=ignore".
         options: parameters of the data set's own loader, for example the `seed` of mosaic4.
     """
-    known = loaders()
-    if name not in known:
-        raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(known)}")
-    data = known[name](Path(root), split, **options)
+    if name not in LOADERS:
+        raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(LOADERS)}")
+    data = LOADERS[name](Path(root), split, **options)
     if not mask_values:
         return data
     entries = [entry.split("=") for entry in mask_values.split(",")]

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
 
 Size = tuple[int, int]
 Mask = Bool[np.ndarray, "h w"]
@@ -31,10 +32,8 @@ MALFORMED = (
 
 def fill_polygons(polygons: Sequence[object], size: Size) -> Mask:
     """Fill the union of polygons, each [x1, y1, x2, y2, ...] or [[x1, y1], [x2, y2], ...]."""
-    from pycocotools import mask
-
     flat = [_points(polygon, size).ravel().tolist() for polygon in polygons]
-    return mask.decode(mask.merge(mask.frPyObjects(flat, *size))).astype(bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *size))).astype(bool)
 
 
 def fill_outline(exterior: object, holes: Sequence[object], size: Size) -> Mask:

@@ -11,17 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Group, RenderableType
 
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import CHUNK, Estimate, MeasureKey, Weights, measure_folds, sample_weights
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts, SavedRun
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 SETTINGS = ("protocol", "threshold", "eval_size", "background", "background_prompts")
 
@@ -240,10 +237,8 @@ def _notes(a: SavedRun, b: SavedRun, folds: Sequence[int | None], images: int) -
     return notes
 
 
-def terminal(found: Comparison) -> "RenderableType":
+def terminal(found: Comparison) -> RenderableType:
     """Return the tables, legend and notes for a rich console."""
-    from rich.console import Group
-
     tables = [table.to_rich() for table in _tables(found)]
     return Group(*tables, *_legend(found), *(f"note: {note}" for note in found.notes))
 

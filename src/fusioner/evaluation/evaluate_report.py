@@ -9,23 +9,20 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
 from PIL import Image
+from rich.console import Group, RenderableType
 
 from fusioner.data.base import SegmentationData
 from fusioner.evaluation.bootstrap import Estimate
 from fusioner.evaluation.evaluator import EvaluationResult, to_metrics
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, save_counts
+from fusioner.segmenter import Segmenter
 from fusioner.visualization import colour, draw_masks
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from fusioner.segmenter import Segmenter
 
 _HEIGHT = 200  # of an example, px
 _MAX_MATRIX = 31  # classes; larger confusion matrices are unreadable
@@ -46,7 +43,7 @@ def write_report(folder: Path, result: EvaluationResult, origin: dict[str, Any])
 
 
 def provenance(
-    command: str, model: Path | None, segmenter: "Segmenter", options: dict[str, Any], seconds: float
+    command: str, model: Path | None, segmenter: Segmenter, options: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Return what is needed to repeat an evaluation: command, versions, hashes of the weights, inference options."""
     content: dict[str, Any] = {
@@ -120,10 +117,8 @@ def notes(result: EvaluationResult) -> list[str]:
     return [*result.notes, *missing]
 
 
-def terminal(result: EvaluationResult) -> "RenderableType":
+def terminal(result: EvaluationResult) -> RenderableType:
     """Return the tables and notes for a rich console."""
-    from rich.console import Group
-
     tables = class_table(result).to_rich(), measure_table(result).to_rich()
     return Group(*tables, *(f"note: {note}" for note in notes(result)))
 

@@ -5,13 +5,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table as RichTable
 
 from fusioner.evaluation.bootstrap import Estimate
 from fusioner.io import atomic_write
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 MEASURES = {
     "miou": ("mIoU", "mean IoU of the named classes under the protocol"),
@@ -74,10 +72,8 @@ class Table:
     plots: Sequence[Markup] = ()
     plot_head: str = ""
 
-    def to_rich(self) -> "RichTable":
+    def to_rich(self) -> RichTable:
         """Return the table for a rich console."""
-        from rich.table import Table as RichTable
-
         table = RichTable(title=self.title or None, title_justify="left", title_style="bold")
         for column, name in enumerate(self.head):
             is_text = column in self.text_columns

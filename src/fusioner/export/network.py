@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from tokenizers import Tokenizer
 
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
@@ -77,8 +78,6 @@ class ExportedTextEncoder:
 
     def __init__(self, bundle: Bundle, graph: Graph) -> None:
         """Raises FusionerError if the tokenizer cannot be read."""
-        from tokenizers import Tokenizer
-
         self.name, self.dim, self._graph = bundle.card.text_encoder, bundle.card.config.text_dim, graph
         self._lower = bundle.text["lower"]
         path = bundle.folder / bundle.tokenizer

@@ -1,6 +1,5 @@
 """Encode the missing views of a data set into a feature cache."""
 
-import math
 import random
 import shutil
 import time
@@ -20,6 +19,7 @@ from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.cache import FeatureCache, device_of, image_digest, load_views, read_bytes, remove_stale_files
 from fusioner.features.dataset import CachedSource
+from fusioner.io import format_bytes
 from fusioner.prefetch import map_ahead
 
 Track = Callable[[Sequence, str], Iterable]
@@ -178,9 +178,3 @@ def free_bytes(folder: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
-
-
-def format_bytes(size: float) -> str:
-    """Format a number of bytes, as `1.5 GB`."""
-    power = min(int(math.log10(max(size, 1)) // 3), 4)
-    return f"{size / 1000**power:.{0 if power == 0 else 1}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

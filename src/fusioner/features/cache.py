@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -252,19 +251,6 @@ def remove_stale_files(cache: Path) -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
-
-
-def default_folder() -> Path:
-    """Return the default cache folder: `$FUSIONER_CACHE`, otherwise the platform's folder for caches."""
-    if named := os.environ.get("FUSIONER_CACHE"):
-        return Path(named).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "fusioner" / "features"
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
 from fusioner.model.config import FusionerConfig
@@ -90,8 +92,6 @@ def read_card(path: str | Path) -> ModelCard:
     Raises:
         FusionerError: the file is missing, truncated, not a Fusioner model or of a newer version.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
@@ -120,8 +120,6 @@ def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "tuple
         FusionerError: the file is missing, truncated, not a Fusioner model or of a newer version, or its weights do not
             fit its card.
     """
-    from safetensors import SafetensorError, safe_open
-
     from fusioner.model.fusioner import Fusioner
 
     card = read_card(path)

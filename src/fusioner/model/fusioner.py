@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fusioner.model.baselines import Projection, ZeroShotBaseline
 from fusioner.model.config import TRAINING_FREE, UNDECODED, FusionerConfig
 from fusioner.model.decoder import Decoder
 from fusioner.model.fusion import Fusion
@@ -43,13 +44,9 @@ class Fusioner(nn.Module):
         self.decoder = self.similarity = None
         self.baseline = None
         if config.method in TRAINING_FREE:
-            from fusioner.model.baselines import ZeroShotBaseline
-
             self.baseline = ZeroShotBaseline(config)
             return
         if config.method == "lseg":
-            from fusioner.model.baselines import Projection
-
             self.fusion = Projection(config)
         else:
             self.fusion = Fusion(config)

@@ -14,6 +14,8 @@ from typing import Any, get_args
 
 from cyclopts import App
 
+from fusioner.cli.evaluate import evaluate as evaluate_command
+from fusioner.cli.train import train as train_command
 from fusioner.data.folds import FOLD_DATASETS, FOLDS
 from fusioner.data.registry import DatasetName, TrainableDataset
 from fusioner.encoders.registry import check_names, space_mismatch, value_tokens
@@ -109,9 +111,6 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep's file; docs/sweep.md has an example."""
-    from fusioner.cli.evaluate import evaluate as evaluate_command
-    from fusioner.cli.train import train as train_command
-
     content = read_toml(path, "the sweep")
     _check_names(content, ("data", "grid", "train", "evaluate"), f"{path}", "part")
     for name, table in content.items():

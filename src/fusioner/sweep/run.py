@@ -14,8 +14,8 @@ from fusioner.errors import FusionerError
 from fusioner.io import FileLocks, atomic_write, writable_folder
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep, settings_toml
+from fusioner.training.config import LOG
 from fusioner.training.progress import format_duration
-from fusioner.training.resume import LOG
 
 SWEEP, CELLS, CACHE, OUTPUT = "sweep.json", "cells", "cache", "log.txt"
 SECONDS = 0.1

@@ -19,8 +19,8 @@ from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, space_mismatch
 from fusioner.errors import FusionerError
 from fusioner.features.build import Track, cache_features
-from fusioner.features.cache import default_folder
 from fusioner.features.dataset import LiveSource, TokenSource
+from fusioner.io import default_cache_folder
 from fusioner.model.config import TRAINING_FREE, FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
@@ -182,7 +182,7 @@ def build_sources(
             samples = (*corpus.samples, *corpus.held_out)
             items = {sample.item.id: sample.item for sample in samples if sample.split == number}
             used = replace(split.data, items=list(items.values()))
-            folder = cache or default_folder()
+            folder = cache or default_cache_folder()
             sources.append(cache_features(folder, used, image, resolution, views=data.views, say=say, track=track))
         elif data.augment_prob == 0:
             sources.append(LiveSource(split.data, image, resolution))

@@ -14,6 +14,9 @@ from typing import Any, Literal, Self, get_args, get_origin
 from fusioner.errors import FusionerError
 from fusioner.model.config import Method
 
+RESUME, LAST, BEST, LOG = "resume.pt", "last.safetensors", "best.safetensors", "metrics.jsonl"
+"""Files of a run."""
+
 Sampling = Literal["pairs", "images"]
 Precision = Literal["32", "bf16", "16"]
 UnseenPixels = Literal["background", "ignore"]

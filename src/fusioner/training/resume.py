@@ -14,8 +14,8 @@ import torch
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write, cannot_write
+from fusioner.training.config import LOG, RESUME
 
-RESUME, LAST, BEST, LOG = "resume.pt", "last.safetensors", "best.safetensors", "metrics.jsonl"
 FORMAT = "fusioner-training-1"
 
 

@@ -25,12 +25,11 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.training.build import build_encoders, build_fabric, build_network, build_sources, resolve_similarity
 from fusioner.training.calibration import calibrate_threshold, set_reference_words
 from fusioner.training.closed_set import FitCache, FitConfig, fit_closed_set_head
-from fusioner.training.config import SECTIONS, TrainConfig
+from fusioner.training.config import BEST, LAST, RESUME, SECTIONS, TrainConfig
 from fusioner.training.data_loader import DataLoader
 from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, build_corpus
 from fusioner.training.progress import TrainingProgress
 from fusioner.training.prompt_sampling import Vocabulary
-from fusioner.training.resume import BEST, LAST, RESUME
 from fusioner.training.trainer import Result, RuntimeConfig, Trainer
 
 DIGITS = 12

@@ -26,13 +26,13 @@ from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import ModelCard, save_model
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import taken_ahead, timed
-from fusioner.training.config import TrainConfig
+from fusioner.training.config import BEST, LAST, RESUME, TrainConfig
 from fusioner.training.data_loader import Batch, DataLoader
 from fusioner.training.dataset import BatchSampler
 from fusioner.training.losses import COUNT_DECAY, THRESHOLDS, iou_counts, masked_bce, miou, multiclass_ce
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.progress import TrainingProgress
-from fusioner.training.resume import BEST, LAST, RESUME, Log, check_same, read_state, write_state
+from fusioner.training.resume import Log, check_same, read_state, write_state
 
 
 @dataclass(frozen=True)
