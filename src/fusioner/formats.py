@@ -18,8 +18,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fusioner.errors import FusionerError
+from fusioner.io import MARK
 from fusioner.polygons import Polygon, join_holes
-from fusioner.visualization import colours, hex_colour
+from fusioner.visualization import colours, hex_colour, png_mark
 
 if TYPE_CHECKING:
     from fusioner.segmentation import Segmentation
@@ -219,7 +220,7 @@ def _geojson(result: "Segmentation") -> dict[str, Any]:
         }
         geometry = {"type": "MultiPolygon", "coordinates": rings}
         features.append({"type": "Feature", "id": segment.id, "properties": properties, "geometry": geometry})
-    return {"type": "FeatureCollection", "features": features}
+    return {"type": "FeatureCollection", "generator": "Fusioner", "features": features}
 
 
 def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
@@ -230,6 +231,7 @@ def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
     size = result.image.shape[:2]
     planes = (plane.astype(np.float16) for chunk in result.iter_probabilities() for plane in chunk)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.comment = MARK
         _write_array(archive, "label_map", np.uint16, size, iter([result.label_map]))
         _write_array(archive, "probabilities", np.float16, (len(result.labels), *size), planes)
         labels = np.array(result.labels)
@@ -245,7 +247,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple, 
 
 
 def _png(draw: Callable[["Segmentation"], Image.Image]) -> Callable[["Segmentation", BinaryIO], None]:
-    return lambda result, file: draw(result).save(file, format="PNG")
+    return lambda result, file: draw(result).save(file, format="PNG", pnginfo=png_mark())
 
 
 def _text(convert: Callable[["Segmentation"], str]) -> Callable[["Segmentation", BinaryIO], None]:
@@ -270,12 +272,14 @@ class Format:
         media_type: of HTTP responses.
         write: writes a segmentation to an open binary file.
         description: for menus and help.
+        mark: part of each file, by which an earlier result is told from the file of another program.
     """
 
     suffix: str
     media_type: str
     write: Callable[["Segmentation", BinaryIO], None]
     description: str
+    mark: bytes = MARK
 
 
 FORMATS: dict[str, Format] = {
@@ -283,11 +287,13 @@ FORMATS: dict[str, Format] = {
         ".overlay.png", "image/png", _png(lambda result: result.overlay()), "image with coloured masks and a legend"
     ),
     "mask": Format(".png", "image/png", _png(_mask_image), "indexed mask: 0 background, i the i-th label"),
-    "json": Format(".json", "application/json", _json(describe), "all values of the result, as JSON"),
+    "json": Format(
+        ".json", "application/json", _json(describe), "all values of the result, as JSON", b'"guided_filter"'
+    ),
     "coco": Format(".coco.json", "application/json", _json(_coco), "COCO, run lengths and polygons"),
-    "labelme": Format(".labelme.json", "application/json", _json(_labelme), "LabelMe polygons"),
-    "yolo": Format(".yolo.txt", "text/plain", _text(_yolo), "YOLO (Ultralytics) polygons"),
-    "cvat": Format(".cvat.xml", "application/xml", _text(_cvat), "CVAT for images 1.1, masks"),
+    "labelme": Format(".labelme.json", "application/json", _json(_labelme), "LabelMe polygons", b""),
+    "yolo": Format(".yolo.txt", "text/plain", _text(_yolo), "YOLO (Ultralytics) polygons", b""),
+    "cvat": Format(".cvat.xml", "application/xml", _text(_cvat), "CVAT for images 1.1, masks", b""),
     "geojson": Format(".geojson", "application/geo+json", _json(_geojson), "GeoJSON polygons, in pixels"),
     "npz": Format(".npz", "application/octet-stream", _write_npz, "NumPy: map, probabilities, labels"),
 }

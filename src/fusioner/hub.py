@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write, writable_folder
+from fusioner.io import MARK, atomic_write, check_replaceable, writable_folder
 from fusioner.model.checkpoint import save_model
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def save_pretrained(segmenter: "Segmenter", folder: str | Path, name: str = "") 
         README: model_card(segmenter.card, name or folder.absolute().name),
     }
     for file, text in texts.items():
+        check_replaceable(folder / file, b'"image_encoder"' if file == CONFIG else MARK)
         with atomic_write(folder / file) as beside:
             beside.write_text(text, "utf-8")
     return folder

@@ -32,6 +32,9 @@ _REASONS = {
     errno.EISDIR: "there is a folder of that name",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
+MARK = b"usioner"
+"""Part of every file that may be replaced by a later one of the same name; see `check_replaceable`."""
+_MARKED = 2**20  # bytes at the beginning and at the end of a file that are searched for it
 _FULL_BELOW = 2**16  # free bytes below which a device counts as full: libraries that hide the errno leave no other hint
 
 
@@ -64,6 +67,21 @@ def atomic_write(path: str | Path, flush: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder itself could not be made
             temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path, mark: bytes = MARK) -> None:
+    """Raise a FusionerError if there is a file at `path` that does not contain `mark`: another program wrote it."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_MARKED)
+            file.seek(max(0, path.stat().st_size - _MARKED))
+            if mark in head or mark in file.read():
+                return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    raise FusionerError(f"{path} exists and was not written by fusioner: choose another name or folder")
 
 
 def writable_folder(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.formats import get_format
-from fusioner.io import atomic_write
+from fusioner.io import atomic_write, check_replaceable
 from fusioner.options import InferenceOptions
 from fusioner.polygons import Polygon, trace_polygons
 from fusioner.postprocess import decide_bands, decide_logits, iter_probabilities
@@ -191,11 +191,12 @@ class Segmentation:
     ) -> dict[str, Path]:
         """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`), return paths by format.
 
-        The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. Existing files are
+        The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. Earlier results are
         replaced; if one file cannot be written, none is.
 
         Raises:
-            FusionerError: the folder cannot be written to, `stem` is no file name, or a format is unknown.
+            FusionerError: the folder cannot be written to, another program's file is there, `stem` is no file name, or
+                a format is unknown.
         """
         if not stem.strip(".") or Path(stem).name != stem:
             raise FusionerError(f"'{stem}' is no file name: give one without folders")
@@ -203,6 +204,7 @@ class Segmentation:
         paths = {name: Path(folder) / f"{stem}{writer.suffix}" for name, writer in writers.items()}
         with ExitStack() as stack:  # all files are renamed into place after the last one is written
             for name, path in paths.items():
+                check_replaceable(path, writers[name].mark)
                 with stack.enter_context(atomic_write(path)).open("wb") as file:
                     writers[name].write(self, file)
         return paths

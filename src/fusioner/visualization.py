@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write
+from fusioner.io import atomic_write, check_replaceable
 
 if TYPE_CHECKING:
     from fusioner.segmentation import Segmentation
@@ -368,6 +369,7 @@ class ContactSheet:
         """Raises FusionerError if the name does not end in .png or .jpg."""
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise FusionerError(f"a contact sheet's name must end in .png or .jpg, not {path.name!r}")
+        check_replaceable(path)
         self.paths: list[Path] = []
         self._path, self._labels, self._cells = path, labels, list[Image.Image]()
 
@@ -388,7 +390,20 @@ class ContactSheet:
         page.paste(thumbnails, (0, strip.height))
         number = len(self.paths) + 1
         path = self._path if number == 1 else self._path.with_stem(f"{self._path.stem}-{number}")
-        with atomic_write(path) as temporary:
-            page.save(temporary)
+        save_marked(page, path)
         self.paths.append(path)
         self._cells = []
+
+
+def png_mark() -> PngInfo:
+    """Return the text chunk that marks PNG files of this program, see `io.check_replaceable`."""
+    mark = PngInfo()
+    mark.add_text("Software", "Fusioner")
+    return mark
+
+
+def save_marked(image: Image.Image, path: Path) -> None:
+    """Write a PNG or JPEG file; raises FusionerError if it cannot be written or another program's file is there."""
+    check_replaceable(path)
+    with atomic_write(path) as temporary:
+        image.save(temporary, **({"pnginfo": png_mark()} if path.suffix.lower() == ".png" else {"comment": "Fusioner"}))

@@ -123,7 +123,7 @@ def test_what_is_there_is_left_alone(tiny_predict: Predict, tree: Path) -> None:
     assert len(again("--labels", "cat, spoon", "--threshold", "0.9")[0]) == 9
     words = ("--labels", "cat, spoon", "--threshold", "0.9", "--no-background")
     assert len(again(*words)[0]) == 9
-    Path("out/cat.json").write_text("[]")
+    Path("out/cat.json").write_text('{"guided_filter": null')  # cut short
     assert again(*words)[0] == {
         "cat.json",
         "cat.png",

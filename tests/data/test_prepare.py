@@ -138,7 +138,7 @@ def test_shapes_of_labelme_lie_in_their_order(tmp_path: Path):
     expected[4, 9], expected[0, 0] = 255, 0
     np.testing.assert_array_equal(masks["a"], expected)
     assert read_annotations("labelme", tmp_path / "set", None).notes == [
-        "1 shapes of kind line mark no area and were left out"
+        "1 shapes of kind line mark no area or are not supported and were left out"
     ]
 
 

@@ -235,7 +235,7 @@ def test_results_of_label_studio(tmp_path: Path):
     expected[3:7, 3:6], expected[8:, 9:11], expected[:2, :3] = 1, 2, 2
     data = folder(tmp_path / "out")
     np.testing.assert_array_equal(data.read(data.items[0])[1], expected)
-    assert project.notes == ["1 shapes of kind keypointlabels mark no area and were left out"]
+    assert project.notes == ["1 shapes of kind keypointlabels mark no area or are not supported and were left out"]
     with pytest.raises(ValueError, match="cut short"):
         fill_brush(pack_brush(brush)[:40], (HEIGHT, WIDTH))
 
@@ -253,7 +253,7 @@ def test_labels_of_yolo(tmp_path: Path, layout: str):
     expected[:5, :6] = 2
     data = folder(tmp_path / "out")
     np.testing.assert_array_equal(data.read(data.items[0])[1], expected)
-    assert project.notes == ["1 shapes of kind box mark no area and were left out"]
+    assert project.notes == ["1 shapes of kind box mark no area or are not supported and were left out"]
     (labels / "a.txt").write_text("7 0 0 1 0 1 1\n")
     with pytest.raises(FusionerError, match="no known class"):
         read_annotations("yolo", tmp_path)
@@ -280,7 +280,7 @@ def test_masks_and_polygons_of_voc(tmp_path: Path):
     assert data.classes[8] == "cat"
     np.testing.assert_array_equal(np.unique(data.read(data.by_id["a"])[1]), [0, 8, 255])
     assert data.pixel_counts(data.by_id["b"]) == {8: 25}
-    assert project.notes == ["1 shapes of kind box mark no area and were left out"]
+    assert project.notes == ["1 shapes of kind box mark no area or are not supported and were left out"]
 
 
 def test_labelme_as_it_is_found(tmp_path: Path):
@@ -297,3 +297,79 @@ def test_labelme_as_it_is_found(tmp_path: Path):
     data = folder(tmp_path / "out")
     assert data.items[0].image.read_bytes() == content
     assert data.pixel_counts(data.items[0]) == {1: 25}
+
+
+@pytest.mark.parametrize(("name", "options"), [("classes.yaml", []), ("classes.txt", ["--mask-values", "255=1"])])
+def test_masks_by_colours_or_of_0_and_255(
+    tmp_path: Path, name: str, options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    (tmp_path / "SegmentationClass").mkdir()
+    mask = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    mask[2:5] = 255 if options else (10, 20, 30)
+    Image.fromarray(mask).save(tmp_path / "SegmentationClass" / "a.png")
+    yaml = "names: [background, cat]\ncolors: {background: '#000000', cat: [10, 20, 30]}"
+    (tmp_path / name).write_text("background\ncat" if options else yaml)
+    assert convert(tmp_path, tmp_path / "out", "voc", *options) == 0
+    data = folder(tmp_path / "out")
+    assert data.classes == ("background", "cat")
+    assert data.pixel_counts(data.items[0]) == {1: 3 * WIDTH}
+    mask[0] = 77
+    Image.fromarray(mask).save(tmp_path / "SegmentationClass" / "a.png")
+    assert convert(tmp_path, tmp_path / "out", "voc", *options) == 2
+    assert ("holds value 77" if options else "colour 77,77,77") in capsys.readouterr().err
+
+
+def test_mask_values_need_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    picture(tmp_path / "a.jpg")
+    source = instances(tmp_path / "all.json", [{"segmentation": [SQUARE]}])
+    assert convert(source, tmp_path / "out", "coco", "--mask-values", "255=1") == 2
+    assert "applies to the masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_ids_given_twice_are_refused(tmp_path: Path, part: str):
+    picture(tmp_path / "a.jpg")
+    source = instances(tmp_path / "all.json", [{"segmentation": [SQUARE]}])
+    content = json.loads(source.read_text())
+    content[part].append(content[part][0] | {"name": "bird"})
+    source.write_text(json.dumps(content))
+    with pytest.raises(FusionerError, match=r"same id|have the id"):
+        read_annotations("coco", source)
+
+
+@pytest.mark.parametrize("crowd", [0, "0", 0.0, False, None])
+def test_a_crowd_is_a_number_other_than_0(tmp_path: Path, crowd: Any):
+    picture(tmp_path / "a.jpg")
+    source = instances(tmp_path / "all.json", [{"segmentation": [SQUARE], "iscrowd": crowd}])
+    assert read_annotations("coco", source).images[0].shapes[0].label == "cat"
+
+
+def test_a_turned_rectangle_of_labelme_has_four_corners(tmp_path: Path):
+    picture(tmp_path / "a.png")
+    corners = [[6, 0], [11, 5], [6, 10], [1, 5]]
+    shape = {"label": "cat", "points": corners, "shape_type": "rectangle"}
+    (tmp_path / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [shape]}))
+    prepare_folder(read_annotations("labelme", tmp_path / "a.json"), tmp_path / "out")
+    data = folder(tmp_path / "out")
+    assert 40 <= data.pixel_counts(data.items[0])[1] <= 60  # the upright box has 100
+
+
+def test_shapes_without_a_label_are_refused_or_counted(tmp_path: Path):
+    picture(tmp_path / "a.png")
+    shape = {"label": None, "points": np.reshape(SQUARE, (-1, 2)).tolist()}
+    (tmp_path / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [shape]}))
+    with pytest.raises(FusionerError, match="a class is called None"):
+        read_annotations("labelme", tmp_path)
+    region = {"type": "polygonlabels", "value": {"points": [[0, 0], [9, 0], [9, 9]]}}
+    task = {"data": {"image": "a.png"}, "annotations": [{"result": [region]}]}
+    (tmp_path / "all.json").write_text(json.dumps([task]))
+    assert read_annotations("label-studio", tmp_path / "all.json").notes == [
+        "1 regions have no label and were left out"
+    ]
+
+
+def test_tracks_of_cvat_for_video_are_named(tmp_path: Path):
+    (tmp_path / "annotations.xml").write_text("<annotations><track label='cat'/></annotations>")
+    with pytest.raises(FusionerError, match="CVAT for video"):
+        read_annotations("cvat", tmp_path)

@@ -12,11 +12,12 @@ from fusioner.data.annotation_formats import read_annotations
 from fusioner.data.base import SegmentationData, present_pairs
 from fusioner.data.check import DatasetReport, check_dataset, contact_sheet
 from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
+from fusioner.data.masks import parse_mask_values
 from fusioner.data.prepare import prepare_coco, prepare_folder
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.report import Table
-from fusioner.io import atomic_write
+from fusioner.visualization import save_marked
 
 Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]
 
@@ -72,8 +73,7 @@ def show(
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise FusionerError(f"--out must end in .png or .jpg, not {out.name!r}")
     sheet = contact_sheet(open_dataset(name, root, split, mask_values), count, columns)
-    with atomic_write(out) as temporary:
-        sheet.save(temporary)
+    save_marked(sheet, out)
     print(f"wrote {out}")
 
 
@@ -117,6 +117,7 @@ def folder_command(
     images: Annotated[Path | None, Parameter(help="Folder of the images, if not beside the annotations.")] = None,
     copy: Annotated[bool, Parameter(help="Copy the images instead of linking to them.")] = False,
     skip_missing: Annotated[bool, Parameter(help="Leave out images that are not found.")] = False,
+    mask_values: MaskValues = "",
 ) -> None:
     """Convert the annotations of another tool to a folder that data, train and evaluate read as `folder`.
 
@@ -127,10 +128,11 @@ def folder_command(
         fusioner data prepare folder labelme_files --from labelme --root my_data --copy
         fusioner data prepare folder annotations.xml --from cvat --images photos --root my_data
         fusioner data prepare folder my_project --from supervisely --root my_data
+        fusioner data prepare folder my_masks --from voc --root my_data --mask-values 255=1
     """
     if not source.exists():
         raise FusionerError(f"there is no {source}")
-    project = read_annotations(source_format, source, images, skip_missing)
+    project = read_annotations(source_format, source, images, skip_missing, parse_mask_values(mask_values))
     with progress() as track:
         prepare_folder(project, root, copy, lambda items: track(items, "converting"))
     for note in project.notes:

@@ -21,13 +21,13 @@ from fusioner.cli.options import (
     Templates,
     read_label_flags,
 )
-from fusioner.cli.predict_runner import Run, Settings, found_text, read_stdin
+from fusioner.cli.predict_runner import CSV_MARK, Run, Settings, found_text, read_stdin
 from fusioner.cli.progress import progress
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.formats import get_format
 from fusioner.image import read_image
-from fusioner.io import writable_folder
+from fusioner.io import check_replaceable, writable_folder
 from fusioner.labels import label_warnings
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import ContactSheet
@@ -67,8 +67,8 @@ def predict(
 
     Args:
         images: Picture files, folders of pictures, globs, video files, or - for a picture on the standard input.
-        out: Folder of the results; existing results of the same name are replaced. - writes the one result of one
-            picture to the standard output.
+        out: Folder of the results; earlier results of the same name are replaced, other files never. - writes the one
+            result of one picture to the standard output.
         format: Output formats, separated by commas: overlay, mask, json, coco, labelme, yolo, cvat, geojson, npz.
             Default: overlay,mask,json; for --out - mask.
         recursive: Include the subfolders of folders; results are written to subfolders of the same names.
@@ -106,6 +106,8 @@ def predict(
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
         return _to_stdout(next(iter(found)), settings, load)
     jobs = name_results(found, out, [output.suffix for output in formats.values()])
+    if csv:
+        check_replaceable(csv, CSV_MARK)
     if contact_sheet:
         results = [job.folder / f"{job.stem}{output.suffix}" for job in jobs for output in formats.values()]
         if os.path.realpath(contact_sheet) in {os.path.realpath(path) for path in (*found, *results)}:

@@ -17,7 +17,7 @@ from fusioner.cli.progress import Task
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
 from fusioner.image import ImageSource, read_image
-from fusioner.io import atomic_write, cannot_read
+from fusioner.io import atomic_write, cannot_read, check_replaceable
 from fusioner.options import InferenceOptions
 from fusioner.prefetch import map_ahead, taken_ahead
 from fusioner.segmentation import Segmentation
@@ -26,6 +26,7 @@ from fusioner.video import Video, open_video, write_video
 from fusioner.visualization import ContactSheet, add_legend, format_coverage, thumbnail
 
 CSV_COLUMNS: tuple[str, ...] = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
+CSV_MARK = ",".join(CSV_COLUMNS).encode()
 Rows = list[dict[str, Any]]
 
 
@@ -317,6 +318,7 @@ def _segment_row(item: Item, segment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, rows: Mapping[int, Rows]) -> None:
+    check_replaceable(path, CSV_MARK)
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:
         table = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
         table.writeheader()

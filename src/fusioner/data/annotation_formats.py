@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from fusioner.data.classes import PASCAL_CLASSES, read_names_file
-from fusioner.data.masks import VOC_PALETTE, Colour, read_mask
+from fusioner.data.classes import CLASS_FILES, PASCAL_CLASSES, read_class_colours, read_class_names, read_names_file
+from fusioner.data.masks import Colour, read_mask
 from fusioner.data.paths import NameIndex, find_file, read_lines
 from fusioner.data.shapes import DRAWERS, MALFORMED, Drawers, Mask, Size
 from fusioner.errors import FusionerError
@@ -112,7 +112,9 @@ class AnnotationProject:
         """Remove and count the shapes without an area, which are of kinds that have no drawer."""
         for image in self.images:
             unknown = [shape.kind for shape in image.shapes if shape.kind not in self.drawers]
-            self.left_out.update(f"shapes of kind {kind} mark no area and were left out" for kind in unknown)
+            self.left_out.update(
+                f"shapes of kind {kind} mark no area or are not supported and were left out" for kind in unknown
+            )
             image.shapes = [shape for shape in image.shapes if shape.kind in self.drawers]
 
     def merge_names(self) -> None:
@@ -130,15 +132,23 @@ class AnnotationProject:
 
 
 def read_annotations(
-    source_format: str, source: Path, images: Path | None = None, skip_missing: bool = False
+    source_format: str,
+    source: Path,
+    images: Path | None = None,
+    skip_missing: bool = False,
+    mask_values: Mapping[int, int | None] | None = None,
 ) -> AnnotationProject:
     """Read the annotations of a source in one of the formats of `READERS` and find their images.
 
     Args:
         images: folder of the images, instead of where the format has them.
         skip_missing: leave out images that are not found, instead of raising a FusionerError.
+        mask_values: of mask files (formats voc and cvat): value -> the value to read it as, None for ignored.
     """
-    project, indexes = READERS[source_format](source), dict[Path, NameIndex]()
+    if mask_values and not (source_format in ("cvat", "voc") and (source / "SegmentationClass").is_dir()):
+        raise FusionerError(f"--mask-values applies to the masks of --from voc and cvat, but {source} holds none")
+    project = voc(source, mask_values) if mask_values else READERS[source_format](source)
+    indexes: dict[Path, NameIndex] = {}
     project.remove_lines()
     for image in project.images:
         image.path = find_file(image.files, [images] if images else image.folders, indexes)
@@ -184,16 +194,20 @@ def coco(source: Path) -> AnnotationProject:
     path = _only(source, "*.json")
     project, content = AnnotationProject(path, DRAWERS["coco"], small_on_top=True), _read_json(path)
     with _reading(f"{path} is no COCO instances file, which has images, annotations and categories"):
-        categories = {_id(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+        categories = {_id(entry["id"]): _label(entry["name"]) for entry in content["categories"]}
         categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        if len(categories) < len(content["categories"]):
+            raise ValueError("two categories have the same id")
         images: dict[int | str, AnnotatedImage] = {}
         for entry in content["images"]:
             name, folders = str(entry["file_name"]), [path.parent, path.parent / "images"]
+            if _id(entry["id"]) in images:
+                raise ValueError(f"two images have the id {entry['id']}")
             images[_id(entry["id"])] = AnnotatedImage(name, [], _size(entry), [name], folders)
         for entry in content["annotations"]:
             image, category, segmentation = _id(entry["image_id"]), _id(entry["category_id"]), entry.get("segmentation")
-            if isinstance(segmentation, list):
-                segmentation = [ring for ring in segmentation if not _is_coco_box(ring)]
+            if isinstance(segmentation, list) and all(map(_is_coco_box, segmentation)):
+                segmentation = None
             if image not in images:
                 project.left_out["regions belong to images that are not listed and were left out"] += 1
             elif category not in categories:
@@ -201,7 +215,7 @@ def coco(source: Path) -> AnnotationProject:
             elif not segmentation:
                 project.left_out["regions have a box but no mask and were left out"] += 1
             else:
-                crowd = bool(entry.get("iscrowd"))
+                crowd = _whole(entry.get("iscrowd")) not in (0, None)
                 project.left_out["crowd regions are ignored"] += crowd
                 label = "ignore" if crowd else categories[category]
                 images[image].shapes.append(Shape(label, "segmentation", segmentation))
@@ -212,11 +226,13 @@ def coco(source: Path) -> AnnotationProject:
 def labelme(source: Path) -> AnnotationProject:
     """Read a folder with one LabelMe JSON per image; images are at the file's imagePath or embedded."""
     project = AnnotationProject(source, DRAWERS["labelme"])
-    for path in sorted(path for path in source.rglob("*.json") if not path.name.startswith(".")):
+    files = [source] if source.is_file() else source.rglob("*.json")
+    source = source.parent if source.is_file() else source
+    for path in sorted(path for path in files if not path.name.startswith(".")):
         content = _read_json(path)
         with _reading(f"{path} is no LabelMe file"):
             file_name = str(content.get("imagePath") or f"{path.stem}.png").replace("\\", "/")
-            shapes = [Shape(str(s["label"]), str(s.get("shape_type") or "polygon"), s) for s in content["shapes"]]
+            shapes = [Shape(_label(s["label"]), str(s.get("shape_type") or "polygon"), s) for s in content["shapes"]]
             embedded = base64.b64decode(content["imageData"]) if content.get("imageData") else None
         name = str((path.parent / Path(file_name).name).relative_to(source))
         size = _size(content, "imageHeight", "imageWidth")
@@ -239,6 +255,8 @@ def cvat(source: Path) -> AnnotationProject:
             shapes = [Shape(e.attrib["label"], e.tag, dict(e.attrib)) for e in elements if e.tag != "tag"]
             name, folders = entry.attrib["name"], [path.parent, path.parent / "images"]
             project.images.append(AnnotatedImage(name, shapes, _size(entry.attrib), [name], folders))
+        if root.find("track") is not None:
+            raise ValueError("it is one of CVAT for video, so export CVAT for images")
     return project
 
 
@@ -246,10 +264,10 @@ def supervisely(source: Path) -> AnnotationProject:
     """Read a project folder: `meta.json`, and in each data set `img/NAME` with `ann/NAME.json`."""
     project, meta = AnnotationProject(source, DRAWERS["supervisely"]), _read_json(source / "meta.json")
     with _reading(f"{source} is no Supervisely project"):
-        project.classes = [str(entry["title"]) for entry in meta["classes"]]
+        project.classes = [_label(entry["title"]) for entry in meta["classes"]]
         for path in sorted(source.glob("*/ann/*.json")):
             content, folder = _read_json(path), path.parent.parent
-            shapes = [Shape(str(e["classTitle"]), str(e["geometryType"]), e) for e in content["objects"]]
+            shapes = [Shape(_label(e["classTitle"]), str(e["geometryType"]), e) for e in content["objects"]]
             name, size = f"{folder.name}/{path.stem}", _size(content.get("size", {}))
             project.images.append(AnnotatedImage(name, shapes, size, [path.stem], [folder / "img"]))
     return project
@@ -267,6 +285,8 @@ def label_studio(source: Path) -> AnnotationProject:
             results = [r for a in task["annotations"] if not a.get("was_cancelled") for r in a["result"]]
             regions = [r for r in results if r["type"] not in ("choices", "textarea")]  # which are of the whole image
             shapes = [Shape(label, r["type"], r["value"]) for r in regions for label in r["value"].get(r["type"], ())]
+            unlabelled = sum(not r["value"].get(r["type"]) for r in regions)
+            project.left_out["regions have no label and were left out"] += unlabelled
             name = url.rsplit("/", 1)[-1]
             files = [url, name.partition("-")[2] or name]  # uploads are called XXXXXXXX-NAME
             size = _size(results[0] if results else {}, "original_height", "original_width")
@@ -300,26 +320,32 @@ def yolo(source: Path) -> AnnotationProject:
     return project
 
 
-def voc(source: Path) -> AnnotationProject:
+def voc(source: Path, mask_values: Mapping[int, int | None] | None = None) -> AnnotationProject:
     """Read a PASCAL VOC folder: JPEGImages with masks in SegmentationClass or polygons in Annotations.
 
-    The colours of the masks are those of `labelmap.txt` (`name:r,g,b::`), or else PASCAL VOC's.
+    Names and colours of the masks are those of `labelmap.txt` (`name:r,g,b::`) or of a class file in the folder, or
+    else PASCAL VOC's. `mask_values`: value -> the value to read it as, None for ignored.
     """
-    project, (names, colours) = (
-        AnnotationProject(source, DRAWERS["voc"] | {"mask value": _draw_value}),
-        _voc_classes(source),
-    )
+    project = AnnotationProject(source, DRAWERS["voc"] | {"mask value": _draw_value})
+    names, colours = _voc_classes(source)
+    _read_values.cache_clear()  # the files may have changed
+    for value, other in (mask_values or {}).items():
+        if other is not None and other not in names:
+            raise FusionerError(f"mask value {value} cannot be read as {other}, which is no class of {source}")
+        names[value] = "ignore" if other is None else names[other]
     folders = [source / "JPEGImages", source / "images", source]
     masks, entries = source / "SegmentationClass", source / "Annotations"
     files = {path.relative_to(entries).with_suffix(""): path for path in entries.rglob("*.xml")}
     files |= {path.relative_to(masks).with_suffix(""): path for path in masks.rglob("*.png")}
     for name, path in sorted(files.items()):
         if path.suffix == ".png":
-            shapes = [Shape(label, "mask value", (path, colours, value)) for value, label in names.items()]
+            shapes = [
+                Shape(label, "mask value", (path, colours, tuple(names), value)) for value, label in names.items()
+            ]
         else:
             shapes = _voc_objects(path)
         project.images.append(AnnotatedImage(str(name), shapes, None, _with_suffixes(str(name)), folders))
-    project.classes = list(names.values()) if any(masks.rglob("*.png")) else []
+    project.classes = [name for _, name in sorted(names.items())] if any(masks.rglob("*.png")) else []
     return project
 
 
@@ -335,14 +361,17 @@ READERS: dict[str, Callable[[Path], AnnotationProject]] = {
 
 
 def _voc_classes(source: Path) -> tuple[dict[int, str], tuple[tuple[Colour, int], ...]]:
-    """Names by value and pairs of colour and value, from labelmap.txt or PASCAL VOC."""
+    """Names by value, and pairs of colour and value (none: see `read_mask`)."""
     path = source / "labelmap.txt"
+    if not path.is_file() and any((source / name).is_file() for name in CLASS_FILES):
+        return {255: "ignore"} | read_class_names(source), tuple(read_class_colours(source).items())
     if not path.is_file():
-        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, tuple(VOC_PALETTE.items())
+        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, ()
     with _reading(f"{path} is no label map of CVAT"):
         entries = [line.split(":") for line in read_lines(path) if not line.startswith("#")]
         colours = {tuple(map(int, entry[1].split(","))): i for i, entry in enumerate(entries)}
-    return {i: entry[0] for i, entry in enumerate(entries)}, (((0, 0, 0), 65535), *colours.items())
+    names = {65535: "background"} | {i: entry[0] for i, entry in enumerate(entries)}
+    return names, (((0, 0, 0), 65535), *colours.items())
 
 
 def _voc_objects(path: Path) -> list[Shape]:
@@ -355,13 +384,20 @@ def _voc_objects(path: Path) -> list[Shape]:
 
 
 @lru_cache(maxsize=1)
-def _read_values(path: Path, colours: tuple[tuple[Colour, int], ...]) -> np.ndarray:
-    return read_mask(path, dict(colours))
+def _read_values(path: Path, colours: tuple[tuple[Colour, int], ...], known: tuple[int, ...]) -> np.ndarray:
+    values = read_mask(path, dict(colours) or None)
+    if unknown := set(np.unique(values).tolist()) - set(known):
+        value = max(unknown)
+        raise FusionerError(
+            f"mask {path} holds value {value}, which is no class: add it to the class file, or read it as another "
+            f"value by --mask-values {value}=1 or {value}=ignore"
+        )
+    return values
 
 
-def _draw_value(content: tuple[Path, tuple[tuple[Colour, int], ...], int], size: Size) -> Mask:
-    path, colours, value = content
-    values = _read_values(path, colours)
+def _draw_value(content: tuple[Path, tuple[tuple[Colour, int], ...], tuple[int, ...], int], size: Size) -> Mask:
+    path, colours, known, value = content
+    values = _read_values(path, colours, known)
     if values.shape != size:
         raise ValueError(f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels")
     return values == value
@@ -374,6 +410,12 @@ def _with_suffixes(stem: str) -> list[str]:
 def _is_coco_box(ring: object) -> bool:
     """Whether a polygon has four numbers or fewer, and is none of [x, y] points."""
     return isinstance(ring, list) and len(ring) <= 4 and not (ring and isinstance(ring[0], list))
+
+
+def _label(value: object) -> str:
+    if not isinstance(value, (str, int)):
+        raise ValueError(f"a class is called {value!r}")
+    return str(value)
 
 
 def _id(value: object) -> int | str:

@@ -20,6 +20,15 @@ VOC_PALETTE: dict[Colour, int] = {
 """PASCAL VOC's colours (r, g, b) -> mask value."""
 
 
+def parse_mask_values(text: str) -> dict[int, int | None]:
+    """Parse `255=1,7=ignore`: mask value -> the value to read it as, None for ignored."""
+    try:
+        entries = [entry.split("=") for entry in text.split(",") if entry]
+        return {int(value): None if other.strip() == "ignore" else int(other) for value, other in entries}
+    except ValueError:
+        raise FusionerError(f"--mask-values must be pairs like 255=1 or 7=ignore, not {text!r}") from None
+
+
 def read_mask(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
     """Read the class ids of a lossless mask file, (H, W) uint8, or uint16 if there are ids above 255.
 

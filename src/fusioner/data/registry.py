@@ -8,6 +8,7 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.benchmarks import BENCHMARKS, coco20i, coco_to_pascal, pascal
 from fusioner.data.folder import folder
 from fusioner.data.fss1000 import fss1000, mosaic4
+from fusioner.data.masks import parse_mask_values
 from fusioner.errors import FusionerError
 
 TrainableDataset = Literal[
@@ -47,11 +48,4 @@ def open_dataset(
     if name not in LOADERS:
         raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(LOADERS)}")
     data = LOADERS[name](Path(root), split, **options)
-    if not mask_values:
-        return data
-    entries = [entry.split("=") for entry in mask_values.split(",")]
-    try:
-        aliases = {int(value): None if other.strip() == "ignore" else int(other) for value, other in entries}
-    except ValueError:
-        raise FusionerError(f"--mask-values must be pairs like 255=1 or 7=ignore, not {mask_values!r}") from None
-    return data.with_mask_values(aliases)
+    return data.with_mask_values(parse_mask_values(mask_values)) if mask_values else data

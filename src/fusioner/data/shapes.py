@@ -195,7 +195,11 @@ DRAWERS: dict[str, Drawers] = {
     "labelme": {
         "polygon": lambda shape, size: fill_polygons([shape["points"]], size),
         "rotation": lambda shape, size: fill_polygons([shape["points"]], size),
-        "rectangle": lambda shape, size: fill_box(_bounds(shape["points"]), size),
+        "rectangle": lambda shape, size: (
+            fill_box(_bounds(shape["points"]), size)
+            if len(shape["points"]) == 2
+            else fill_polygons([shape["points"]], size)  # turned: four corners
+        ),
         "circle": lambda shape, size: fill_ellipse(shape["points"][0], [math.dist(*shape["points"])] * 2, size),
         "mask": lambda shape, size: paste(
             read_bitmap(base64.b64decode(shape["mask"])), *_bounds(shape["points"])[:2], size=size

@@ -251,7 +251,7 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     markdown = [f"# {_title(found)}", bullets, measures.to_markdown(), classes.to_markdown()]
     html = [html_list(remarks), measures.to_html(), "<h2>Classes</h2>", classes.to_html()]
     contents = {
-        "compare.json": json.dumps(_to_json(found), indent=2, allow_nan=False) + "\n",
+        "compare.json": json.dumps({"generator": "Fusioner"} | _to_json(found), indent=2, allow_nan=False) + "\n",
         "compare.md": "\n\n".join(markdown) + "\n",
         "compare.html": html_page(_title(found), html),
     }

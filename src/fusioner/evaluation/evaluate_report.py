@@ -32,8 +32,9 @@ _SEPARATOR = 6  # px between prediction and ground truth
 
 def write_report(folder: Path, result: EvaluationResult, origin: dict[str, Any]) -> list[Path]:
     """Write all files of a report into `folder`, created if missing, and return their paths; `origin`: `provenance`."""
+    metrics = {"generator": "Fusioner"} | to_metrics(result) | origin
     contents = {
-        "metrics.json": json.dumps(to_metrics(result) | origin, indent=2, allow_nan=False, default=str) + "\n",
+        "metrics.json": json.dumps(metrics, indent=2, allow_nan=False, default=str) + "\n",
         "report.md": markdown(result, origin),
         "report.html": _html(result, origin),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from fusioner.evaluation.bootstrap import Estimate
-from fusioner.io import atomic_write
+from fusioner.io import atomic_write, check_replaceable
 
 MEASURES = {
     "miou": ("mIoU", "mean IoU of the named classes under the protocol"),
@@ -108,7 +108,10 @@ class Table:
 
 def html_page(title: str, parts: Sequence[str]) -> str:
     """Return a standalone HTML document without scripts or links."""
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{escape(title)}</title>"
+    metadata = (
+        "<meta charset=utf-8><meta name=generator content=Fusioner><meta name=viewport content='width=device-width'>"
+    )
+    head = f"{metadata}<title>{escape(title)}</title>"
     body = f"<h1>{escape(title)}</h1>{''.join(parts)}"
     return f"<!doctype html><html lang=en>{head}<style>{_STYLE}</style><body>{body}</body></html>\n"
 
@@ -126,10 +129,15 @@ def format_estimate(estimate: Estimate | None) -> str:
 
 
 def write_files(folder: Path, contents: Mapping[str, str]) -> list[Path]:
-    """Write text files atomically into a folder, created if missing, and return their paths."""
+    """Write text files atomically into a folder, created if missing, and return their paths.
+
+    Raises FusionerError if a file cannot be written or another program's file of that name is there.
+    """
+    for name in contents:
+        check_replaceable(folder / name)
     for name, text in contents.items():
         with atomic_write(folder / name) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(text + ("\n<!-- Fusioner -->\n" if name.endswith(".md") else ""), encoding="utf-8")
     return [folder / name for name in contents]
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Integer
 
 from fusioner.data.base import Pair
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write
+from fusioner.io import atomic_write, check_replaceable
 
 IGNORED = 65535
 """Value of ignored pixels in the ground truth of an `Example`."""
@@ -147,6 +147,7 @@ def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mappi
         metadata["folds"].append({"fold": fold, "plan": plan, "groups": groups})
         arrays |= {f"{number}/{name}": array for name, array in _to_arrays(counts).items()}
     path = folder / COUNTS_FILE
+    check_replaceable(path, b"metadata.npy")
     with atomic_write(path) as beside:
         np.savez_compressed(beside, metadata=np.array(json.dumps(metadata)), **arrays)
     return path

@@ -1,6 +1,7 @@
 """Write the folder of an exported model, after checking it against torch."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -149,10 +150,13 @@ def halve(model: "ModelProto") -> "ModelProto":
 def _replace(made: Path, out: Path) -> None:
     """Move the files into `out`, the manifest last."""
     try:
+        old = [path for path in out.iterdir() if path.suffix in (*ENDINGS.values(), ".bin") and path.stem in PARTS]
+        others = [*old, *(path for path in map(out.joinpath, os.listdir(made)) if path.exists())]
+        if others and not (out / MANIFEST).exists():
+            raise FusionerError(f"{others[0]} exists and was not written by fusioner: choose another folder")
         (out / MANIFEST).unlink(missing_ok=True)
-        for old in out.iterdir():
-            if old.suffix in (*ENDINGS.values(), ".bin") and old.stem in PARTS:
-                old.unlink()
+        for path in old:
+            path.unlink()
         for file in sorted(made.iterdir(), key=lambda file: file.name == MANIFEST):
             shutil.move(file, out / file.name)
     except OSError as error:

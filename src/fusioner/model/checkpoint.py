@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write
+from fusioner.io import atomic_write, check_replaceable
 from fusioner.model.config import FusionerConfig
 
 if TYPE_CHECKING:  # exported models read cards where torch is not installed
@@ -81,6 +81,7 @@ def save_tensors(path: str | Path, state: "Mapping[str, Tensor]", metadata: dict
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    check_replaceable(Path(path))
     with atomic_write(path) as temporary:
         # Not save_file, whose files only their owner may read.
         temporary.write_bytes(save(tensors, metadata=metadata))

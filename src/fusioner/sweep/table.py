@@ -66,7 +66,7 @@ def build(sweep: Sweep, out: Path, failed: Mapping[Cell, str] | None = None, dra
 def write(table: SweepTable, out: Path) -> list[Path]:
     """Write table.json, table.md and table.html."""
     contents = {
-        "table.json": json.dumps(to_json(table), indent=2, allow_nan=False) + "\n",
+        "table.json": json.dumps({"generator": "Fusioner"} | to_json(table), indent=2, allow_nan=False) + "\n",
         "table.md": to_markdown(table),
         "table.html": to_html(table),
     }

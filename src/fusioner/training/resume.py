@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write, cannot_write
+from fusioner.io import atomic_write, cannot_write, check_replaceable
 from fusioner.training.config import LOG, RESUME
 
 FORMAT = "fusioner-training-1"
@@ -66,6 +66,7 @@ class Log:
             for text in self.path.read_text("utf-8", errors="replace").splitlines():
                 with suppress(ValueError):  # a killed run may leave half a line
                     lines.append(json.loads(text))
+        check_replaceable(self.path, b'"step": ')
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] < start), "utf-8")
 
