@@ -24,7 +24,8 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_rows_by_rows_folds_together(tmp_path: Path) -> None:
     text = (
         DATA
-        + '[grid]\nimage_encoders = ["dinov2-s+effnet-lite2", "dinov2-s@/"]\nmethods = ["fusioner", "late"]\nfolds = [0, 2]\nseeds = [0, 1]'
+        + '[grid]\nimage_encoders = ["dinov2-s+effnet-lite2", "dinov2-s@/"]\n'
+        + 'methods = ["fusioner", "late"]\nfolds = [0, 2]\nseeds = [0, 1]'
     )
     sweep = read_sweep(written(tmp_path, text + "\n[train]\nsteps = 5\nclosed_set_head = true"))
     assert len(sweep.cells) == len({cell.name for cell in sweep.cells}) == 16
