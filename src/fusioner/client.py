@@ -18,11 +18,11 @@ import httpx
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from fusioner.errors import FusionerError
 from fusioner.image import read_image
 from fusioner.options import InferenceOptions
+from fusioner.regions import Region, merge_masks, stack_masks
 from fusioner.segmentation import Segmentation
 
 ClientImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
@@ -57,8 +57,8 @@ class Client(AbstractContextManager["Client"]):
         Args:
             image: a path, a file's bytes, a Pillow image, or an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8.
             labels: names, or one string of them separated by commas.
-            options: threshold (0..1, default the model's), background (default True), mode ("auto", "whole",
-                "multicrop" or "slide").
+            options: threshold (0..1, default the model's), background (default True), overlap, instances, mode ("auto",
+                "whole", "multicrop" or "slide").
 
         Raises:
             FusionerError: the server refuses the request or does not answer.
@@ -129,11 +129,11 @@ class RemoteImage:
         return read_image(self._content)
 
     def segment(self, labels: Labels, **options: Any) -> Segmentation:
-        """Segment labels as `Client.segment` does; the options are `threshold` and `background`."""
+        """Segment labels as `Client.segment` does; all options but `mode`."""
         return _to_segmentation(self.image, self._segment(labels, "json", options).json())
 
     def export(self, labels: Labels, format: str, **options: Any) -> bytes:
-        """Return the file of another format as `Client.export` does; the options are `threshold` and `background`."""
+        """Return the file of another format as `Client.export` does; all options but `mode`."""
         return self._segment(labels, format, options).content
 
     def delete(self) -> None:
@@ -180,15 +180,27 @@ def _read_file(image: ClientImage) -> tuple[bytes, str]:
 
 
 def _to_segmentation(image: UInt8[np.ndarray, "h w 3"], description: dict[str, Any]) -> Segmentation:
-    label_map = np.zeros(image.shape[:2], np.uint16)
-    for segment in description["segments"]:
-        label_map[coco_mask.decode(segment["rle"]).astype(bool)] = segment["id"]
+    labels, segments = tuple(description["labels"]), description["segments"]
+    options = InferenceOptions(**{field.name: description[field.name] for field in fields(InferenceOptions)})
+    masks = {label: [one for one in segments if one["label"] == label] for label in labels}
+    pixels = {label: sum(one["pixels"] for one in own) for label, own in masks.items()}
+    sums = {label: sum(one["score"] * one["pixels"] for one in own) for label, own in masks.items()}
+    run_lengths = {label: merge_masks([one["rle"] for one in own]) for label, own in masks.items()}
+    regions = [
+        Region(one["label"], [np.array(ring) for ring in polygon], image.shape[:2], one["score"])
+        for one in segments
+        for polygon in one["polygons"]
+    ]
     return Segmentation(
         image=image,
-        labels=tuple(description["labels"]),
-        label_map=label_map,
-        scores={segment["label"]: segment["score"] for segment in description["segments"]},
+        labels=labels,
+        label_map=stack_masks(list(run_lengths.values()), image.shape[:2]),
+        scores={label: sums[label] / max(1, pixels[label]) for label in labels},
         name=description["image"],
         logits=None,
-        options=InferenceOptions(**{field.name: description[field.name] for field in fields(InferenceOptions)}),
+        options=options,
+        peaks={one["label"]: one["peak"] for one in segments},
+        outscored={one["label"]: one["outscored_by"] for one in segments if one["outscored_by"]},
+        run_lengths=run_lengths if options.overlap else {},
+        regions=regions if options.instances else [],
     )

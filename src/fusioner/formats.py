@@ -8,18 +8,21 @@ pixels have no annotation. `docs/results.md` describes each format.
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.etree import ElementTree
 
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from fusioner.errors import FusionerError
 from fusioner.io import MARK
+from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.polygons import Polygon, join_holes
+from fusioner.regions import Region, RunLengths, encode_empty, encode_mask
 from fusioner.visualization import colours, hex_colour, png_mark
 
 if TYPE_CHECKING:
@@ -27,40 +30,46 @@ if TYPE_CHECKING:
 
 
 class Segment:
-    """One label of a segmentation: the values that the formats write."""
+    """A label, or with the option instances a region of it: the values that the formats write."""
 
-    def __init__(self, result: "Segmentation", label: str) -> None:
-        self.result, self.label, self.id = result, label, result.number(label)
-        self.color, self.box = hex_colour(self.id), list(result.boxes[label])
-        self.pixels = result.areas[label]
+    def __init__(self, result: "Segmentation", label: str, region: Region | None = None) -> None:
+        self.result, self.label, self.id, self.region = result, label, result.number(label), region
+        self.color, self.box = hex_colour(self.id), list(region.box if region else result.boxes[label])
+        self.pixels = region.pixels if region else result.areas[label]
         self.coverage = round(self.pixels / result.label_map.size, 6)
-        self.score = round(result.scores[label], 6)
+        self.score = round(region.score if region else result.scores[label], 6)
+        self.peak, self.outscored_by = round(result.peaks[label], 6), result.outscored.get(label)
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "h w"]:
+        return self.region.mask if self.region else self.result.mask(self.label)
 
     @property
     def polygons(self) -> list[Polygon]:
-        return self.result.polygons(self.label)
+        return [self.region.polygon] if self.region else self.result.polygons(self.label)
 
     @property
-    def rle(self) -> dict[str, Any]:
+    def rle(self) -> RunLengths:
         """COCO's compressed run-length encoding: {"size": [height, width], "counts": str}."""
-        size = [self.result.height, self.result.width]
-        encoded: Any
-        if self.pixels:
-            encoded = coco_mask.encode(np.asfortranarray(self.result.mask(self.label)).view(np.uint8))
-        else:
-            empty: Any = {"size": size, "counts": [self.result.label_map.size]}
-            encoded = coco_mask.frPyObjects(empty, *size)
-        return {"size": size, "counts": encoded["counts"].decode("ascii")}
+        if self.region:
+            return self.region.run_lengths
+        if self.result.options.overlap:
+            return self.result.run_lengths[self.label]
+        return encode_mask(self.mask) if self.pixels else encode_empty(self.result.label_map.shape)
 
 
 def segments(result: "Segmentation") -> list[Segment]:
-    """Return all labels, in their order."""
-    return [Segment(result, label) for label in result.labels]
+    """Return all labels, in their order; with the option instances the regions of those that have some."""
+    found = [Segment(result, region.label, region) for region in result.regions]
+    labels = {segment.label for segment in found}
+    found += [Segment(result, label) for label in result.labels if label not in labels]
+    return sorted(found, key=lambda segment: segment.id)
 
 
 def found_segments(result: "Segmentation") -> list[Segment]:
-    """Return the labels that have pixels, largest first."""
-    return [Segment(result, label) for label in result.found]
+    """Return the labels that have pixels, or their regions, the largest label first."""
+    order = list(result.found)
+    return sorted((one for one in segments(result) if one.pixels), key=lambda one: order.index(one.label))
 
 
 def describe(result: "Segmentation") -> dict[str, Any]:
@@ -75,6 +84,7 @@ def describe(result: "Segmentation") -> dict[str, Any]:
         "height": result.height,
         "labels": list(result.labels),
         **result.options.to_dict(),
+        "notes": result.notes,
         "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
         "segments": [
             {
@@ -84,6 +94,8 @@ def describe(result: "Segmentation") -> dict[str, Any]:
                 "pixels": segment.pixels,
                 "coverage": segment.coverage,
                 "score": segment.score,
+                "peak": segment.peak,
+                "outscored_by": segment.outscored_by,
                 "box": segment.box,
                 "rle": segment.rle,
                 "polygons": [[ring.tolist() for ring in polygon] for polygon in segment.polygons],
@@ -107,8 +119,21 @@ def _mask_image(result: "Segmentation") -> Image.Image:
     return image
 
 
+def _write_masks(result: "Segmentation", file: BinaryIO) -> None:
+    """ZIP archive of a grey PNG (0 or 255) per label, or per region of it: `1-cat.png`, `2-sofa.png`."""
+    taken = Counter[int]()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = MARK
+        for segment in found_segments(result):
+            taken[segment.id] += 1
+            part = f"-{taken[segment.id]}" if segment.region else ""
+            name = re.sub(r"\W+", "_", segment.label)[:50]
+            with archive.open(zipfile.ZipInfo(f"{segment.id}-{name}{part}.png"), "w") as entry:
+                Image.fromarray(segment.mask).convert("L").save(entry, format="PNG")
+
+
 def _coco(result: "Segmentation") -> dict[str, Any]:
-    """COCO instances: one annotation per label, its number as category.
+    """COCO instances: one annotation per label or region, the label's number as category.
 
     `segmentation` is the run-length encoding. `polygons` is an addition for programs that read polygons only: one flat
     list [x1, y1, x2, y2, ...] per region, from which pycocotools makes the same mask.
@@ -119,7 +144,7 @@ def _coco(result: "Segmentation") -> dict[str, Any]:
         "categories": [{"id": i, "name": label} for i, label in enumerate(result.labels, start=1)],
         "annotations": [
             {
-                "id": segment.id,
+                "id": place,
                 "image_id": 1,
                 "category_id": segment.id,
                 "segmentation": segment.rle,
@@ -129,7 +154,7 @@ def _coco(result: "Segmentation") -> dict[str, Any]:
                 "iscrowd": 0,
                 "score": segment.score,
             }
-            for segment in found_segments(result)
+            for place, segment in enumerate(found_segments(result), start=1)
         ],
     }
 
@@ -171,7 +196,7 @@ def _yolo(result: "Segmentation") -> str:
 
 
 def _cvat(result: "Segmentation") -> str:
-    """CVAT for images 1.1: one mask per label, as row-major run lengths within its box."""
+    """CVAT for images 1.1: one mask per label or region, as row-major run lengths within its box."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
@@ -184,7 +209,7 @@ def _cvat(result: "Segmentation") -> str:
     image = ElementTree.SubElement(root, "image", {"id": "0", "name": _xml_text(result.name), **size})
     for segment in found_segments(result):
         left, top, width, height = segment.box
-        mask = result.label_map[top : top + height, left : left + width] == segment.id
+        mask = segment.mask[top : top + height, left : left + width]
         changes = np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=~mask[-1, -1]))
         attributes = {
             "label": _xml_text(segment.label),
@@ -208,9 +233,9 @@ def _xml_text(text: str) -> str:
 
 
 def _geojson(result: "Segmentation") -> dict[str, Any]:
-    """One feature per label, a MultiPolygon with holes; coordinates are pixels, x to the right and y down."""
+    """One feature per label or region, a MultiPolygon with holes; coordinates are pixels, x to the right and y down."""
     features = []
-    for segment in found_segments(result):
+    for place, segment in enumerate(found_segments(result), start=1):
         rings = [[[*ring.tolist(), ring[0].tolist()] for ring in polygon] for polygon in segment.polygons]
         properties = {
             "label": segment.label,
@@ -219,14 +244,15 @@ def _geojson(result: "Segmentation") -> dict[str, Any]:
             "score": segment.score,
         }
         geometry = {"type": "MultiPolygon", "coordinates": rings}
-        features.append({"type": "Feature", "id": segment.id, "properties": properties, "geometry": geometry})
+        features.append({"type": "Feature", "id": place, "properties": properties, "geometry": geometry})
     return {"type": "FeatureCollection", "generator": "Fusioner", "features": features}
 
 
 def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
     """`label_map` (H, W) uint16, `probabilities` (K, H, W) float16 and `labels`; no pickle.
 
-    Probabilities are written a few labels at a time to limit memory.
+    With the option overlap also `masks` (K, H, W) bool. Probabilities are written a few labels at a time, to limit
+    memory.
     """
     size = result.image.shape[:2]
     planes = (plane.astype(np.float16) for chunk in result.iter_probabilities() for plane in chunk)
@@ -234,6 +260,9 @@ def _write_npz(result: "Segmentation", file: BinaryIO) -> None:
         archive.comment = MARK
         _write_array(archive, "label_map", np.uint16, size, iter([result.label_map]))
         _write_array(archive, "probabilities", np.float16, (len(result.labels), *size), planes)
+        if result.options.overlap:
+            masks = (result.mask(label) for label in result.labels)
+            _write_array(archive, "masks", np.bool_, (len(result.labels), *size), masks)
         labels = np.array(result.labels)
         _write_array(archive, "labels", labels.dtype, labels.shape, iter([labels]))
 
@@ -287,6 +316,9 @@ FORMATS: dict[str, Format] = {
         ".overlay.png", "image/png", _png(lambda result: result.overlay()), "image with coloured masks and a legend"
     ),
     "mask": Format(".png", "image/png", _png(_mask_image), "indexed mask: 0 background, i the i-th label"),
+    "binary": Format(
+        ".masks.zip", "application/zip", _write_masks, "a black and white PNG per label, in a ZIP archive"
+    ),
     "json": Format(
         ".json", "application/json", _json(describe), "all values of the result, as JSON", b'"guided_filter"'
     ),
@@ -300,8 +332,15 @@ FORMATS: dict[str, Format] = {
 """Name -> output format, for `Segmentation.save` and `to_bytes`."""
 
 
-def get_format(name: str) -> Format:
-    """Return a format by name; FusionerError if it is unknown."""
+def default_formats(options: InferenceOptions) -> tuple[str, ...]:
+    """Return the formats that are written where none is named."""
+    return "overlay", "binary" if options.overlap else "mask", "json"
+
+
+def get_format(name: str, options: InferenceOptions = DEFAULT_OPTIONS) -> Format:
+    """Return a format by name; FusionerError if it is unknown or cannot hold results of these options."""
+    if name == "mask" and options.overlap:
+        raise FusionerError("the format mask holds one label per pixel: choose binary for overlapping masks")
     if name not in FORMATS:
         raise FusionerError(f"there is no format '{name}': choose from {', '.join(FORMATS)}")
     return FORMATS[name]

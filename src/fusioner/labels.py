@@ -1,7 +1,9 @@
 """Parse and check labels; find hypernyms, hyponyms and inflected words by the trained classes."""
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusioner.errors import FusionerError
+from fusioner.weights import weights_file
 
 MAX_LABELS = 65_535  # of a 16-bit mask
 
@@ -146,6 +149,30 @@ def label_warnings(labels: Sequence[str]) -> list[str]:
     return warnings
 
 
+def find_uncommon(labels: Sequence[str]) -> list[str]:
+    """Return the labels with a last word that is no common English one: not in MiniLM's vocabulary or our word lists.
+
+    Most words of other languages are among them, and rare English ones.
+    """
+    last_words = {label: re.findall("[a-z]+", label.casefold())[-1:] for label in labels}
+    common = _common_words()
+    return [label for label, words in last_words.items() if words and not common.intersection(_singulars(words[0]))]
+
+
+@cache
+def _common_words() -> frozenset[str]:
+    words = set(json.loads(weights_file("minilm.tokenizer.json").read_text("utf-8"))["model"]["vocab"])
+    for name in ("synonyms.json", "hyponyms.json", "hypernyms.json", "parts.json"):
+        for label, others in read_word_lists("packaged", name).items():
+            words.update(*(phrase.split() for phrase in (label, *others)))
+    return frozenset(words)
+
+
+def _singulars(word: str) -> list[str]:
+    """Return a word and what it may be the plural of."""
+    return [word, *(word[: -len(end)] + base for end, base in PLURAL_ENDINGS if word.endswith(end))]
+
+
 class LabelHierarchy:
     """Trained classes that stand for free-form labels: members of hypernyms, and classes above hyponyms.
 
@@ -181,8 +208,7 @@ class LabelHierarchy:
         if word in self._trained or word in self._members:
             return ()
         for phrase in dict.fromkeys((word, strip_modifiers(word))):
-            bases = (phrase[: -len(end)] + base for end, base in PLURAL_ENDINGS if phrase.endswith(end))
-            for form in (phrase, *bases):
+            for form in _singulars(phrase):
                 if form in self._trained:
                     return (self._trained[form],)
                 if form in self._classes:

@@ -13,7 +13,8 @@ Mode = Literal["auto", "whole", "multicrop", "slide"]
 class InferenceOptions:
     """How an image is segmented.
 
-    Raises FusionerError for an unknown mode, a scale outside (0, 16] or a threshold outside [0, 1].
+    Raises FusionerError for an unknown mode, a scale outside (0, 16], a threshold outside [0, 1], or overlap without
+    background.
 
     Attributes:
         mode: whole: encode the whole image at once, resized to the training size; multicrop: also four overlapping
@@ -25,6 +26,10 @@ class InferenceOptions:
             card says.
         threshold: Minimum probability of a labelled pixel, 0 to 1. Default: the model's own.
         background: Leave pixels without a label where no label reaches the threshold; off: label every pixel.
+        overlap: Give every label a mask of its own: all pixels at which its probability exceeds the threshold, also
+            where another label is likelier.
+        instances: List the connected regions of a label as separate objects in json, coco, labelme, yolo, cvat, geojson
+            and tables. They are not counted individuals: objects that touch are one region.
     """
 
     mode: Mode = "auto"
@@ -32,6 +37,8 @@ class InferenceOptions:
     guided_filter: bool | None = None
     threshold: float | None = None
     background: bool = True
+    overlap: bool = False
+    instances: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -39,6 +46,10 @@ class InferenceOptions:
         object.__setattr__(self, "tta_scales", check_scales(self.tta_scales))
         if self.threshold is not None:
             check_threshold(self.threshold)
+        if self.overlap and not self.background:
+            raise FusionerError(
+                "overlapping masks are those above the threshold: do not combine overlap and no background"
+            )
 
     def check_slide(self) -> None:
         """Raise FusionerError if mode slide is combined with an option that does not apply to it."""
@@ -67,3 +78,4 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 DEFAULT_OPTIONS = InferenceOptions()
+ENCODING_OPTIONS = ("mode", "tta_scales", "guided_filter")  # the others are options of the decision

@@ -78,6 +78,45 @@ def decide_bands(
         yield rows, numbers, best
 
 
+def iter_masks(
+    logits: Float[np.ndarray, "k h w"], size: tuple[int, int], threshold: float = 0.5
+) -> Iterator[tuple[Bool[np.ndarray, "H W"], float]]:
+    """Yield for every label the mask of its probabilities above the threshold, at `size`, and their mean in the mask.
+
+    The mean is 0 for a mask without pixels. Masks of different labels may overlap.
+
+    Raises:
+        FusionerError: `threshold` is not in [0, 1].
+    """
+    floor = _logit(check_threshold(threshold))
+    for plane in logits:
+        if plane.max() <= floor:
+            yield np.zeros(size, bool), 0.0
+            continue
+        plane = upsample(plane[None], size)[0]
+        mask = plane > floor
+        yield mask, float(sigmoid(plane[mask]).mean(dtype=np.float64)) if mask.any() else 0.0
+
+
+def find_outscoring(
+    logits: Float[np.ndarray, "k h w"], labels: Sequence[int], threshold: float
+) -> Iterator[tuple[int, int]]:
+    """Yield those of the labels (indices) that exceed the threshold somewhere, each with the label that outscores it.
+
+    That is the label which wins most of the cells where the probability of the former exceeds the threshold.
+    """
+    floor, winners = _logit(check_threshold(threshold)), None
+    for label in labels:
+        cells = logits[label] > floor
+        if not cells.any():
+            continue
+        winners = _argmax(logits)[1] if winners is None else winners
+        counts = np.bincount(winners[cells], minlength=len(logits))
+        counts[label] = 0
+        if counts.any():
+            yield label, int(counts.argmax())
+
+
 def _candidate_labels(logits: Float[np.ndarray, "k h w"], floor: float) -> Int[np.ndarray, " n"]:
     """Return the indices of labels that can win at some interpolated pixel, usually few of many labels.
 

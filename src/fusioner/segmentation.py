@@ -1,4 +1,7 @@
-"""The result of segmenting one image."""
+"""The result of segmenting one image.
+
+Letters: K labels, h w pixels, gh gw the network's resolution.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,11 +15,22 @@ from jaxtyping import Bool, Float, Float16, UInt8, UInt16
 from PIL import Image
 
 from fusioner.errors import FusionerError
-from fusioner.formats import get_format
+from fusioner.formats import default_formats, get_format
 from fusioner.io import atomic_write, check_replaceable
+from fusioner.labels import find_uncommon, label_warnings
 from fusioner.options import InferenceOptions
-from fusioner.polygons import Polygon, trace_polygons
-from fusioner.postprocess import decide_bands, decide_logits, iter_probabilities
+from fusioner.polygons import Polygon
+from fusioner.postprocess import decide_bands, decide_logits, find_outscoring, iter_masks, iter_probabilities, sigmoid
+from fusioner.regions import (
+    Region,
+    RunLengths,
+    count_pixels,
+    decode_mask,
+    encode_mask,
+    find_regions,
+    stack_masks,
+    trace_box,
+)
 from fusioner.visualization import overlay as draw_overlay
 
 
@@ -27,12 +41,19 @@ class Segmentation:
     Attributes:
         image: upright RGB.
         labels: the labels; the i-th (from 1) is `i` in `label_map`.
-        label_map: for every pixel the number of its label; 0 is background.
+        label_map: for every pixel the number of its label; 0 is background. With the option overlap: of the label whose
+            mask is the smallest there.
         scores: label -> mean probability over its pixels; 0.0 if it has none.
         name: the image's file name, if it came from a file.
         logits: at the network's resolution. Full-resolution probabilities are computed from them on access, a few
             labels at a time, because all of them may not fit into memory. None in results of `fusioner.Client`.
         options: how the image was segmented, with the threshold that was used.
+        peaks: label -> its highest probability in the image, at the network's resolution.
+        outscored: label without pixels although its probability exceeds the threshold somewhere -> the label that is
+            likelier in most of these places.
+        run_lengths: with the option overlap: label -> its mask, as COCO's compressed run lengths.
+        regions: with the option instances: the connected regions of all labels, in the order of the labels, the largest
+            of each first.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -42,6 +63,10 @@ class Segmentation:
     name: str
     logits: Float[np.ndarray, "k gh gw"] | None = field(repr=False)
     options: InferenceOptions
+    peaks: dict[str, float] = field(default_factory=dict)
+    outscored: dict[str, str] = field(default_factory=dict)
+    run_lengths: dict[str, RunLengths] = field(default_factory=dict, repr=False)
+    regions: list[Region] = field(default_factory=list, repr=False)
 
     @classmethod
     def from_logits(
@@ -53,21 +78,28 @@ class Segmentation:
         *,
         name: str = "image",
     ) -> "Segmentation":
-        """Assign a label to every pixel of `image` from logits of any resolution; the default threshold is 0.5."""
+        """Decide the pixels of `image` from logits of any resolution; the default threshold is 0.5."""
         logits, options = np.asarray(logits), options or InferenceOptions()
         threshold = 0.5 if options.threshold is None else options.threshold
         options = replace(options, threshold=threshold, guided_filter=bool(options.guided_filter))
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
-        size = image.shape[:2]
-        label_map = np.empty(size, np.uint16)
-        sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
-        for rows, numbers, best in decide_bands(logits, size, threshold, options.background):
-            label_map[rows] = numbers
-            sums += np.bincount(numbers.ravel(), best.ravel(), len(sums))
-            pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
-        means = (sums / np.maximum(pixels, 1)).tolist()[1:]
-        return cls(
+        size, run_lengths = image.shape[:2], {}
+        if options.overlap:
+            masks = ((encode_mask(mask), score) for mask, score in iter_masks(logits, size, threshold))
+            encoded, means = zip(*masks, strict=True)
+            run_lengths = dict(zip(labels, encoded, strict=True))
+            label_map = stack_masks(list(encoded), size)
+        else:
+            label_map = np.empty(size, np.uint16)
+            sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
+            for rows, numbers, best in decide_bands(logits, size, threshold, options.background):
+                label_map[rows] = numbers
+                sums += np.bincount(numbers.ravel(), best.ravel(), len(sums))
+                pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
+            means = (sums / np.maximum(pixels, 1)).tolist()[1:]
+        peaks = sigmoid(logits.reshape(len(logits), -1).max(axis=1)).tolist()
+        result = cls(
             image=image,
             labels=tuple(labels),
             label_map=label_map,
@@ -75,7 +107,17 @@ class Segmentation:
             name=name,
             logits=logits,
             options=options,
+            peaks=dict(zip(labels, peaks, strict=True)),
+            run_lengths=run_lengths,
         )
+        missing = [number for number, label in enumerate(labels) if not result.areas[label]]
+        pairs = find_outscoring(logits, missing, threshold)
+        result.outscored = {labels[missed]: labels[winner] for missed, winner in pairs}
+        if options.instances:
+            for label in (label for label in labels if result.areas[label]):
+                mask, probability = result.mask(label), result.probability(label)
+                result.regions += find_regions(label, mask, probability, result.boxes[label])
+        return result
 
     def __repr__(self) -> str:
         found = ", ".join(f"{label} {share:.1%}" for label, share in self.found.items()) or "nothing found"
@@ -92,6 +134,8 @@ class Segmentation:
     @cached_property
     def areas(self) -> dict[str, int]:
         """Label -> number of pixels."""
+        if self.options.overlap:
+            return {label: count_pixels(mask) for label, mask in self.run_lengths.items()}
         counts = np.bincount(self.label_map.ravel(), minlength=len(self.labels) + 1)[1:]
         return dict(zip(self.labels, counts.tolist(), strict=True))
 
@@ -124,14 +168,12 @@ class Segmentation:
 
     def mask(self, label: str) -> Bool[np.ndarray, "h w"]:
         """Return the mask of `label`; FusionerError if it is not one of the labels."""
-        return self.label_map == self.number(label)
+        number = self.number(label)
+        return decode_mask(self.run_lengths[label]) if self.options.overlap else self.label_map == number
 
     def polygons(self, label: str) -> list[Polygon]:
         """Return the outlines of the label's regions along pixel edges with their holes, see `fusioner.polygons`."""
-        number = self.number(label)
-        x, y, width, height = self.boxes[label]
-        mask = self.label_map[y : y + height, x : x + width] == number
-        return [[ring + np.array([x, y]) for ring in polygon] for polygon in trace_polygons(mask)]
+        return trace_box(self.mask(label), self.boxes[label])
 
     def cutout(self, label: str, *, soft: bool = False, crop: bool = True) -> Image.Image:
         """Return the label's pixels as RGBA.
@@ -159,7 +201,7 @@ class Segmentation:
 
     @cached_property
     def confidence(self) -> Float16[np.ndarray, "h w"]:
-        """Confidence of the decision at every pixel: the label's probability, or 1 - the largest one for background."""
+        """Confidence of the decision at every pixel: the largest probability, or 1 - the largest one for background."""
         _, best = decide_logits(self._require_logits(), self.image.shape[:2], background=False)
         return np.where(self.label_map, best, 1 - best).astype(np.float16)
 
@@ -184,23 +226,36 @@ class Segmentation:
 
     def overlay(self, *, opacity: float = 0.45, legend: bool = True) -> Image.Image:
         """Draw the masks in colour over the image, and a legend of names and coverage below it."""
-        return draw_overlay(self.image, self.label_map, self.labels, opacity=opacity, legend=legend)
+        return draw_overlay(self.image, self.layers, self.labels, opacity=opacity, legend=legend)
 
-    def save(
-        self, folder: str | Path, stem: str = "image", formats: Sequence[str] = ("overlay", "mask", "json")
-    ) -> dict[str, Path]:
+    @property
+    def layers(self) -> list[UInt16[np.ndarray, "h w"]]:
+        """Label maps to draw one over the other: one, or with the option overlap one per label, the largest first."""
+        if not self.options.overlap:
+            return [self.label_map]
+        return [self.mask(label) * np.uint16(self.number(label)) for label in self.found] or [self.label_map]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about labels that cannot be expected to be found, see `label_warnings` and `find_uncommon`."""
+        uncommon = find_uncommon([label for label in self.labels if label.isascii() and label not in self.found])
+        hint = f"not found, and no common English words: {', '.join(uncommon)}"
+        return label_warnings(self.labels) + ([hint] if uncommon else [])
+
+    def save(self, folder: str | Path, stem: str = "image", formats: Sequence[str] | None = None) -> dict[str, Path]:
         """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`), return paths by format.
 
-        The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask) and `<stem>.json`. Earlier results are
-        replaced; if one file cannot be written, none is.
+        The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask; with the option overlap `<stem>.masks.zip`)
+        and `<stem>.json`. Earlier results are replaced; if one file cannot be written, none is.
 
         Raises:
-            FusionerError: the folder cannot be written to, another program's file is there, `stem` is no file name, or
-                a format is unknown.
+            FusionerError: the folder cannot be written to, another program's file is there, `stem` is no file name, a
+                format is unknown, or it cannot hold overlapping masks.
         """
+        formats = default_formats(self.options) if formats is None else formats
         if not stem.strip(".") or Path(stem).name != stem:
             raise FusionerError(f"'{stem}' is no file name: give one without folders")
-        writers = {name: get_format(name) for name in formats}
+        writers = {name: get_format(name, self.options) for name in formats}
         paths = {name: Path(folder) / f"{stem}{writer.suffix}" for name, writer in writers.items()}
         with ExitStack() as stack:  # all files are renamed into place after the last one is written
             for name, path in paths.items():
@@ -210,7 +265,7 @@ class Segmentation:
         return paths
 
     def to_bytes(self, format: str) -> bytes:
-        """Return the content of the file that `save` writes; FusionerError if the format is unknown."""
+        """Return the content of the file that `save` writes; FusionerError as there."""
         stream = BytesIO()
-        get_format(format).write(self, stream)
+        get_format(format, self.options).write(self, stream)
         return stream.getvalue()

@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from fusioner.errors import FusionerError
 from fusioner.image import ImageSource, read_image
 from fusioner.labels import LabelHierarchy, check_labels
-from fusioner.options import DEFAULT_OPTIONS, InferenceOptions, Mode
+from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, InferenceOptions, Mode
 from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, iter_probabilities, mean_logits, upsample
 from fusioner.segmentation import Segmentation
 from fusioner.sliding_window import Canvas, Origin, WindowGrid
@@ -305,7 +305,7 @@ class Segmenter:
         return self
 
     def segment(self, labels: Sequence[str] | str, **changes: Any) -> Segmentation:
-        """Segment the current image by `labels`; `changes` are its options `threshold` and `background`."""
+        """Segment the current image by `labels`; `changes` are options of the decision, such as `threshold`."""
         if self._current is None:
             raise FusionerError("there is no current image: call set_image first")
         names = check_labels(labels)
@@ -460,9 +460,8 @@ class Segmenter:
         logits: Float[np.ndarray, "k h w"],
         options: InferenceOptions | None = None,
     ) -> Segmentation:
-        """Return the result of `low_res_logits`; only `threshold` and `background` of the options apply."""
-        options = self.resolve(options)
-        options = replace(encoded.options, threshold=options.threshold, background=options.background)
+        """Return the result of `low_res_logits`; options of the encoding are those that the image was encoded with."""
+        options = replace(self.resolve(options), **{name: getattr(encoded.options, name) for name in ENCODING_OPTIONS})
         with _clear_memory_errors(encoded.name):
             return Segmentation.from_logits(encoded.image, labels, logits, options, name=encoded.name)
 

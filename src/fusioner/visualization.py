@@ -105,7 +105,7 @@ def _gamma(value: float) -> float:
 
 def overlay(
     image: UInt8[np.ndarray, "h w 3"],
-    label_map: Integer[np.ndarray, "h w"],
+    layers: Sequence[Integer[np.ndarray, "h w"]],
     labels: Sequence[str],
     *,
     opacity: float = 0.45,
@@ -115,20 +115,21 @@ def overlay(
 
     Args:
         image: upright RGB.
-        label_map: for every pixel the number of its label, from 1; 0 is background.
+        layers: label maps, drawn one over the other: for every pixel the number of its label, from 1, or 0.
         labels: the names.
         opacity: of the masks, 0..1; outlines are solid.
         legend: whether to add the legend.
     """
-    coverage = np.bincount(label_map.ravel(), minlength=len(labels) + 1)[1:] / label_map.size
-    height, width = label_map.shape
+    counts = np.sum([np.bincount(layer.ravel(), minlength=len(labels) + 1) for layer in layers], axis=0)
+    coverage = counts[1:] / layers[0].size
+    height, width = layers[0].shape
     longest = max(width, height)
     if not MIN_SIDE <= longest <= MAX_SIDE:
         factor = -(-MIN_SIDE // longest) if longest < MIN_SIDE else MAX_SIDE / longest
         size = max(1, round(width * factor)), max(1, round(height * factor))
         resample = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX
-        image, label_map = resize_with_map(image, label_map, size, resample)
-    picture = Image.fromarray(draw_masks(image, label_map, opacity))
+        image, layers = resize_with_maps(image, layers, size, resample)
+    picture = Image.fromarray(draw_masks(image, layers, opacity))
     if not legend:
         return picture
     order = sorted(range(len(labels)), key=lambda index: -coverage[index])
@@ -137,31 +138,37 @@ def overlay(
 
 
 def draw_masks(
-    image: UInt8[np.ndarray, "h w 3"], label_map: Integer[np.ndarray, "h w"], opacity: float
+    image: UInt8[np.ndarray, "h w 3"], layers: Sequence[Integer[np.ndarray, "h w"]], opacity: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Colour the pixels of every label and outline each region; lines are 1/300 of the longest side wide."""
+    """Colour the pixels of every label and outline each region; lines are 1/300 of the longest side wide.
+
+    `layers` are label maps, drawn one over the other.
+    """
     photo = Image.fromarray(image)
-    solid = Image.fromarray(np.asarray(colours(int(label_map.max()) + 1), np.uint8)[label_map])
-    inside = label_map > 0
+    labelled = np.any([layer > 0 for layer in layers], axis=0)
     # The background is darkened slightly, unless nothing was found.
-    background = _darken(photo, 0.82) if inside.any() else photo
-    canvas = Image.composite(Image.blend(photo, solid, opacity), background, _to_pillow_mask(inside))
-    thickness = max(1, round(max(label_map.shape) / 300))
-    rim = _borders(label_map, max(1, thickness // 2)) & ~inside  # keeps the line visible on bright ground
-    canvas.paste(_darken(photo, 0.37), mask=_to_pillow_mask(rim))
-    canvas.paste(solid, mask=_to_pillow_mask(_borders(label_map, thickness) & inside))
+    canvas = Image.composite(photo, _darken(photo, 0.82), _to_pillow_mask(labelled)) if labelled.any() else photo
+    thickness = max(1, round(max(labelled.shape) / 300))
+    for layer in layers:
+        solid = Image.fromarray(np.asarray(colours(int(layer.max()) + 1), np.uint8)[layer])
+        inside = layer > 0
+        canvas.paste(Image.blend(canvas, solid, opacity), mask=_to_pillow_mask(inside))
+        rim = _borders(layer, max(1, thickness // 2)) & ~inside  # keeps the line visible on bright ground
+        canvas.paste(_darken(photo, 0.37), mask=_to_pillow_mask(rim))
+        canvas.paste(solid, mask=_to_pillow_mask(_borders(layer, thickness) & inside))
     return np.asarray(canvas)
 
 
-def resize_with_map(
+def resize_with_maps(
     rgb: UInt8[np.ndarray, "h w 3"],
-    label_map: Integer[np.ndarray, "h w"],
+    label_maps: Sequence[Integer[np.ndarray, "h w"]],
     size: tuple[int, int],
     resample: Image.Resampling = Image.Resampling.LANCZOS,
-) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Integer[np.ndarray, "h2 w2"]]:
-    """Resize an image and its label map to `size` (width, height) before drawing, so that lines stay crisp."""
-    numbers = Image.fromarray(label_map.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(Image.fromarray(rgb).resize(size, resample)), np.asarray(numbers)
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], list[Integer[np.ndarray, "h2 w2"]]]:
+    """Resize an image and its label maps to `size` (width, height) before drawing, so that lines stay crisp."""
+    nearest = Image.Resampling.NEAREST
+    resized = [np.asarray(Image.fromarray(numbers.astype(np.int32)).resize(size, nearest)) for numbers in label_maps]
+    return np.asarray(Image.fromarray(rgb).resize(size, resample)), resized
 
 
 def _darken(image: Image.Image, factor: float) -> Image.Image:
@@ -352,7 +359,7 @@ def thumbnail(result: "Segmentation", name: str) -> Image.Image:
     """Draw a result `THUMBNAIL_WIDTH` px wide and at most twice as high, its name below."""
     scale = min(THUMBNAIL_WIDTH / result.width, 2 * THUMBNAIL_WIDTH / result.height)
     size = max(1, round(result.width * scale)), max(1, round(result.height * scale))
-    picture = Image.fromarray(draw_masks(*resize_with_map(result.image, result.label_map, size), opacity=0.45))
+    picture = Image.fromarray(draw_masks(*resize_with_maps(result.image, result.layers, size), opacity=0.45))
     text = name if len(name) <= 34 else f"{name[:17]}…{name[-17:]}"  # both ends distinguish file names
     line = draw_text(text, THUMBNAIL_FONT_SIZE, INK)
     return _stack(picture, line.crop((0, 0, THUMBNAIL_WIDTH, line.height)))

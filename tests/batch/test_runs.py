@@ -173,6 +173,7 @@ def children(root: int, name: str) -> list[int]:
         (["--address", "auto"], "--address is that of a Ray cluster: add --engine ray"),
         (["--model", "missing.safetensors"], "cannot read the model"),
         (["--threshold", "2"], "the threshold must be a probability"),
+        (["--masks", "--overlap"], "--masks writes one label per pixel: omit it with --overlap"),
         (["--column", "x", "--device", "gpu"], "there is no device 'gpu'"),
     ],
 )

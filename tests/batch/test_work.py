@@ -1,5 +1,6 @@
 """What a worker makes of a shard."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
@@ -21,7 +23,6 @@ from fusioner.options import InferenceOptions
 from fusioner.segmenter import load
 
 MakeJob = Callable[..., Job]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 
 
 def do_all(job: Job, size: int = 8) -> list[dict[str, Any]]:
@@ -66,6 +67,7 @@ def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> No
         {"options": InferenceOptions(threshold=0.9)},
         {"options": InferenceOptions(background=False)},
         {"options": InferenceOptions(mode="slide")},
+        {"options": InferenceOptions(overlap=True, threshold=0.4)},
         {"batch_size": 2, "options": InferenceOptions(tta_scales=(1.0, 1.5), guided_filter=True)},
     ],
 )
@@ -80,6 +82,22 @@ def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str
         for label, area in areas.items():  # a forward of four rounds otherwise than one of one
             assert area == pytest.approx(result.areas[label], abs=3 if job.batch_size > 1 else 0)
     assert sum(row["error"] is not None for row in found) == 2
+
+
+def test_rows_list_regions_and_the_file_notes(photos: Path, make_job: MakeJob) -> None:
+    job = make_job(photos, options=InferenceOptions(instances=True), labels=("cat", "wheel"))
+    (row, *_) = do_all(job)
+    result = load(job.model, "cpu")(photos / row["image"], job.labels, job.options)
+    found = [(one["label"], tuple(one["box"]), one["area"]) for one in row["segments"]]
+    assert sorted(found) == sorted((region.label, region.box, region.pixels) for region in result.regions)
+    (metadata,) = {
+        pq.read_schema(path).metadata[b"fusioner"] for path in sorted((job.out / "shards").rglob("*.parquet"))
+    }
+    assert (
+        json.loads(metadata)["notes"]
+        == result.notes
+        == ["parts of things are not segmented apart from the whole: wheel"]
+    )
 
 
 def test_a_shard_is_done_once_and_by_one(photos: Path, make_job: MakeJob) -> None:

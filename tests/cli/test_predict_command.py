@@ -1,5 +1,6 @@
 """`fusioner predict` on real files, with a network of random weights over the embedded encoders."""
 
+import csv
 import json
 import os
 import re
@@ -92,9 +93,29 @@ def test_no_background_native_and_threshold(run: Run, photos: Path) -> None:
     assert json.loads(Path("out/coffee.json").read_text())["background"] is False
     code, out, _ = run(photos / "coffee.png", "--threshold", "1")
     assert code == 0
-    assert f"{photos}/coffee.png: nothing found -> " in out
+    assert re.search(r"coffee.png: nothing found: cat \(at most 0\.\d\d\), cup \(at most 0\.\d\d\) -> ", out)
     with Image.open("out/coffee.png") as mask:
         assert np.asarray(mask).max() == 0
+
+
+def test_overlap_and_instances(run: Run, photos: Path) -> None:
+    words = ("--labels", "cat, cup, wheel", "--threshold", "0.3", "--overlap", "--instances", "--csv", "out.csv")
+    code, out, err = run(photos / "coffee.png", *words)
+    assert code == 0
+    assert err.startswith("note: parts of things")
+    assert sorted(os.listdir("out")) == ["coffee.json", "coffee.masks.zip", "coffee.overlay.png"]
+    told = json.loads(Path("out/coffee.json").read_text())
+    assert (told["overlap"], told["instances"]) == (True, True)
+    assert len(told["notes"]) == 1
+    rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
+    assert [(row["label"], row["pixels"]) for row in rows] == [
+        (one["label"], str(one["pixels"])) for one in told["segments"]
+    ]
+    for label in {one["label"] for one in told["segments"] if one["pixels"]}:
+        count = sum(one["label"] == label for one in told["segments"])
+        assert re.search(rf"{label} \d+\.\d % in {count} region", out)
+    assert run(photos / "coffee.png", *words, "--skip-existing")[1].startswith("0 pictures segmented into out, 1 skip")
+    assert list(csv.DictReader(Path("out.csv").read_text().splitlines())) == rows
 
 
 def test_labels_of_a_file_and_of_any_language(run: Run, photos: Path, tmp_path: Path) -> None:

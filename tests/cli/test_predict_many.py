@@ -185,6 +185,8 @@ def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.M
         (["--contact-sheet", "tree/../tree/cat.jpg"], "would replace a picture or a result"),
         (["--csv", "cat.json"], "the name of a table must end in .csv, not 'cat.json'"),
         (["--frame-step", "0"], 'Invalid value "0" for --frame-step. Must be >= 1.'),
+        (["--format", "json,mask", "--overlap"], "the format mask holds one label per pixel: choose binary"),
+        (["--overlap", "--no-background"], "do not combine overlap and no background"),
         (["--workers", "-1"], 'Invalid value "-1" for --workers. Must be >= 0.'),
         (["--out", "-"], "--out - writes one result: name one picture, one --format and no other file to write"),
     ],

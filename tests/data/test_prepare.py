@@ -20,8 +20,6 @@ from fusioner.errors import FusionerError
 from fusioner.options import InferenceOptions
 from fusioner.segmentation import Segmentation
 
-# pycocotools 2.0.11 decodes through an __array__ of numpy 1
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 WIDTH, HEIGHT = 12, 10
 
 

@@ -21,7 +21,6 @@ from fusioner.data.prepare import prepare_folder
 from fusioner.data.shapes import fill_box, fill_brush, fill_runs, paste
 from fusioner.errors import FusionerError
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 WIDTH, HEIGHT = 12, 10
 SQUARE = [2, 2, 7, 2, 7, 7, 2, 7]
 

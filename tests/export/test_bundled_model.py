@@ -143,7 +143,6 @@ def test_runs_batches_without_torch(run_without_torch: Run, tmp_path: Path) -> N
     assert "3 images are in out" in done.stdout
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 def test_serves_without_torch(without_torch: list[str], onnx_model: Segmenter) -> None:
     command = [*without_torch, "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -71,7 +71,6 @@ def test_predicts_from_words_where_there_is_no_torch(
     assert len(list((tmp_path / "alone").iterdir())) == 9
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 def test_serves_where_there_is_no_torch(exported: Path, trained: Path, without_torch: list[str]) -> None:
     command = [*without_torch, "serve", "--port", "0", "--model", exported, "--runtime", "openvino"]
     with subprocess.Popen(

@@ -70,7 +70,6 @@ def test_traced_masks_filled_are_the_masks(mask: np.ndarray) -> None:
     assert np.array_equal(filled, mask)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 def test_coco_reads_back_the_same_masks(result: Segmentation, tmp_path: Path) -> None:
     dataset = COCO(str(result.save(tmp_path, "photo", ["coco"])["coco"]))
     names = {category["id"]: category["name"] for category in dataset.loadCats(dataset.getCatIds())}
@@ -83,7 +82,6 @@ def test_coco_reads_back_the_same_masks(result: Segmentation, tmp_path: Path) ->
         assert (one["area"], tuple(one["bbox"])) == (mask.sum(), result.boxes[names[one["category_id"]]])
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 @given(MASKS.filter(np.any))
 @settings(deadline=None)
 def test_pycocotools_makes_the_same_mask_of_the_polygons(mask: np.ndarray) -> None:

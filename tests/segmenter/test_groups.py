@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fusioner
-from fusioner.labels import LabelHierarchy, find_indistinct, label_warnings, strip_modifiers
+from fusioner.labels import LabelHierarchy, find_indistinct, find_uncommon, label_warnings, strip_modifiers
 from fusioner.postprocess import decide
 from fusioner.segmenter import Segmenter
 
@@ -81,6 +81,13 @@ def test_warnings_name_what_cannot_be_found() -> None:
     assert "wheel, nose, horse's head" in label_warnings(["wheel", "nose", "horse's head", "cat"])[0]
     assert "English only: 猫, Bär" in label_warnings(["猫", "Bär"])[0]
     assert "cannot tell them apart" in label_warnings(["red car", "blue car"])[0]
+
+
+def test_words_of_other_languages_are_uncommon() -> None:
+    foreign = ["Katze", "Fahrrad", "Stuhl", "Regenschirm", "oiseau", "bouteille", "perro", "ventana", "bicicleta"]
+    assert find_uncommon(foreign) == foreign
+    english = ["cat", "policemen", "houseplants", "a/c", "red cars", "hair drier", "cyclists", "knives", "8", "T-shirt"]
+    assert find_uncommon(english) == []
 
 
 def test_only_models_with_a_closed_set_head_relate_labels(make_tiny_segmenter: Callable[..., Segmenter]) -> None:

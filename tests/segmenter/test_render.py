@@ -155,5 +155,5 @@ def test_format_coverage() -> None:
 
 def test_draw_masks_takes_any_numbers() -> None:
     numbers = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100
-    assert draw_masks(np.zeros((3, 4, 3), np.uint8), numbers, 0.5).dtype == np.uint8
-    assert Image.fromarray(draw_masks(np.zeros((3, 4, 3), np.uint8), numbers * 0, 0.5)).getbbox() is None
+    assert draw_masks(np.zeros((3, 4, 3), np.uint8), [numbers], 0.5).dtype == np.uint8
+    assert Image.fromarray(draw_masks(np.zeros((3, 4, 3), np.uint8), [numbers * 0], 0.5)).getbbox() is None

@@ -88,7 +88,6 @@ def test_an_unknown_label_is_one_sentence(result: Segmentation) -> None:
             ask("horse")
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 def test_the_files(result: Segmentation, tmp_path: Path) -> None:
     paths = result.save(tmp_path / "out", "photo")
     assert {kind: path.name for kind, path in paths.items()} == {
@@ -126,7 +125,6 @@ def test_saving_again_replaces(result: Segmentation, tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path)) == 3
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 def test_more_than_255_labels_make_a_16_bit_mask(tmp_path: Path) -> None:
     logits = torch.full((300, 4, 5), -3.0)
     logits[299, 0], logits[255, 1] = 3.0, 3.0

@@ -73,6 +73,24 @@ def test_every_format_is_what_the_segmenter_writes(
         assert answer.content == result.to_bytes(kind)
 
 
+def test_overlap_instances_and_reasons(server: Any, segmenter: Segmenter, photo: bytes, kept: str) -> None:
+    def ask(**fields: Any) -> Any:
+        return server.http.post(f"/v1/images/{kept}/segment", json={"labels": [*LABELS, "wheel"]} | fields)
+
+    told = ask(overlap=True, instances=True, threshold=0.4).json()
+    result = segmenter(photo, [*LABELS, "wheel"], overlap=True, instances=True, threshold=0.4)
+    assert (told["overlap"], told["instances"], told["notes"]) == (True, True, result.notes)
+    assert told["notes"]
+    assert [one["pixels"] for one in told["segments"] if one["pixels"]] == [one.pixels for one in result.regions]
+    plain = segmenter(photo, [*LABELS, "wheel"])
+    for one in ask().json()["segments"]:
+        assert one["peak"] == pytest.approx(plain.peaks[one["label"]], abs=1e-6)
+        assert one["outscored_by"] == plain.outscored.get(one["label"])
+    for refused in (ask(overlap=True, format="mask"), ask(overlap=True, background=False)):
+        assert refused.status_code == 422
+        assert "overlap" in refused.json()["error"]["message"]
+
+
 def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, photo: bytes, kept: str) -> None:
     told = server.http.post(f"/v1/images/{kept}/segment", json={"labels": LABELS, "format": "logits"}).json()
     grid = told["grid"]["height"], told["grid"]["width"]
@@ -81,6 +99,7 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
     own = segmenter.low_res_logits(segmenter.encode(photo), LABELS)
     assert np.abs(logits - own).max() <= told["step"] * 0.51
     assert (told["width"], told["height"], told["labels"], told["threshold"]) == (451, 300, LABELS, 0.5)
+    assert told["notes"] == []
 
 
 def test_logits_of_mode_slide_are_downsampled(make_tiny_segmenter: Callable[..., Segmenter]) -> None:

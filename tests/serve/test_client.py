@@ -17,8 +17,6 @@ from fusioner.serve.limits import Limits
 
 from .conftest import Running, until
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
-
 LABELS = ["cat", "a sofa, grey"]
 
 
@@ -48,6 +46,23 @@ def test_it_finds_what_the_segmenter_finds(
     assert found.name == ("cat.jpg" if form == "path" else "image")
     with pytest.raises(FusionerError, match="'dog' is not among the labels"):
         found.mask("dog")
+
+
+@pytest.mark.parametrize("options", [{"overlap": True}, {"instances": True}, {"overlap": True, "instances": True}])
+def test_masks_regions_and_reasons_arrive(
+    client: fusioner.Client, make_tiny_segmenter: Callable[..., Segmenter], photo: bytes, options: Any
+) -> None:
+    labels = ["cat", "sofa", "wheel"]
+    found, own = client.segment(photo, labels, **options), make_tiny_segmenter()(photo, labels, **options)
+    assert (found.options.overlap, found.options.instances) == (own.options.overlap, own.options.instances)
+    assert (found.notes, found.outscored) == (own.notes, own.outscored)
+    assert [(region.label, region.box) for region in found.regions] == [(one.label, one.box) for one in own.regions]
+    assert bool(own.regions) is own.options.instances
+    for label in labels:
+        assert found.peaks[label] == pytest.approx(own.peaks[label], abs=1e-5)
+        left_out = own.mask(label).mean() - found.mask(label).mean()
+        assert left_out == 0 if not own.options.instances else left_out < 0.02
+        assert found.scores[label] == pytest.approx(own.scores[label], abs=1e-5 if not own.options.instances else 0.02)
 
 
 def test_upload_once_ask_often(server: Running, client: fusioner.Client, photo: bytes) -> None:

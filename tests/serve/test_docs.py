@@ -13,7 +13,6 @@ from .conftest import Running
 
 REPO = Path(__file__).resolve().parents[2]
 TEXT = (REPO / "docs" / "serving.md").read_text("utf-8")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 
 
 @pytest.fixture

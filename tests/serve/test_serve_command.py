@@ -21,8 +21,6 @@ from .conftest import until
 
 PHOTO = Path(__file__).resolve().parents[2] / "samples" / "chelsea.jpg"
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
-
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:

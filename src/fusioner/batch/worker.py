@@ -23,6 +23,7 @@ from fusioner.errors import FusionerError
 from fusioner.formats import found_segments
 from fusioner.image import read_image
 from fusioner.io import atomic_write
+from fusioner.labels import label_warnings
 from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
@@ -42,9 +43,9 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""index: place in the input; image: name; container: its Parquet file or archive; segments: the labels found, largest
-first, with pixels, mean probability, box (x y width height) and compressed run lengths (COCO) of the mask; mask: path
-of the PNG, relative to OUT; error: why there is no result."""
+"""index: place in the input; image: name; container: its Parquet file or archive; segments: the labels found (with the
+option instances: regions), largest first, with pixels, mean probability, box (x y width height) and compressed run
+lengths (COCO) of the mask; mask: path of the PNG, relative to OUT; error: why there is no result."""
 
 OnProgress = Callable[[int, int], object]
 """Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""
@@ -118,7 +119,8 @@ class Worker:
                 for batch in _batches(images, batch_size):
                     rows += self._rows(batch, shard)
                     on_progress(len(rows), _count_errors(rows))
-            metadata = {"version": __version__, "labels": self.job.labels, **self.plan.settings}
+            about = {"version": __version__, "labels": self.job.labels, "notes": label_warnings(self.job.labels)}
+            metadata = about | self.plan.settings
             table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"fusioner": json.dumps(metadata)}))
             with atomic_write(self.plan.result(shard.number)) as temporary:
                 pq.write_table(table, temporary, compression="zstd")
@@ -137,7 +139,7 @@ class Worker:
                 {
                     "label": segment.label,
                     "area": segment.pixels,
-                    "score": result.scores[segment.label],
+                    "score": segment.score,
                     "box": list(segment.box),
                     "rle": segment.rle["counts"],
                 }

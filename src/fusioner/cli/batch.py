@@ -19,6 +19,7 @@ from fusioner.cli.options import (
     Labels,
     ModelFile,
     Templates,
+    print_notes,
     read_label_flags,
 )
 from fusioner.cli.progress import progress
@@ -81,12 +82,15 @@ def batch(
         hourly_price: Price of a worker per hour, in any currency: reports the cost of 1,000 images.
     """
     options.check_slide()
+    if masks and options.overlap:
+        raise FusionerError("--masks writes one label per pixel: omit it with --overlap")
     label_list = read_label_flags(labels)
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
     from fusioner.batch.run import run_shards
     from fusioner.batch.worker import Job
 
+    print_notes(label_list)
     job = Job(
         out=out.absolute(),
         source=open_source(input, column),

@@ -1,5 +1,6 @@
 """Options that several commands share, as command-line flags."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from cyclopts import Group, Parameter, Token
 from fusioner.data.registry import DatasetName
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
-from fusioner.labels import check_labels, parse_labels, read_labels
+from fusioner.labels import check_labels, label_warnings, parse_labels, read_labels
 from fusioner.options import InferenceOptions, Mode, check_scales
 
 INFERENCE, MODEL, COMPUTE = Group("Inference", sort_key=1), Group("Model", sort_key=2), Group("Computation", sort_key=3)
@@ -79,3 +80,9 @@ def read_label_flags(values: Sequence[str]) -> list[str]:
 
     lists = (read_labels(value) if value.endswith(".txt") else parse_labels(value) for value in values)
     return check_labels([label for labels in lists for label in labels])
+
+
+def print_notes(labels: Sequence[str]) -> None:
+    """Print `label_warnings` on stderr."""
+    for warning in label_warnings(labels):
+        print(f"note: {warning}", file=sys.stderr)

@@ -19,16 +19,16 @@ from fusioner.cli.options import (
     ModelFile,
     RuntimeName,
     Templates,
+    print_notes,
     read_label_flags,
 )
 from fusioner.cli.predict_runner import CSV_MARK, Run, Settings, found_text, read_stdin
 from fusioner.cli.progress import progress
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
-from fusioner.formats import get_format
+from fusioner.formats import default_formats, get_format
 from fusioner.image import read_image
 from fusioner.io import check_replaceable, writable_folder
-from fusioner.labels import label_warnings
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import ContactSheet
 
@@ -69,15 +69,16 @@ def predict(
         images: Picture files, folders of pictures, globs, video files, or - for a picture on the standard input.
         out: Folder of the results; earlier results of the same name are replaced, other files never. - writes the one
             result of one picture to the standard output.
-        format: Output formats, separated by commas: overlay, mask, json, coco, labelme, yolo, cvat, geojson, npz.
-            Default: overlay,mask,json; for --out - mask.
+        format: Output formats, separated by commas: overlay, mask, binary, json, coco, labelme, yolo, cvat, geojson,
+            npz. Default: overlay,mask,json (with --overlap binary instead of mask); for --out - mask.
         recursive: Include the subfolders of folders; results are written to subfolders of the same names.
         frame_step: Segment every n-th frame of a video.
         skip_existing: Skip pictures whose results all exist, are newer than the picture, --model and --templates, and
             (with json among the formats) have the same labels and options.
         contact_sheet: Picture (.png or .jpg) of all results, 60 to a page; further pages are NAME-2, NAME-3 ...
-        csv: Table (.csv) with a row per picture and label (found, pixels, coverage, score, box as x y width height) and
-            per error.
+        csv: Table (.csv) with a row per picture and label (found, pixels, coverage, score, peak, outscored_by, box as
+            x y width height) and
+            per error; with --instances a row per region.
         workers: Threads that read pictures ahead, and as many that write results. About twice as many pictures are in
             memory.
     """
@@ -89,10 +90,9 @@ def predict(
     if csv and csv.suffix.lower() != ".csv":
         raise FusionerError(f"the name of a table must end in .csv, not {csv.name!r}")
 
-    for warning in label_warnings(label_list):
-        print(f"note: {warning}", file=sys.stderr)
-    names = format or ("mask" if to_stdout else "overlay,mask,json")
-    formats = {name.strip(): get_format(name.strip()) for name in names.split(",")}
+    print_notes(label_list)
+    names = format.split(",") if format else ("mask",) if to_stdout else default_formats(options)
+    formats = {name.strip(): get_format(name.strip(), options) for name in names}
     dependencies = tuple(file for file in (model, templates) if file)
     settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 

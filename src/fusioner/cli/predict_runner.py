@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
 from fusioner.image import ImageSource, read_image
 from fusioner.io import atomic_write, cannot_read, check_replaceable
+from fusioner.labels import find_uncommon
 from fusioner.options import InferenceOptions
 from fusioner.prefetch import map_ahead, taken_ahead
 from fusioner.segmentation import Segmentation
@@ -25,7 +27,19 @@ from fusioner.segmenter import Segmenter
 from fusioner.video import Video, open_video, write_video
 from fusioner.visualization import ContactSheet, add_legend, format_coverage, thumbnail
 
-CSV_COLUMNS: tuple[str, ...] = ("picture", "frame", "label", "found", "pixels", "coverage", "score", "box", "error")
+CSV_COLUMNS: tuple[str, ...] = (
+    "picture",
+    "frame",
+    "label",
+    "found",
+    "pixels",
+    "coverage",
+    "score",
+    "peak",
+    "outscored_by",
+    "box",
+    "error",
+)
 CSV_MARK = ",".join(CSV_COLUMNS).encode()
 Rows = list[dict[str, Any]]
 
@@ -294,11 +308,26 @@ def _read(item: Item) -> Item:
 
 
 def found_text(result: Segmentation, limit: int = 8) -> str:
-    """Return `cat 61.4 %, sofa 2.8 %; not found: dog`, the largest first and at most `limit` of each."""
+    """Return `cat 61.4 %, sofa 2.8 %; not found: dog (at most 0.02)`, the largest first and at most `limit` of each.
+
+    In brackets is the highest probability of a label, and the label that is likelier there.
+    """
+    regions = Counter(region.label for region in result.regions)
     found = [f"{label} {format_coverage(coverage)}" for label, coverage in result.found.items()]
-    missing = [label for label in result.labels if label not in result.found]
-    text = _list(found, limit) or "nothing found"
-    return f"{text}; not found: {_list(missing, limit)}" if found and missing else text
+    if result.options.instances:
+        found = [
+            f"{text} in {_plural(regions[label], 'region')}" for text, label in zip(found, result.found, strict=True)
+        ]
+    missing = [_missing_text(result, label) for label in result.labels if label not in result.found]
+    text = f"{_list(found, limit)}; not found: " if found else "nothing found: "
+    return text + _list(missing, limit) if missing else _list(found, limit)
+
+
+def _missing_text(result: Segmentation, label: str) -> str:
+    if winner := result.outscored.get(label):
+        return f"{label} ({result.peaks[label]:.2f}, but {winner} is likelier there)"
+    hint = ", no common English word" if label.isascii() and find_uncommon([label]) else ""
+    return f"{label} (at most {max(0.01, result.peaks[label]):.2f}{hint})"
 
 
 def _list(names: Sequence[str], limit: int) -> str:
@@ -312,7 +341,7 @@ def _plural(number: int, noun: str) -> str:
 
 def _segment_row(item: Item, segment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the CSV row of a label from a `Segment`'s values, which the JSON of a result holds too."""
-    row = {name: segment[name] for name in ("label", "pixels", "coverage", "score")}
+    row = {name: segment[name] for name in ("label", "pixels", "coverage", "score", "peak", "outscored_by")}
     row |= {"picture": str(item.job.path), "frame": item.frame, "found": "true" if segment["pixels"] else "false"}
     return row | {"box": " ".join(map(str, segment["box"])) if segment["pixels"] else ""}
 

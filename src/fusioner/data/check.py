@@ -9,7 +9,7 @@ from PIL import Image
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.errors import FusionerError
-from fusioner.visualization import arrange_grid, overlay, resize_with_map
+from fusioner.visualization import arrange_grid, overlay, resize_with_maps
 
 
 @dataclass
@@ -69,9 +69,9 @@ def contact_sheet(data: SegmentationData, count: int = 12, columns: int = 4, wid
 def _cell(data: SegmentationData, item: Item, width: int) -> Image.Image:
     rgb, mask = data.read(item)
     # Resized before the legend is drawn, so that all legends have the same font size.
-    rgb, mask = resize_with_map(rgb, mask, (width, max(1, round(len(rgb) * width / rgb.shape[1]))))
+    rgb, (mask,) = resize_with_maps(rgb, [mask], (width, max(1, round(len(rgb) * width / rgb.shape[1]))))
     classes = [i for i in np.unique(mask).tolist() if i not in (0, data.ignore)]
     table = np.zeros(65536, np.uint16)
     table[classes] = np.arange(1, len(classes) + 1)
-    cell = overlay(rgb, table[mask], [data.classes[i] for i in classes])
+    cell = overlay(rgb, [table[mask]], [data.classes[i] for i in classes])
     return cell if cell.width == width else cell.resize((width, round(cell.height * width / cell.width)))

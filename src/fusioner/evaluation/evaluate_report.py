@@ -211,5 +211,5 @@ def _draw(rgb: np.ndarray, labels: Integer[np.ndarray, "h w"]) -> np.ndarray:
     small = np.asarray(Image.fromarray(rgb).resize((width, _HEIGHT), Image.Resampling.BOX))
     numbers = np.asarray(Image.fromarray(labels.astype(np.int32)).resize((width, _HEIGHT), Image.Resampling.NEAREST))
     ignored = numbers == IGNORED
-    drawn = draw_masks(small, np.where(ignored, 0, numbers), 0.5)
+    drawn = draw_masks(small, [np.where(ignored, 0, numbers)], 0.5)
     return np.where(ignored[..., None], drawn // 4 + _GREY, drawn)

@@ -44,13 +44,15 @@ class ImageRequest(BaseModel):
 
 
 class LabelsRequest(BaseModel):
-    """Labels to segment; the defaults of `threshold` and `background` are the server's."""
+    """Labels to segment; the defaults of the options are the server's."""
 
     model_config = ConfigDict(extra="forbid")
 
     labels: list[str] | str = Field(description="A list of names, or one string separated by commas.")
     threshold: float | None = Field(None, ge=0, le=1, description="Probability a pixel needs, 0 to 1.")
     background: bool | None = Field(None, description="false: every pixel takes its most probable label.")
+    overlap: bool | None = Field(None, description="Every label its own mask, also where another is likelier.")
+    instances: bool | None = Field(None, description="List the connected regions of a label as separate objects.")
     format: Annotated[str, AfterValidator(_check_format)] = Field(
         "json", description="Output format.", json_schema_extra={"enum": list(FORMAT_NAMES)}
     )
@@ -117,7 +119,7 @@ class Status(BaseModel):
 
 
 class SegmentModel(BaseModel):
-    """One label of a result."""
+    """One label of a result, or with `instances` one connected region of it."""
 
     id: int = Field(description="Its value in masks.")
     label: str
@@ -125,6 +127,10 @@ class SegmentModel(BaseModel):
     pixels: int
     coverage: float = Field(description="Fraction of the image, 0 to 1.")
     score: float = Field(description="Mean probability over its pixels, 0 to 1.")
+    peak: float = Field(description="The label's highest probability in the image, 0 to 1.")
+    outscored_by: str | None = Field(
+        description="For a likely label without pixels: the label that is likelier in most of its places."
+    )
     box: list[int] = Field(description="x, y, width, height, px.")
     rle: dict[str, Any] = Field(description="COCO's compressed run lengths: size (height, width) and counts.")
     polygons: list[list[list[list[int]]]] = Field(description="Each an outline and its holes: rings of [x, y].")
@@ -139,9 +145,12 @@ class Result(BaseModel):
     labels: list[str]
     threshold: float
     background: bool
+    overlap: bool
+    instances: bool
     mode: str
     tta_scales: list[float] = Field(description="Sizes of the resized image, as multiples of the training size.")
     guided_filter: bool = Field(description="Whether a guided filter aligned the edges.")
+    notes: list[str] = Field(description="Sentences about labels that cannot be expected to be found.")
     mask: dict[str, Any]
     segments: list[SegmentModel]
 
@@ -153,6 +162,7 @@ class Logits(BaseModel):
     height: int
     labels: list[str]
     threshold: float = Field(description="The model's default.")
+    notes: list[str] = Field(description="Sentences about labels that cannot be expected to be found.")
     grid: dict[str, int] = Field(description="Height and width of a plane.")
     low: float
     step: float

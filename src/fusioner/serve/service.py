@@ -9,7 +9,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from fusioner.formats import FORMATS
 from fusioner.image import read_image
-from fusioner.options import Mode
+from fusioner.labels import label_warnings
+from fusioner.options import ENCODING_OPTIONS, InferenceOptions, Mode
 from fusioner.segmenter import EncodedImage, Segmenter
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
 from fusioner.serve.errors import ApiError
@@ -108,7 +109,8 @@ class Service:
         if request.format == LOGITS:
             content = await self._in_thread(encode_logits, logits, labels, size, segmenter.resolve().threshold)
             return Response(content, media_type="application/json")
-        changes = request.model_dump(include={"threshold", "background"}, exclude_none=True)
+        decision = {field.name for field in fields(InferenceOptions)} - {*ENCODING_OPTIONS}
+        changes = request.model_dump(include=decision, exclude_none=True)
         options = segmenter.resolve(**changes)
 
         def write() -> bytes:
@@ -192,6 +194,7 @@ def encode_logits(
         "height": size[0],
         "labels": labels,
         "threshold": threshold,
+        "notes": label_warnings(labels),
         "grid": {"height": planes.shape[1], "width": planes.shape[2]},
         "low": low,
         "step": step,

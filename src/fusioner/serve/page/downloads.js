@@ -9,6 +9,7 @@ let nextStart = 0; // of a download, in ms of performance.now()
 const NAMES = {
   overlay: ["Overlay", "The picture with coloured masks and a legend, PNG"],
   mask: ["Mask", "Label numbers as an indexed PNG, 0 is background"],
+  binary: ["PNGs", "A black and white PNG per label, ZIP"],
   json: ["JSON", "All values, masks as run lengths"],
   coco: ["COCO", "COCO annotations, run lengths and polygons"],
   labelme: ["LabelMe", "Polygons for LabelMe"],

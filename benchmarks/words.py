@@ -1,0 +1,60 @@
+"""Words for people, as "woman" or "rider": how much of the mask of *person* each has, prompted alone.
+
+    python benchmarks/words.py data/coco
+    python benchmarks/words.py data/coco --images 40 --mode whole
+
+Prints per word the IoU of its mask and that of "person" over all images together, and the mean of the words with a
+95 % bootstrap interval over images. The images are spread evenly over those of COCO val of which persons cover at
+least 1 %; an image in which "person" itself has no pixels counts like the others.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import fusioner
+from fusioner.data.registry import open_dataset
+
+WORDS = (
+    "man", "woman", "boy", "girl", "child", "kid", "baby", "adult", "men", "women", "boys", "girls", "children", "kids",
+    "people", "rider", "cyclist", "pedestrian", "passenger", "player", "skier", "surfer", "policeman", "tourist",
+    "farmer",
+)  # fmt: skip
+MIN_SHARE, RESAMPLES = 0.01, 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("root", type=Path, help="folder of COCO 2014")
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--mode", default="auto")
+    given = parser.parse_args()
+    segmenter = fusioner.load(device="cpu")
+    data = open_dataset("coco", given.root, "val")
+    person = data.prompts.index("person")
+    items = [item for item in data.items if (data.read_mask(item) == person).mean() >= MIN_SHARE]
+    items = items[:: max(1, len(items) // given.images)][: given.images]
+    counts = np.zeros((len(items), len(WORDS), 2))  # intersection and union, px
+    for row, item in enumerate(items):
+        segmenter.set_image(item.image, mode=given.mode)
+        reference = segmenter.segment(["person"]).mask("person")
+        for column, word in enumerate(WORDS):
+            mask = segmenter.segment([word]).mask(word)
+            counts[row, column] = (mask & reference).sum(), (mask | reference).sum()
+    draws = np.random.default_rng(0).integers(0, len(items), (RESAMPLES, len(items)))
+    iou = np.stack(
+        [total[:, 0] / total[:, 1] for total in (counts.sum(axis=0), *(counts[draw].sum(0) for draw in draws))]
+    )
+    means = iou.mean(axis=1)
+    low, high = np.percentile(means[1:], [2.5, 97.5])
+    print(
+        f"{len(items)} images, mode {segmenter.resolve(mode=given.mode).mode}\n\n| word | IoU with person |\n|---|---|"
+    )
+    for word, value in zip(WORDS, iou[0], strict=True):
+        print(f"| {word} | {value:.3f} |")
+    print(f"| mean | {means[0]:.3f} [{low:.3f}, {high:.3f}] |")
+
+
+if __name__ == "__main__":
+    main()
