@@ -141,8 +141,7 @@ def label_warnings(labels: Sequence[str]) -> list[str]:
     warnings = []
     for first, second in find_indistinct(labels):
         warnings.append(f"'{first}' and '{second}' differ by an adjective alone: the model cannot tell them apart")
-    parts = set(read_word_lists("packaged", "parts.json")["parts"])
-    if names := [label for label in labels if strip_modifiers(label).split("'s ")[-1] in parts]:
+    if names := [label for label in labels if strip_modifiers(label).split("'s ")[-1] in _parts()]:
         warnings.append(f"parts of things are not segmented apart from the whole: {', '.join(names)}")
     if names := [label for label in labels if not label.isascii()]:
         warnings.append(f"labels are understood in English only: {', '.join(names)}")
@@ -157,6 +156,11 @@ def find_uncommon(labels: Sequence[str]) -> list[str]:
     last_words = {label: re.findall("[a-z]+", label.casefold())[-1:] for label in labels}
     common = _common_words()
     return [label for label, words in last_words.items() if words and not common.intersection(_singulars(words[0]))]
+
+
+@cache
+def _parts() -> frozenset[str]:
+    return frozenset(read_word_lists("packaged", "parts.json")["parts"])
 
 
 @cache
