@@ -112,11 +112,12 @@ def list_images(
     exclude: Path | None = None,
     recursive: bool = True,
     on_error: Callable[[FusionerError], None] | None = None,
+    on_left_out: Callable[[str], None] = lambda kind: None,
 ) -> Iterator[Path]:
     """Yield the images of a folder in a fixed order, holding the names of one folder at a time in memory.
 
-    Hidden files and folders, `exclude` and links to folders are skipped. After the last image, `on_error` is called
-    with the number of pictures of unsupported formats, if there are any.
+    Hidden files and folders, `exclude` and links to folders are skipped. `on_left_out` is called with the kind of each
+    picture of an unsupported format.
 
     Raises:
         FusionerError: a folder cannot be read and there is no `on_error` to pass the error to.
@@ -129,7 +130,6 @@ def list_images(
         on_error(failure)
 
     suffixes, excluded = image_suffixes(), exclude and os.path.realpath(exclude)
-    left_out = Counter[str]()
     for root, folders, files in os.walk(folder, onerror=report):
         parent = Path(root)
         folders[:] = sorted(name for name in folders if name[0] != "." and os.path.realpath(parent / name) != excluded)
@@ -139,13 +139,22 @@ def list_images(
                 continue
             if suffix in suffixes:
                 yield path
-            elif suffix in _UNREAD_SUFFIXES:
-                left_out[_UNREAD_SUFFIXES[suffix]] += 1
+            elif kind := unsupported_kind(path.name):
+                on_left_out(kind)
         if not recursive:
             break
-    if left_out and on_error:
-        kinds = "; ".join(f"{number} {kind}" for kind, number in left_out.items())
-        on_error(FusionerError(f"folder {folder} holds pictures that are not supported and left out: {kinds}"))
+
+
+def unsupported_kind(name: str) -> str | None:
+    """Return the kind of a picture file that is not read, by its name's suffix, and the cure if there is one."""
+    suffix = os.path.splitext(name)[1].lower()
+    return None if suffix in image_suffixes() else _UNREAD_SUFFIXES.get(suffix)
+
+
+def left_out_error(where: object, kinds: Counter[str]) -> FusionerError:
+    """Return the error for pictures of unsupported formats: kind -> number."""
+    text = "; ".join(f"{number} {kind}" for kind, number in kinds.items())
+    return FusionerError(f"{where} holds pictures that are not supported and left out: {text}")
 
 
 def resize_square(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Array, "3 side side"]:

@@ -104,10 +104,10 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(many: Path, cli: Cli, t
 POISON = """
 import os, fusioner.batch.worker as worker
 read_picture = worker.read_picture
-def deadly(picture):
+def deadly(picture, on_note):
     if picture.name == "a/05.jpg":
         os.kill(os.getpid(), 9)
-    return read_picture(picture)
+    return read_picture(picture, on_note)
 worker.read_picture = deadly
 """
 

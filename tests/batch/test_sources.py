@@ -3,6 +3,7 @@
 import io
 import tarfile
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from fusioner.batch.plan import Plan, make_plan
 from fusioner.batch.sources import Picture, open_source
 from fusioner.errors import FusionerError
+from fusioner.image import CAMERA_RAW
 
 
 def read(text: Path | str, out: Path, size: int = 4, column: str | None = None) -> list[Picture]:
@@ -142,6 +144,24 @@ def test_tars_that_end_early_or_are_damaged_give_what_they_hold(tar: Path, tmp_p
         assert [picture.content for picture in pictures][:good] == [b"picture %d" % n * 40 for n in range(good)], name
         assert len(errors(pictures)) == len(pictures) - good >= 1, name
         assert all("cannot be read any further" in error for error in errors(pictures)), name
+
+
+def test_pictures_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("1.jpg", "2.CR2", "deep/3.nef", "4.jxl", "notes.txt", ".5.nef"):
+        (folder / name).write_bytes(b"x")
+    kinds = Counter[str]()
+    for _ in range(2):  # a new plan and an existing one
+        kinds.clear()
+        make_plan(open_source(str(folder)), tmp_path / "out", None, {}, lambda kind: kinds.update([kind]))
+        assert kinds == {CAMERA_RAW: 2, "JPEG XL": 1}
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("1.jpg", "2.cr2", "2.json", "3.png", "3.psd"):
+            add(archive, name, b"x")
+    kinds.clear()
+    plan = make_plan(open_source(str(tmp_path / "a.tar")), tmp_path / "o2", None, {}, lambda kind: kinds.update([kind]))
+    assert (plan.images, kinds) == (2, {CAMERA_RAW: 1})  # 3.psd belongs to the sample of 3.png
 
 
 def test_what_cannot_be_an_input(tmp_path: Path) -> None:

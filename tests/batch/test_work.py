@@ -60,6 +60,17 @@ def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> No
     assert any(len(row["segments"] or ()) > 1 for row in found)
 
 
+def test_what_was_read_differently_is_noted(tmp_path: Path, make_job: MakeJob) -> None:
+    folder = tmp_path / "tiffs"
+    folder.mkdir()
+    pages = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
+    pages[0].save(folder / "pages.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(folder / "plain.png")
+    plain, noted = sorted(do_all(make_job(folder)), key=lambda row: row["image"] == "pages.tif")
+    assert plain["note"] is None
+    assert noted["note"].endswith("pages.tif has 3 pages: only the first is read")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -25,11 +25,11 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Bool
 
-from fusioner.batch.sources import Picture, Source
+from fusioner.batch.sources import OnLeftOut, Picture, Source
 from fusioner.errors import FusionerError
 from fusioner.io import FileLocks, cannot_write, writable_folder
 
-FORMAT = "fusioner-batch-2"
+FORMAT = "fusioner-batch-3"
 DEFAULT_SHARD_SIZE = 256
 _RECORD = np.dtype([("container", "<u4"), ("count", "<u4"), ("start", "<u8"), ("first", "<u8")])
 _NO_CONTAINER = 2**32 - 1  # `start` is then a byte offset in names.jsonl
@@ -111,8 +111,14 @@ class Plan:
             return [json.loads(line) for line in file]
 
 
-def make_plan(source: Source, out: Path, size: int | None, settings: Mapping[str, Any]) -> Plan:
-    """Return the plan in `out`, writing it first if there is none.
+def make_plan(
+    source: Source,
+    out: Path,
+    size: int | None,
+    settings: Mapping[str, Any],
+    on_left_out: OnLeftOut = lambda kind: None,
+) -> Plan:
+    """Return the plan in `out`, writing it first if there is none; see `OnLeftOut`.
 
     `size` is the maximum number of images per shard; None: that of the existing plan, else 256.
 
@@ -126,19 +132,21 @@ def make_plan(source: Source, out: Path, size: int | None, settings: Mapping[str
             time.sleep(0.1)
         if (out / "plan").is_dir():
             plan = Plan(out)
-            _check_same(plan, source, size, settings)
+            _check_same(plan, source, size, settings, on_left_out)
             return plan
         if any(path.name[0] != "." for path in out.iterdir()):
             raise FusionerError(f"{out} holds other files and no plan of a batch run: choose another --out")
         shutil.rmtree(out / ".plan", ignore_errors=True)  # of a run that was killed here
         try:
-            _write(source, out, size or DEFAULT_SHARD_SIZE, settings)
+            _write(source, out, size or DEFAULT_SHARD_SIZE, settings, on_left_out)
         except OSError as error:
             raise cannot_write(out / "plan", error) from error
         return Plan(out)
 
 
-def _check_same(plan: Plan, source: Source, size: int | None, settings: Mapping[str, Any]) -> None:
+def _check_same(
+    plan: Plan, source: Source, size: int | None, settings: Mapping[str, Any], on_left_out: OnLeftOut
+) -> None:
     new = {**settings, "shard size": size or plan.settings["shard size"]}
     for name in {**new, **plan.settings}:
         old_value, new_value = plan.settings.get(name), new.get(name)
@@ -146,13 +154,13 @@ def _check_same(plan: Plan, source: Source, size: int | None, settings: Mapping[
             values = f" ({old_value} then, {new_value} now)" if len(f"{old_value}{new_value}") < 60 else ""
             raise FusionerError(f"{plan.out} was begun with another {name}{values}: choose another --out")
     digest = hashlib.sha256()
-    for name in source.names(plan.out):
+    for name in source.names(plan.out, on_left_out):
         digest.update(json.dumps(source.identity(name)).encode() + b"\n")
     if digest.hexdigest() != plan.sha256:
         raise FusionerError(f"{plan.out} was begun with another input than {source.text} is now: choose another --out")
 
 
-def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any]) -> None:
+def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any], on_left_out: OnLeftOut) -> None:
     folder = out / ".plan"
     folder.mkdir()
     digest, shards, images, start, pending = hashlib.sha256(), 0, 0, 0, 0
@@ -163,11 +171,11 @@ def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any]) ->
             records.write(np.array((container, count, start, images), _RECORD).tobytes())
             shards, images = shards + 1, images + count
 
-        for number, name in enumerate(source.names(out)):
+        for number, name in enumerate(source.names(out, on_left_out)):
             digest.update(json.dumps(source.identity(name)).encode() + b"\n")
             names.write(json.dumps(name).encode() + b"\n")
             if source.kind != "files":
-                for piece_start, count in source.cut(name, size):
+                for piece_start, count in source.cut(name, size, on_left_out):
                     add(number, count, piece_start)
                 continue
             pending += 1

@@ -22,7 +22,7 @@ class RunStats:
 
     Attributes:
         total: images of the input; before: done by earlier runs; elsewhere: done by other runs meanwhile.
-        images, errors: done by this run, in finished shards.
+        images, errors, notes: done by this run, in finished shards; notes: images that were read differently.
         memory: peak memory of a worker, bytes.
         unfinished: progress by shard, of the shards in work.
     """
@@ -32,6 +32,7 @@ class RunStats:
     elsewhere: int = 0
     images: int = 0
     errors: int = 0
+    notes: int = 0
     memory: int = 0
     unfinished: dict[int, Progress] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
@@ -53,7 +54,7 @@ class RunStats:
             return
         self.unfinished.pop(event.shard, None)
         self.images, self.errors = self.images + event.images, self.errors + event.errors
-        self.memory = max(self.memory, event.memory)
+        self.memory, self.notes = max(self.memory, event.memory), self.notes + event.notes
 
 
 def run_shards(plan: Plan, engine: Engine, on_progress: Callable[[RunStats], object], max_shards: int) -> RunStats:

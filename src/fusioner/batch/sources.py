@@ -6,7 +6,7 @@ of the pictures counted carry the reason in place of a content.
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import glob
 from itertools import islice
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from fusioner.errors import FusionerError
-from fusioner.image import image_suffixes, list_images
+from fusioner.image import image_suffixes, list_images, unsupported_kind
 from fusioner.io import cannot_read
 
 Kind = Literal["files", "parquet", "tar"]
+OnLeftOut = Callable[[str], object]
+"""Called with the kind of each picture of an unsupported format, see `image.unsupported_kind`."""
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content", "path", "image_path", "file_name")
 """Default names of the picture column of a Parquet file."""
 NAME_COLUMNS = ("__key__", "key", "id", "image_id", "name", "file_name", "filename", "path", "url")
@@ -44,11 +46,12 @@ class Source:
     text: str
     column: str | None = None
 
-    def names(self, out: Path) -> Iterator[str]:
+    def names(self, out: Path, on_left_out: OnLeftOut = lambda kind: None) -> Iterator[str]:
         """Yield the names of the image files or containers in a fixed order, except those inside `out`."""
         path = Path(self.text).expanduser()
         if path.is_dir():
-            paths = list_images(path, out) if self.kind == "files" else sorted(path.glob(f"*.{self.kind}"))
+            files = self.kind == "files"
+            paths = list_images(path, out, on_left_out=on_left_out) if files else sorted(path.glob(f"*.{self.kind}"))
             yield from (str(file.relative_to(path)) for file in paths)
         elif not path.exists():
             yield from sorted(name for name in glob(str(path), recursive=True) if not Path(name).is_dir())
@@ -61,14 +64,14 @@ class Source:
         """Return the string that the hash of the input covers: the name, and the size of a container."""
         return name if self.kind == "files" else f"{name} {_size(self.base / name)}"
 
-    def cut(self, name: str, size: int) -> list[tuple[int, int]]:
+    def cut(self, name: str, size: int, on_left_out: OnLeftOut = lambda kind: None) -> list[tuple[int, int]]:
         """Cut a container into (start, count) of at most `size` images, where start is a row or a byte.
 
         An unreadable container counts one image, which `read` turns into an error.
         """
         path = self.base / name
         if self.kind == "tar":
-            return _cut_tar(path, size)
+            return _cut_tar(path, size, on_left_out)
         try:
             rows = _open_parquet(path, self.column)[0].metadata.num_rows
         except OSError:
@@ -181,7 +184,9 @@ def _parquet_picture(value: Any, name: Any, path: Path, row: int) -> Picture:
     return Picture(str(name or f"row {row}"), FusionerError(f"row {row} of {path.name} holds no picture"))
 
 
-def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _tar_members(
+    file: BinaryIO, on_left_out: OnLeftOut = lambda kind: None
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the pictures of an archive from the file's position on: the first of each WebDataset sample."""
     suffixes, sample = image_suffixes(), None
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -192,18 +197,20 @@ def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
             if member.isfile() and name[:1] != "." and Path(name).suffix.lower() in suffixes and key != sample:
                 sample = key
                 yield archive, member
+            elif member.isfile() and name[:1] != "." and key != sample and (kind := unsupported_kind(name)):
+                on_left_out(kind)
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"it is damaged at byte {archive.offset}")
 
 
-def _cut_tar(path: Path, size: int) -> list[tuple[int, int]]:
+def _cut_tar(path: Path, size: int, on_left_out: OnLeftOut) -> list[tuple[int, int]]:
     """Read the headers only: about 10 microseconds per picture on a local disk."""
     starts: list[int] = []
     count = 0
     try:
         with path.open("rb") as file:
-            for _, member in _tar_members(file):
+            for _, member in _tar_members(file, on_left_out):
                 if count % size == 0:
                     starts.append(member.offset)
                 count += 1

@@ -41,11 +41,13 @@ SCHEMA = pa.schema(
         ("segments", pa.list_(_SEGMENT)),
         ("mask", pa.string()),
         ("error", pa.string()),
+        ("note", pa.string()),
     ]
 )
 """index: place in the input; image: name; container: its Parquet file or archive; segments: the labels found (with the
 option instances: regions), largest first, with pixels, mean probability, box (x y width height) and compressed run
-lengths (COCO) of the mask; mask: path of the PNG, relative to OUT; error: why there is no result."""
+lengths (COCO) of the mask; mask: path of the PNG, relative to OUT; error: why there is no result; note: what of the
+picture was not read, or read differently."""
 
 OnProgress = Callable[[int, int], object]
 """Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""
@@ -79,6 +81,7 @@ class ShardResult:
     images: int
     errors: int
     memory: int
+    notes: int = 0
 
 
 class Progress(NamedTuple):
@@ -107,7 +110,8 @@ class Worker:
                     rows = self._segment_shard(self.plan[number], on_progress)
             finally:
                 self.locks.release(number)
-        return ShardResult(number, len(rows), _count_errors(rows), _peak_memory())
+        notes = sum(bool(row["note"]) for row in rows)
+        return ShardResult(number, len(rows), _count_errors(rows), _peak_memory(), notes)
 
     def _segment_shard(self, shard: Shard, on_progress: OnProgress) -> list[dict[str, Any]]:
         with CrashLog(self.job.out, shard.number, self.job.run) as crash_log:
@@ -128,8 +132,9 @@ class Worker:
 
     def _rows(self, batch: "list[DecodedImage]", shard: Shard) -> Iterator[dict[str, Any]]:
         results = iter(self._segment([image.content for image in batch if isinstance(image.content, np.ndarray)]))
-        for number, name, content in batch:
+        for number, name, content, note in batch:
             row = {"index": number, "image": _valid_utf8(name), "container": shard.container or None}
+            row["note"] = _valid_utf8(note) or None
             result = content if isinstance(content, Exception) else next(results)
             if isinstance(result, Exception):
                 message = str(result) if isinstance(result, FusionerError) else f"{type(result).__name__}: {result}"
@@ -170,11 +175,12 @@ class Worker:
 
 
 class DecodedImage(NamedTuple):
-    """An image by its number in the input: upright RGB, or the error of reading it."""
+    """An image by its number in the input: upright RGB, or the error of reading it; and the notes of the reader."""
 
     number: int
     name: str
     content: np.ndarray | Exception
+    note: str = ""
 
 
 def _decode(number: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
@@ -182,17 +188,18 @@ def _decode(number: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
         reason = "the process died twice while working on this image: it crashes a decoder or fills the memory"
         return DecodedImage(number, picture.name, FusionerError(reason))
     crash_log.begin(number)
+    notes: list[str] = []
     try:
-        return DecodedImage(number, picture.name, read_picture(picture))
+        return DecodedImage(number, picture.name, read_picture(picture, notes.append), "; ".join(notes))
     except Exception as error:  # a decoder may raise anything
         return DecodedImage(number, picture.name, error)
 
 
-def read_picture(picture: Picture) -> np.ndarray:
-    """Return the upright RGB pixels of a picture; FusionerError when it cannot be read."""
+def read_picture(picture: Picture, on_note: Callable[[str], None] = lambda note: None) -> np.ndarray:
+    """Return the upright RGB pixels of a picture; FusionerError when it cannot be read; see `read_image`."""
     if isinstance(picture.content, FusionerError):
         raise picture.content
-    return read_image(picture.content, picture.name if isinstance(picture.content, bytes) else None)
+    return read_image(picture.content, picture.name if isinstance(picture.content, bytes) else None, on_note)
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import secrets
+import sys
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +27,7 @@ from fusioner.cli.options import (
 from fusioner.cli.progress import progress
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
+from fusioner.image import left_out_error
 from fusioner.io import cannot_read
 from fusioner.training.progress import format_duration
 from fusioner.weights import DEFAULT_MODEL, weights_file
@@ -104,13 +107,16 @@ def batch(
     )
     setup = _local_engine if engine == "local" else _ray_engine
     count, run = setup(job, workers, device, batch_size, address)
-    plan = make_plan(job.source, job.out, shard_size, _settings(job))
+    left_out = Counter[str]()
+    plan = make_plan(job.source, job.out, shard_size, _settings(job), lambda kind: left_out.update([kind]))
+    if left_out:
+        print(f"error: {left_out_error(input, left_out)}", file=sys.stderr)
     with progress(window=600.0) as bar:
         task = bar.task("segmenting", plan.images)
         show = lambda stats: task(stats.done, note=_note(stats, count, hourly_price))  # noqa: E731
         stats = run_shards(plan, run, show, max_shards=max(10_000, 50 * count))
     print(_summary(stats, out, count, hourly_price))
-    return 2 if stats.errors else 0
+    return 2 if stats.errors or left_out else 0
 
 
 def _settings(job: "Job") -> dict[str, Any]:
@@ -189,6 +195,7 @@ def _summary(stats: "RunStats", out: Path, workers: int, price: float | None) ->
         f"{stats.images:,} of them done now in {format_duration(stats.seconds)}, "
         f"{stats.images / stats.seconds:.2g} per second",
         f"{stats.errors:,} errors" if stats.errors else "no errors",
+        *([f"{stats.notes:,} images were read with a note (column note)"] if stats.notes else []),
         f"1,000 images take {hours:.3g} worker-hours" + (f" and cost {hours * price:.3g}" if price else ""),
     ]
     return "; ".join(parts + ([f"at most {stats.memory / 1e9:.2f} GB per worker"] if stats.memory else []))

@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 from fusioner.errors import FusionerError
-from fusioner.image import list_images
+from fusioner.image import left_out_error, list_images
 
 STDIN = Path("-")
 VIDEO_SUFFIXES = (
@@ -95,8 +96,10 @@ def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerE
 
     path = Path(name).expanduser()
     if path != STDIN and path.is_dir():
-        known_errors = len(errors)
-        images = list(list_images(path, out, recursive, errors.append))
+        known_errors, left_out = len(errors), list[str]()
+        images = list(list_images(path, out, recursive, errors.append, left_out.append))
+        if left_out:
+            errors.append(left_out_error(f"folder {path}", Counter(left_out)))
         if not images and len(errors) == known_errors:
             errors.append(FusionerError(f"folder {path} holds no pictures"))
         return {image: image.parent.relative_to(path) for image in images}
