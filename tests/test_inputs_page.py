@@ -1,0 +1,154 @@
+"""docs/inputs.md quotes the real sentences: each of its inputs is made and read here."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusioner import image
+from fusioner.cli.inputs import find_inputs
+from fusioner.data.annotation_formats import read_annotations
+from fusioner.data.folder import folder
+from fusioner.data.prepare import prepare_folder
+from fusioner.errors import FusionerError
+
+PAGE = Path(__file__).parent.parent / "docs" / "inputs.md"
+RGB = np.dstack([np.tile(np.arange(16, dtype=np.uint8) * 15, (12, 1))] * 3)
+
+
+def tables() -> dict[str, str]:
+    """Return first cell -> quoted sentence of all rows that quote one."""
+    rows = re.findall(r"^\| ([^|]+) \| (`+)([^|]+)\2 \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    return {title: sentence for title, _, sentence in rows}
+
+
+def save(name: str, array: np.ndarray, **options: object) -> None:
+    Image.fromarray(array).save(name, **options)
+
+
+def pages() -> None:
+    frame = Image.fromarray(RGB)
+    frame.save("scan.tif", save_all=True, append_images=[frame, frame])
+
+
+def bands() -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite("scene.tif", np.dstack([RGB, RGB[..., :2]]), photometric="rgb")
+
+
+def masks(mask: np.ndarray, names: str = "background\ncat\n") -> Path:
+    for part in ("images", "masks"):
+        Path(part).mkdir(exist_ok=True)
+    save("images/a.png", RGB)
+    save("masks/a.png", mask)
+    Path("classes.txt").write_text(names)
+    return Path()
+
+
+def annotations(**entry: object) -> None:
+    save("a.jpg", RGB)
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 16, "height": 12}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 1, "category_id": 1, **entry}],
+    }
+    Path("all.json").write_text(json.dumps(content))
+
+
+def convert() -> list[str]:
+    project = read_annotations("coco", Path("all.json"))
+    prepare_folder(project, Path("out"))
+    return project.notes
+
+
+def notes_of(name: str) -> list[str]:
+    notes: list[str] = []
+    image.read_image(name, on_note=notes.append)
+    return notes
+
+
+def inputs_of(name: str) -> list[str]:
+    return [str(error) for error in find_inputs([name])[1]]
+
+
+def check(root: Path) -> list[str]:
+    data = folder(root)
+    data.require_classes()
+    for item in data.items:
+        data.read(item)
+    return data.problems
+
+
+def files(*names: str) -> None:
+    Path("photos").mkdir()
+    save("photos/a.jpg", RGB)
+    for name in names:
+        (Path("photos") / name).touch()
+
+
+CASES: dict[str, tuple[Callable[[], object], Callable[[], list[str]]]] = {
+    "several pages": (pages, lambda: notes_of("scan.tif")),
+    "more bands than colours": (bands, lambda: notes_of("scene.tif")),
+    "10, 12 or 14 bits stored in 16": (
+        lambda: save("scan.png", RGB[..., 0].astype(np.uint16) * 16),
+        lambda: notes_of("scan.png"),
+    ),
+    "HEIC without the extra": (
+        lambda: Path("photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)),
+        lambda: notes_of("photo.heic"),
+    ),
+    "camera raw": (
+        lambda: Path("photo.raf").write_bytes(b"FUJIFILMCCD-RAW" + bytes(99)),
+        lambda: notes_of("photo.raf"),
+    ),
+    "an empty file": (lambda: Path("photo.jpg").touch(), lambda: notes_of("photo.jpg")),
+    "no file": (lambda: None, lambda: notes_of("photo.jpg")),
+    "a folder of other pictures": (lambda: files("b.cr2", "c.psd"), lambda: inputs_of("photos")),
+    "a mask of another size": (lambda: masks(np.zeros((9, 9), np.uint8)), lambda: check(Path())),
+    "a value that is no class": (lambda: masks(RGB[..., 0] // 16), lambda: check(Path())),
+    "masks of 0 and 255": (lambda: masks((RGB[..., 0] > 99) * np.uint8(255)), lambda: check(Path())),
+    "an unknown colour": (lambda: masks(RGB + np.array([1, 2, 3], np.uint8)), lambda: check(Path())),
+    "a JPEG mask": (
+        lambda: [masks(RGB[..., 0] * 0), Image.fromarray(RGB).save("masks/a.png", format="JPEG")],
+        lambda: check(Path()),
+    ),
+    "boxes without masks": (
+        lambda: annotations(bbox=[1, 1, 5, 5]),
+        lambda: read_annotations("coco", Path("all.json")).notes,
+    ),
+    "a crowd": (
+        lambda: annotations(segmentation=[[1, 1, 9, 1, 9, 9]], iscrowd=1),
+        lambda: read_annotations("coco", Path("all.json")).notes,
+    ),
+    "coordinates far outside": (lambda: annotations(segmentation=[[1, 1, 9e9, 1, 9, 9]]), convert),
+    "run lengths that do not fill the image": (
+        lambda: annotations(segmentation={"size": [12, 16], "counts": [5, 5]}),
+        convert,
+    ),
+    "an image that is not there": (
+        lambda: [annotations(segmentation=[[1, 1, 9, 1, 9, 9]]), Path("a.jpg").unlink()],
+        convert,
+    ),
+}
+
+
+def test_every_sentence_has_a_case() -> None:
+    assert tables().keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_the_sentence_is_the_real_one(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(image, "_register_heif", lambda: None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    make, read = CASES[title]
+    make()
+    try:
+        said = read()
+    except FusionerError as error:
+        said = [str(error)]
+    assert said == [tables().get(title)]
