@@ -68,7 +68,7 @@ def check(name: str) -> tuple[str, float | None, str]:
         return "loaded", None, "in the package"
     file = str(locate(spec.source, name, spec.options.get("fallback", "")).weights)
     expected = None
-    if isinstance(encoder, PatchTransformer) and not spec.options.get("values"):
+    if isinstance(encoder, PatchTransformer) and not spec.options.get("attention"):
         expected = _library_tokens(encoder, spec)
     elif isinstance(encoder, TextModel):
         expected = _library_vectors(encoder, spec)

@@ -100,6 +100,7 @@ HYPERNYMS = (
 )  # fmt: skip
 """Hypernyms that are also found by their members' names, as measured in docs/accuracy.md. Garments and stuff are not
 among them: data sets of those annotate few other classes, so their classes produce false positives."""
+MIN_LOGIT = -20.0  # of a label where a background name wins
 HYPERNYM_MARGIN = 0.01  # logits that a class loses when it stands for another label
 HYPONYM_WEIGHT = 0.05  # share of a hyponym's own logits, which order several hyponyms of one class
 MODIFIERS = frozenset(
@@ -175,6 +176,35 @@ def _common_words() -> frozenset[str]:
 def _singulars(word: str) -> list[str]:
     """Return a word and what it may be the plural of."""
     return [word, *(word[: -len(end)] + base for end, base in PLURAL_ENDINGS if word.endswith(end))]
+
+
+class SoftmaxNames:
+    """Labels and background names that compete for every pixel, by a softmax over their scores.
+
+    Args:
+        background: names besides the labels; a pixel whose highest score is one of theirs gets no label.
+    """
+
+    def __init__(self, background: Sequence[str]) -> None:
+        self.background = background
+
+    def expand(self, labels: Sequence[str]) -> list[str]:
+        """Return the labels, followed by the background names that are none of them."""
+        known = {label.casefold() for label in labels}
+        return [*labels, *(name for name in self.background if name.casefold() not in known)]
+
+    def reduce(self, scores: Float[np.ndarray, "n h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Return the logit of each label's probability, its share of the softmax over the scores of `expand(labels)`.
+
+        The scores are overwritten.
+        """
+        scores -= scores.max(axis=0)
+        np.exp(scores, out=scores)
+        total, own, background = scores.sum(axis=0), scores[: len(labels)], scores[len(labels) :]
+        logits = np.log((own / total).clip(1e-7)) - np.log(((total - own) / total).clip(1e-7))
+        if len(background):
+            np.copyto(logits, MIN_LOGIT, where=background.max(axis=0) > own.max(axis=0))
+        return logits
 
 
 class LabelHierarchy:

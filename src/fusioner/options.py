@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from fusioner.errors import FusionerError
 
+MAX_LONG_SIDE = 2048  # px, of an image resized to a short side
 Mode = Literal["auto", "whole", "multicrop", "slide"]
 
 
@@ -24,6 +25,11 @@ class InferenceOptions:
             in mode slide). 1,1.33 takes about three times as long.
         guided_filter: Align mask edges with image edges by a guided filter (not in mode slide). Default: as the model's
             card says.
+        short_side: Shorter side of the resized image, px (aspect ratio kept, longer side at most 2048). Default: of
+            pairs of encoders without training, as published; of trained models, a square (whole) or the image's own
+            size (slide).
+        window: Side of a window, px (mode slide). Default: the training size, or as published.
+        stride: Step between windows, px (mode slide). Default: 2/3 of the window, or as published.
         threshold: Minimum probability of a labelled pixel, 0 to 1. Default: the model's own.
         background: Leave pixels without a label where no label reaches the threshold; off: label every pixel.
         overlap: Give every label a mask of its own: all pixels at which its probability exceeds the threshold, also
@@ -35,6 +41,9 @@ class InferenceOptions:
     mode: Mode = "auto"
     tta_scales: tuple[float, ...] = (1.0,)
     guided_filter: bool | None = None
+    short_side: int | None = None
+    window: int | None = None
+    stride: int | None = None
     threshold: float | None = None
     background: bool = True
     overlap: bool = False
@@ -44,6 +53,10 @@ class InferenceOptions:
         if self.mode not in get_args(Mode):
             raise FusionerError(f"the mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
         object.__setattr__(self, "tta_scales", check_scales(self.tta_scales))
+        for name in ("short_side", "window", "stride"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MAX_LONG_SIDE:
+                raise FusionerError(f"{name} must be 1 to {MAX_LONG_SIDE} pixels, not {value}")
         if self.threshold is not None:
             check_threshold(self.threshold)
         if self.overlap and not self.background:
@@ -78,4 +91,11 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 DEFAULT_OPTIONS = InferenceOptions()
-ENCODING_OPTIONS = ("mode", "tta_scales", "guided_filter")  # the others are options of the decision
+ENCODING_OPTIONS = (
+    "mode",
+    "tta_scales",
+    "guided_filter",
+    "short_side",
+    "window",
+    "stride",
+)  # the others are options of the decision

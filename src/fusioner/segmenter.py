@@ -20,8 +20,8 @@ from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError
 from fusioner.image import ImageSource, read_image
-from fusioner.labels import LabelHierarchy, check_labels
-from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, InferenceOptions, Mode
+from fusioner.labels import LabelHierarchy, SoftmaxNames, check_labels
+from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, MAX_LONG_SIDE, InferenceOptions, Mode
 from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, iter_probabilities, mean_logits, upsample
 from fusioner.segmentation import Segmentation
 from fusioner.sliding_window import Canvas, Origin, WindowGrid
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fusioner.encoders.prompt_templates import LabelEmbedder
     from fusioner.model.checkpoint import ModelCard
     from fusioner.model.fusioner import Fusioner
+    from fusioner.torch_network import TorchNetwork
 
 EXPORT_MANIFEST = "fusioner.json"  # of an exported model
 CROP_SCALE = 1.5  # mode multicrop: size of the resized image, as a multiple of a crop; chosen on training images
@@ -144,7 +145,7 @@ class Segmenter:
     def __init__(self, network: Network) -> None:
         self.network, self.card = network, network.card
         self.options = DEFAULT_OPTIONS
-        self.auto_mode: Mode = "whole"
+        self.auto_mode: Mode = "slide" if self.is_softmax else "whole"
         self.overlap_blending = True
         self._current: EncodedImage | None = None
 
@@ -251,11 +252,18 @@ class Segmenter:
     @property
     def labels_independent(self) -> bool:
         """Whether a label's logits do not depend on the other labels."""
-        return self.card.config.labels_independent
+        return self.card.config.labels_independent and not self.is_softmax
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether the labels compete by a softmax, as in pairs of encoders without training."""
+        return self.card.config.method == "softmax"
 
     @cached_property
-    def hierarchy(self) -> LabelHierarchy:
-        """Relations of labels to the trained classes; empty without a closed-set head."""
+    def hierarchy(self) -> LabelHierarchy | SoftmaxNames:
+        """Relations of labels to the trained classes (empty without a closed-set head), or their softmax."""
+        if self.is_softmax:
+            return SoftmaxNames(self.card.background)
         classes = self.card.training.get("classes", ()) if self.card.config.closed_set_classes else ()
         return LabelHierarchy(classes)
 
@@ -287,9 +295,9 @@ class Segmenter:
             encoded = self.encode(image, options, on_progress=on_progress)
             return self.decide(encoded, names, self.low_res_logits(encoded, names), options)
         rgb, name = read_image(image), _file_name(image)
-        grid = self._grid(rgb)
+        grid = self._grid(rgb, options)
         with _clear_memory_errors(name):
-            logits = self._merge_windows(self._encode_windows(rgb, grid, on_progress), names, grid)
+            logits = self._merge_windows(self._encode_windows(rgb, grid, on_progress), names, grid, rgb.shape[:2])
             return Segmentation.from_logits(rgb, names, logits, options, name=name)
 
     def set_image(
@@ -322,9 +330,11 @@ class Segmenter:
             options = replace(options, mode=self.auto_mode)
         filtered = self.card.guided_filter if options.guided_filter is None else options.guided_filter
         threshold = self.card.threshold if options.threshold is None else options.threshold
+        options = replace(options, threshold=threshold, short_side=options.short_side or self.card.short_side or None)
         if options.mode == "slide":
-            return replace(options, tta_scales=(1.0,), guided_filter=False, threshold=threshold)
-        return replace(options, guided_filter=filtered, threshold=threshold)
+            window, stride = options.window or self.card.resolution, options.stride or self.card.stride or None
+            return replace(options, tta_scales=(1.0,), guided_filter=False, window=window, stride=stride)
+        return replace(options, guided_filter=filtered)
 
     def encode(
         self,
@@ -346,7 +356,7 @@ class Segmenter:
         with _clear_memory_errors(name):
             if options.mode != "slide":
                 return self._encode_whole(rgb, options, name, scale, on_progress)
-            grid = self._grid(rgb, scale)
+            grid = self._grid(rgb, options, scale)
             tokens, done = None, 0
             for window_tokens, origins in self._encode_windows(rgb, grid, on_progress):
                 if tokens is None:
@@ -365,8 +375,8 @@ class Segmenter:
         on_progress: OnProgress | None,
     ) -> EncodedImage:
         """Encode the resized image and, in mode multicrop, its crops."""
-        sides = [self.side(scale * tta_scale) for tta_scale in options.tta_scales]
-        tokens = [self.network.encode_images(self.network.resize(rgb, (side, side))[None]) for side in sides]
+        sizes = [self._whole_size(rgb, options, scale * tta_scale) for tta_scale in options.tta_scales]
+        tokens = [self.network.encode_images(self.network.resize(rgb, size)[None]) for size in sizes]
         grid = self._crop_grid()
         count = len(grid.origins) if options.mode == "multicrop" else 0
         if on_progress:
@@ -380,9 +390,9 @@ class Segmenter:
     def encode_batch(
         self, images: Sequence[UInt8[np.ndarray, "h w 3"]], options: InferenceOptions | None = None
     ) -> list[EncodedImage]:
-        """Encode upright RGB images of any sizes, in one forward pass in mode whole."""
+        """Encode upright RGB images of any sizes, in one forward pass where mode whole resizes them to squares."""
         options, resize = self.resolve(options), self.network.resize
-        if options.mode != "whole":
+        if options.mode != "whole" or options.short_side:
             return [self.encode(rgb, options) for rgb in images]
         with _clear_memory_errors(f"{len(images)} images"):
             sides = [self.side(scale) for scale in options.tta_scales]
@@ -413,6 +423,14 @@ class Segmenter:
         side = resolution if scale == 1.0 else max(1, round(resolution * scale / stride)) * stride
         return max(1, round(side / step)) * step if step else resolution
 
+    def _whole_size(self, rgb: UInt8[np.ndarray, "h w 3"], options: InferenceOptions, scale: float) -> tuple[int, int]:
+        """Return the height and width of the resized image of mode whole: multiples of the stride."""
+        if not options.short_side or not self.network.size_step:
+            return self.side(scale), self.side(scale)
+        step = math.lcm(self.network.stride, self.network.size_step)
+        height, width = (max(1, round(scale * side / step)) * step for side in _short_size(rgb, options.short_side))
+        return height, width
+
     def logits(
         self, encoded: EncodedImage, labels: Sequence[str], size: tuple[int, int] | None = None
     ) -> Float[np.ndarray, "k H W"]:
@@ -435,7 +453,8 @@ class Segmenter:
         """
         with _clear_memory_errors(encoded.name):
             if encoded.grid is not None:
-                return self._merge_windows([(encoded.tokens, encoded.grid.origins)], labels, encoded.grid)
+                windows = [(encoded.tokens, encoded.grid.origins)]
+                return self._merge_windows(windows, labels, encoded.grid, encoded.size)
             cached = dict(encoded.logits_cache) if self.labels_independent else {}
             new = [label for label in labels if label not in cached]
             if new:
@@ -445,7 +464,7 @@ class Segmenter:
                     scales += [self._forward_chunked(tokens, names, None)[0]]
                 if encoded.crop_tokens is not None:
                     scales = [mean_logits(scales), self._merge_crops(encoded.crop_tokens, names)]
-                logits = self.hierarchy.reduce(_check_finite(mean_logits(scales)), new)
+                logits = self._reduce(mean_logits(scales), new, encoded.size)
                 logits = logits if encoded.guide is None else encoded.guide(logits)
                 if not self.labels_independent:
                     return logits
@@ -465,9 +484,27 @@ class Segmenter:
         with _clear_memory_errors(encoded.name):
             return Segmentation.from_logits(encoded.image, labels, logits, options, name=encoded.name)
 
-    def _grid(self, rgb: UInt8[np.ndarray, "h w 3"], scale: float = 1.0) -> WindowGrid:
-        height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
-        return WindowGrid(height, width, self.card.resolution, smooth=self.overlap_blending)
+    def _reduce(
+        self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str], size: tuple[int, int]
+    ) -> Float[np.ndarray, "k h w"]:
+        """Reduce the logits of all names to those of the labels; a softmax is computed at the image's `size`."""
+        logits = _check_finite(logits)
+        if self.is_softmax:
+            scale = min(1.0, math.sqrt(MAX_CANVAS_SIZE / (len(logits) * math.prod(size))))
+            logits = upsample(logits, (max(1, int(size[0] * scale)), max(1, int(size[1] * scale))))
+        return self.hierarchy.reduce(logits, labels)
+
+    def _grid(self, rgb: UInt8[np.ndarray, "h w 3"], options: InferenceOptions, scale: float = 1.0) -> WindowGrid:
+        size = _short_size(rgb, options.short_side) if options.short_side else rgb.shape[:2]
+        height, width = (max(1, round(side * scale)) for side in size)
+        window = options.window or self.card.resolution
+        if window != self.card.resolution and (not self.network.size_step or window % self.network.size_step):
+            raise FusionerError(
+                f"the windows of this exported model are {self.card.resolution} px or a multiple of "
+                f"{self.network.size_step or self.card.resolution} px, not {window}"
+            )
+        smooth = self.overlap_blending or self.is_softmax
+        return WindowGrid(height, width, window, options.stride or 0, smooth=smooth, even=self.is_softmax)
 
     def _encode_windows(
         self, rgb: UInt8[np.ndarray, "h w 3"], grid: WindowGrid, on_progress: OnProgress | None
@@ -487,8 +524,9 @@ class Segmenter:
         windows: Iterable[tuple[Float[np.ndarray, "n d gh gw"], list[Origin]]],
         labels: Sequence[str],
         grid: WindowGrid,
+        size: tuple[int, int],
     ) -> Float[np.ndarray, "k h w"]:
-        """Average the logits of all windows."""
+        """Average the logits of all windows of an image of `size`."""
         names = self.hierarchy.expand(labels)
         scale = math.sqrt(MAX_CANVAS_SIZE / (len(names) * grid.height * grid.width))
         side = grid.crop if scale >= 1 else max(1, int(grid.crop * scale))
@@ -499,7 +537,7 @@ class Segmenter:
                 logits = self._forward_chunked(tokens[start : start + step], names, (side, side))
                 for window_logits, origin in zip(logits, origins[start : start + step], strict=True):
                     canvas.add(window_logits, origin)
-        return self.hierarchy.reduce(_check_finite(canvas.mean()), labels)
+        return self._reduce(canvas.mean(), labels, size)
 
     def _crop_grid(self) -> WindowGrid:
         """Return the positions of the crops in the image resized by `CROP_SCALE`."""
@@ -522,7 +560,7 @@ class Segmenter:
         text, config = self.network.embed(labels), self.card.config
         tokens = tokens.astype(np.float32, copy=False)
         chunk = len(labels)
-        if self.labels_independent:  # every label has its own tokens and features
+        if config.labels_independent:  # every label has its own tokens and features
             n = math.prod(tokens.shape[2:])
             cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
             values = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
@@ -540,8 +578,12 @@ def load(
     runtime: str = "auto",
     dataset: str = "pascal",
     threads: int = 0,
+    *,
+    image_encoder: str | None = None,
+    text_encoder: str | None = None,
+    background: Sequence[str] | None = None,
 ) -> Segmenter:
-    """Return a segmenter.
+    """Return a segmenter: a trained model, or with `image_encoder` a pair of encoders without training.
 
     Args:
         model: a file of `fusioner train`, a folder of `fusioner export`, or an official checkpoint (.pth, .pt; see
@@ -553,11 +595,23 @@ def load(
             starts faster, unless `device` or a GPU calls for torch.
         threads: CPU threads; 0: the default of the runtime.
         dataset: for an official checkpoint: the data set whose normalisation it was trained with.
+        image_encoder: in place of a model: a text-aligned image encoder, or A+B, where the second gives the attention
+            (see docs/training-free.md).
+        text_encoder: of the pair; default: that of the image encoder's model.
+        background: of the pair: names that compete with the labels and whose pixels get none; default: SCLIP's list.
 
     Raises:
         FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder, the device or the runtime
             is not available.
     """
+    if image_encoder is not None:
+        if model is not None:
+            raise FusionerError("a model names its own encoders: give either a model or an image encoder")
+        return _load_pair(image_encoder, text_encoder, device, templates, background, runtime, threads)
+    if text_encoder is not None or background is not None:
+        raise FusionerError(
+            "text encoder and background names belong to a pair without training: name its image encoder"
+        )
     if model is None and runtime == "auto":
         runtime = "torch" if _prefers_torch(device) else "onnx"
     if (runtime != "torch") if model is None else (Path(model) / EXPORT_MANIFEST).is_file():
@@ -573,6 +627,19 @@ def load(
     return segmenter
 
 
+def _load_pair(
+    image_encoder: str,
+    text_encoder: str | None,
+    device: "str | torch.device | None",
+    templates: Sequence[str] | None,
+    background: Sequence[str] | None,
+    runtime: str,
+    threads: int,
+) -> Segmenter:
+    network = _torch_network(image_encoder, runtime, threads)
+    return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))
+
+
 def _load_torch(
     model: str | Path | None,
     device: "str | torch.device | None",
@@ -581,6 +648,15 @@ def _load_torch(
     dataset: str,
     threads: int,
 ) -> Segmenter:
+    network = _torch_network(model, runtime, threads)
+    if model is not None and Path(model).suffix in (".pth", ".pt"):
+        segmenter = Segmenter(network.from_official(model, device, templates, dataset))
+        segmenter.overlap_blending = False  # as its published scores were measured
+        return segmenter
+    return Segmenter(network.from_checkpoint(model, device, templates))
+
+
+def _torch_network(model: object, runtime: str, threads: int) -> "type[TorchNetwork]":
     if runtime not in ("auto", "torch"):
         raise FusionerError(
             f"{model} is not an exported model: run `fusioner export`, then pass its folder as the model to "
@@ -594,11 +670,7 @@ def _load_torch(
 
     if threads:
         torch.set_num_threads(threads)
-    if model is not None and Path(model).suffix in (".pth", ".pt"):
-        segmenter = Segmenter(TorchNetwork.from_official(model, device, templates, dataset))
-        segmenter.overlap_blending = False  # as its published scores were measured
-        return segmenter
-    return Segmenter(TorchNetwork.from_checkpoint(model, device, templates))
+    return TorchNetwork
 
 
 def _prefers_torch(device: "str | torch.device | None") -> bool:
@@ -608,6 +680,13 @@ def _prefers_torch(device: "str | torch.device | None") -> bool:
     # Importing torch only to find no GPU would take longer than everything else.
     gpu = sys.platform in ("darwin", "win32") or Path("/dev/nvidiactl").exists()
     return gpu and find_spec("torch") is not None
+
+
+def _short_size(rgb: UInt8[np.ndarray, "h w 3"], short_side: int) -> tuple[int, int]:
+    """Return (height, width) at which the shorter side is `short_side`, the longer at most `MAX_LONG_SIDE`."""
+    height, width = rgb.shape[:2]
+    ratio = min(short_side / min(height, width), MAX_LONG_SIDE / max(height, width))
+    return max(1, int(height * ratio + 0.5)), max(1, int(width * ratio + 0.5))
 
 
 def _file_name(image: ImageSource) -> str:

@@ -1,9 +1,9 @@
 """Sliding-window inference at full resolution: overlapping square windows, their logits averaged.
 
-Two layouts. Official: windows of side `crop` start at every multiple of `stride`, row by row, until the image is
+Layouts. Official: windows of side `crop` start at every multiple of `stride`, row by row, until the image is
 covered; parts beyond the image are padded with black, their logits are dropped, and all windows have the same weight.
 Smooth: the last windows are moved back into the image, so that none is padded if the image is large enough, and the
-weight of a window decreases from its centre to its sides, so that no seam shows.
+weight of a window decreases from its centre to its sides, so that no seam shows. Even: as smooth, with equal weights.
 Letters: N windows, K labels, H W pixels.
 """
 
@@ -25,6 +25,7 @@ class WindowGrid:
         crop: side of a window, px; may exceed the image.
         stride: step between windows, px; 0 stands for the official int(crop * 2 / 3).
         smooth: the smooth layout instead of the official one.
+        even: with `smooth`, give all windows the same weight.
     """
 
     height: int
@@ -32,6 +33,7 @@ class WindowGrid:
     crop: int
     stride: int = 0
     smooth: bool = False
+    even: bool = False
 
     @property
     def rows(self) -> list[int]:
@@ -96,7 +98,9 @@ class Canvas:
     def _window_weights(self, starts: list[int], size: int) -> dict[int, Float[np.ndarray, " cells"]]:
         """Return along one axis the weights of each window (key: its start, px) per cell; they sum to 1."""
         weight = np.ones(self.side, np.float32)
-        if self.grid.smooth:  # a tent: where two windows overlap, one fades out as the other fades in
+        if (
+            self.grid.smooth and not self.grid.even
+        ):  # a tent: where two windows overlap, one fades out as the other fades in
             ramp = np.arange(self.side, dtype=np.float32) + np.float32(0.5)
             weight = np.minimum(ramp, ramp[::-1])
         total, cells = np.zeros(size, np.float32), {start: self._cells(start) for start in starts}

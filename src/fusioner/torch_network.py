@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.encoders.prompt_templates import IMAGENET, LabelEmbedder, read_templates
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
+from fusioner.encoders.training_free import BACKGROUND_NAMES, THRESHOLD, build_pair, published_protocol
 from fusioner.errors import FusionerError
 from fusioner.image import resize
 from fusioner.model.checkpoint import ModelCard, load_model
+from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.similarity import ImageFeatures
 from fusioner.weights import DEFAULT_MODEL, weights_file
@@ -64,6 +66,44 @@ class TorchNetwork:
         image_encoder, text_encoder = build_image_encoder(card.image_encoder), build_text_encoder(card.text_encoder)
         image_encoder.mean, image_encoder.std = card.mean or image_encoder.mean, card.std or image_encoder.std
         return cls(model, image_encoder, text_encoder, card, device, templates)
+
+    @classmethod
+    def from_encoders(
+        cls,
+        image_encoder: str,
+        text_encoder: str | None = None,
+        device: str | torch.device | None = None,
+        templates: Sequence[str] | None = None,
+        background: Sequence[str] | None = None,
+    ) -> Self:
+        """Build an untrained network: cosines of aligned encoders and a softmax over the names.
+
+        See `encoders.training_free.build_pair`; `background`: names that compete with the labels (default: SCLIP's).
+        """
+        device = pick_device(device)
+        image, text = build_pair(image_encoder, text_encoder)
+        protocol = published_protocol(image.name, image.image_size)
+        temperature = 1 / protocol.scale
+        config = FusionerConfig(
+            image_dim=0,
+            text_dim=text.dim,
+            method="softmax",
+            similarity="cosine",
+            similarity_dim=image.dim,
+            temperature=temperature,
+        )
+        card = ModelCard(
+            config,
+            image.name,
+            text.name,
+            protocol.window,
+            read_templates(IMAGENET) if templates is None else tuple(templates),
+            threshold=THRESHOLD,
+            short_side=protocol.short_side,
+            stride=protocol.stride,
+            background=BACKGROUND_NAMES if background is None else tuple(background),
+        )
+        return cls(Fusioner(config), image, text, card, device)
 
     @classmethod
     def from_official(

@@ -67,6 +67,9 @@ class Job:
     options: InferenceOptions = DEFAULT_OPTIONS
     model: Path | None = None
     templates: tuple[str, ...] | None = None
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+    background: tuple[str, ...] | None = None
     masks: bool = False
     threads: int = 1
     device: str = "cpu"
@@ -98,7 +101,15 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
-        self.segmenter = load(job.model, job.device, job.templates, threads=job.threads)
+        self.segmenter = load(
+            job.model,
+            job.device,
+            job.templates,
+            threads=job.threads,
+            image_encoder=job.image_encoder,
+            text_encoder=job.text_encoder,
+            background=job.background,
+        )
         self.segmenter.embed(job.labels)
 
     def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:

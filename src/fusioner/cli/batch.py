@@ -16,10 +16,12 @@ from fusioner.batch.sources import open_source
 from fusioner.cli.options import (
     COMPUTE,
     FAST_FLAGS,
+    NO_PAIR,
     Device,
     FastInferenceFlags,
     Labels,
     ModelFile,
+    PairFlags,
     Templates,
     print_notes,
     read_label_flags,
@@ -49,6 +51,7 @@ def batch(
     column: str | None = None,
     options: FastInferenceFlags = FAST_FLAGS,
     model: ModelFile = None,
+    pair: PairFlags = NO_PAIR,
     templates: Templates = None,
     device: Device = "auto",
     engine: Annotated[Literal["local", "ray"], Parameter(group=COMPUTE)] = "local",
@@ -104,6 +107,7 @@ def batch(
         templates=read_templates(templates) if templates else None,
         masks=masks,
         threads=threads,
+        **pair.arguments(),
     )
     setup = _local_engine if engine == "local" else _ray_engine
     count, run = setup(job, workers, device, batch_size, address)
@@ -123,7 +127,7 @@ def _settings(job: "Job") -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
 
     path = job.model or weights_file(DEFAULT_MODEL)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr((job.image_encoder, job.text_encoder, job.background)).encode())
     try:
         for part in sorted(path.iterdir()) if path.is_dir() else [path]:  # an exported model is a folder
             with part.open("rb") as file:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusioner.cli.inputs import find_inputs, is_video
+from fusioner.cli.options import NO_PAIR, PairFlags
 from fusioner.errors import FusionerError
 from fusioner.export.write import export as write
 from fusioner.image import read_image
@@ -16,6 +17,7 @@ def export(
     *,
     out: Path,
     model: Path | None = None,
+    pair: PairFlags = NO_PAIR,
     format: Literal["onnx", "openvino"] = "onnx",
     int8: bool = False,
     fp16: bool = False,
@@ -48,7 +50,7 @@ def export(
         raise errors[0]
     files = [file for file in found if not is_video(file)]
     chosen = [read_image(file) for file in files[:: -(-len(files) // MAX_PHOTOS)]]
-    segmenter = load(model, "cpu", runtime="torch")
+    segmenter = load(model, "cpu", runtime="torch", **pair.arguments())
     precision = "int8" if int8 else "fp16" if fp16 else "fp32"
     write(segmenter, out, format, precision, chosen, lambda line: print(line, flush=True))
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())

@@ -60,7 +60,10 @@ FAST_FLAGS = FastInferenceFlags()
 
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."
 _MODEL_HELP = "Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model."
-_TEMPLATES_HELP = "File of prompt templates, one per line, each with {} for the label. Default: those of the model."
+_TEMPLATES_HELP = (
+    "File of prompt templates, one per line, each with {} for the label; imagenet: CLIP's 80. Default: those of the "
+    "model; without training, imagenet."
+)
 _RUNTIME_HELP = "torch; for bundled and exported models also onnx (ONNX Runtime) and openvino. auto: the fastest."
 _CACHE_HELP = "Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches."
 _VALUES_HELP = "Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore."
@@ -73,6 +76,33 @@ Dataset: TypeAlias = Annotated[DatasetName, Parameter(help="Data set; docs/data.
 Root: TypeAlias = Annotated[Path, Parameter(help="Folder of the data set.")]
 MaskValues: TypeAlias = Annotated[str, Parameter(help=_VALUES_HELP)]
 CacheFolder: TypeAlias = Annotated[Path | None, Parameter(help=_CACHE_HELP)]
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True)
+class PairFlags:
+    """Encoders that segment without training, in place of a model.
+
+    Attributes:
+        image_encoder: Segment without a trained model: a text-aligned image encoder such as naclip-vit-b16, or A+B,
+            where B gives the attention (ProxyCLIP), such as clip-vit-b16+dinov2-b. See docs/training-free.md.
+        text_encoder: Text encoder of --image-encoder. Default: that of the same model.
+        background_names: Names that compete with the labels of --image-encoder and whose pixels get none, separated by
+            commas or in a .txt file; "" for none. Default: 26 words, such as sky, wall and floor.
+    """
+
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+    background_names: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `fusioner.load`."""
+        names = self.background_names
+        background = None if names is None else tuple(read_label_flags([names])) if names.strip() else ()
+        return {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder, "background": background}
+
+
+NO_PAIR = PairFlags()
 
 
 def read_label_flags(values: Sequence[str]) -> list[str]:

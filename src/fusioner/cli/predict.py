@@ -13,10 +13,12 @@ from fusioner.cli.inputs import STDIN, find_inputs, is_video, name_results
 from fusioner.cli.options import (
     COMPUTE,
     DEFAULT_FLAGS,
+    NO_PAIR,
     Device,
     InferenceFlags,
     Labels,
     ModelFile,
+    PairFlags,
     RuntimeName,
     Templates,
     print_notes,
@@ -45,6 +47,7 @@ def predict(
     csv: Path | None = None,
     options: InferenceFlags = DEFAULT_FLAGS,
     model: ModelFile = None,
+    pair: PairFlags = NO_PAIR,
     templates: Templates = None,
     device: Device = "auto",
     runtime: RuntimeName = "auto",
@@ -62,6 +65,7 @@ def predict(
         fusioner predict holiday/ "more/*.png" --labels labels.txt --out masks --contact-sheet sheet.jpg --csv table.csv
         fusioner predict archive/ --recursive --labels "dog" --format mask,coco --skip-existing
         fusioner predict photo.jpg --labels "cat, sofa" --tta-scales 1,1.33
+        fusioner predict photo.jpg --labels "cat, sofa" --image-encoder clip-vit-b16+dinov2-b
         fusioner predict clip.mp4 --labels "dog, ball" --frame-step 5 --format overlay
         cat photo.jpg | fusioner predict - --labels "cat" --out - > mask.png
 
@@ -98,7 +102,7 @@ def predict(
 
     def load() -> Segmenter:
         prompts = read_templates(templates) if templates else None
-        return fusioner.load(model, device, prompts, runtime=runtime)
+        return fusioner.load(model, device, prompts, runtime=runtime, **pair.arguments())
 
     found, errors = find_inputs(images, recursive, out)
     if to_stdout:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import FAST_FLAGS, Device, FastInferenceFlags, ModelFile, RuntimeName
+from fusioner.cli.options import FAST_FLAGS, NO_PAIR, Device, FastInferenceFlags, ModelFile, PairFlags, RuntimeName
 from fusioner.errors import FusionerError
 from fusioner.segmenter import Segmenter, load
 from fusioner.serve.limits import Limits
@@ -19,6 +19,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8000,
     model: ModelFile = None,
+    pair: PairFlags = NO_PAIR,
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     options: FastInferenceFlags = FAST_FLAGS,
@@ -65,7 +66,7 @@ def serve(
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
     def load_model() -> Segmenter:
-        segmenter = load(model, device, runtime=runtime)
+        segmenter = load(model, device, runtime=runtime, **pair.arguments())
         segmenter.options = options
         return segmenter
 

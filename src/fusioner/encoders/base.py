@@ -37,6 +37,7 @@ class ImageEncoder(Protocol):
         stride: pixels per token, in both directions.
         mean, std: per-channel normalisation of RGB in [0, 1]; applied by the encoder, assignable.
         parts: the encoders whose tokens are concatenated; the encoder itself if there is only one.
+        image_size: side in pixels of the images that it was trained on.
         text_aligned: whether tokens and the embeddings of the matching text encoder share a space.
         class_embeddings: text embeddings of the D classes whose posterior a token is; None for other encoders.
     """
@@ -46,6 +47,7 @@ class ImageEncoder(Protocol):
     stride: int
     mean: RGB
     std: RGB
+    image_size: int
     text_aligned: bool
     class_embeddings: Float[Tensor, "k d"] | None
 
@@ -109,6 +111,7 @@ class FrozenImageEncoder(Frozen):
     """Defaults of `ImageEncoder` for an encoder that is neither concatenated nor related to text."""
 
     text_aligned = False
+    image_size = 224  # side in pixels of the images it was trained on
     class_embeddings: Any
 
     def __init__(self) -> None:

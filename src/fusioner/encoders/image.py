@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
+from fusioner.encoders.attention import Attention, LastLayer
 from fusioner.encoders.base import RGB, FrozenImageEncoder, ImageEncoder, state_digest
 from fusioner.encoders.hub import (
     accepts,
@@ -50,18 +51,21 @@ class DenseEncoder(FrozenImageEncoder, ABC):
         """Return the settings that change the tokens, besides weights and normalisation."""
         return {}
 
-    @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Encode RGB in [0, 1] into unit-length tokens on a grid of h // stride by w // stride (at least 1 by 1).
 
         Other sizes than multiples of the stride are resized to the next smaller one (bilinear, no antialiasing).
         """
+        return F.normalize(self.unscaled(images), dim=1)
+
+    @torch.no_grad()
+    def unscaled(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """Encode as `forward` does, into tokens of any length."""
         size = tuple(max(1, side // self.stride) * self.stride for side in images.shape[-2:])
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=False)
         mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        tokens = self.tokens((images - mean) / std)  # (b, d, gh, gw)
-        return F.normalize(tokens.float(), dim=1)
+        return self.tokens((images - mean) / std).float()
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of weights, settings and normalisation; weights are hashed once."""
@@ -79,6 +83,8 @@ class PatchTransformer(DenseEncoder):
     def __init__(self, model: PreTrainedModel, name: str, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD) -> None:
         super().__init__(name, model.config.hidden_size, _patch_side(model.config.patch_size), mean, std)
         self.model: Any = model
+        if isinstance(size := getattr(model.config, "image_size", None), int):
+            self.image_size = size
         takes_option = accepts(model.forward, "interpolate_pos_encoding")  # the others always interpolate
         self._options: dict[str, Any] = {"interpolate_pos_encoding": True} if takes_option else {}
         self.freeze()
@@ -86,61 +92,62 @@ class PatchTransformer(DenseEncoder):
     def settings(self) -> dict[str, Any]:
         return fingerprinted_settings(self.model.config)
 
-    def project(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
-        """Map the model's last states to tokens."""
-        return patches
+    def patches(self, states: Float[Tensor, "b t c"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        """Map the model's last states, of all tokens, to those of the patches."""
+        return states[:, -grid[0] * grid[1] :]
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
         pixels = pixels.to(self.model.dtype)
         states = self.model(pixel_values=pixels, **self._options).last_hidden_state  # (b, prefix + gh * gw, c)
-        patches = self.project(states[:, -grid[0] * grid[1] :])  # (b, gh * gw, d)
-        return patches.transpose(1, 2).unflatten(2, grid)  # (b, d, gh, gw)
+        return self.patches(states, grid).transpose(1, 2).unflatten(2, grid)  # (b, d, gh, gw)
 
 
 class ClipVision(PatchTransformer):
     """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, as for the class token.
 
-    With `values` they are MaskCLIP's (arXiv 2112.01071): every patch attends to itself alone in the last layer.
+    `attention` is that of the last layer, see `LastLayer`. With "values" the tokens are that layer's values, and `head`
+    maps them to the joint space.
     """
 
     text_aligned = True
 
     def __init__(
-        self, model: PreTrainedModel, name: str, mean: RGB = CLIP_MEAN, std: RGB = CLIP_STD, *, values: bool = False
+        self,
+        model: PreTrainedModel,
+        name: str,
+        mean: RGB = CLIP_MEAN,
+        std: RGB = CLIP_STD,
+        *,
+        attention: Attention = "clip",
     ) -> None:
         super().__init__(model, name, mean, std)
+        self.attention, self.last = attention, None
         self.dim = self.model.visual_projection.out_features
-        self.values = values
-        if values:
-            last = self.model.vision_model.encoder.layers[-1]
-            last.self_attn = ValueOnlyAttention(last.self_attn).train(False)
+        if attention != "clip":
+            encoder = self.model.vision_model.encoder
+            encoder.layers, self.last = encoder.layers[:-1], LastLayer(encoder.layers[-1], attention)
+        self.freeze()
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | ({"values": True} if self.values else {})
+        return super().settings() | ({"attention": self.attention} if self.last else {})
 
-    def project(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+    def patches(self, states: Float[Tensor, "b t c"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
+        patches = super().patches(self.last(states, grid) if self.last else states, grid)
+        return patches if self.attention == "values" else self.head(patches)
+
+    def head(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
+        """Map states of the last layer to the joint space."""
         return self.model.visual_projection(self.model.vision_model.post_layernorm(patches))
-
-
-class ValueOnlyAttention(nn.Module):
-    """CLIP's attention with every token attending to itself alone."""
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.v_proj, self.out_proj = attention.v_proj, attention.out_proj
-
-    def forward(self, hidden_states: Float[Tensor, "b n c"], **_: Any) -> tuple[Float[Tensor, "b n c"], None]:
-        return self.out_proj(self.v_proj(hidden_states)), None
 
 
 def _shared(name: str) -> Any:
     def read(self: "ConcatEncoder") -> RGB:
-        return getattr(self.parts[0], name)
+        return getattr(self._parts[0], name)
 
     def assign(self: "ConcatEncoder", value: RGB) -> None:
         if tuple(value) != tuple(read(self)):  # assigning the current value keeps the other encoders' values
-            for encoder in self.parts:
+            for encoder in self._parts:
                 setattr(encoder, name, value)
 
     return property(read, assign)
@@ -223,14 +230,14 @@ IMAGE_BACKBONES: dict[str, BackboneSpec] = {
 
 
 def load_image_encoder(
-    source: str, name: str, model_types: Sequence[str] = (), *, values: bool = False, fallback: str = ""
+    source: str, name: str, model_types: Sequence[str] = (), *, attention: Attention = "clip", fallback: str = ""
 ) -> PatchTransformer:
     """Load a frozen image encoder from a folder or a Hugging Face repository.
 
     Args:
         source, name, fallback: see `locate`.
         model_types: accepted `model_type`s; empty accepts all of `IMAGE_BACKBONES`.
-        values: use MaskCLIP's tokens of a CLIP.
+        attention: of a CLIP's last layer, see `LastLayer`.
     """
     checkpoint = locate(source, name, fallback)
     config = read_config(checkpoint, model_types or IMAGE_BACKBONES)
@@ -240,7 +247,7 @@ def load_image_encoder(
     model = build_model(getattr(transformers, spec.model), _vision_config(config), state, name)
     mean, std = read_normalisation(checkpoint.folder) or (spec.mean, spec.std)
     if spec.projected:
-        return ClipVision(model, name, mean, std, values=values)
+        return ClipVision(model, name, mean, std, attention=attention)
     return PatchTransformer(model, name, mean, std)
 
 

@@ -29,6 +29,10 @@ NEUTRAL = "object"
 """Prompt without class information, for prompt-ablated evaluation."""
 
 
+IMAGENET = "imagenet"
+"""Name of the 80 templates that CLIP's authors publish for ImageNet (github.com/openai/CLIP, MIT)."""
+
+
 def check_templates(templates: Sequence[str], source: str = "the list of templates") -> tuple[str, ...]:
     """Return the templates as a tuple; FusionerError if there is none or one lacks its `{}`."""
     if not templates:
@@ -40,7 +44,12 @@ def check_templates(templates: Sequence[str], source: str = "the list of templat
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Read the templates of a UTF-8 text file, one per line; FusionerError if it cannot be read or holds none."""
+    """Read the templates of a UTF-8 text file, one per line; FusionerError if it cannot be read or holds none.
+
+    "imagenet" stands for CLIP's 80 templates.
+    """
+    if str(path) == IMAGENET:
+        path = Path(__file__).with_name("imagenet_templates.txt")
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -4,6 +4,7 @@
     dinov2-s@/local/folder      the same architecture from a folder (mocov3: a checkpoint file)
     hf:owner/repo, hf:/folder   any model of a supported type
     dinov2-s+clip-vit-b16       several image encoders, concatenated on the first one's grid
+    proxyclip:clip-vit-b16+dinov2-s     the first one's tokens, averaged by the affinity of the second one's
 
 Add a line to IMAGE_ENCODERS or TEXT_ENCODERS to add an encoder. Importing this module loads no torch.
 """
@@ -75,6 +76,7 @@ def _mocov3(parameters: float, width: int) -> EncoderSpec:
     return EncoderSpec(source, "CC-BY-NC-4.0", parameters, 0, "mocov3.load_mocov3", {"width": width})
 
 
+PROXY = "proxyclip:"
 _DINOV2 = ("dinov2", "dinov2_with_registers")
 _SIGLIP, _SIGLIP_TEXT = ("siglip", "siglip_vision_model"), ("siglip", "siglip_text_model")
 _CLIPS = {
@@ -91,7 +93,11 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors", text="minilm-embedded"),
     "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE", text="minilm-embedded"),
     **_CLIPS,
-    **{f"mask{name}": replace(spec, options={**spec.options, "values": True}) for name, spec in _CLIPS.items()},
+    **{
+        name.replace("clip", method, 1): replace(spec, options={**spec.options, "attention": method})
+        for method in ("maskclip", "sclip", "naclip", "clearclip")
+        for name, spec in _CLIPS.items()
+    },
     "clip-rn50": EncoderSpec("timm/resnet50_clip.openai", "MIT", 38.3, 408, "timm.load_clip_resnet"),
     "clip-rn101": EncoderSpec("timm/resnet101_clip.openai", "MIT", 56.3, 479, "timm.load_clip_resnet"),
     "dino-vit-s16": _image("facebook/dino-vits16", "Apache-2.0", 21.7, 87, "vit"),
@@ -136,7 +142,7 @@ def available_encoders() -> dict[str, list[str]]:
 
 
 def build_image_encoder(name: str) -> "ImageEncoder":
-    """Build the frozen image encoder of a name, `NAME@/folder`, `hf:...`, or several joined by `+`."""
+    """Build the frozen image encoder of a name, `NAME@/folder`, `hf:...`, several joined by `+`, or `proxyclip:A+B`."""
     builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
     if len(builders) == 1:
         return builders[0]()
@@ -174,6 +180,39 @@ def space_mismatch(image_encoder: str, text_encoder: str) -> str:
     return f"the text encoder of {last} is {expected}{'@' if folder else ''}{folder}, not {name}"
 
 
+def _resolve_proxy(name: str) -> "Callable[[], ImageEncoder]":
+    parts = split_list(name.removeprefix(PROXY))
+    if len(parts) != 2:
+        raise FusionerError(f"{name}: ProxyCLIP takes two encoders, as in {PROXY}clip-vit-b16+dinov2-s")
+    method = parts[0].partition("-")[0]
+    if method in ("sclip", "naclip", "clearclip"):
+        raise FusionerError(
+            f"{parts[0]}+{parts[1]}: the second encoder gives the attention, so name a CLIP without one of its own: "
+            f"{parts[0].replace(method, 'clip', 1)}"
+        )
+    builders = [_resolve(part, IMAGE_ENCODERS, "image", values=part is parts[0]) for part in parts]
+
+    def build() -> "ImageEncoder":
+        from fusioner.encoders.proxyclip import ProxyEncoder
+
+        aligned, guide = (build() for build in builders)
+        return cast("ImageEncoder", ProxyEncoder(aligned, guide, f"{PROXY}{aligned.name}+{guide.name}"))
+
+    return build
+
+
+def matching_text_encoder(name: str) -> str | None:
+    """Return the text encoder of the same model as an image encoder; None if there is none or it is unknown.
+
+    clip-vit-b16@/folder -> clip-text-b16@/folder, hf:REPOSITORY -> hf:REPOSITORY.
+    """
+    if name.startswith("hf:"):
+        return name
+    base, at, path = name.partition("@")
+    text = IMAGE_ENCODERS[base].text if base in IMAGE_ENCODERS else ""
+    return f"{text}{at}{path}" if text else None
+
+
 def value_tokens(name: str) -> str:
     """Return the MaskCLIP encoder of (the last part of) a CLIP image encoder: `clip-vit-b16` -> `maskclip-vit-b16`.
 
@@ -193,6 +232,8 @@ def value_tokens(name: str) -> str:
 
 def split_list(name: str) -> list[str]:
     """Split `A+B` into names; a "+" inside a path stays, unless a known name or `hf:` follows it."""
+    if name.startswith(PROXY):
+        return [name]
     parts: list[str] = []
     for piece in name.split("+"):
         in_path = parts and ("@" in parts[-1] or parts[-1].strip().startswith("hf:"))
@@ -204,18 +245,20 @@ def split_list(name: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str) -> Callable[[], Any]:
-    """Check a name and return a function that builds its encoder."""
+def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str, values: bool = False) -> Callable[[], Any]:
+    """Check a name and return a function that builds its encoder; with `values`, a CLIP of attention "values"."""
+    if name.startswith(PROXY) and kind == "image":
+        return _resolve_proxy(name)
     if name.startswith("hf:"):
         source = _absolute(name.removeprefix("hf:"))
         if not source:
             raise FusionerError("hf: names no model; write hf:OWNER/REPOSITORY or hf:/FOLDER")
-        spec = EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder")
+        spec = _with_values(EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder"), values)
         return lambda: _build(spec, f"hf:{source}", source)
     base, at, path = name.partition("@")
     if base not in table:
         raise FusionerError(_unknown(base, table, kind))
-    spec = table[base]
+    spec = _with_values(table[base], values)
     if not at:
         return lambda: _build(spec, base, spec.source)
     if not path or not Path(path).expanduser().exists():
@@ -226,6 +269,12 @@ def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str) -> Callable
         )
     path = _absolute(path)
     return lambda: _build(spec, f"{base}@{path}", path)
+
+
+def _with_values(spec: EncoderSpec, values: bool) -> EncoderSpec:
+    if not values or spec.loader != "image.load_image_encoder":
+        return spec
+    return replace(spec, options={**spec.options, "attention": "values"})
 
 
 def _build(spec: EncoderSpec, name: str, source: str) -> Any:

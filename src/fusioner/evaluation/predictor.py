@@ -84,7 +84,7 @@ class SegmenterPredictor:
         inner = (1.0,) if mode == "slide" else scales
         self.segmenter.options = replace(segmenter.options, mode=mode, tta_scales=inner)
         self.mode = mode
-        self.independent = segmenter.model.labels_independent
+        self.independent = segmenter.labels_independent
         self.caches: list[FeatureCache] = []
         if cache is not None and mode == "whole":
             sides = [self.segmenter.side(scale) for scale in inner]

@@ -40,7 +40,8 @@ class ZeroShotBaseline(nn.Module):
     cosines of a fixed list of reference words with the same patch. The order of labels at a patch does not change, so
     the argmax is the label of the largest cosine; a probability of 0.5 means `zscore_threshold` standard deviations.
 
-    "empty" predicts no label anywhere.
+    "softmax" returns cosines divided by the temperature, for a softmax over the names (`labels.SoftmaxNames`). "empty"
+    predicts no label anywhere.
 
     Attributes:
         reference_words: unit embeddings, set by `training.calibration.set_reference_words`.
@@ -55,9 +56,9 @@ class ZeroShotBaseline(nn.Module):
 
     def __init__(self, config: FusionerConfig) -> None:
         super().__init__()
-        self.is_empty = config.method == "empty"
-        self.posterior = config.similarity == "posterior"
-        if self.is_empty:
+        self.is_empty, self.is_softmax = config.method == "empty", config.method == "softmax"
+        self.posterior, self.temperature = config.similarity == "posterior", config.temperature
+        if self.is_empty or self.is_softmax:
             return
         self.register_buffer("reference_words", torch.zeros(NUM_REFERENCE_WORDS, config.text_dim))
         self.register_buffer("zscore_threshold", torch.tensor(DEFAULT_ZSCORE))
@@ -71,6 +72,8 @@ class ZeroShotBaseline(nn.Module):
         token = torch.einsum("bahw,ad->bdhw", aligned, self.anchors) if self.posterior else aligned
         token = F.normalize(token, dim=1)
         cosine = torch.einsum("bdhw,bkd->bkhw", token, text)
+        if self.is_softmax:
+            return cosine / self.temperature
         reference = torch.einsum("bdhw,md->bmhw", token, self.reference_words)
         spread, mean = torch.std_mean(reference, dim=1, keepdim=True)
         return (cosine - mean) / spread.clamp_min(1e-6) - self.zscore_threshold

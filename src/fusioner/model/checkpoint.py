@@ -33,6 +33,10 @@ class ModelCard:
         mean, std: normalisation of the image encoder's input; None keeps the encoder's own.
         threshold: default probability above which a pixel gets a label.
         guided_filter: whether mask edges are aligned with image edges by default.
+        short_side: side in pixels to which the shorter side of an image is resized by default; 0: mode whole resizes to
+            a square, mode slide keeps the resolution.
+        stride: default step between the windows of mode slide, px; 0: that of `sliding_window.WindowGrid`.
+        background: method "softmax": names that compete with the labels and whose pixels get none.
         training: data set, fold, classes, steps, command, versions, hash of the image list, settings.
     """
 
@@ -45,6 +49,9 @@ class ModelCard:
     std: tuple[float, float, float] | None = None
     threshold: float = 0.5
     guided_filter: bool = False
+    short_side: int = 0
+    stride: int = 0
+    background: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -61,8 +68,8 @@ class ModelCard:
         try:
             values = json.loads(text)
             values["config"] = FusionerConfig.from_dict(values["config"])
-            for name in ("templates", "mean", "std"):
-                values[name] = None if values[name] is None else tuple(values[name])
+            for name in ("templates", "mean", "std", "background"):
+                values[name] = None if values.get(name, ()) is None else tuple(values.get(name, ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FusionerError(f"the model card is corrupt or of another version of Fusioner ({error})") from error

@@ -5,9 +5,11 @@ from typing import Any, Literal, Self, get_args
 
 from fusioner.errors import FusionerError
 
-Method = Literal["fusioner", "late", "lseg", "mask-transformer", "prompt-ablated", "cosine", "maskclip", "empty"]
-"""The paper's method and its baselines, see docs/baselines.md."""
-TRAINING_FREE: tuple[Method, ...] = ("cosine", "maskclip", "empty")
+Method = Literal[
+    "fusioner", "late", "lseg", "mask-transformer", "prompt-ablated", "cosine", "maskclip", "softmax", "empty"
+]
+"""The paper's method, its baselines (docs/baselines.md), and "softmax" over training-free cosines."""
+TRAINING_FREE: tuple[Method, ...] = ("cosine", "maskclip", "softmax", "empty")
 UNDECODED: tuple[Method, ...] = ("lseg", "mask-transformer", *TRAINING_FREE)
 """Methods without the convolutional decoder: their logits are upsampled from the token grid."""
 
