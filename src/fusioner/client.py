@@ -51,6 +51,9 @@ class Client(AbstractContextManager["Client"]):
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         self._retry_seconds = retry_seconds
 
+    def __repr__(self) -> str:
+        return f"<Client of {self._http.base_url}>"
+
     def segment(self, image: ClientImage, labels: Labels, **options: Any) -> Segmentation:
         """Segment `labels` in `image`; the result has no logits and hence no probabilities.
 
@@ -117,6 +120,9 @@ class RemoteImage:
     def __init__(self, client: Client, content: bytes, name: str, options: dict[str, Any]) -> None:
         self._client, self._content, self._name, self._options = client, content, name, options
         self._upload()
+
+    def __repr__(self) -> str:
+        return f"<RemoteImage {self._name}, {self.width} x {self.height}>"
 
     def _upload(self) -> None:
         files, fields = {"image": (self._name, self._content)}, _form_fields(self._options)

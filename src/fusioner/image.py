@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped, UInt8
@@ -19,8 +19,11 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from fusioner.errors import FusionerError
 
+if TYPE_CHECKING:
+    import torch
+
 Array: TypeAlias = Any  # torch tensors; torch is imported on use
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
+ImageSource: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor"
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
 # Pillow's other readers are excluded: some start external programs (EPS), none is a photo format.
@@ -70,7 +73,8 @@ def read_image(
 
     Args:
         source: a path, the bytes of a file, an open binary file, a Pillow image, or an array of shape (H, W),
-            (H, W, 3) or (H, W, 4) (uint8, uint16, bool, or floats in [0, 1]).
+            (H, W, 3) or (H, W, 4) (uint8, uint16, bool, or floats in [0, 1]), or a torch tensor of the same types and
+            shape (H, W), (3, H, W) or (4, H, W), on any device.
         name: how error messages call the image; by default its path or "the image".
         on_note: called with a sentence for each part of the file that is not used (pages, bands) or was stretched.
 
@@ -80,6 +84,8 @@ def read_image(
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if type(source).__module__ == "torch":  # not imported here: most images are no tensors
+        return _from_tensor(source)
     if isinstance(source, Image.Image):
         return _decode(source, name or "the image", on_note)
     if isinstance(source, bytes | bytearray | memoryview):
@@ -89,7 +95,9 @@ def read_image(
             return _read_stream(file, name or str(source), on_note)
     if hasattr(source, "read"):
         return _read_stream(_read_all(source), name or str(getattr(source, "name", "the image")), on_note)
-    raise FusionerError(f"an image must be a path, bytes, an open file, a Pillow image or an array, not {type(source)}")
+    raise FusionerError(
+        f"an image must be a path, bytes, an open file, a Pillow image, an array or a tensor, not {type(source)}"
+    )
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -232,7 +240,8 @@ def _open_file(path: Path) -> BufferedReader:
         if path.is_dir():
             raise FusionerError(f"{path} is a folder, not an image")
         if not path.exists():
-            raise FusionerError(f"there is no image {path}")
+            hint = ": download it first, images are not read from URLs" if ":/" in str(path) else ""
+            raise FusionerError(f"there is no image {path}{hint}")
         if not path.is_file():
             raise FusionerError(f"{path} is not a regular file")
         return path.open("rb")
@@ -461,6 +470,16 @@ def _from_array(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
     return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
+
+
+def _from_tensor(tensor: Any) -> UInt8[np.ndarray, "h w 3"]:
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
+        raise FusionerError(
+            f"an image tensor must have shape (H, W), (3, H, W) or (4, H, W), not {tuple(tensor.shape)}"
+            + (": pass the images of a batch as a list" if tensor.ndim == 4 else "")
+        )
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)  # NumPy has no bfloat16
+    return _from_array(array if array.ndim == 2 else array.transpose(1, 2, 0))
 
 
 def _to_uint8(values: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8, UInt16
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from fusioner.errors import FusionerError
-from fusioner.formats import default_formats, get_format
+from fusioner.formats import default_formats, found_segments, get_format
 from fusioner.io import atomic_write, check_replaceable
 from fusioner.labels import find_uncommon, label_warnings
 from fusioner.options import InferenceOptions
@@ -118,6 +120,16 @@ class Segmentation:
                 mask, probability = result.mask(label), result.probability(label)
                 result.regions += find_regions(label, mask, probability, result.boxes[label])
         return result
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.label_map, dtype, copy=copy)
+
+    def _repr_png_(self) -> bytes:
+        """Return the overlay for notebooks, at most 1024 x 1024 pixels."""
+        picture, stream = self.overlay(), BytesIO()
+        picture.thumbnail((1024, 1024))
+        picture.save(stream, "PNG")
+        return stream.getvalue()
 
     def __repr__(self) -> str:
         found = ", ".join(f"{label} {share:.1%}" for label, share in self.found.items()) or "nothing found"
@@ -224,6 +236,34 @@ class Segmentation:
             raise FusionerError("a result of fusioner.Client has no probabilities: export the format npz")
         return self.logits
 
+    def to_transformers(self) -> list[dict[str, Any]]:
+        """Return what the image-segmentation pipeline of transformers returns, largest label first.
+
+        Each label found, or with the option instances each region, is {"score": 0..1, "label": str, "mask": a Pillow
+        image of mode L, 255 inside and 0 outside}.
+        """
+        masks = [(segment, segment.mask.view(np.uint8) * np.uint8(255)) for segment in found_segments(self)]
+        return [{"score": one.score, "label": one.label, "mask": Image.fromarray(mask)} for one, mask in masks]
+
+    def to_supervision(self) -> Any:
+        """Return the labels found as `supervision.Detections`, largest first; needs the package supervision.
+
+        With the option instances each region is a detection. `class_id` i is the i-th of `labels` (from 0),
+        `confidence` the score, and `data["class_name"]` the label.
+        """
+        import supervision  # pyright: ignore[reportMissingImports]
+
+        found = found_segments(self)
+        boxes = np.array([segment.box for segment in found], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return supervision.Detections(
+            xyxy=boxes,
+            mask=np.array([segment.mask for segment in found], bool).reshape(-1, self.height, self.width),
+            confidence=np.array([segment.score for segment in found], np.float32),
+            class_id=np.array([segment.id - 1 for segment in found], int),
+            data={"class_name": np.array([segment.label for segment in found], str)},
+        )
+
     def overlay(self, *, opacity: float = 0.45, legend: bool = True) -> Image.Image:
         """Draw the masks in colour over the image, and a legend of names and coverage below it."""
         return draw_overlay(self.image, self.layers, self.labels, opacity=opacity, legend=legend)
@@ -242,16 +282,21 @@ class Segmentation:
         hint = f"not found, and no common English words: {', '.join(uncommon)}"
         return label_warnings(self.labels) + ([hint] if uncommon else [])
 
-    def save(self, folder: str | Path, stem: str = "image", formats: Sequence[str] | None = None) -> dict[str, Path]:
+    def save(
+        self, folder: str | Path, stem: str | None = None, formats: Sequence[str] | None = None
+    ) -> dict[str, Path]:
         """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`), return paths by format.
 
         The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask; with the option overlap `<stem>.masks.zip`)
-        and `<stem>.json`. Earlier results are replaced; if one file cannot be written, none is.
+        and `<stem>.json`, where the stem is that of the image's file name. Earlier results are replaced; if one file
+        cannot be written, none is.
 
         Raises:
             FusionerError: the folder cannot be written to, another program's file is there, `stem` is no file name, a
                 format is unknown, or it cannot hold overlapping masks.
         """
+        if stem is None:
+            stem = Path(self.name).stem or "image"
         formats = default_formats(self.options) if formats is None else formats
         if not stem.strip(".") or Path(stem).name != stem:
             raise FusionerError(f"'{stem}' is no file name: give one without folders")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, overload
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -96,14 +96,14 @@ class EncodedImage:
         logits_cache: label -> logits of the latest labels, at most `LOGITS_CACHE_BYTES`.
     """
 
-    image: UInt8[np.ndarray, "h w 3"]
-    tokens: Float[np.ndarray, "n d gh gw"]
-    grid: WindowGrid | None
+    image: UInt8[np.ndarray, "h w 3"] = field(repr=False)
+    tokens: Float[np.ndarray, "n d gh gw"] = field(repr=False)
+    grid: WindowGrid | None = field(repr=False)
     name: str
     options: InferenceOptions
-    guide: GuidedFilter | None = None
-    extra_scale_tokens: tuple[Float[np.ndarray, "1 d gh2 gw2"], ...] = ()
-    crop_tokens: Float[np.ndarray, "n d gh gw"] | None = None
+    guide: GuidedFilter | None = field(default=None, repr=False)
+    extra_scale_tokens: tuple[Float[np.ndarray, "1 d gh2 gw2"], ...] = field(default=(), repr=False)
+    crop_tokens: Float[np.ndarray, "n d gh gw"] | None = field(default=None, repr=False)
     logits_cache: dict[str, Float[np.ndarray, "h w"]] = field(default_factory=dict, repr=False)
 
     @property
@@ -267,6 +267,11 @@ class Segmenter:
         classes = self.card.training.get("classes", ()) if self.card.config.closed_set_classes else ()
         return LabelHierarchy(classes)
 
+    def __repr__(self) -> str:
+        card, device = self.card, self.network.device
+        return f"<Segmenter of {card.image_encoder} and {card.text_encoder}, {card.resolution} px, on {device}>"
+
+    @overload
     def __call__(
         self,
         image: ImageSource,
@@ -275,13 +280,35 @@ class Segmenter:
         *,
         on_progress: OnProgress | None = None,
         **changes: Any,
-    ) -> Segmentation:
+    ) -> Segmentation: ...
+
+    @overload
+    def __call__(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        labels: Sequence[str] | str,
+        options: InferenceOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        **changes: Any,
+    ) -> list[Segmentation]: ...
+
+    def __call__(
+        self,
+        image: Any,
+        labels: Sequence[str] | str,
+        options: InferenceOptions | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        **changes: Any,
+    ) -> Segmentation | list[Segmentation]:
         """Segment `image` by `labels`; the image of `set_image` stays current.
 
         In mode slide every window is dropped once its logits are computed, so that images of any size fit.
 
         Args:
-            image: anything `read_image` takes: a path, bytes, an open file, a Pillow image or an array.
+            image: anything `read_image` takes: a path, bytes, an open file, a Pillow image, an array or a torch tensor;
+                or a list of them, which returns a list of results.
             labels: names, or one string of them separated by commas.
             options: default: the segmenter's.
             on_progress: see `OnProgress`; the whole image counts as one window.
@@ -291,6 +318,8 @@ class Segmenter:
             FusionerError: invalid image, labels or options, or not enough memory.
         """
         names, options = check_labels(labels), self.resolve(options, **changes)
+        if isinstance(image, list | tuple):
+            return [self(item, names, options, on_progress=on_progress) for item in image]
         if options.mode != "slide":
             encoded = self.encode(image, options, on_progress=on_progress)
             return self.decide(encoded, names, self.low_res_logits(encoded, names), options)
@@ -690,7 +719,8 @@ def _short_size(rgb: UInt8[np.ndarray, "h w 3"], short_side: int) -> tuple[int, 
 
 
 def _file_name(image: ImageSource) -> str:
-    return Path(image).name if isinstance(image, str | Path) else "image"
+    path = image if isinstance(image, str | Path) else getattr(image, "filename", None) or getattr(image, "name", None)
+    return (Path(path).name if isinstance(path, str | Path) else "") or "image"
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def until(condition: Callable[[], Any], process: Any) -> None:
 def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> None:
     """Kill -9 of the whole group: once while it plans or loads, then after some of the shards."""
     out, rng = tmp_path / "out", random.Random(1)
-    process = cli(many, out, "--shard-size", 3, "--workers", 2, "--masks")
+    process = cli(many, out, "--shard-size", 3, "--workers", 2, "--format", "mask")
     until((out / "plan").is_dir, process)
     for wanted in (0, 3, 40):
         until(lambda wanted=wanted: results(out) >= wanted, process)
@@ -67,12 +67,12 @@ def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> 
         process.kill_group()
         assert process.returncode == -9
         whole = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
-        process = cli(many, out, "--shard-size", 3, "--workers", 2, "--masks")
+        process = cli(many, out, "--shard-size", 3, "--workers", 2, "--format", "mask")
     assert "600 images are in" in with_errors(process)
     check(out, many)
     assert {path: path.stat().st_mtime_ns for path in whole} == whole  # what was done was not done again
     assert len(list(out.glob("masks/*/*.png"))) == 560
-    assert "nothing was left to do" in cli(many, out, "--masks").succeed()
+    assert "nothing was left to do" in cli(many, out, "--format", "mask").succeed()
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def children(root: int, name: str) -> list[int]:
         (["--address", "auto"], "--address is that of a Ray cluster: add --engine ray"),
         (["--model", "missing.safetensors"], "cannot read the model"),
         (["--threshold", "2"], "the threshold must be a probability"),
-        (["--masks", "--overlap"], "--masks writes one label per pixel: omit it with --overlap"),
+        (["--format", "mask", "--overlap"], "--format mask holds one label per pixel: omit it with --overlap"),
         (["--column", "x", "--device", "gpu"], "there is no device 'gpu'"),
     ],
 )

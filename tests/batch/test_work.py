@@ -38,7 +38,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> None:
-    job = make_job(photos, masks=True)
+    job = make_job(photos, formats=("mask",))
     found = do_all(job)
     assert [row["index"] for row in found] == list(range(30))
     segmenter = Worker(job).segmenter

@@ -438,6 +438,27 @@ def test_arrays_of_other_shapes_are_refused(array: np.ndarray) -> None:
         read_image(array)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_tensors_are_channels_first(photo: np.ndarray, dtype: torch.dtype) -> None:
+    tensor = torch.from_numpy(photo.copy()).permute(2, 0, 1)
+    tensor = tensor if dtype == torch.uint8 else (tensor.double() / 255).to(dtype).requires_grad_()
+    difference = read_image(tensor).astype(int) - photo
+    assert np.abs(difference).max() <= (1 if dtype == torch.bfloat16 else 0)
+    assert read_image(tensor[0]).shape == photo.shape
+
+
+def test_tensors_of_other_shapes_are_refused(photo: np.ndarray) -> None:
+    with pytest.raises(FusionerError, match=r"shape \(H, W\), \(3, H, W\) or \(4, H, W\), not"):
+        read_image(torch.from_numpy(photo.copy()))
+    with pytest.raises(FusionerError, match="pass the images of a batch as a list"):
+        read_image(torch.zeros(2, 3, 8, 8))
+
+
+def test_a_url_is_named() -> None:
+    with pytest.raises(FusionerError, match="download it first, images are not read from URLs"):
+        read_image("https://example.org/cat.jpg")
+
+
 def test_something_else_is_refused() -> None:
     with pytest.raises(FusionerError, match=r"not <class 'int'>"):
         read_image(3)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """The answer object, and the files it is saved as."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -119,9 +120,9 @@ def test_the_files(result: Segmentation, tmp_path: Path) -> None:
 
 def test_saving_again_replaces(result: Segmentation, tmp_path: Path) -> None:
     result.save(tmp_path)
-    before = (tmp_path / "image.json").read_bytes()
-    Segmentation.from_logits(result.image, result.labels, -np.asarray(result.logits)).save(tmp_path)
-    assert (tmp_path / "image.json").read_bytes() != before
+    before = (tmp_path / "chelsea.json").read_bytes()
+    Segmentation.from_logits(result.image, result.labels, -np.asarray(result.logits), name=result.name).save(tmp_path)
+    assert (tmp_path / "chelsea.json").read_bytes() != before
     assert len(os.listdir(tmp_path)) == 3
 
 
@@ -180,3 +181,26 @@ def test_a_file_in_the_folders_place(result: Segmentation, tmp_path: Path) -> No
     (tmp_path / "out").touch()
     with pytest.raises(FusionerError, match="a part of its path is a file"):
         result.save(tmp_path / "out")
+
+
+def test_save_names_files_after_the_picture_and_spares_the_picture(result: Segmentation, tmp_path: Path) -> None:
+    assert result.save(tmp_path / "out")["mask"].name == "chelsea.png"
+    result.save(tmp_path / "out")  # replaces its own mask
+    picture = tmp_path / "chelsea.png"
+    Image.fromarray(result.image).save(picture)
+    content = picture.read_bytes()
+    with pytest.raises(FusionerError, match="was not written by fusioner"):
+        result.save(tmp_path)
+    assert picture.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()].count("chelsea.json") == 0
+
+
+def test_array_and_notebook_picture(result: Segmentation) -> None:
+    assert np.array_equal(np.asarray(result), result.label_map)
+    assert np.array(result, np.uint8).dtype == np.uint8
+    assert np.shares_memory(np.asarray(result), result.label_map)
+    with Image.open(io.BytesIO(result._repr_png_())) as picture:
+        assert (picture.format, picture.size) == ("PNG", result.overlay().size)
+    large = Segmentation.from_logits(np.zeros((1500, 3000, 3), np.uint8), ["cat"], np.zeros((1, 3, 6), np.float32))
+    with Image.open(io.BytesIO(large._repr_png_())) as picture:
+        assert picture.width == 1024

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage import data
 
+import fusioner
 import fusioner.segmenter as segmenter_module
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import save_model
@@ -46,6 +48,22 @@ def test_set_image_once_then_many_labels(tiny_segmenter: Segmenter, photo: np.nd
         assert np.array_equal(direct.label_map, again.label_map)
         assert direct.scores == again.scores
     assert encoder.calls == before + 1 + 3  # type: ignore[attr-defined]
+
+
+def test_a_list_of_images_returns_a_list_of_results(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    pictures = [photo, Image.fromarray(photo), torch.from_numpy(photo.copy()).permute(2, 0, 1)]
+    results = tiny_segmenter(pictures, ["cat"], threshold=0.4)
+    expected = tiny_segmenter(photo, "cat", threshold=0.4).label_map
+    assert [np.array_equal(result, expected) for result in results] == [True] * 3
+    assert tiny_segmenter([], "cat") == []
+    with pytest.raises(FusionerError, match=r"there is no image missing\.png"):
+        tiny_segmenter(("missing.png",), "cat")
+
+
+def test_reprs_are_short(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+    assert repr(tiny_segmenter) == "<Segmenter of tiny-image and tiny-text, 32 px, on cpu>"
+    assert len(repr(tiny_segmenter.encode(photo))) < 200
+    assert {"load", "Client", "FusionerError"} <= set(dir(fusioner))
 
 
 def test_without_an_image(tiny_segmenter: Segmenter) -> None:

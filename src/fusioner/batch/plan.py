@@ -4,7 +4,8 @@
     OUT/plan/shards.bin    a record per shard, see `_RECORD`
     OUT/plan/plan.json     settings, number of shards and images, sha256 of the input
     OUT/shards/0000/part-000000012.parquet    results, complete or absent
-    OUT/masks/0000/000000012345.png           masks, with --masks
+    OUT/masks/0000/000000012345.png           masks, with --format mask
+    OUT/images, OUT/labels, OUT/data.yaml     data set of Ultralytics, with --format yolo
 
 The folder `plan` is written under another name and renamed. `shards.bin` is memory-mapped, so that memory does not grow
 with the number of shards.

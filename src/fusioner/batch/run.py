@@ -78,7 +78,8 @@ def run_shards(plan: Plan, engine: Engine, on_progress: Callable[[RunStats], obj
             if len(shards) or not len(missing):
                 break
             time.sleep(POLL_SECONDS)
-    for file in (*plan.out.glob("shards/*/.part-*"), *plan.out.glob("masks/*/.part-*")):
-        file.unlink(missing_ok=True)  # of processes that were killed
+    for folder in ("shards", "masks", "images", "labels"):
+        for file in plan.out.glob(f"{folder}/*/.part-*"):
+            file.unlink(missing_ok=True)  # of processes that were killed
     shutil.rmtree(plan.out / ".attempts", ignore_errors=True)
     return stats

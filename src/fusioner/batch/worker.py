@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from fusioner import __version__
 from fusioner.batch.plan import CrashLog, Plan, Shard
 from fusioner.batch.sources import Picture, Source
+from fusioner.batch.yolo import write_example
 from fusioner.errors import FusionerError
 from fusioner.formats import found_segments
 from fusioner.image import read_image
@@ -57,7 +58,8 @@ OnProgress = Callable[[int, int], object]
 class Job:
     """Everything a worker needs, as values that can be sent to another machine; `run` names this start of the command.
 
-    A worker has `threads` CPU threads, encodes `batch_size` images at once and, with `masks`, writes a PNG per image.
+    A worker has `threads` CPU threads, encodes `batch_size` images at once and writes files per image in the `formats`
+    "mask" (an indexed PNG) and "yolo" (see `batch.yolo`).
     """
 
     out: Path
@@ -70,7 +72,7 @@ class Job:
     image_encoder: str | None = None
     text_encoder: str | None = None
     background: tuple[str, ...] | None = None
-    masks: bool = False
+    formats: tuple[str, ...] = ()
     threads: int = 1
     device: str = "cpu"
     batch_size: int = 1
@@ -143,8 +145,8 @@ class Worker:
 
     def _rows(self, batch: "list[DecodedImage]", shard: Shard) -> Iterator[dict[str, Any]]:
         results = iter(self._segment([image.content for image in batch if isinstance(image.content, np.ndarray)]))
-        for number, name, content, note in batch:
-            row = {"index": number, "image": _valid_utf8(name), "container": shard.container or None}
+        for number, picture, content, note in batch:
+            row = {"index": number, "image": _valid_utf8(picture.name), "container": shard.container or None}
             row["note"] = _valid_utf8(note) or None
             result = content if isinstance(content, Exception) else next(results)
             if isinstance(result, Exception):
@@ -161,6 +163,8 @@ class Worker:
                 }
                 for segment in found_segments(result)
             ]
+            if "yolo" in self.job.formats:
+                write_example(self.job.out, number, picture, result)
             size = {"width": result.width, "height": result.height}
             yield row | size | {"segments": segments, "mask": self._write_mask(number, result)}
 
@@ -177,7 +181,7 @@ class Worker:
             return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]
 
     def _write_mask(self, number: int, result: Segmentation) -> str | None:
-        if not self.job.masks:
+        if "mask" not in self.job.formats:
             return None
         name = f"masks/{number // 10_000:06}/{number:012}.png"
         with atomic_write(self.job.out / name) as temporary:
@@ -186,10 +190,10 @@ class Worker:
 
 
 class DecodedImage(NamedTuple):
-    """An image by its number in the input: upright RGB, or the error of reading it; and the notes of the reader."""
+    """An image by its number in the input: its file, upright RGB or the error of reading it, and the reader's notes."""
 
     number: int
-    name: str
+    picture: Picture
     content: np.ndarray | Exception
     note: str = ""
 
@@ -197,13 +201,13 @@ class DecodedImage(NamedTuple):
 def _decode(number: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
     if number in crash_log.poison_images:
         reason = "the process died twice while working on this image: it crashes a decoder or fills the memory"
-        return DecodedImage(number, picture.name, FusionerError(reason))
+        return DecodedImage(number, picture, FusionerError(reason))
     crash_log.begin(number)
     notes: list[str] = []
     try:
-        return DecodedImage(number, picture.name, read_picture(picture, notes.append), "; ".join(notes))
+        return DecodedImage(number, picture, read_picture(picture, notes.append), "; ".join(notes))
     except Exception as error:  # a decoder may raise anything
-        return DecodedImage(number, picture.name, error)
+        return DecodedImage(number, picture, error)
 
 
 def read_picture(picture: Picture, on_note: Callable[[str], None] = lambda note: None) -> np.ndarray:

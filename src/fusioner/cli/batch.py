@@ -47,7 +47,7 @@ def batch(
     *,
     labels: Labels,
     out: Path,
-    masks: bool = False,
+    format: str | None = None,
     column: str | None = None,
     options: FastInferenceFlags = FAST_FLAGS,
     model: ModelFile = None,
@@ -69,7 +69,8 @@ def batch(
     that cannot be read becomes a row with its error, and the exit code is then 2.
 
         fusioner batch photos/ --labels "cat, sofa" --out results
-        fusioner batch "scans/**/*.jpg" --labels labels.txt --out results --masks --workers 8
+        fusioner batch "scans/**/*.jpg" --labels labels.txt --out results --format mask --workers 8
+        fusioner batch photos/ --labels "cat, sofa" --out cats --format yolo
         fusioner batch train-000.parquet --column image --labels labels.txt --out results
         fusioner batch shards/ --labels labels.txt --out results --engine ray --address auto
 
@@ -77,7 +78,8 @@ def batch(
         input: A folder of pictures (with its subfolders), of .parquet or of .tar files (WebDataset); a glob of such
             files; one of them; or a text file with the path of a picture on each line, relative to that file.
         out: Folder of the results, see docs/batch.md.
-        masks: Also write an indexed PNG per image.
+        format: Also write files, separated by commas: mask (an indexed PNG per image), yolo (a data set that
+            Ultralytics trains on: copies of the images, polygons, data.yaml).
         column: Column of the pictures in Parquet files: bytes, or paths relative to the file.
         engine: local: processes of this machine; ray: Ray Data, on this machine or a cluster.
         address: Ray cluster to join (auto: the one of this machine). Default: start Ray on this machine.
@@ -88,13 +90,17 @@ def batch(
         hourly_price: Price of a worker per hour, in any currency: reports the cost of 1,000 images.
     """
     options.check_slide()
-    if masks and options.overlap:
-        raise FusionerError("--masks writes one label per pixel: omit it with --overlap")
     label_list = read_label_flags(labels)
+    formats = tuple(sorted({name.strip() for name in format.split(",")})) if format else ()
+    if unknown := set(formats) - {"mask", "yolo"}:
+        raise FusionerError(f"--format {', '.join(sorted(unknown))}: a batch writes mask and yolo besides its tables")
+    if "mask" in formats and options.overlap:
+        raise FusionerError("--format mask holds one label per pixel: omit it with --overlap")
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
     from fusioner.batch.run import run_shards
     from fusioner.batch.worker import Job
+    from fusioner.batch.yolo import write_data_yaml
 
     print_notes(label_list)
     job = Job(
@@ -105,7 +111,7 @@ def batch(
         options=options,
         model=model and model.absolute(),
         templates=read_templates(templates) if templates else None,
-        masks=masks,
+        formats=formats,
         threads=threads,
         **pair.arguments(),
     )
@@ -119,6 +125,8 @@ def batch(
         task = bar.task("segmenting", plan.images)
         show = lambda stats: task(stats.done, note=_note(stats, count, hourly_price))  # noqa: E731
         stats = run_shards(plan, run, show, max_shards=max(10_000, 50 * count))
+    if "yolo" in job.formats:
+        write_data_yaml(job.out, job.labels)
     print(_summary(stats, out, count, hourly_price))
     return 2 if stats.errors or left_out else 0
 
@@ -139,7 +147,7 @@ def _settings(job: "Job") -> dict[str, Any]:
         "model": digest.hexdigest(),
         **job.options.to_dict(),
         "templates": job.templates and list(job.templates),
-        "masks": job.masks,
+        "formats": list(job.formats),
         "column": job.source.column,
     }
 

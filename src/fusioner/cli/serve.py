@@ -28,6 +28,7 @@ def serve(
     cors_origin: tuple[str, ...] = (),
     allowed_host: tuple[str, ...] = (),
     root_path: str = "",
+    label_studio: str | None = None,
     limits: Limits | None = None,
 ) -> int:
     """Serve a page and an HTTP API; images stay in this machine's memory.
@@ -47,12 +48,16 @@ def serve(
         allowed_host: Host name of requests, such as the name under which a reverse proxy shows this server; may be
             repeated.
         root_path: Path prefix under which a reverse proxy shows this server, such as /segment.
+        label_studio: Address of a Label Studio, such as http://localhost:8080, to predict its tasks; its token is read
+            from LABEL_STUDIO_API_KEY.
     """
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
             raise FusionerError(f"--cors-origin must be like https://example.org, without a path, not {origin}")
     if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
         raise FusionerError(f"--root-path must be like /segment, not {root_path}")
+    if label_studio and not label_studio.startswith(("http://", "https://")):
+        raise FusionerError(f"--label-studio must be like http://localhost:8080, not {label_studio}")
     options.check_slide()
     key = read_key(api_key_file)
     if key is None and not allowed_host and host not in ("localhost", "127.0.0.1", "::1"):
@@ -61,6 +66,7 @@ def serve(
             "hosts that may be used with --allowed-host"
         )
     try:
+        from fusioner.serve.label_studio import LabelStudio
         from fusioner.serve.server import serve as run
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
@@ -71,7 +77,8 @@ def serve(
         return segmenter
 
     access = {"host": host, "key": key, "origins": cors_origin, "allowed_hosts": allowed_host, "root_path": root_path}
-    run(load_model, port=port, limits=limits, open_browser=open, **access)
+    backend = LabelStudio(label_studio.rstrip("/"), os.environ.get("LABEL_STUDIO_API_KEY")) if label_studio else None
+    run(load_model, port=port, limits=limits, open_browser=open, label_studio=backend, **access)
     print("stopped")
     return 0
 

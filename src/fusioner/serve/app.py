@@ -21,6 +21,7 @@ from fusioner.segmenter import Segmenter
 from fusioner.serve import schemas
 from fusioner.serve.concurrency import ConcurrencyMiddleware, run_until_disconnect
 from fusioner.serve.errors import ApiError, add_error_handlers
+from fusioner.serve.label_studio import LabelStudio, label_studio_routes
 from fusioner.serve.limits import Limits
 from fusioner.serve.requests import read_body
 from fusioner.serve.schemas import ImageRequest, LabelsRequest, SegmentRequest
@@ -41,6 +42,7 @@ def create_app(
     limits: Limits | None = None,
     access: Access | None = None,
     on_failure: Callable[[BaseException], None] = log_failure,
+    label_studio: LabelStudio | None = None,
 ) -> FastAPI:
     """Create the application; `app.state.service` is its Service.
 
@@ -49,6 +51,7 @@ def create_app(
         limits: of requests.
         access: who may call the server.
         on_failure: called with the error of `load`; the server keeps running and reports it in every answer.
+        label_studio: adds the routes of an ML backend for it.
     """
     limits, access = limits or Limits(), access or Access()
     service = Service(load, limits, on_failure)
@@ -70,9 +73,10 @@ def create_app(
     app.state.service = service
     add_error_handlers(app)
     # Only describes the key in OpenAPI; the middleware checks it.
-    app.include_router(
-        _api_routes(service), dependencies=[Security(HTTPBearer(auto_error=False))] if access.key else []
-    )
+    secured = [Security(HTTPBearer(auto_error=False))] if access.key else []
+    app.include_router(_api_routes(service), dependencies=secured)
+    if label_studio:
+        app.include_router(label_studio_routes(service, label_studio), dependencies=secured)
     app.include_router(_health_routes(service))
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)

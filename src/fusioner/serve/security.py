@@ -1,5 +1,6 @@
 """Access control, body size and headers, applied before any route."""
 
+import base64
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _SECURITY_HEADERS = {
     "form-action 'self'; frame-ancestors 'none'",
 }
 _METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
+_PROTECTED = ("/metrics", "/setup", "/predict", "/webhook")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -111,10 +113,10 @@ class SecurityMiddleware:
         if origin and origin not in self.access.origins and _split(origin).netloc != host:
             raise ApiError(403, f"pages of {origin} may not call this server: allow them with --cors-origin")
         path = get_route_path(scope)
-        protected = path.startswith("/v1/") or path == "/metrics"
+        protected = path.startswith("/v1/") or path in _PROTECTED
         if self.access.key is not None and protected and scope["method"] != "OPTIONS":
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self.access.key.encode()):
+            key = _sent_key(headers.get("authorization", ""))
+            if not hmac.compare_digest(key, self.access.key.encode()):
                 raise ApiError(401, "send the API key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.max_body_bytes:
@@ -122,6 +124,17 @@ class SecurityMiddleware:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is over this server's limit of {self.max_body_bytes / 1e6:g} MB")
+
+
+def _sent_key(authorization: str) -> bytes:
+    """Return the token of Bearer, or the password of Basic, which is what Label Studio sends."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return value.encode() if scheme.lower() == "bearer" else b""
+    try:
+        return base64.b64decode(value, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _split(url: str) -> SplitResult:

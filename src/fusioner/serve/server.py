@@ -17,6 +17,7 @@ import uvicorn
 from fusioner.errors import FusionerError
 from fusioner.segmenter import Segmenter
 from fusioner.serve.app import create_app
+from fusioner.serve.label_studio import LabelStudio
 from fusioner.serve.limits import Limits
 from fusioner.serve.security import Access
 
@@ -27,8 +28,10 @@ HEADER_SECONDS = 10.0  # for clients to send the headers of a request
 class Server(uvicorn.Server):
     """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
 
-    def __init__(self, load: Callable[[], Segmenter], limits: Limits, access: Access) -> None:
-        app = create_app(load, limits, access, lambda error: None)  # `serve` raises the error
+    def __init__(
+        self, load: Callable[[], Segmenter], limits: Limits, access: Access, label_studio: LabelStudio | None
+    ) -> None:
+        app = create_app(load, limits, access, lambda error: None, label_studio)  # `serve` raises the error
         config = uvicorn.Config(
             app,
             log_level=logging.WARNING,
@@ -70,6 +73,7 @@ def make_server(
     *,
     port: int = 8000,
     limits: Limits | None = None,
+    label_studio: LabelStudio | None = None,
     **access: Any,
 ) -> tuple[Server, socket.socket, str]:
     """Create a server, the socket it will listen on, and its URL; `access` are the fields of `Access`.
@@ -87,7 +91,7 @@ def make_server(
         reason = os.strerror(number) if number > 0 else error.strerror
         raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    return Server(load, limits or Limits(), checked), listener, url
+    return Server(load, limits or Limits(), checked, label_studio), listener, url
 
 
 def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options: Any) -> None:

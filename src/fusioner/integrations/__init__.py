@@ -1,0 +1,1 @@
+"""Adapters to tools that annotate and inspect data sets."""

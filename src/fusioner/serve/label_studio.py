@@ -1,0 +1,167 @@
+"""Label Studio ML backend: its routes on this server, and download of a task's image from Label Studio."""
+
+import base64
+import binascii
+import json
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from fusioner import __version__
+from fusioner.errors import FusionerError
+from fusioner.integrations.label_studio import Control, read_label_config, regions
+from fusioner.serve import schemas
+from fusioner.serve.concurrency import run_until_disconnect
+from fusioner.serve.errors import ApiError
+from fusioner.serve.requests import read_body
+from fusioner.serve.schemas import LabelsRequest
+from fusioner.serve.service import Service
+
+log = logging.getLogger(__name__)
+MODEL_VERSION = f"fusioner-{__version__}"
+DOWNLOAD_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class LabelStudio:
+    """Address of the Label Studio whose tasks are predicted, and an access token of one of its users."""
+
+    url: str
+    token: str | None = None
+
+
+class SetupRequest(BaseModel):
+    """A project's labelling configuration."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    label_schema: str = Field("", alias="schema")
+
+
+class Task(BaseModel):
+    """A task; `data` holds the address of its image."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: int | str | None = None
+    data: dict[str, Any]
+
+
+class PredictRequest(BaseModel):
+    """Tasks of one project."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    tasks: list[Task]
+    label_config: str
+
+
+def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRouter:
+    """Return the routes of an ML backend that predicts brush masks and polygons."""
+    routes = APIRouter(tags=["Label Studio"])
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """Tell that the backend is up."""
+        return {"status": "UP", "model_class": "Fusioner"}
+
+    @routes.post("/setup", responses=schemas.problems(400, 408, 413, 415, 422))
+    async def setup(request: Request) -> dict[str, str]:
+        """Check a project's labelling configuration."""
+        body = await read_body(request, SetupRequest)
+        if body.label_schema:
+            read_label_config(body.label_schema)
+        return {"model_version": MODEL_VERSION}
+
+    @routes.post("/predict", responses=schemas.problems(400, 408, 413, 415, 422, 429, 503))
+    async def predict(request: Request) -> dict[str, Any]:
+        """Predict the regions of tasks; a task whose image cannot be read gets none, and a line in the log."""
+        body = await read_body(request, PredictRequest)
+        controls = read_label_config(body.label_config)
+        return {"results": await run_until_disconnect(request, predict_tasks(body.tasks, controls))}
+
+    @routes.post("/webhook", status_code=201, responses=schemas.problems(408, 413))
+    async def webhook(request: Request) -> dict[str, str]:
+        """Accept an event of a project; nothing is trained."""
+        await request.body()
+        return {"status": "ok"}
+
+    async def predict_tasks(tasks: list[Task], controls: list[Control]) -> list[dict[str, Any]]:
+        results = []
+        async with httpx.AsyncClient(timeout=DOWNLOAD_SECONDS, follow_redirects=True) as http:
+            headers = await _authorization(http, label_studio)
+            for task in tasks:
+                found: list[dict[str, Any]] = []
+                try:
+                    for control in controls:
+                        address = _address(label_studio.url, task, control.key)
+                        content = await _download(http, address, headers, service.limits.max_body_bytes)
+                        encoded = await service.encode(content, f"task {task.id}", None)
+                        response = await service.segment(encoded, LabelsRequest(labels=list(control.labels)))
+                        found += regions(json.loads(bytes(response.body)), control)
+                except (FusionerError, ApiError) as error:
+                    log.warning("Label Studio's task %s is not predicted: %s", task.id, error)
+                score = sum(region["score"] for region in found) / len(found) if found else 0.0
+                results.append({"result": found, "score": score, "model_version": MODEL_VERSION})
+        return results
+
+    return routes
+
+
+def _address(base: str, task: Task, key: str) -> str:
+    """Return the URL of a task's image; FusionerError if it is not on the host of `base`."""
+    value = task.data.get(key)
+    if not isinstance(value, str) or not value:
+        raise FusionerError(f"its data has no image under '{key}'")
+    if value.startswith("data:"):
+        return value
+    if re.match(r"(s3|gs|azure-blob)://", value):  # Label Studio signs an address of its cloud storage
+        value = f"/tasks/{task.id}/presign/?fileuri={base64.urlsafe_b64encode(value.encode()).decode()}"
+    try:
+        url = urljoin(f"{base}/", value)
+        if urlsplit(url)[:2] == urlsplit(base)[:2]:
+            return url
+    except ValueError:
+        pass
+    raise FusionerError(f"images are downloaded from {base} only, not from {value[:200]}: import them there")
+
+
+async def _download(http: httpx.AsyncClient, url: str, headers: dict[str, str], max_bytes: int) -> bytes:
+    if url.startswith("data:"):
+        try:
+            return base64.b64decode(url.partition(",")[2], validate=True)
+        except binascii.Error as error:
+            raise FusionerError("its data: URL is not base64") from error
+    content = bytearray()
+    try:
+        async with http.stream("GET", url, headers=headers) as response:
+            if response.is_error:
+                hint = ": set LABEL_STUDIO_API_KEY" if response.status_code in (401, 403) else ""
+                raise FusionerError(f"{url} answers {response.status_code}{hint}")
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > max_bytes:
+                    raise FusionerError(f"{url} has more than {max_bytes / 1e6:g} MB")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise FusionerError(f"no answer from {url}: {str(error) or type(error).__name__}") from error
+    return bytes(content)
+
+
+async def _authorization(http: httpx.AsyncClient, label_studio: LabelStudio) -> dict[str, str]:
+    """Return the header of a legacy token, or of an access token that a personal token (a JWT) is exchanged for."""
+    token = label_studio.token
+    if not token:
+        return {}
+    if token.count(".") != 2:
+        return {"Authorization": f"Token {token}"}
+    try:
+        response = await http.post(urljoin(f"{label_studio.url}/", "api/token/refresh/"), json={"refresh": token})
+        return {"Authorization": f"Bearer {response.raise_for_status().json()['access']}"}
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise FusionerError(f"{label_studio.url} does not accept LABEL_STUDIO_API_KEY: {error}") from error

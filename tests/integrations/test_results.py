@@ -1,0 +1,64 @@
+"""Results as the objects of other packages."""
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from fusioner.segmentation import Segmentation
+
+
+@pytest.fixture
+def result() -> Segmentation:
+    """Left half cat, lower right quarter sofa, no dog."""
+    logits = np.full((3, 20, 30), -4.0, np.float32)
+    logits[0, :, :15] = 3.0
+    logits[1, 10:, 15:] = 1.0
+    image = np.asarray(Image.fromarray(data.chelsea()).resize((90, 60)))
+    return Segmentation.from_logits(image, ["dog", "cat", "sofa"], logits[[2, 0, 1]], name="chelsea.png")
+
+
+def test_transformers_output_is_that_of_its_pipeline(result: Segmentation) -> None:
+    """The pipeline's own last step, given the same label map and scores."""
+    import torch
+    from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
+
+    segments = [
+        {"id": result.number(label), "label_id": result.number(label), "score": result.scores[label]}
+        for label in result.found
+    ]
+    outputs = [{"segmentation": torch.from_numpy(result.label_map.astype(int)), "segments_info": segments}]
+    processor = SimpleNamespace(post_process_instance_segmentation=lambda *_, **__: outputs)
+    config = SimpleNamespace(id2label=dict(enumerate(result.labels, start=1)))
+    pipeline: Any = SimpleNamespace(image_processor=processor, model=SimpleNamespace(config=config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Pillow, at its `mode="L"`
+        expected = ImageSegmentationPipeline.postprocess(pipeline, {"target_size": None}, subtask="instance")
+    ours = result.to_transformers()
+    assert [item["label"] for item in ours] == ["cat", "sofa"]
+    for own, other in zip(ours, expected, strict=True):
+        assert own.keys() == other.keys()
+        assert (own["label"], own["score"]) == (other["label"], other["score"])
+        assert (own["mask"].mode, own["mask"].size) == (other["mask"].mode, other["mask"].size)
+        assert np.array_equal(np.asarray(own["mask"]), np.asarray(other["mask"]))
+
+
+def test_supervision_detections_hold_masks_boxes_and_names(result: Segmentation) -> None:
+    sv: Any = pytest.importorskip("supervision", reason="no package supervision")
+    detections = result.to_supervision()
+    assert isinstance(detections, sv.Detections)
+    assert detections.data["class_name"].tolist() == ["cat", "sofa"]
+    assert detections.class_id.tolist() == [1, 2]
+    assert np.array_equal(detections.mask[0], result.mask("cat"))
+    assert detections.xyxy.tolist() == [[0, 0, 45, 60], [45, 30, 90, 60]]
+    assert np.allclose(detections.confidence, [result.scores["cat"], result.scores["sofa"]])
+    assert detections[detections.area > 2000].data["class_name"].tolist() == ["cat"]
+    painted = sv.MaskAnnotator().annotate(result.image.copy(), detections)
+    assert (painted != result.image).any()
+    empty = Segmentation.from_logits(result.image, ["dog"], np.full((1, 4, 4), -9, np.float32)).to_supervision()
+    assert len(empty) == 0
+    assert empty.mask.shape == (0, 60, 90)
