@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from jaxtyping import Float, Num, Shaped, UInt8
@@ -84,7 +84,7 @@ def read_image(
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if type(source).__module__ == "torch":  # not imported here: most images are no tensors
+    if type(source).__module__ == "torch":  # isinstance would import it
         return _from_tensor(source)
     if isinstance(source, Image.Image):
         return _decode(source, name or "the image", on_note)
@@ -94,7 +94,9 @@ def read_image(
         with _open_file(Path(source)) as file:
             return _read_stream(file, name or str(source), on_note)
     if hasattr(source, "read"):
-        return _read_stream(_read_all(source), name or str(getattr(source, "name", "the image")), on_note)
+        return _read_stream(
+            _read_all(cast(BinaryIO, source)), name or str(getattr(source, "name", "the image")), on_note
+        )
     raise FusionerError(
         f"an image must be a path, bytes, an open file, a Pillow image, an array or a tensor, not {type(source)}"
     )

@@ -103,7 +103,9 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
                         address = _address(label_studio.url, task, control.key)
                         content = await _download(http, address, headers, service.limits.max_body_bytes)
                         encoded = await service.encode(content, f"task {task.id}", None)
-                        response = await service.segment(encoded, LabelsRequest(labels=list(control.labels)))
+                        response = await service.segment(
+                            encoded, LabelsRequest.model_validate({"labels": [*control.labels]})
+                        )
                         found += regions(json.loads(bytes(response.body)), control)
                 except (FusionerError, ApiError) as error:
                     log.warning("Label Studio's task %s is not predicted: %s", task.id, error)
