@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from fusioner.options import InferenceOptions
 from fusioner.segmentation import Segmentation
 
 
@@ -42,7 +43,8 @@ def test_transformers_output_is_that_of_its_pipeline(result: Segmentation) -> No
     assert [item["label"] for item in ours] == ["cat", "sofa"]
     for own, other in zip(ours, expected, strict=True):
         assert own.keys() == other.keys()
-        assert (own["label"], own["score"]) == (other["label"], other["score"])
+        assert own["label"] == other["label"]
+        assert own["score"] == pytest.approx(other["score"], abs=1e-6)
         assert (own["mask"].mode, own["mask"].size) == (other["mask"].mode, other["mask"].size)
         assert np.array_equal(np.asarray(own["mask"]), np.asarray(other["mask"]))
 
@@ -63,3 +65,13 @@ def test_supervision_detections_hold_masks_boxes_and_names(result: Segmentation)
     empty = Segmentation.from_logits(result.image, ["dog"], np.full((1, 4, 4), -9, np.float32)).to_supervision()
     assert len(empty) == 0
     assert empty.mask.shape == (0, 60, 90)
+
+
+def test_instances_are_separate_objects() -> None:
+    logits = np.full((1, 20, 30), -4.0, np.float32)
+    logits[0, 2:9, 2:9] = logits[0, 12:18, 15:28] = 3.0
+    options = InferenceOptions(instances=True)
+    result = Segmentation.from_logits(np.zeros((60, 90, 3), np.uint8), ["cat"], logits, options)
+    objects = result.to_transformers()
+    assert [item["label"] for item in objects] == ["cat", "cat"]
+    assert np.array_equal(sum(np.asarray(item["mask"]) // 255 for item in objects), result.mask("cat"))
