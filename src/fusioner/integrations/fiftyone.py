@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fiftyone as fo  # pyright: ignore[reportMissingImports]
 import numpy as np
+from fiftyone.core.labels import Segmentation  # pyright: ignore[reportMissingImports]
 from fiftyone.core.models import Model  # pyright: ignore[reportMissingImports]
 from jaxtyping import UInt8
 
@@ -47,7 +47,7 @@ class FiftyOneModel(Model):
         """Value in masks -> label, for `dataset.mask_targets`; 0 is background."""
         return dict(enumerate(self.labels, start=1))
 
-    def predict(self, arg: UInt8[np.ndarray, "h w 3"]) -> fo.Segmentation:
+    def predict(self, arg: UInt8[np.ndarray, "h w 3"]) -> Segmentation:
         """Segment an RGB image."""
         label_map = self.segmenter(arg, self.labels, self.options).label_map
-        return fo.Segmentation(mask=label_map.astype(f"uint{mask_bits(len(self.labels))}"))
+        return Segmentation(mask=label_map.astype(f"uint{mask_bits(len(self.labels))}"))
