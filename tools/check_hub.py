@@ -68,9 +68,10 @@ def check(name: str) -> tuple[str, float | None, str]:
         return "loaded", None, "in the package"
     file = str(locate(spec.source, name, spec.options.get("fallback", "")).weights)
     expected = None
-    if isinstance(encoder, PatchTransformer) and not spec.options.get("attention"):
+    plain = spec.loader.startswith(("image.", "text."))
+    if plain and isinstance(encoder, PatchTransformer) and not spec.options.get("attention"):
         expected = _library_tokens(encoder, spec)
-    elif isinstance(encoder, TextModel):
+    elif plain and isinstance(encoder, TextModel):
         expected = _library_vectors(encoder, spec)
     if expected is None:
         return "loaded", None, file

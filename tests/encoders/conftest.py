@@ -77,6 +77,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session", name="make_tokenizer")
+def make_tokenizer_fixture() -> Callable[[], PreTrainedTokenizerFast]:
+    """`make_tokenizer()`: the tokenizer of the text models."""
+    return make_tokenizer
+
+
 def save_once(factory: pytest.TempPathFactory, make: Callable[[str], Any], seed: int, *others: Any) -> Any:
     """A function from a kind to its model, made once and saved with the others to a folder of its own."""
 

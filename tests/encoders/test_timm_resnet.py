@@ -116,3 +116,20 @@ def _openai_key(key: str) -> str:
     ):
         inner = inner.replace(old, new)
     return f"layer{int(stage) + 1}.{block}.{inner}"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("pe-core-b16", "vit_pe_core_base_patch16_224"), ("pe-spatial-b16", "vit_pe_spatial_base_patch16_512")],
+)
+def test_a_perception_encoder_is_timms_features(timm: Any, tmp_path: Path, name: str, architecture: str) -> None:
+    network = timm.create_model(architecture, pretrained=False, img_size=64).eval()
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(f'{{"architecture": "{architecture}"}}')
+    encoder = build_image_encoder(f"{name}@{tmp_path}")
+    assert (encoder.dim, encoder.stride, encoder.mean) == (768, 16, (0.5, 0.5, 0.5))
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = F.normalize(network.forward_features((images - 0.5) / 0.5)[:, 1:], dim=-1)
+    torch.testing.assert_close(encoder(images).flatten(2).transpose(1, 2), expected)
+    assert encoder(torch.rand(1, 3, 40, 96)).shape == (1, 768, 2, 6)

@@ -12,7 +12,8 @@ def models(*, as_json: Annotated[bool, Parameter(name="--json", negative="", hel
     """List the image and text encoders: name, licence, parameters, download size, access.
 
     A name loads the published weights, downloaded once. `NAME@/folder` reads them from a folder, `hf:REPOSITORY` or
-    `hf:/folder` is any other model of a supported type, and `A+B` concatenates several image encoders.
+    `hf:/folder` is any other model of a supported type, `openclip:REPOSITORY` any CLIP of open_clip, and `A+B`
+    concatenates several image encoders. A download marked ? is of unknown size.
 
         fusioner models
     """
@@ -36,7 +37,8 @@ def models(*, as_json: Annotated[bool, Parameter(name="--json", negative="", hel
         print(f"{kind + ' encoder':<22}{'licence':<14}{'parameters':>11}{'download':>10}  source")
         for row in rows:
             if row["kind"] == kind:
-                download = f"{row['download_mb']} MB" if row["download_mb"] else "-"
+                bundled = row["source"] == "in the package"
+                download = f"{row['download_mb']} MB" if row["download_mb"] else "-" if bundled else "?"
                 gate = " (accept its licence there)" if row["gated"] else ""
                 parameters = f"{row['parameters_millions']:.1f} M"
                 name, licence, source = row["name"], row["licence"], row["source"]

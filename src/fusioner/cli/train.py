@@ -53,7 +53,7 @@ def train(
     mask_values: MaskValues = "",
     out: Path = Path("run"),
     fold: Literal["0", "1", "2", "3", "all"] = "all",
-    preset: Literal["small", "paper"] = "small",
+    preset: Literal["small", "paper", "proxy", "aligned"] = "small",
     config: Path | None = None,
     extra_dataset: list[str] | None = None,
     templates: Path | None = None,
@@ -85,7 +85,8 @@ def train(
         dataset: Data set, laid out as docs/data.md describes; folder is your own: images/ masks/ classes.txt.
         out: Folder of the run.
         fold: Hold back the classes of this fold of pascal or coco; all trains on every class.
-        preset: small: minutes on two cores, no downloads; paper: the official defaults.
+        preset: small: minutes on two cores, no downloads; paper: the official defaults, CLIP ViT-L/14; proxy: small on
+            DINOv2 and CLIP ViT-B/16; aligned: small on TIPSv2 alone.
         config: TOML file with settings in the tables [model], [data] and [optim]; flags take precedence.
         extra_dataset: A further data set, NAME=FOLDER, with its own vocabulary; repeatable.
         templates: File of prompt templates, one per line, each with {} for the label.

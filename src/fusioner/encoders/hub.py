@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from huggingface_hub.file_download import repo_folder_name
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, CLIPConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, CLIPTextConfig, CLIPVisionConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fusioner.encoders.base import RGB
@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 OPEN_CLIP = ("open_clip_model.safetensors",)
-PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+OPEN_CLIP_PICKLE = ("open_clip_pytorch_model.bin",)
+PICKLE = ("pytorch_model.bin", "pytorch_model.bin.index.json", *OPEN_CLIP_PICKLE)
 WEIGHTS = (*SAFETENSORS, *OPEN_CLIP, *PICKLE)
 """Names of weight files, in the order in which they are preferred."""
 
@@ -34,7 +35,7 @@ _VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "t
 _VOCABULARIES |= {"sentencepiece.bpe.model"}
 CONFIGS = ("config.json", "open_clip_config.json")
 _SETTINGS = ["*.json", "*.txt", "*.model"]
-_SHARDS = {SAFETENSORS: "model-*.safetensors", PICKLE: "pytorch_model-*.bin"}
+_SHARDS = {SAFETENSORS: "model-*.safetensors", PICKLE[:2]: "pytorch_model-*.bin"}
 _CONVERTER = ("SFconvertbot", "Adding `safetensors` variant of this model")  # author and title of its pull requests
 _OPTIONAL = ("mask_token", "position_ids")  # unused by the tokens, so checkpoints may lack them
 # Configuration entries that change a model's output.
@@ -51,11 +52,13 @@ class Checkpoint:
         name: name of the encoder, for error messages.
         folder: contains the configuration and the tokenizer.
         weights: the weight file, or the index of its shards.
+        open_clip: whether the files are open_clip's, also where there are others beside them.
     """
 
     name: str
     folder: Path
     weights: Path
+    open_clip: bool = False
 
     def read(self) -> dict[str, Tensor]:
         """Return all tensors of the weight file and its shards."""
@@ -79,7 +82,9 @@ def loading(failure: str) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def locate(source: str, name: str, fallback: str = "", *, tokenizer: bool = False) -> Checkpoint:
+def locate(
+    source: str, name: str, fallback: str = "", *, tokenizer: bool = False, open_clip: bool = False
+) -> Checkpoint:
     """Find a model in a local folder or the download cache, or download it.
 
     Args:
@@ -87,22 +92,25 @@ def locate(source: str, name: str, fallback: str = "", *, tokenizer: bool = Fals
         name: name of the encoder, for error messages.
         fallback: repository with `open_clip_model.safetensors`, read if `source` holds no safetensors.
         tokenizer: complete a cached download that has no tokenizer, as of another program's image encoder.
+        open_clip: read open_clip's files only.
     """
     folder = Path(source).expanduser()
+    names = (*OPEN_CLIP, *OPEN_CLIP_PICKLE) if open_clip else WEIGHTS
+    listed = f"{', '.join(names[:-1])} or {names[-1]}"
     if folder.is_dir():
-        weights = _find([folder.absolute()], WEIGHTS)
+        weights = _find([folder.absolute()], names)
         if weights is None:
-            raise FusionerError(f"{name}: {folder} has no weights ({', '.join(WEIGHTS[::2])} or {PICKLE[0]})")
-        return Checkpoint(name, folder.absolute(), weights)
+            raise FusionerError(f"{name}: {folder} has no weights ({listed})")
+        return Checkpoint(name, folder.absolute(), weights, open_clip)
     if folder.is_file():
         raise FusionerError(f"{name}: {source} is a file; give the folder with config.json and model.safetensors")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise FusionerError(f"{name}: there is no folder {source}")
     try:
-        checkpoint = _find_cached(source, name, fallback)
+        checkpoint = _find_cached(source, name, fallback, open_clip)
         if checkpoint is None or (tokenizer and not has_tokenizer(checkpoint.folder)):
-            _download(source, name, fallback)
-            checkpoint = _find_cached(source, name, fallback)
+            _download(source, name, fallback, open_clip)
+            checkpoint = _find_cached(source, name, fallback, open_clip)
     except FusionerError:
         raise
     except Exception as error:  # proxies, time-outs, full disks, malformed ids: many classes
@@ -110,7 +118,8 @@ def locate(source: str, name: str, fallback: str = "", *, tokenizer: bool = Fals
         hint = f"to work offline, copy the repository's files to a folder and name it {target}"
         raise FusionerError(f"{name}: {_download_problem(error, source)}; {hint}") from error
     if checkpoint is None:
-        raise FusionerError(f"{name}: the repository {source} has no config.json or none of {', '.join(WEIGHTS)}")
+        config = CONFIGS[1] if open_clip else CONFIGS[0]
+        raise FusionerError(f"{name}: the repository {source} has no {config} or none of {listed}")
     return checkpoint
 
 
@@ -135,12 +144,19 @@ def _shards(weights: Path) -> list[Path]:
     return sorted({weights.parent / file for file in index.values()})
 
 
-def _find_cached(repository: str, name: str, fallback: str) -> Checkpoint | None:
+def _find_cached(repository: str, name: str, fallback: str, open_clip: bool) -> Checkpoint | None:
     snapshots = _snapshots(repository)
-    folder = next((path for path in snapshots if any((path / file).is_file() for file in CONFIGS)), None)
-    weights = _find(snapshots, (*SAFETENSORS, *OPEN_CLIP))
-    weights = weights or (_find(_snapshots(fallback), OPEN_CLIP) if fallback else None) or _find(snapshots, PICKLE)
-    return Checkpoint(name, folder, weights) if folder and weights else None
+    configs = CONFIGS[1:] if open_clip else CONFIGS
+    folder = next((path for path in snapshots if any((path / file).is_file() for file in configs)), None)
+    weights = _find(snapshots, OPEN_CLIP if open_clip else (*SAFETENSORS, *OPEN_CLIP))
+    weights = weights or (_find(_snapshots(fallback), OPEN_CLIP) if fallback else None)
+    weights = weights or _find(snapshots, OPEN_CLIP_PICKLE if open_clip else PICKLE)
+    return Checkpoint(name, folder, weights, open_clip) if folder and weights else None
+
+
+def is_cached(repository: str, fallback: str = "") -> bool:
+    """Return whether a repository's files, or the fallback's weights, are in the download cache."""
+    return _find_cached(repository, repository, fallback, False) is not None
 
 
 def _snapshots(repository: str) -> list[Path]:
@@ -151,15 +167,15 @@ def _snapshots(repository: str) -> list[Path]:
     return sorted((folder / "snapshots").glob("*"), key=lambda path: path.name != commit)
 
 
-def _download(repository: str, name: str, fallback: str) -> None:
+def _download(repository: str, name: str, fallback: str, open_clip: bool) -> None:
     """Download settings and the preferred weight file: safetensors, their conversion, open_clip's, a pickle."""
     files = set(HfApi().list_repo_files(repository))
     snapshot_download(repository, allow_patterns=_SETTINGS)
-    for names in (SAFETENSORS, OPEN_CLIP):
+    for names in (OPEN_CLIP,) if open_clip else (SAFETENSORS, OPEN_CLIP):
         if files & {*names}:
             snapshot_download(repository, allow_patterns=[*names, _SHARDS.get(names, "")])
             return
-    if revision := _conversion(repository):
+    if not open_clip and (revision := _conversion(repository)):
         logger.warning("%s: downloading the safetensors of %s in %s", name, revision, repository)
         snapshot_download(repository, revision=revision, allow_patterns=[*SAFETENSORS, _SHARDS[SAFETENSORS]])
         return
@@ -170,9 +186,11 @@ def _download(repository: str, name: str, fallback: str) -> None:
                 return
         except HfHubHTTPError:
             logger.info("%s: %s cannot be downloaded", name, fallback)
-    if files & {*PICKLE}:
-        logger.warning("%s: downloading %s of %s; only its tensors are read", name, PICKLE[0], repository)
-        snapshot_download(repository, allow_patterns=[*PICKLE, _SHARDS[PICKLE]])
+    for names in (OPEN_CLIP_PICKLE,) if open_clip else (PICKLE[:2], OPEN_CLIP_PICKLE):
+        if found := sorted(files & {*names}):
+            logger.warning("%s: downloading %s of %s; only its tensors are read", name, found[0], repository)
+            snapshot_download(repository, allow_patterns=[*names, _SHARDS.get(names, "")])
+            return
 
 
 def _conversion(repository: str) -> str | None:
@@ -218,13 +236,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(checkpoint: Checkpoint, model_types: Collection[str]) -> PretrainedConfig:
-    """Return the configuration of a model, also of a CLIP in open_clip's format, if its type is in `model_types`."""
+    """Return the configuration of a model, or of one tower of open_clip's CLIP, if its type is in `model_types`."""
     folder, name = checkpoint.folder, checkpoint.name
-    if not any((folder / file).is_file() for file in CONFIGS):
-        raise FusionerError(f"{name}: {folder} has no config.json; give a folder written by save_pretrained")
+    if not any((folder / file).is_file() for file in CONFIGS[checkpoint.open_clip :]):
+        missing = CONFIGS[checkpoint.open_clip]
+        raise FusionerError(f"{name}: {folder} has no {missing}; give a folder written by save_pretrained or open_clip")
     config: PretrainedConfig | None = None
-    if "model_type" not in read_json(folder / "config.json"):
-        config = _open_clip_config(read_json(folder / "open_clip_config.json").get("model_cfg"))
+    if checkpoint.open_clip or "model_type" not in read_json(folder / "config.json"):
+        tower = "vision" if "clip_vision_model" in model_types else "text"
+        model = read_json(folder / "open_clip_config.json").get("model_cfg")
+        config = _open_clip_config(model, tower, f"{name}: {folder / 'open_clip_config.json'}") if model else None
     with loading(f"{name}: {folder / 'config.json'} is not a configuration of transformers"):
         config = config or AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.model_type not in model_types:
@@ -241,40 +262,48 @@ def tower_config(config: PretrainedConfig, tower: str) -> Any:
     return part
 
 
-def _open_clip_config(model: Any) -> CLIPConfig | None:
-    """Translate open_clip's `model_cfg`; None if it describes no plain CLIP."""
-    try:
-        vision, text = model["vision_cfg"], model["text_cfg"]
-        shared = {"hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu"}
-        vision_config = shared | {
-            "hidden_size": vision["width"],
-            "intermediate_size": round(vision["width"] * vision.get("mlp_ratio", 4)),
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision.get("head_width", 64),
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-        }
-        text_config = shared | {
-            "hidden_size": text["width"],
-            "intermediate_size": round(text["width"] * text.get("mlp_ratio", 4)),
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "max_position_embeddings": text["context_length"],
-            "vocab_size": text["vocab_size"],
-            "bos_token_id": text["vocab_size"] - 2,
-            "eos_token_id": text["vocab_size"] - 1,  # the last token ends a text
-        }
-        return CLIPConfig(vision_config=vision_config, text_config=text_config, projection_dim=model["embed_dim"])
-    except (KeyError, TypeError):
-        return None
+# Defaults of open_clip, and what does not change a trained network. Other settings describe another network than CLIP.
+_OPEN_CLIP_VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4, "patch_size": 16, "image_size": 224}
+_OPEN_CLIP_TEXT = {"layers": 12, "width": 512, "heads": 8, "mlp_ratio": 4, "context_length": 77, "vocab_size": 49408}
+_IGNORED = {"patch_dropout", "pad_id", "eos_id", "hf_tokenizer_name"}
 
 
-def read_normalisation(folder: Path) -> tuple[RGB, RGB] | None:
-    """Return (mean, std) of a folder's preprocessing settings, None if they do not state them."""
-    settings = read_json(folder / "preprocessor_config.json")
+def _open_clip_config(model: Mapping[str, Any], tower: str, where: str) -> CLIPVisionConfig | CLIPTextConfig:
+    """Translate the "vision" or "text" tower of open_clip's `model_cfg`."""
+    given = model.get(f"{tower}_cfg", {})
+    known = _OPEN_CLIP_VISION if tower == "vision" else _OPEN_CLIP_TEXT
+    read, other = known | given, [key for key in given if given[key] and key not in {*known, *_IGNORED}]
+    if other or not isinstance(read["layers"], int) or "embed_dim" not in model:
+        reason = f"it has {other[0]}" if other else "it is a ResNet" if "embed_dim" in model else "it has no embed_dim"
+        raise FusionerError(f"{where}: the {tower} encoder is no transformer of CLIP: {reason}")
+    shared = {
+        "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
+        "hidden_size": read["width"],
+        "intermediate_size": int(read["width"] * read["mlp_ratio"]),
+        "num_hidden_layers": read["layers"],
+        "projection_dim": model["embed_dim"],
+    }
+    if tower == "vision":
+        heads = read["width"] // read["head_width"]
+        sizes = {"image_size": read["image_size"], "patch_size": read["patch_size"]}
+        return CLIPVisionConfig(**shared, num_attention_heads=heads, **sizes)
+    vocabulary = read["vocab_size"]
+    return CLIPTextConfig(
+        **shared,
+        num_attention_heads=read["heads"],
+        max_position_embeddings=read["context_length"],
+        vocab_size=vocabulary,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,  # the last token ends a text
+    )
+
+
+def read_normalisation(checkpoint: Checkpoint) -> tuple[RGB, RGB] | None:
+    """Return (mean, std) of a model's preprocessing settings, None if they do not state them."""
+    settings = {} if checkpoint.open_clip else read_json(checkpoint.folder / "preprocessor_config.json")
     if settings.get("do_normalize") is False:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    open_clip = read_json(folder / "open_clip_config.json").get("preprocess_cfg", {})
+    open_clip = read_json(checkpoint.folder / "open_clip_config.json").get("preprocess_cfg", {})
     values = [settings.get("image_mean", open_clip.get("mean")), settings.get("image_std", open_clip.get("std"))]
     try:
         return _rgb(values[0]), _rgb(values[1])

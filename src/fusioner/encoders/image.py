@@ -230,22 +230,28 @@ IMAGE_BACKBONES: dict[str, BackboneSpec] = {
 
 
 def load_image_encoder(
-    source: str, name: str, model_types: Sequence[str] = (), *, attention: Attention = "clip", fallback: str = ""
+    source: str,
+    name: str,
+    model_types: Sequence[str] = (),
+    *,
+    attention: Attention = "clip",
+    fallback: str = "",
+    open_clip: bool = False,
 ) -> PatchTransformer:
     """Load a frozen image encoder from a folder or a Hugging Face repository.
 
     Args:
-        source, name, fallback: see `locate`.
+        source, name, fallback, open_clip: see `locate`.
         model_types: accepted `model_type`s; empty accepts all of `IMAGE_BACKBONES`.
         attention: of a CLIP's last layer, see `LastLayer`.
     """
-    checkpoint = locate(source, name, fallback)
+    checkpoint = locate(source, name, fallback, open_clip=open_clip)
     config = read_config(checkpoint, model_types or IMAGE_BACKBONES)
     spec, state = IMAGE_BACKBONES[config.model_type], checkpoint.read()
     if is_openai(state):
         state = remap_openai_visual(state)
     model = build_model(getattr(transformers, spec.model), _vision_config(config), state, name)
-    mean, std = read_normalisation(checkpoint.folder) or (spec.mean, spec.std)
+    mean, std = read_normalisation(checkpoint) or (spec.mean, spec.std)
     if spec.projected:
         return ClipVision(model, name, mean, std, attention=attention)
     return PatchTransformer(model, name, mean, std)

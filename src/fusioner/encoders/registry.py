@@ -3,6 +3,7 @@
     dinov2-s                    published weights, downloaded once from the Hugging Face hub
     dinov2-s@/local/folder      the same architecture from a folder (mocov3: a checkpoint file)
     hf:owner/repo, hf:/folder   any model of a supported type
+    openclip:owner/repo         a CLIP of open_clip, or openclip:/folder
     dinov2-s+clip-vit-b16       several image encoders, concatenated on the first one's grid
     proxyclip:clip-vit-b16+dinov2-s     the first one's tokens, averaged by the affinity of the second one's
 
@@ -71,12 +72,29 @@ def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
     return replace(_image(source, "DINOv3", parameters, download, "dinov3_vit"), gated=True)
 
 
+def _tips(size: str, repository: str, image: float, text: float, download: int = 0) -> tuple[EncoderSpec, EncoderSpec]:
+    types = {"model_types": ("tipsv2",)}
+    spec = EncoderSpec(f"google/tipsv2-{repository}", "Apache-2.0", text, download, "tips.load_tips_text", types)
+    return replace(spec, parameters=image, loader="tips.load_tips_image", text=f"tipsv2-text-{size}"), spec
+
+
+def _radio(name: str, parameters: float, heads: int) -> EncoderSpec:
+    return EncoderSpec(f"nvidia/C-RADIO{name}", "NVIDIA Open", parameters, 0, "radio.load_radio", {"heads": heads})
+
+
+def _pe(name: str, parameters: float) -> EncoderSpec:
+    options = {"architecture": f"vit_pe_{name}"}
+    return EncoderSpec(f"timm/vit_pe_{name}.fb", "Apache-2.0", parameters, 0, "timm.load_vit", options)
+
+
 def _mocov3(parameters: float, width: int) -> EncoderSpec:
     source = "https://github.com/facebookresearch/moco-v3"
     return EncoderSpec(source, "CC-BY-NC-4.0", parameters, 0, "mocov3.load_mocov3", {"width": width})
 
 
 PROXY = "proxyclip:"
+SCHEMES = ("hf:", "openclip:")
+"""Beginnings of names that are not in the tables."""
 _DINOV2 = ("dinov2", "dinov2_with_registers")
 _SIGLIP, _SIGLIP_TEXT = ("siglip", "siglip_vision_model"), ("siglip", "siglip_text_model")
 _CLIPS = {
@@ -87,6 +105,11 @@ _CLIPS = {
         "l14": _clip("large-patch14", "large_patch14_clip_224", 304.0, 1711),
         "l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 304.3, 1712),
     }.items()
+}
+_TIPS = {
+    "b": _tips("b", "b14", 85.7, 109.6, 785),
+    "l": _tips("l", "l14", 303.2, 183.9),
+    "so400m": _tips("so400m", "so400m14", 412.4, 448.3),
 }
 IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.dinov2_s_embedded"),
@@ -112,11 +135,21 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov3-hplus": _dinov3("h16plus", 840.6, 3362),
     "mocov3-vit-s": _mocov3(21.7, 384),
     "mocov3-vit-b": _mocov3(85.8, 768),
-    "mae-vit-b": _image("facebook/vit-mae-base", "CC-BY-NC-4.0", 85.8, 448, "vit_mae", "vit"),
+    "mae-vit-b": _image("facebook/vit-mae-base", "Apache-2.0", 85.8, 448, "vit_mae", "vit"),
     "siglip2-b16": _image("google/siglip2-base-patch16-224", "Apache-2.0", 85.8, 1539, *_SIGLIP),
     "siglip2-so400m": _image("google/siglip2-so400m-patch14-384", "Apache-2.0", 413.0, 4580, *_SIGLIP),
     "metaclip2-b16": _metaclip2("b16", 86.2, 2344),
     "metaclip2-l14": _metaclip2("l14", 304.0, 4328),
+    **{f"tipsv2-{size}": image for size, (image, _) in _TIPS.items()},
+    "c-radiov3-b": _radio("v3-B", 98.3, 12),
+    "c-radiov3-l": _radio("v3-L", 319.9, 16),
+    "c-radiov3-h": _radio("v3-H", 651.6, 16),
+    "c-radiov4-so400m": _radio("v4-SO400M", 431.2, 16),
+    "c-radiov4-h": _radio("v4-H", 651.6, 16),
+    "pe-core-b16": _pe("core_base_patch16_224", 93.7),
+    "pe-core-l14": _pe("core_large_patch14_336", 317.2),
+    "pe-spatial-b16": _pe("spatial_base_patch16_512", 86.4),
+    "pe-spatial-l14": _pe("spatial_large_patch14_448", 304.0),
 }
 TEXT_ENCODERS: dict[str, EncoderSpec] = {
     "minilm-embedded": EncoderSpec("", "Apache-2.0", 22.6, loader="bundled.minilm_embedded"),
@@ -133,6 +166,7 @@ TEXT_ENCODERS: dict[str, EncoderSpec] = {
     "siglip2-text-so400m": _text("google/siglip2-so400m-patch14-384", "Apache-2.0", 707.8, 4580, *_SIGLIP_TEXT),
     "metaclip2-text-b16": _text("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 499.8, 2344, "metaclip_2"),
     "metaclip2-text-l14": _text("facebook/metaclip-2-worldwide-l14", "CC-BY-NC-4.0", 778.2, 4328, "metaclip_2"),
+    **{f"tipsv2-text-{size}": text for size, (_, text) in _TIPS.items()},
 }
 
 
@@ -142,7 +176,7 @@ def available_encoders() -> dict[str, list[str]]:
 
 
 def build_image_encoder(name: str) -> "ImageEncoder":
-    """Build the frozen image encoder of a name, `NAME@/folder`, `hf:...`, several joined by `+`, or `proxyclip:A+B`."""
+    """Build the frozen image encoder of a name in the grammar above."""
     builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
     if len(builders) == 1:
         return builders[0]()
@@ -152,7 +186,7 @@ def build_image_encoder(name: str) -> "ImageEncoder":
 
 
 def build_text_encoder(name: str) -> "TextEncoder":
-    """Build the frozen text encoder of a name, `NAME@/folder` or `hf:...`."""
+    """Build the frozen text encoder of a name, `NAME@/folder`, `hf:...` or `openclip:...`."""
     return _resolve(name.strip(), TEXT_ENCODERS, "text")()
 
 
@@ -163,6 +197,24 @@ def check_names(image_encoder: str, text_encoder: str) -> None:
     _resolve(text_encoder.strip(), TEXT_ENCODERS, "text")
 
 
+def pending_download(image_encoder: str, text_encoder: str) -> str:
+    """Return what building the encoders downloads, such as "owner/a, owner/b (945 MB)"; empty if nothing."""
+    from fusioner.encoders.hub import is_cached
+
+    table = IMAGE_ENCODERS | TEXT_ENCODERS
+    specs = [
+        table[name] for name in (*split_list(image_encoder.removeprefix(PROXY)), text_encoder.strip()) if name in table
+    ]
+    missing = {
+        spec.source: spec.download
+        for spec in specs
+        if spec.source.count("/") == 1 and not is_cached(spec.source, spec.options.get("fallback", ""))
+    }
+    known = sum(missing.values())
+    size = f"{known} MB{'' if all(missing.values()) else ' and more'}" if known else "size unknown"
+    return f"{', '.join(missing)} ({size})" if missing else ""
+
+
 def space_mismatch(image_encoder: str, text_encoder: str) -> str:
     """Return why (the last part of) an image encoder and a text encoder do not share a space, as far as names tell.
 
@@ -170,6 +222,8 @@ def space_mismatch(image_encoder: str, text_encoder: str) -> str:
     """
     last, name = split_list(image_encoder)[-1], text_encoder.strip()
     base, _, folder = last.partition("@")
+    if last.startswith("openclip:") and name.startswith("openclip:") and last != name:
+        return f"{last} and {name} are two models: name one of them twice"
     if base not in IMAGE_ENCODERS or name.partition("@")[0] not in TEXT_ENCODERS:
         return ""
     expected = IMAGE_ENCODERS[base].text
@@ -206,7 +260,7 @@ def matching_text_encoder(name: str) -> str | None:
 
     clip-vit-b16@/folder -> clip-text-b16@/folder, hf:REPOSITORY -> hf:REPOSITORY.
     """
-    if name.startswith("hf:"):
+    if name.startswith(SCHEMES):
         return name
     base, at, path = name.partition("@")
     text = IMAGE_ENCODERS[base].text if base in IMAGE_ENCODERS else ""
@@ -236,8 +290,8 @@ def split_list(name: str) -> list[str]:
         return [name]
     parts: list[str] = []
     for piece in name.split("+"):
-        in_path = parts and ("@" in parts[-1] or parts[-1].strip().startswith("hf:"))
-        starts = piece.strip().startswith("hf:") or piece.strip().split("@")[0] in IMAGE_ENCODERS
+        in_path = parts and ("@" in parts[-1] or parts[-1].strip().startswith(SCHEMES))
+        starts = piece.strip().startswith(SCHEMES) or piece.strip().split("@")[0] in IMAGE_ENCODERS
         if in_path and not starts:
             parts[-1] += f"+{piece}"
         else:
@@ -249,12 +303,14 @@ def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str, values: boo
     """Check a name and return a function that builds its encoder; with `values`, a CLIP of attention "values"."""
     if name.startswith(PROXY) and kind == "image":
         return _resolve_proxy(name)
-    if name.startswith("hf:"):
-        source = _absolute(name.removeprefix("hf:"))
+    if name.startswith(SCHEMES):
+        scheme, _, source = name.partition(":")
+        source = _absolute(source)
         if not source:
-            raise FusionerError("hf: names no model; write hf:OWNER/REPOSITORY or hf:/FOLDER")
-        spec = _with_values(EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder"), values)
-        return lambda: _build(spec, f"hf:{source}", source)
+            raise FusionerError(f"{scheme}: names no model; write {scheme}:OWNER/REPOSITORY or {scheme}:/FOLDER")
+        options = {"open_clip": True} if scheme == "openclip" else {}
+        spec = _with_values(EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder", options=options), values)
+        return lambda: _build(spec, f"{scheme}:{source}", source)
     base, at, path = name.partition("@")
     if base not in table:
         raise FusionerError(_unknown(base, table, kind))
@@ -295,4 +351,4 @@ def _unknown(name: str, table: Mapping[str, EncoderSpec], kind: str) -> str:
         return f"{name!r} is {other_kind} encoder, not one for {kind}s; choose from: {', '.join(table)}"
     near = get_close_matches(name, table, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(table)}"
-    return f"unknown {kind} encoder {name!r}; {hint} (any other model: hf:REPOSITORY or hf:/FOLDER)"
+    return f"unknown {kind} encoder {name!r}; {hint} (others: hf:REPOSITORY, openclip:REPOSITORY, hf:/FOLDER)"

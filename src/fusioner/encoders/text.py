@@ -151,9 +151,11 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
 """transformers `model_type` -> how to load it."""
 
 
-def load_text_encoder(source: str, name: str, model_types: Sequence[str] = (), *, fallback: str = "") -> TextModel:
+def load_text_encoder(
+    source: str, name: str, model_types: Sequence[str] = (), *, fallback: str = "", open_clip: bool = False
+) -> TextModel:
     """Load a frozen text encoder from a folder or a Hugging Face repository; arguments as of `load_image_encoder`."""
-    checkpoint = locate(source, name, fallback, tokenizer=True)
+    checkpoint = locate(source, name, fallback, tokenizer=True, open_clip=open_clip)
     config = read_config(checkpoint, model_types or TEXT_BACKBONES)
     folder, spec = checkpoint.folder, TEXT_BACKBONES[config.model_type]
     tokenizer, state = load_tokenizer(folder, name), checkpoint.read()

@@ -1,4 +1,4 @@
-"""CLIP's ResNets through timm (optional: `pip install fusioner[timm]`): dense tokens in the joint space, stride 32.
+"""Models of timm (optional: `pip install fusioner[timm]`): CLIP's ResNets and the Perception Encoder.
 
 CLIP pools a ResNet's last feature map by attention and projects the result. The tokens here are that pooling's value
 and output projections at every position, without attention between positions (as in MaskCLIP, arXiv 2112.01071).
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.encoders.hub import first_line, locate
+from fusioner.encoders.hub import Checkpoint, first_line, locate
 from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, DenseEncoder
 from fusioner.errors import FusionerError
 
@@ -38,22 +38,45 @@ class ClipResNet(DenseEncoder):
         return pool.proj(values).transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
+class TimmVit(DenseEncoder):
+    """Patch tokens of a vision transformer of timm, after the final LayerNorm; position embeddings fit any grid."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        settings = model.pretrained_cfg
+        super().__init__(name, model.num_features, model.patch_embed.patch_size[0], settings["mean"], settings["std"])
+        self.model = model
+        self.freeze()
+
+    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
+        states = self.model.forward_features(pixels.to(self.model.patch_embed.proj.weight.dtype))
+        return states[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+
+
 def load_clip_resnet(source: str, name: str) -> ClipResNet:
     """Load the CLIP ResNet of a folder or Hugging Face repository, under timm's or OpenAI's keys.
 
     `name` is `clip-rn50` or `clip-rn101`, with or without `@/folder`.
     """
-    timm = _import_timm(name)
-    checkpoint = locate(source, name)
-    architecture = f"resnet{name.partition('@')[0].removeprefix('clip-rn')}_clip.openai"
-    model = timm.create_model(architecture, pretrained=False)
-    state = import_module("timm.models.byobnet").checkpoint_filter_fn(checkpoint.read(), model)
+    depth = name.partition("@")[0].removeprefix("clip-rn")
+    return ClipResNet(_load(locate(source, name), f"resnet{depth}_clip.openai"), name)
+
+
+def load_vit(source: str, name: str, architecture: str) -> TimmVit:
+    """Load a vision transformer of timm from a folder or Hugging Face repository."""
+    return TimmVit(_load(locate(source, name), architecture, dynamic_img_size=True), name)
+
+
+def _load(checkpoint: Checkpoint, architecture: str, **options: Any) -> Any:
+    name = checkpoint.name
+    model = _import_timm(name).create_model(architecture, pretrained=False, **options)
+    state = import_module(type(model).__module__).checkpoint_filter_fn(checkpoint.read(), model)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         problem = str(error).splitlines()[1].strip().split(", ")[0]
         raise FusionerError(f"{name}: {checkpoint.weights} does not hold {architecture}: {problem}") from error
-    return ClipResNet(model.float(), name)
+    return model.float()
 
 
 def _import_timm(name: str) -> Any:

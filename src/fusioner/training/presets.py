@@ -1,4 +1,4 @@
-"""The two presets. The command line and Python both start from them."""
+"""The presets. The command line and Python both start from them."""
 
 from fusioner.errors import FusionerError
 from fusioner.training.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
@@ -62,11 +62,19 @@ SMALL = TrainConfig(
 )
 """Minutes on two cores, without downloads."""
 
-PRESETS = {"small": SMALL, "paper": PAPER}
+_HUB = SMALL.override(hypernyms=False, closed_set_head=False, templates=())  # neither applies without a classifier
+
+PROXY = _HUB.override(image_encoder="dinov2-b+maskclip-vit-b16", text_encoder="clip-text-b16")
+"""`SMALL` on downloaded encoders: similarity from CLIP's values, affinity from DINOv2, as in ProxyCLIP."""
+
+ALIGNED = _HUB.override(image_encoder="tipsv2-b", text_encoder="tipsv2-text-b")
+"""`SMALL` on one encoder whose patches are aligned with text: similarity and affinity are its own."""
+
+PRESETS = {"small": SMALL, "paper": PAPER, "proxy": PROXY, "aligned": ALIGNED}
 
 
 def preset(name: str, fold: int | None = None) -> TrainConfig:
     """Return a preset by name; for a fold without closed-set head, which lowers recall on unseen classes."""
     if name not in PRESETS:
-        raise FusionerError(f"there is no preset {name!r}; choose {' or '.join(PRESETS)}")
+        raise FusionerError(f"there is no preset {name!r}; choose {', '.join(PRESETS)}")
     return PRESETS[name] if fold is None else PRESETS[name].override(closed_set_head=False)

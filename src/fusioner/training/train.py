@@ -13,7 +13,7 @@ from typing import Any
 from fusioner import __version__
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder
-from fusioner.encoders.registry import value_tokens
+from fusioner.encoders.registry import pending_download, value_tokens
 from fusioner.errors import FusionerError
 from fusioner.features.build import Track
 from fusioner.features.cache import image_digest, read_bytes
@@ -85,6 +85,8 @@ def train(
         raise FusionerError(f"a batch of {size} images cannot be shared by {fabric.world_size} devices")
     if config.model.method == "maskclip":
         config = config.override(image_encoder=value_tokens(config.model.image_encoder))
+    if download := pending_download(config.model.image_encoder, config.model.text_encoder):
+        progress.say(f"downloading {download}, once")
     image, text = build_encoders(config, splits[0].data.name, fabric.device)
     initial, initial_card = load_model(run.init_from) if run.init_from else (None, None)
     if initial is not None:
