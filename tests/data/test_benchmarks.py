@@ -19,6 +19,7 @@ TREES = {  # name -> images, masks, what the first may hold in order of its clas
     "ade847": ("ADE20K_2021_17_01/images_detectron2/validation/{}.jpg",
                "ADE20K_2021_17_01/annotations_detectron2/validation/{}.tif"),
     "context59": ("VOCdevkit/VOC2010/JPEGImages/{}.jpg", "VOCdevkit/VOC2010/SegmentationClassContext/{}.png"),
+    "context60": ("VOCdevkit/VOC2010/JPEGImages/{}.jpg", "VOCdevkit/VOC2010/SegmentationClassContext/{}.png"),
     "context459": ("VOCdevkit/VOC2010/JPEGImages/{}.jpg",
                    "VOCdevkit/VOC2010/annotations_detectron2/pc459_val/{}.tif"),
     "coco-stuff": ("images/val2017/{}.jpg", "annotations/val2017/{}.png"),
@@ -30,6 +31,7 @@ CLASS_VALUES = {
     "ade150": range(1, 151),
     "ade847": range(847),
     "context59": range(1, 60),
+    "context60": range(1, 60),
     "context459": range(459),
     "coco-stuff": [i for i in range(182) if i not in STUFF_GAPS],
     "coco-object": [i for i in range(91) if i not in STUFF_GAPS],
@@ -37,11 +39,12 @@ CLASS_VALUES = {
     "camvid": range(11),
 }
 UNSCORED = {
-    "ade150": (0, 255), "ade847": (65535,), "context59": (0, 255), "context459": (459, 65535), "coco-stuff": (255,),
+    "ade150": (0, 255), "ade847": (65535,), "context59": (0, 255), "context60": (255,), "context459": (459, 65535),
+    "coco-stuff": (255,),
     "cityscapes": (0, 4, 9, 30, 255), "camvid": (11, 255),
 }  # fmt: skip
-NO_CLASS = {"ade150": 151, "ade847": 847, "context59": 60, "context459": 460, "coco-stuff": 11, "coco-object": 25,
-            "cityscapes": 34, "camvid": 12}  # fmt: skip
+NO_CLASS = {"ade150": 151, "ade847": 847, "context59": 60, "context60": 60, "context459": 460, "coco-stuff": 11,
+            "coco-object": 25, "cityscapes": 34, "camvid": 12}  # fmt: skip
 
 
 def add(root: Path, name: str, image: str, values: object, split: str = "val") -> None:
@@ -56,7 +59,7 @@ def add(root: Path, name: str, image: str, values: object, split: str = "val") -
         path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (pixels.shape[1], 1), (9, 90, 200)).save(picture)
     Image.fromarray(pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)).save(mask)
-    if name == "context59":
+    if name in ("context59", "context60"):
         lists = root / "VOCdevkit" / "VOC2010" / "ImageSets" / "SegmentationContext"
         lists.mkdir(parents=True, exist_ok=True)
         with (lists / f"{split}.txt").open("a") as file:
@@ -74,7 +77,7 @@ def test_every_value_of_the_official_masks_is_its_class(tmp_path: Path, name: st
     assert data.class_ids == tuple(range(1, len(data.classes)))
     assert len(data.prompts) == len(data.classes) == len(set(data.prompts))
     assert not data.problems
-    assert data.ignore_unlabeled == (name != "coco-object")
+    assert data.ignore_unlabeled == (name not in ("coco-object", "context60"))
 
 
 @pytest.mark.parametrize("name", UNSCORED)
@@ -154,6 +157,21 @@ def voc(tmp_path: Path) -> Path:
         else:
             Image.fromarray(np.array([[0, 1, 20, 255]], np.uint8)).save(tmp_path / part / f"{image}.png")
     return tmp_path
+
+
+def test_the_masks_of_vocs_own_tree(voc: Path):
+    expected = open_dataset("pas21", voc, "val").read_mask(open_dataset("pas21", voc, "val").items[0])
+    (voc / "SegmentationClassAug").rename(voc / "VOCdevkit" / "VOC2012" / "SegmentationClass")
+    data = open_dataset("pas21", voc, "val")
+    np.testing.assert_array_equal(data.read_mask(data.items[0]), expected)
+
+
+def test_context60_is_context59_with_its_background(tmp_path: Path):
+    add(tmp_path, "context60", "a", [0, 1, 59])
+    data, other = open_dataset("context60", tmp_path, "val"), open_dataset("context59", tmp_path, "val")
+    np.testing.assert_array_equal(data.read_mask(data.items[0]), [[0, 1, 59]])
+    assert data.include_background
+    assert data.classes[1:] == other.classes[1:]
 
 
 def test_three_readings_of_pascals_background(voc: Path):

@@ -1,8 +1,8 @@
 """Data sets in their official directory trees: PASCAL VOC, COCO, and the benchmarks of open-vocabulary segmentation.
 
 The benchmarks are a table, benchmarks.toml, with one loader. Class names are in `names/`, one class a line in the
-benchmark's order: the name and, after a tab, its prompt if that differs. Unlabeled pixels are ignored; PAS-20b, PAS-21
-and COCO-Object have a background, which their mIoU includes.
+benchmark's order: the name and, after a tab, its prompt if that differs. Unlabeled pixels are ignored; PAS-20b, PAS-21,
+Context-60 and COCO-Object have a background, which their mIoU includes.
 """
 
 import tomllib
@@ -26,7 +26,8 @@ _COCO_TREE = """\
 _PASCAL_TREE = """\
     VOCdevkit/VOC2012/JPEGImages/2007_000032.jpg ...
     VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val,train_aug}.txt   (optional)
-    SegmentationClassAug/2007_000032.png ...   (indexed, 0..20, 255 = ignore)"""
+    SegmentationClassAug/2007_000032.png ...   (indexed, 0..20, 255 = ignore)
+    or VOCdevkit/VOC2012/SegmentationClass/2007_000032.png ...   (without the SBD masks)"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ SPECS = {
     name: Benchmark(**entry)
     for name, entry in tomllib.loads((files("fusioner.data") / "benchmarks.toml").read_text("utf-8")).items()
 }
+SPECS["context60"] = replace(SPECS["context59"], class_values="1-59", background_values="0")
 
 
 def open_benchmark(name: str, root: Path, split: str | None = None) -> SegmentationData:
@@ -118,13 +120,15 @@ def coco20i(root: Path, split: str | None = None) -> SegmentationData:
 def pascal(root: Path, split: str | None = None) -> SegmentationData:
     """Open PASCAL VOC 2012 with the SBD masks: "train", "val" or "train_aug" (train + SBD, without val), or all (None).
 
-    `root` holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`.
+    `root` holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`, or VOC's own
+    `SegmentationClass`.
     """
     root = Path(root)
     check_split("pascal", split, ("train", "val", "train_aug"))
     image_folder = find_folder(root, ("VOCdevkit/VOC2012/JPEGImages", "VOC2012/JPEGImages", "JPEGImages"), _PASCAL_TREE)
-    beside = image_folder.parent.relative_to(root) / "SegmentationClassAug"
-    masks = files_by_stem(find_folder(root, ("SegmentationClassAug", str(beside)), _PASCAL_TREE), (".png",))
+    beside = image_folder.parent.relative_to(root)
+    folders = ("SegmentationClassAug", str(beside / "SegmentationClassAug"), str(beside / "SegmentationClass"))
+    masks = files_by_stem(find_folder(root, folders, _PASCAL_TREE), (".png",))
     ids = _split_ids(image_folder.parent / "ImageSets" / "Segmentation", split, list(masks))
     problems: list[str] = []
     items = pair_listed(ids, files_by_stem(image_folder), masks, split or "all splits", problems)

@@ -12,8 +12,8 @@ from fusioner.data.masks import parse_mask_values
 from fusioner.errors import FusionerError
 
 TrainableDataset = Literal[
-    "pascal", "coco", "folder", "fss1000", "ade150", "ade847", "context59", "context459", "coco-stuff", "coco-object",
-    "cityscapes", "camvid", "pas20", "pas20b", "pas21",
+    "pascal", "coco", "folder", "fss1000", "ade150", "ade847", "context59", "context60", "context459", "coco-stuff",
+    "coco-object", "cityscapes", "camvid", "pas20", "pas20b", "pas21",
 ]  # fmt: skip
 """Data sets with training images."""
 

@@ -1,0 +1,125 @@
+"""Benchmark protocols of the methods that segment without training, as in their public configurations.
+
+SCLIP: github.com/wangf3014/SCLIP, NACLIP: sinahmr/NACLIP, ClearCLIP: mc-lan/ClearCLIP, ProxyCLIP: mc-lan/ProxyCLIP.
+Neither SCLIP's removal of small areas nor NACLIP's refinement of masks (PAMR) is among them.
+"""
+
+from dataclasses import dataclass, replace
+
+from fusioner.data.base import SegmentationData
+from fusioner.encoders.registry import PROXY
+from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
+
+
+@dataclass(frozen=True)
+class BenchmarkProtocol:
+    """How a benchmark is evaluated without training.
+
+    Attributes:
+        method: whose configuration it is.
+        short_side, window, stride: shorter side of the image, side and step of the windows, px; window 0: whole image.
+        scale: of the cosines in the softmax over all names.
+        threshold: least probability of a label; 0: the likeliest label takes the pixel.
+        background: names whose pixels are background.
+        synonyms: whether persons and monitors have several names, of which the likeliest counts.
+    """
+
+    method: str
+    short_side: int
+    window: int
+    stride: int
+    scale: float = 40.0
+    threshold: float = 0.0
+    background: tuple[str, ...] = ()
+    synonyms: bool = False
+
+    def __str__(self) -> str:
+        windows = f"windows of {self.window} px every {self.stride} px" if self.window else "whole image"
+        names = f"{len(self.background)} names" if len(self.background) > 1 else "".join(map(repr, self.background))
+        below = f"probability below {self.threshold:g}" if self.threshold else ""
+        background = " or ".join(part for part in (names, below) if part) or "none"
+        known = "one" if not self.synonyms else "several for persons and monitors"
+        return (
+            f"{self.method}'s: short side {self.short_side} px, {windows}, softmax over cosines x {self.scale:g}, "
+            f"background {background}, names per class {known}"
+        )
+
+
+_SCENES = BACKGROUND_NAMES
+_INDOORS = {"lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "fence"}
+_OPEN = tuple(name for name in _SCENES if name not in _INDOORS)
+_WORD = ("background",)
+_SCLIP = BenchmarkProtocol("SCLIP", 336, 224, 112, synonyms=True)
+_NACLIP = replace(_SCLIP, method="NACLIP")
+_CLEAR = BenchmarkProtocol("ClearCLIP", 448, 448, 224, 50.0)
+_PROXY = BenchmarkProtocol("ProxyCLIP", 336, 336, 112)
+PROTOCOLS: dict[str, dict[str, BenchmarkProtocol]] = {
+    "sclip": {
+        "": _SCLIP,
+        "pas21": replace(_SCLIP, scale=65.0, threshold=0.1, background=_SCENES),
+        "context60": replace(_SCLIP, scale=50.0, threshold=0.1, background=_WORD),
+        "coco-object": replace(_SCLIP, scale=50.0, threshold=0.1, background=_SCENES),
+        "cityscapes": replace(_SCLIP, short_side=560),
+        "coco-stuff": replace(_SCLIP, short_side=448),
+    },
+    "naclip": {
+        "": _NACLIP,
+        "pas20": replace(_NACLIP, window=0),
+        "pas21": replace(_NACLIP, window=0, threshold=0.1, background=_SCENES),
+        "context60": replace(_NACLIP, threshold=0.1, background=_WORD),
+        "coco-object": replace(_NACLIP, threshold=0.1, background=_SCENES),
+        "cityscapes": replace(_NACLIP, short_side=560),
+    },
+    "clearclip": {
+        "": _CLEAR,
+        "pas21": replace(_CLEAR, threshold=0.5, background=_WORD),
+        "context60": replace(_CLEAR, threshold=0.15, background=_WORD),
+        "coco-object": replace(_CLEAR, threshold=0.4, background=_WORD),
+        "cityscapes": replace(_CLEAR, window=224),
+    },
+    "proxyclip": {
+        "": _PROXY,
+        "pas21": replace(_PROXY, threshold=0.2, background=_SCENES),
+        "context60": replace(_PROXY, threshold=0.15, background=_WORD),
+        "coco-object": replace(_PROXY, threshold=0.25, background=_OPEN),
+        "ade150": replace(_PROXY, short_side=448),
+        "cityscapes": replace(_PROXY, short_side=448, window=224),
+    },
+}
+"""Protocol by method and data set; "": every other one."""
+BENCHMARKS = ("pas21", "context60", "coco-object", "pas20", "cityscapes", "context59", "ade150", "coco-stuff")
+"""The data sets of the papers, in the order of their tables."""
+
+_VOC_NAMES = {"boat": "ship", "diningtable": "table"}
+_WORN = ("shirt", "jeans", "dress", "sweater", "skirt", "jacket")
+_PERSONS = ", ".join(["person", *(f"person in {garment}" for garment in _WORN)])
+_SYNONYMS = {"person": _PERSONS, "tvmonitor": "television monitor, tv monitor, monitor, television, screen"}
+
+
+def benchmark_protocol(image_encoder: str, image_size: int, data: SegmentationData) -> BenchmarkProtocol:
+    """Return the protocol of a pair's method; of other encoders SCLIP's, with windows of their training size.
+
+    Data sets with a background that no paper lists are evaluated as PASCAL VOC is.
+    """
+    method = "proxyclip" if image_encoder.startswith(PROXY) else image_encoder.partition("-")[0]
+    if method in PROTOCOLS:
+        return PROTOCOLS[method].get(data.name, PROTOCOLS[method]["" if data.ignore_unlabeled else "pas21"])
+    sclip = benchmark_protocol("sclip-", image_size, data)
+    own = published_protocol(image_encoder, image_size)
+    return replace(sclip, short_side=sclip.short_side * own.short_side // 336, window=own.window, stride=own.stride)
+
+
+def with_published_names(data: SegmentationData, synonyms: bool) -> SegmentationData:
+    """Return a benchmark with the prompts of the methods' lists; synonyms of a class are joined by ", ".
+
+    Other data sets are returned as they are.
+    """
+    if data.name not in BENCHMARKS:
+        return data
+    names = [name if data.name == "coco-object" else name.replace(" ", "") for name in data.classes]
+    if data.name in ("pas20", "pas21"):
+        names = [_VOC_NAMES.get(name, name) for name in names]
+    if synonyms and data.name in ("pas20", "pas21", "coco-object"):
+        body = ", body" if data.name == "coco-object" else ""
+        names = [_SYNONYMS.get(name, name) + (body if name == "person" else "") for name in names]
+    return replace(data, prompts=tuple(names))
