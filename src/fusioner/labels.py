@@ -181,6 +181,8 @@ def _singulars(word: str) -> list[str]:
 class SoftmaxNames:
     """Labels and background names that compete for every pixel, by a softmax over their scores.
 
+    A label may be several names, joined by ", ": the likeliest of them counts at each pixel.
+
     Args:
         background: names besides the labels; a pixel whose highest score is one of theirs gets no label.
     """
@@ -189,9 +191,10 @@ class SoftmaxNames:
         self.background = background
 
     def expand(self, labels: Sequence[str]) -> list[str]:
-        """Return the labels, followed by the background names that are none of them."""
-        known = {label.casefold() for label in labels}
-        return [*labels, *(name for name in self.background if name.casefold() not in known)]
+        """Return the names of the labels, followed by the background names that are none of them."""
+        names = [name for label in labels for name in label.split(", ")]
+        known = {name.casefold() for name in names}
+        return [*names, *(name for name in self.background if name.casefold() not in known)]
 
     def reduce(self, scores: Float[np.ndarray, "n h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
         """Return the logit of each label's probability, its share of the softmax over the scores of `expand(labels)`.
@@ -200,7 +203,9 @@ class SoftmaxNames:
         """
         scores -= scores.max(axis=0)
         np.exp(scores, out=scores)
-        total, own, background = scores.sum(axis=0), scores[: len(labels)], scores[len(labels) :]
+        starts = np.cumsum([0, *(label.count(", ") + 1 for label in labels)])
+        total, background = scores.sum(axis=0), scores[starts[-1] :]
+        own = np.maximum.reduceat(scores[: starts[-1]], starts[:-1], axis=0)
         logits = np.log((own / total).clip(1e-7)) - np.log(((total - own) / total).clip(1e-7))
         if len(background):
             np.copyto(logits, MIN_LOGIT, where=background.max(axis=0) > own.max(axis=0))

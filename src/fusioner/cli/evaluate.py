@@ -33,13 +33,13 @@ def evaluate(
     mask_values: MaskValues = "",
     model: Path | None = None,
     method: Literal["cosine", "maskclip", "empty", "prompt-ablated"] | None = None,
-    image_encoder: str = "effnet-lite2",
-    text_encoder: str = "minilm-embedded",
+    image_encoder: str | None = None,
+    text_encoder: str | None = None,
     out: Path = Path("evaluation"),
     fold: Literal["0", "1", "2", "3", "all"] = "all",
     split: str | None = None,
     options: EvaluationOptions = DEFAULT_OPTIONS,
-    mode: Mode = "whole",
+    mode: Mode | None = None,
     tta_scales: TtaScales = (1.0,),
     tta_flip: bool = False,
     guided_filter: bool | None = None,
@@ -60,6 +60,7 @@ def evaluate(
         fusioner evaluate coco-to-pascal --root data/pascal --fold 0 --model coco_fold0.safetensors
         fusioner evaluate mosaic4 --root data/fss1000
         fusioner evaluate ade150 --root data/ade
+        fusioner evaluate pas21 --root data/pascal --image-encoder sclip-vit-b16 --text-encoder clip-text-b16
         fusioner evaluate folder --root my/data --split val
         fusioner evaluate pascal --root data/pascal --method maskclip --image-encoder clip-vit-b16 \\
             --text-encoder clip-text-b16
@@ -69,12 +70,14 @@ def evaluate(
         method: Untrained baseline in place of a model (cosine, maskclip, empty), or prompt-ablated: the model with one
             neutral text in place of every prompt. Default: the method that the model was trained with. See
             docs/baselines.md.
-        image_encoder: Frozen image encoder of cosine and maskclip.
-        text_encoder: Frozen text encoder of cosine and maskclip.
+        image_encoder: Image encoder of a pair that is evaluated without training, or A+B (see docs/training-free.md);
+            with --method cosine or maskclip its encoder, by default effnet-lite2.
+        text_encoder: Its text encoder; default: that of the same model.
         out: Folder for the reports.
         fold: Fold of pascal, coco or coco-to-pascal, or all four and their mean.
         split: Split of the data set, as val or test, or all; default: the evaluation split.
-        mode: whole: encode the whole image once, resized; slide: slide windows over the full-resolution image.
+        mode: whole: encode the whole image once, resized; slide: slide windows over the full-resolution image. Default:
+            whole; of a pair without training, as its method was published (docs/benchmarks.md).
         tta_scales: Sizes whose logits are averaged, as 0.75,1,1.25: multiples of the training size (whole) or of the
             image (slide).
         tta_flip: Average with the logits of the flipped image.
@@ -86,6 +89,7 @@ def evaluate(
     from fusioner.evaluation.evaluate_report import provenance, terminal, write_report
     from fusioner.evaluation.evaluator import evaluate as run_evaluation
     from fusioner.evaluation.predictor import SegmenterPredictor
+    from fusioner.evaluation.training_free import load_pair, with_published_names
 
     if fold != "all":
         options = replace(options, folds=(int(fold),))
@@ -94,8 +98,20 @@ def evaluate(
     data.require_classes()
     plans = [plan for plan, _ in make_plans(data, options).values()]  # errors here come before the model is loaded
     writable_folder(out)
-    segmenter, file = _load(model, method, (image_encoder, text_encoder), device, dataset)
+    protocol = None
+    if method is None and (image_encoder or text_encoder):
+        if model is not None or image_encoder is None:
+            raise FusionerError("a model names its own encoders: give --model, or --image-encoder and --text-encoder")
+        segmenter, protocol = load_pair(image_encoder, text_encoder, device, data)
+        data, file, cache = with_published_names(data, protocol.synonyms), None, None
+        mode = mode or ("slide" if protocol.window else "whole")
+        if options.threshold == DEFAULT_OPTIONS.threshold:
+            options = replace(options, threshold="model")
+    else:
+        segmenter, file = _load(model, method, image_encoder, text_encoder, device, dataset)
+    mode = mode or "whole"
     notes = _check_overlap(segmenter.card.training, data, plans, allow_leak)
+    notes += [f"protocol {protocol}"] if protocol else []
     if options.threshold == "model":
         options = replace(options, threshold=segmenter.card.threshold)
     segmenter.options = InferenceOptions(mode, tta_scales, guided_filter)
@@ -112,6 +128,9 @@ def evaluate(
     encoders = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"
     result.notes = [f"method {origin['method']}, encoders {encoders}", *result.notes, *notes]
     Console().print(terminal(result))
+    if protocol:
+        encoders = f"{segmenter.image_encoder.name} | {segmenter.text_encoder.name}"
+        print(f"| {encoders} | {dataset} | {result.summary.measures['miou'].value:.1f} | {protocol} |")
     for path in write_report(out, result, origin):
         print(f"wrote {path}")
 
@@ -126,7 +145,7 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
 
 
 def _load(
-    model: Path | None, method: str | None, encoders: tuple[str, str], device: str, dataset: str
+    model: Path | None, method: str | None, image: str | None, text: str | None, device: str, dataset: str
 ) -> tuple[Segmenter, Path | None]:
     """Load the segmenter and return it with its model file; official checkpoints are taken to be of `dataset`."""
     from fusioner.training.calibration import ablate_prompts, uncalibrated
@@ -134,7 +153,8 @@ def _load(
     if method is not None and method != "prompt-ablated":
         if model is not None:
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
-        return uncalibrated(method, *encoders, SMALL.model.resolution, device=device), None  # pyright: ignore
+        pair = image or "effnet-lite2", text or "minilm-embedded"
+        return uncalibrated(method, *pair, SMALL.model.resolution, device=device), None  # pyright: ignore
     segmenter = load(model, device, runtime="torch" if model is None else "auto", dataset=dataset.partition("-to-")[0])
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 

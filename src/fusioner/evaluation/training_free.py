@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from fusioner.data.base import SegmentationData
 from fusioner.encoders.registry import PROXY
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
+from fusioner.model.fusioner import Fusioner
+from fusioner.segmenter import Segmenter, load
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,22 @@ def with_published_names(data: SegmentationData, synonyms: bool) -> Segmentation
         body = ", body" if data.name == "coco-object" else ""
         names = [_SYNONYMS.get(name, name) + (body if name == "person" else "") for name in names]
     return replace(data, prompts=tuple(names))
+
+
+def load_pair(
+    image_encoder: str, text_encoder: str | None, device: str, data: SegmentationData
+) -> tuple[Segmenter, BenchmarkProtocol]:
+    """Load a pair of encoders with the benchmark protocol of its method; raises FusionerError as `segmenter.load`."""
+    pair = load(device=device, image_encoder=image_encoder, text_encoder=text_encoder)
+    image, text = pair.image_encoder, pair.text_encoder
+    protocol = benchmark_protocol(image.name, image.image_size, data)
+    card = replace(
+        pair.card,
+        config=replace(pair.card.config, temperature=1 / protocol.scale),
+        resolution=protocol.window or pair.card.resolution,
+        threshold=protocol.threshold,
+        short_side=protocol.short_side,
+        stride=protocol.stride,
+        background=protocol.background,
+    )
+    return Segmenter.from_parts(Fusioner(card.config), image, text, card, pair.device), protocol
