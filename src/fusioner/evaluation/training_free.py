@@ -7,6 +7,7 @@ Neither SCLIP's removal of small areas nor NACLIP's refinement of masks (PAMR) i
 from dataclasses import dataclass, replace
 
 from fusioner.data.base import SegmentationData
+from fusioner.device import pick_device
 from fusioner.encoders.registry import PROXY
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
 from fusioner.model.fusioner import Fusioner
@@ -143,4 +144,4 @@ def load_pair(
         stride=protocol.stride,
         background=protocol.background,
     )
-    return Segmenter.from_parts(Fusioner(card.config), image, text, card, pair.device), protocol
+    return Segmenter.from_parts(Fusioner(card.config), image, text, card, pick_device(device)), protocol
