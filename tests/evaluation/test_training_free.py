@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from fusioner.cli.main import main
 from fusioner.data.base import SegmentationData
 from fusioner.data.classes import read_names
 from fusioner.data.registry import open_dataset
+from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.evaluation.training_free import BENCHMARKS, PROTOCOLS, benchmark_protocol, load_pair, with_published_names
 from fusioner.labels import SoftmaxNames
+from fusioner.postprocess import decide_logits
 
 PAIR = ("sclip-vit-b16@{clip}", "clip-text-b16@{clip}")
 PASCAL = ("VOCdevkit/VOC2012/JPEGImages/{}.jpg", "VOCdevkit/VOC2012/SegmentationClass/{}.png")
@@ -125,6 +130,45 @@ def test_the_likeliest_synonym_counts() -> None:
     np.testing.assert_allclose(probabilities[:, 0], [0, 0], atol=1e-6)  # the sky is likelier than each name
     scores = np.log(np.array([[0.2], [0.1], [0.6], [0.1]], np.float32))[:, :, None]
     np.testing.assert_allclose(1 / (1 + np.exp(-names.reduce(scores, labels)[:, 0, 0])), [0.2, 0.6], rtol=1e-5)
+
+
+def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], protocol: Any) -> torch.Tensor:
+    """Windows, mean of cosines, softmax over all names, likeliest name of each class, threshold; 0: background."""
+    names = [(i, name) for i, label in enumerate(labels, start=1) for name in label.split(", ")]
+    names += [(0, name) for name in protocol.background]
+    words = segmenter.network.embed([name for _, name in names])
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255
+    height, width = rgb.shape[:2]
+    total, count = torch.zeros(len(names), height, width), torch.zeros(height, width)
+    side, step = protocol.window, protocol.stride
+    for top in range(0, max(height - side + step - 1, 0) // step * step + 1, step):
+        for left in range(0, max(width - side + step - 1, 0) // step * step + 1, step):
+            y, x = max(min(top + side, height) - side, 0), max(min(left + side, width) - side, 0)
+            tokens = segmenter.image_encoder(pixels[..., y : y + side, x : x + side])
+            cosines = torch.einsum("bdhw,nd->bnhw", tokens, words)
+            area = np.s_[..., y : y + side, x : x + side]
+            total[area] += F.interpolate(cosines, (side, side), mode="bilinear", align_corners=False)[0]
+            count[area[1:]] += 1
+    shares = (total / count * protocol.scale).softmax(0)
+    of_class = torch.stack([shares[[i == k for i, _ in names]].amax(0) for k in range(len(labels) + 1)])
+    best, winner = of_class.max(0)
+    return winner.masked_fill(best < protocol.threshold, 0)
+
+
+@torch.no_grad()
+def test_a_prediction_is_the_published_one(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = (part.format(clip=clip_folder) for part in PAIR)
+    labels = ["cat, dog", "bird", "horse, cow, train", "bus"]  # words that this CLIP knows
+    own = replace(PROTOCOLS["sclip"]["pas21"], background=("car", "sheep"), threshold=0.3, scale=3000.0)
+    monkeypatch.setitem(PROTOCOLS["sclip"], "pas21", own)
+    segmenter, protocol = load_pair(image, text, "cpu", empty("pas21", (), background=True))
+    rgb = np.random.default_rng(0).integers(0, 255, (42, 50, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    expected = published_prediction(segmenter, rgb, labels, protocol)
+    predictor = SegmenterPredictor(segmenter, "slide")
+    logits = np.asarray(predictor.logits(predictor.encode(rgb, None), labels))
+    found = decide_logits(logits, (336, 400), segmenter.card.threshold, True)[0]
+    assert len(expected.unique()) >= 3
+    assert (torch.from_numpy(found) == expected).float().mean() > 0.999
 
 
 def test_a_model_and_a_pair_exclude_each_other(
