@@ -33,12 +33,14 @@ def load_radio(source: str, name: str, heads: int) -> PatchTransformer:
 
 def _config(state: Mapping[str, Tensor], heads: int, where: str) -> RadioConfig:
     needed = ("patch_generator.embedder.weight", "patch_generator.pos_embed", "patch_generator.cls_token.token")
-    if missing := [key for key in needed if _PREFIX + key not in state]:
-        raise FusionerError(f"{where} does not hold a C-RADIO: it lacks {_PREFIX}{missing[0]}")
+    keys = [*(_PREFIX + key for key in needed), "radio_model.summary_idxs"]
+    if missing := [key for key in keys if key not in state]:
+        raise FusionerError(f"{where} does not hold a C-RADIO: it lacks {missing[0]}")
     width, patch_dim = state[f"{_PREFIX}patch_generator.embedder.weight"].shape
     patch = round((patch_dim / 3) ** 0.5)
     tokens = len(state[f"{_PREFIX}patch_generator.cls_token.token"])
     grid = round(state[f"{_PREFIX}patch_generator.pos_embed"].shape[1] ** 0.5)
+    summary = state["radio_model.summary_idxs"].tolist()
     return RadioConfig(
         hidden_size=width,
         num_hidden_layers=sum(key.endswith(".attn.qkv.weight") for key in state),
@@ -46,7 +48,7 @@ def _config(state: Mapping[str, Tensor], heads: int, where: str) -> RadioConfig:
         mlp_ratio=len(state[f"{_PREFIX}blocks.0.mlp.fc1.weight"]) / width,
         patch_size=patch,
         max_img_size=grid * patch,
-        num_cls_tokens=1,  # classes and registers are dropped alike
-        num_registers=tokens - 1,
-        summary_idxs=state["radio_model.summary_idxs"].tolist(),
+        num_cls_tokens=max(summary) + 1,  # no matter: classes and registers are dropped alike
+        num_registers=tokens - max(summary) - 1,
+        summary_idxs=summary,
     )

@@ -20,7 +20,10 @@ MEASURES = {
     ),
     "seen_argmax_miou": ("multi-class mIoU, seen classes", "the same with the classes of training"),
     "harmonic": ("harmonic mean", "of multi-class mIoU, unseen and seen"),
-    "background_iou": ("background IoU", "of the argmax; part of the mean only in pas20b, pas21, context60 and coco-object"),
+    "background_iou": (
+        "background IoU",
+        "of the argmax; part of the mean only in pas20b, pas21, context60 and coco-object",
+    ),
     "single_prompt_miou": ("single-prompt mIoU", "each class of an image prompted alone instead of together"),
     "prompt_ablated_miou": ("prompt-ablated mIoU", "one neutral text in place of every class name"),
     "false_positive_area": ("false-positive area", "share of the image assigned to an absent class (lower is better)"),
