@@ -72,7 +72,7 @@ def test_a_preset_trains_and_predicts(
     segmenter = load(tmp_path / "run" / "best.safetensors", "cpu")
     assert segmenter.card.config.affinity_refinement
     assert segmenter.card.config.image_dim == {"proxy": 16, "aligned": 0}[preset]
-    assert segmenter(voc_tree / "VOCdevkit/VOC2012/JPEGImages/2007_000000.jpg", ["cat", "dog"]).labels == ["cat", "dog"]
+    assert segmenter(voc_tree / "VOCdevkit/VOC2012/JPEGImages/2007_000000.jpg", ["cat", "dog"]).labels == ("cat", "dog")
 
 
 def test_what_a_preset_downloads_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
