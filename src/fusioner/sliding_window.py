@@ -16,6 +16,11 @@ from jaxtyping import Float, Num
 Origin = tuple[int, int]
 
 
+def window_stride(crop: int) -> int:
+    """Return the official step between windows of side `crop`, px."""
+    return max(1, int(crop * 2 / 3))
+
+
 @dataclass(frozen=True)
 class WindowGrid:
     """Positions of the windows of an image.
@@ -23,7 +28,7 @@ class WindowGrid:
     Attributes:
         height, width: of the image, px.
         crop: side of a window, px; may exceed the image.
-        stride: step between windows, px; 0 stands for the official int(crop * 2 / 3).
+        stride: step between windows, px; 0 stands for `window_stride(crop)`.
         smooth: the smooth layout instead of the official one.
         even: with `smooth`, give all windows the same weight.
     """
@@ -51,7 +56,7 @@ class WindowGrid:
         return [(y, x) for y in self.rows for x in self.columns]
 
     def _starts(self, side: int) -> list[int]:
-        stride, free = self.stride or max(1, int(self.crop * 2 / 3)), max(0, side - self.crop)
+        stride, free = self.stride or window_stride(self.crop), max(0, side - self.crop)
         starts = [index * stride for index in range(-(-free // stride) + 1)]
         return [min(start, free) for start in starts] if self.smooth else starts
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fusioner.data.folds import fold_classes
 from fusioner.errors import FusionerError
-from fusioner.training.dataset import BatchSampler, build_corpus, open_split
+from fusioner.training.dataset import BatchSampler, build_corpus, held_out_count, open_split
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,19 @@ def test_without_a_fold_everything_is_prompted(voc_tree: Path) -> None:
     assert len(build_corpus([open_split("pascal", voc_tree)], "images").samples) == 24
 
 
+def test_of_few_images_a_larger_share_is_held_out() -> None:
+    counts = {images: held_out_count(images, 32) for images in (4, 16, 40, 100, 199, 200, 400, 500, 640, 5000)}
+    assert counts == {4: 0, 16: 3, 40: 8, 100: 20, 199: 20, 200: 20, 400: 20, 500: 25, 640: 32, 5000: 32}
+    assert held_out_count(5000, 0) == held_out_count(40, 0) == 0
+
+
 def test_held_out_images_are_trained_on_by_no_pair(own_tree: Path) -> None:
     split = open_split("folder", own_tree)
     for sampling in ("pairs", "images"):
         corpus = build_corpus([split], sampling, val_images=5, seed=3)
         trained = {sample.item.id for sample in corpus.samples}
         aside = {sample.item.id for sample in corpus.held_out}
-        assert len(aside) == (2 if sampling == "images" else 1)  # at most a twentieth
+        assert len(aside) == 5
         assert not trained & aside
         assert not {"58", "59"} & (trained | aside)
         assert {item.id for _, item in corpus.images} == trained | aside

@@ -155,7 +155,7 @@ def test_the_best_threshold_on_held_out_images_is_the_models_own(
         RuntimeConfig(checkpoint_minutes=60),
     )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    best = max((line for line in lines if "threshold" in line), key=lambda line: line["held_out_miou"])
+    best = max((line for line in lines if "threshold" in line), key=lambda line: line["val_miou"])
     assert load_model(tmp_path / "best.safetensors")[1].threshold == best["threshold"]
     assert best["threshold"] in THRESHOLDS
 

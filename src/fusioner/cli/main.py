@@ -34,6 +34,7 @@ EXTRAS = {
     "av": "video",
     "openvino": "openvino",
     "pyarrow": "batch",
+    "rasterio": "geo",
     "ray": "ray",
     "tensorboard": "tensorboard",
     "timm": "timm",

@@ -29,10 +29,11 @@ from fusioner.cli.progress import progress
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, get_format
+from fusioner.geo import SUFFIXES, segment_raster
 from fusioner.image import read_image
 from fusioner.io import check_replaceable, writable_folder
 from fusioner.segmenter import Segmenter
-from fusioner.visualization import ContactSheet
+from fusioner.visualization import ContactSheet, format_coverage
 
 
 def predict(
@@ -66,6 +67,7 @@ def predict(
         fusioner predict archive/ --recursive --labels "dog" --format mask,coco --skip-existing
         fusioner predict photo.jpg --labels "cat, sofa" --tta-scales 1,1.33
         fusioner predict photo.jpg --labels "cat, sofa" --image-encoder clip-vit-b16+dinov2-b
+        fusioner predict scene.tif --labels "building, road" --format geotiff,geojson
         fusioner predict clip.mp4 --labels "dog, ball" --frame-step 5 --format overlay
         cat photo.jpg | fusioner predict - --labels "cat" --out - > mask.png
 
@@ -74,7 +76,8 @@ def predict(
         out: Folder of the results; earlier results of the same name are replaced, other files never. - writes the one
             result of one picture to the standard output.
         format: Output formats, separated by commas: overlay, mask, binary, json, coco, labelme, yolo, cvat, geojson,
-            npz. Default: overlay,mask,json (with --overlap binary instead of mask); for --out - mask.
+            npz. Default: overlay,mask,json (with --overlap binary instead of mask); for --out - mask. geotiff, alone
+            or with geojson: a mask and polygons in the CRS of a GeoTIFF, which is read window by window.
         recursive: Include the subfolders of folders; results are written to subfolders of the same names.
         frame_step: Segment every n-th frame of a video.
         skip_existing: Skip pictures whose results all exist, are newer than the picture, --model and --templates, and
@@ -95,16 +98,20 @@ def predict(
         raise FusionerError(f"the name of a table must end in .csv, not {csv.name!r}")
 
     print_notes(label_list)
-    names = format.split(",") if format else ("mask",) if to_stdout else default_formats(options)
-    formats = {name.strip(): get_format(name.strip(), options) for name in names}
-    dependencies = tuple(file for file in (model, templates) if file)
-    settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
+    names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
+    names = [name.strip() for name in names.split(",")]
 
     def load() -> Segmenter:
         prompts = read_templates(templates) if templates else None
         return fusioner.load(model, device, prompts, runtime=runtime, **pair.arguments())
 
     found, errors = find_inputs(images, recursive, out)
+    if "geotiff" in names:
+        return _rasters(found, errors, out, names, label_list, options, load)
+    formats = {name: get_format(name, options) for name in names}
+    dependencies = tuple(file for file in (model, templates) if file)
+    settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
+
     if to_stdout:
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(formats) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
@@ -131,6 +138,41 @@ def predict(
         finally:  # also after Ctrl-C
             run.end(out, csv)
     return 2 if run.failed else 0
+
+
+def _rasters(
+    found: dict[Path, Path],
+    errors: list[FusionerError],
+    out: Path,
+    formats: list[str],
+    labels: list[str],
+    options: InferenceFlags,
+    load: "Callable[[], Segmenter]",
+) -> int:
+    """Segment GeoTIFF files window by window."""
+    if not set(formats) <= SUFFIXES.keys() or options.mode not in ("auto", "slide"):
+        raise FusionerError("--format geotiff is written in --mode slide and together with geojson only")
+    jobs = name_results(found, out, [SUFFIXES[name] for name in formats])
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    segmenter = load()
+    for job in jobs:
+        outputs = {name: job.folder / f"{job.stem}{SUFFIXES[name]}" for name in formats}
+        notes: list[str] = []
+        try:
+            with progress(after=2.0) as bar:
+                task = bar.task(f"segmenting {job.name}", None)
+                shares = segment_raster(
+                    segmenter, job.path, labels, outputs, options, on_progress=task, on_note=notes.append
+                )
+            found_text = ", ".join(f"{label} {format_coverage(share)}" for label, share in shares.items())
+            print(f"{job.path}: {found_text} -> {outputs['geotiff']}")
+        except FusionerError as error:
+            errors.append(error)
+            print(f"error: {error}", file=sys.stderr)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+    return 2 if errors else 0
 
 
 def _to_stdout(path: Path, settings: Settings, load: "Callable[[], Segmenter]") -> int:

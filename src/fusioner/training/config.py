@@ -106,8 +106,8 @@ class DataOptions(_Options):
     horizontal_flip: bool = option(False, "Flip half of the token grids and masks.")
     val_images: int = option(
         0,
-        "Training images held out to choose checkpoint and threshold, at most 5% of them; 0: choose by the running "
-        "training mIoU.",
+        "Training images held out to choose checkpoint and threshold, at most 5%, or 20% up to 20 images if that "
+        "is more; 0: choose by the running training mIoU.",
         0,
         _BIG,
     )

@@ -84,6 +84,11 @@ class Corpus:
         found = {(sample.split, sample.item.id): sample.item for sample in (*self.samples, *self.held_out)}
         return [(self.splits[split], item) for (split, _), item in sorted(found.items(), key=lambda entry: entry[0])]
 
+    @property
+    def num_held_out(self) -> int:
+        """Number of held-out images."""
+        return len({(sample.split, sample.item.id) for sample in self.held_out})
+
     def names(self) -> list[str]:
         """Return the words of all prompted classes of all splits, each once."""
         words = (split.data.prompts[class_id] for split in self.splits for class_id in split.classes)
@@ -131,7 +136,7 @@ def open_split(
 
 
 def build_corpus(splits: Sequence[DatasetSplit], sampling: Sampling, val_images: int = 0, seed: int = 0) -> Corpus:
-    """Collect the samples of all splits, minus the held-out images (at most a twentieth of all, drawn by the seed)."""
+    """Collect the samples of all splits, minus the held-out images, drawn by the seed; see `held_out_count`."""
     if len(splits) > 1 and any(split.fold is not None for split in splits):
         raise FusionerError(
             "--fold and --extra-dataset exclude each other: further sets would teach the fold's unseen classes under "
@@ -142,7 +147,7 @@ def build_corpus(splits: Sequence[DatasetSplit], sampling: Sampling, val_images:
         opened = summarize(f"{split.data.name} ({split.root})" for split in splits)
         raise FusionerError(f"there is nothing to train on in {opened}: no mask shows a class that may be prompted")
     images = sorted({(sample.split, sample.item.id) for sample in samples})
-    count = min(val_images, len(images) // 20)
+    count = held_out_count(len(images), val_images)
     drawn = np.random.default_rng((seed, 0)).permutation(len(images))[:count]
     held_out = {images[i] for i in drawn}
     return Corpus(
@@ -150,6 +155,11 @@ def build_corpus(splits: Sequence[DatasetSplit], sampling: Sampling, val_images:
         tuple(sample for sample in samples if (sample.split, sample.item.id) not in held_out),
         tuple(sample for sample in samples if (sample.split, sample.item.id) in held_out),
     )
+
+
+def held_out_count(images: int, val_images: int) -> int:
+    """Return how many of the training images to hold out: at most a twentieth, or of few a fifth up to 20 images."""
+    return min(val_images, max(images // 20, min(images // 5, 20)))
 
 
 class BatchSampler:

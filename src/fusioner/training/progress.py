@@ -19,7 +19,7 @@ class TrainingProgress:
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  mIoU {task.fields[miou]:.1f}  {task.fields[speed]:.1f} images/s"),
+            TextColumn("{task.fields[values]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
@@ -32,17 +32,23 @@ class TrainingProgress:
         self._start_time = self._line_time = time.monotonic()
         if self._bar:
             self._bar.start()
-            self._bar.add_task("", total=total, completed=step, loss=0.0, miou=0.0, speed=0.0)
+            self._bar.add_task("", total=total, completed=step, values="")
 
-    def step(self, step: int, loss: float, miou: float, speed: float) -> None:
-        """Show that `step` steps are done; speed in images per second."""
+    def step(self, step: int, loss: float, miou: float, val_miou: float | None, speed: float) -> None:
+        """Show that `step` steps are done.
+
+        Args:
+            miou: running on training images; val_miou: latest on held-out images, None before the first (per cent).
+            speed: images per second.
+        """
+        held_out = "" if val_miou is None else f", held-out {val_miou:.1f}"
+        values = f"loss {loss:.4f}  mIoU training {miou:.1f}{held_out}  {speed:.1f} images/s"
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=step, loss=loss, miou=miou, speed=speed)
+            self._bar.update(self._bar.task_ids[0], completed=step, values=values)
         elif time.monotonic() - self._line_time >= LINE_INTERVAL or step == self._total:
             self._line_time = time.monotonic()
             left = (self._line_time - self._start_time) / max(1, step - self._first) * (self._total - step)
-            values = f"loss {loss:.4f}  mIoU {miou:.1f}  {speed:.1f} images/s  left {format_duration(left)}"
-            self.say(f"step {step}/{self._total}  {values}")
+            self.say(f"step {step}/{self._total}  {values}  left {format_duration(left)}")
 
     def say(self, text: str) -> None:
         """Print a line."""

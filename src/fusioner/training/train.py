@@ -32,6 +32,8 @@ from fusioner.training.progress import TrainingProgress
 from fusioner.training.prompt_sampling import Vocabulary
 from fusioner.training.trainer import Result, RuntimeConfig, Trainer
 
+FEW_IMAGES = 200
+"""Training images below which a note says that their held-out part is small."""
 DIGITS = 12
 """Hex digits kept of an image's sha256: 100,000 images against 100,000 collide with a probability of 1 in 28,000."""
 
@@ -77,6 +79,12 @@ def train(
         raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
     writable_folder(run.out)
     corpus = build_corpus(splits, config.data.sampling, config.data.val_images, config.seed)
+    images, held_out = len(corpus.images), corpus.num_held_out
+    if held_out and images < FEW_IMAGES:
+        progress.say(
+            f"note: {held_out} of only {images} images are held out to choose checkpoint and threshold, which is an "
+            "uncertain choice: add images, or train on all with --val-images 0"
+        )
     sampler = BatchSampler(corpus.samples, config.optim.batch_size, config.seed)
     config = config.override(steps=config.optim.steps or sampler.steps(config.optim.epochs))
     fabric = build_fabric(run.device, run.devices, config.optim.precision)
@@ -190,7 +198,7 @@ def _training_entry(
         "versions": {"fusioner": __version__} | {name: version(name) for name in ("torch", "transformers")},
         "encoders": {"image": encoders[0].fingerprint(), "text": encoders[1].fingerprint()},
         "samples": len(corpus.samples),
-        "held_out": len({(sample.split, sample.item.id) for sample in corpus.held_out}),
+        "held_out": corpus.num_held_out,
         "ids_sha256": hashlib.sha256(ids.encode()).hexdigest(),
         "images": sorted({*marks, *previous.get("images", ())}),
     }

@@ -195,8 +195,8 @@ class Trainer:
                 saved = time.monotonic()
             if last:
                 waiting = waited / max(1e-9, time.monotonic() - begun)
-                held_out = self.loader.corpus.held_out
-                measured_on = "held-out training images" if held_out else "training images, running"
+                held_out = self.loader.corpus.num_held_out
+                measured_on = f"{held_out} held-out images" if held_out else "training images, running"
                 score = miou(self.counts)
                 number = signals.number
                 return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, number)
@@ -206,8 +206,8 @@ class Trainer:
             speed = 0.9 * speed + 0.1 * images_per_second if speed else images_per_second
             score = miou(self.counts)
             if log and step % log_interval == 0:
-                log.add(step, loss=loss, miou=score, **rates, images_per_s=speed, seconds=self.seconds)
-            self.progress.step(step + 1, loss, score, speed)
+                log.add(step, loss=loss, train_miou=score, **rates, images_per_s=speed, seconds=self.seconds)
+            self.progress.step(step + 1, loss, score, self.val_miou and self.val_miou[1], speed)
         raise AssertionError("batches never end")
 
     def _loss_and_gradients(self, batch: Batch, counts: list[float], learn: bool) -> tuple[float, Float[Tensor, "c 3"]]:
@@ -249,7 +249,7 @@ class Trainer:
     def _evaluate(self, step: int, log: Log | None) -> None:
         """Measure the weights; save them as best.safetensors with their threshold if they are the best so far."""
         if self.loader.corpus.held_out:
-            name = "held_out_miou"
+            name = "val_miou"
             score, threshold = max(zip(self._held_out_mious(), THRESHOLDS, strict=True))
             self.val_miou = step, score
         else:
