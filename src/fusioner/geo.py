@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Segment georeferenced rasters (GeoTIFF) of any size, tile by tile from the file, with rasterio.
 
 A tile is cut so that its windows are those of mode slide over the whole raster (`sliding_window`), and only the part
@@ -178,7 +179,7 @@ class _RasterReader:
             return np.unique(np.linspace(0, max(0, length - _SAMPLE_SIDE), _SAMPLES).astype(int)).tolist()
 
         sampled = [
-            self._valid_values(Window(x, y, _SAMPLE_SIDE, _SAMPLE_SIDE))  # pyright: ignore[reportCallIssue]
+            self._valid_values(Window.from_slices((y, y + _SAMPLE_SIDE), (x, x + _SAMPLE_SIDE)))
             for y in starts(self.source.height)
             for x in starts(self.source.width)
         ]

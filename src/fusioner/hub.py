@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
-METRICS = {"val_miou": "mIoU on held-out images", "train_miou": "mIoU on training images, running"}
+METRICS = {"val_miou": "mIoU on held-out training images", "train_miou": "mIoU on training images, running"}
 """Scores in a card's `training` and their names."""
 
 

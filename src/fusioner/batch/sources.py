@@ -18,7 +18,7 @@ from fusioner.image import image_suffixes, list_images, unsupported_kind
 from fusioner.io import cannot_read
 
 Kind = Literal["files", "parquet", "tar"]
-OnLeftOut = Callable[[str], object]
+OnLeftOut = Callable[[str], None]
 """Called with the kind of each picture of an unsupported format, see `image.unsupported_kind`."""
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content", "path", "image_path", "file_name")
 """Default names of the picture column of a Parquet file."""

@@ -196,7 +196,7 @@ class Trainer:
             if last:
                 waiting = waited / max(1e-9, time.monotonic() - begun)
                 held_out = self.loader.corpus.num_held_out
-                measured_on = f"{held_out} held-out images" if held_out else "training images, running"
+                measured_on = f"{held_out} held-out training images" if held_out else "training images, running"
                 score = miou(self.counts)
                 number = signals.number
                 return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, number)
