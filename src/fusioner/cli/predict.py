@@ -150,8 +150,8 @@ def _rasters(
     load: "Callable[[], Segmenter]",
 ) -> int:
     """Segment GeoTIFF files window by window."""
-    if not set(formats) <= SUFFIXES.keys() or options.mode not in ("auto", "slide"):
-        raise FusionerError("--format geotiff is written in --mode slide and together with geojson only")
+    if not set(formats) <= SUFFIXES.keys() or options.mode not in ("auto", "slide") or str(out) == "-":
+        raise FusionerError("--format geotiff is written to a folder, in --mode slide and together with geojson only")
     jobs = name_results(found, out, [SUFFIXES[name] for name in formats])
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
