@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Peak memory of `fusioner predict --format geotiff,geojson` on tiled rasters of growing size.
 
     python benchmarks/geo_memory.py [--sides 5000 50000]
@@ -30,7 +31,7 @@ def write_raster(path: Path, side: int) -> None:
     place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 55e5)}
     with rasterio.open(path, "w", driver="GTiff", BIGTIFF="YES", **profile, **layout, **place) as target:
         for y, x in ((0, 0), (side - photo.shape[1], side - photo.shape[2])):
-            window = Window(x, y, photo.shape[2], photo.shape[1])  # pyright: ignore[reportCallIssue]
+            window = Window.from_slices((y, y + photo.shape[1]), (x, x + photo.shape[2]))
             target.write(photo, window=window)
 
 

@@ -99,8 +99,8 @@ def segment_raster(
                         label_map[valid] = segmenter(rgb, names, options).label_map[valid]
                     kept = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
                     target.write(label_map[kept], 1, window=Window.from_slices(*inner))
-                    values, counts = np.unique(label_map[kept], return_counts=True)
-                    pixels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+                    counts = np.bincount(label_map[kept].ravel()).tolist()
+                    pixels.update({value: count for value, count in enumerate(counts) if count})
                     if on_progress:
                         on_progress(number, len(tiles))
             if "geojson" in files:
@@ -156,7 +156,10 @@ class _RasterReader:
 
     def read(self, window: "Window") -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
         """Return the colours of a window, white where there is no data, and where there is."""
-        values, valid = self.source.read(self.bands, window=window), self.source.dataset_mask(window=window) > 0
+        valid = self.source.dataset_mask(window=window) > 0
+        if not valid.any():
+            return np.full((*valid.shape, 3), 255, np.uint8), valid
+        values = self.source.read(self.bands, window=window)
         if self._palette:
             table = np.zeros((256, 3), np.uint8)
             for value, colour in self.source.colormap(1).items():
