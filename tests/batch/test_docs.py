@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -20,7 +19,6 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 images are in results; 3 of them done now")
-    assert yaml.safe_load((tmp_path / "results" / "data.yaml").read_text("utf-8"))["names"][0] == "cat"
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(lines, scope)

@@ -2,10 +2,13 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fusioner.cli.main import main
 from fusioner.integrations.label_studio import read_label_config
@@ -37,6 +40,17 @@ def test_supervision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("supervision", reason="no package supervision")
     scope = run(block("python", "to_supervision"), tmp_path, monkeypatch)
     assert (scope["picture"] != scope["result"].image).any()
+
+
+@pytest.mark.slow
+def test_ultralytics(tmp_path: Path) -> None:
+    (tmp_path / "samples").symlink_to(REPO / "samples")
+    script = f'fusioner() {{ "{sys.executable}" -m fusioner "$@"; }}\n{block("bash", "--format yolo")}'
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    about = yaml.safe_load((tmp_path / "distilled" / "data.yaml").read_text("utf-8"))
+    assert about["names"] == {0: "cat", 1: "cup", 2: "person"}
+    assert len(list((tmp_path / "distilled").glob("labels/*/*.txt"))) == 3
 
 
 def test_fiftyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
