@@ -412,5 +412,6 @@ def png_mark() -> PngInfo:
 def save_marked(image: Image.Image, path: Path) -> None:
     """Write a PNG or JPEG file; raises FusionerError if it cannot be written or another program's file is there."""
     check_replaceable(path)
+    mark: dict[str, Any] = {"pnginfo": png_mark()} if path.suffix.lower() == ".png" else {"comment": "Fusioner"}
     with atomic_write(path) as temporary:
-        image.save(temporary, **({"pnginfo": png_mark()} if path.suffix.lower() == ".png" else {"comment": "Fusioner"}))
+        image.save(temporary, **mark)
