@@ -1,7 +1,7 @@
 """Words for people, as "woman" or "rider": how much of the mask of *person* each has, prompted alone.
 
     python benchmarks/words.py data/coco
-    python benchmarks/words.py data/coco --images 40 --mode whole
+    python benchmarks/words.py data/coco --images 40 --mode multicrop
 
 Prints per word the IoU of its mask and that of "person" over all images together, and the mean of the words with a
 95 % bootstrap interval over images. The images are spread evenly over those of COCO val of which persons cover at
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("root", type=Path, help="folder of COCO 2014")
     parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--mode", default="auto")
+    parser.add_argument("--mode", default="whole")
     given = parser.parse_args()
     segmenter = fusioner.load(device="cpu")
     data = open_dataset("coco", given.root, "val")
@@ -37,11 +37,13 @@ def main() -> None:
     items = items[:: max(1, len(items) // given.images)][: given.images]
     counts = np.zeros((len(items), len(WORDS), 2))  # intersection and union, px
     for row, item in enumerate(items):
-        segmenter.set_image(item.image, mode=given.mode)
-        reference = segmenter.segment(["person"]).mask("person")
-        for column, word in enumerate(WORDS):
-            mask = segmenter.segment([word]).mask(word)
-            counts[row, column] = (mask & reference).sum(), (mask | reference).sum()
+        encoded = segmenter.encode(item.image, mode=given.mode)
+        names = ["person", *WORDS]
+        planes = segmenter.low_res_logits(encoded, names)  # of each label alone: labels are independent
+        masks = [
+            segmenter.decide(encoded, [name], plane[None]).mask(name) for name, plane in zip(names, planes, strict=True)
+        ]
+        counts[row] = [((mask & masks[0]).sum(), (mask | masks[0]).sum()) for mask in masks[1:]]
     draws = np.random.default_rng(0).integers(0, len(items), (RESAMPLES, len(items)))
     iou = np.stack(
         [total[:, 0] / total[:, 1] for total in (counts.sum(axis=0), *(counts[draw].sum(0) for draw in draws))]
