@@ -60,9 +60,8 @@ def _split(states: Float[Tensor, "b t c"], heads: int) -> Float[Tensor, "b heads
 
 
 def neighbourhood(grid: tuple[int, int], tokens: Float[Tensor, "b t c"]) -> Float[Tensor, "t t"]:
-    """Return exp(-distance^2 / (2 std^2)) of every pair of patches; 0 for the tokens before them."""
+    """Return exp(-distance^2 / (2 std^2)) of every pair of patches; 0 for the class token before them."""
     y, x = (torch.arange(side, device=tokens.device, dtype=tokens.dtype) for side in grid)
     rows, columns = ((place[:, None] - place).square() for place in (y, x))
     squared = (rows[:, None, :, None] + columns[None, :, None, :]).flatten(2).flatten(0, 1)  # (gh gw, gh gw)
-    others = tokens.shape[1] - len(squared)
-    return F.pad((-squared / (2 * GAUSSIAN_STD**2)).exp(), (others, 0, others, 0))
+    return F.pad((-squared / (2 * GAUSSIAN_STD**2)).exp(), (1, 0, 1, 0))

@@ -31,7 +31,7 @@ class Row:
     Attributes:
         height, width: px.
         labels: number of labels.
-        logits: maximum logit difference.
+        logits: maximum logit difference; of pairs without training, of the cosines.
         pixels: share of pixels whose label changes, 0..1.
     """
 
@@ -62,6 +62,7 @@ def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
 def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Row]:
     """Compare the exported model with torch: a row per input size and number of labels."""
     rows, card = [], reference.card
+    unit = card.config.temperature if reference.is_softmax else 1.0  # scores are cosines over the temperature
     for height, width in sizes(card.resolution, exported.network.size_step):
         inputs = [np.asarray(Image.fromarray(photo).resize((width, height)))[None] for photo in photos]
         encoded = [[model.network.encode_images(pixels) for model in (reference, exported)] for pixels in inputs]
@@ -72,7 +73,7 @@ def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt
                     model._forward_chunked(own, LABELS[:count], None)[0]
                     for model, own in zip((reference, exported), tokens, strict=True)
                 )
-                differences.append(float(np.abs(before - after).max()))
+                differences.append(unit * float(np.abs(before - after).max()))
                 old, new = (decide_logits(logits, photo.shape[:2], card.threshold)[0] for logits in (before, after))
                 changed, total = changed + int((old != new).sum()), total + old.size
             rows.append(Row(height, width, count, max(differences), changed / total))
