@@ -1,8 +1,8 @@
 """Output formats of a segmentation: pictures, masks, and the annotation files of other tools.
 
-To add a format, write its function and list it in `FORMATS`. Polygons run along pixel edges. Every annotation file
-holds the exact mask, but programs that read LabelMe and YOLO files paint outlines one pixel wider. Labels without
-pixels have no annotation. `docs/results.md` describes each format.
+To add a format, write its function and list it in `FORMATS`. Annotation files hold the exact mask, polygons along pixel
+edges; only those of LabelMe and YOLO are simplified to be edited. Labels without pixels have no annotation.
+`docs/results.md` describes each format.
 """
 
 import json
@@ -21,7 +21,7 @@ from PIL import Image
 from fusioner.errors import FusionerError
 from fusioner.io import MARK
 from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
-from fusioner.polygons import Polygon, join_holes
+from fusioner.polygons import Polygon, join_holes, simplify
 from fusioner.regions import Region, RunLengths, encode_empty, encode_mask
 from fusioner.visualization import colours, hex_colour, png_mark
 
@@ -160,7 +160,7 @@ def _coco(result: "Segmentation") -> dict[str, Any]:
 
 
 def _labelme(result: "Segmentation") -> dict[str, Any]:
-    """LabelMe: one polygon per region; the image is not embedded but referred to by name."""
+    """LabelMe: one simplified polygon per region; the image is not embedded but referred to by name."""
     return {
         "version": "5.5.0",
         "flags": {},
@@ -169,13 +169,13 @@ def _labelme(result: "Segmentation") -> dict[str, Any]:
                 "label": segment.label,
                 "points": join_holes(polygon).tolist(),
                 "group_id": None,
-                "description": "",
+                "description": f"simplified by up to {distance:.1f} px",
                 "shape_type": "polygon",
                 "flags": {},
                 "mask": None,
             }
             for segment in found_segments(result)
-            for polygon in segment.polygons
+            for polygon, distance in map(simplify, segment.polygons)
         ],
         "imagePath": result.name,
         "imageData": None,
@@ -185,12 +185,15 @@ def _labelme(result: "Segmentation") -> dict[str, Any]:
 
 
 def _yolo(result: "Segmentation") -> str:
-    """Ultralytics segmentation labels: one line per region, `class x1 y1 x2 y2 ...`; the first label is class 0."""
+    """Ultralytics segmentation labels: one line per region, `class x1 y1 x2 y2 ...`; the first label is class 0.
+
+    The polygons are simplified as for LabelMe.
+    """
     size = np.array([result.width, result.height])
     lines = []
     for segment in found_segments(result):
         for polygon in segment.polygons:
-            points = (f"{value:.9g}" for value in (join_holes(polygon) / size).ravel())
+            points = (f"{value:.9g}" for value in (join_holes(simplify(polygon)[0]) / size).ravel())
             lines.append(" ".join([str(segment.id - 1), *points]) + "\n")
     return "".join(lines)
 

@@ -6,6 +6,7 @@ that touch only at a corner are separate and no ring visits a corner twice, so a
 Features.
 """
 
+import heapq
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -52,6 +53,48 @@ def join_holes(polygon: Polygon) -> Ring:
         nearest = int(np.abs(ring - hole[0]).sum(axis=1).argmin())
         ring = np.concatenate([ring[: nearest + 1], hole, hole[:1], ring[nearest:]])
     return ring
+
+
+def simplify(polygon: Polygon, tolerance: float = 1.0, max_points: int = 200) -> tuple[Polygon, float]:
+    """Simplify by Douglas-Peucker until no vertex is further than `tolerance` (px) away, or `max_points` are left.
+
+    Every ring keeps at least 3 points, so a polygon with many holes may have more. Rings may cross themselves.
+
+    Returns:
+        The polygon, and the largest distance of a removed vertex, px.
+    """
+    kept: list[set[int]] = []
+    heap: list[tuple[float, int, int, int, int]] = []  # -distance of the furthest vertex, ring, start, end, vertex
+
+    def push(index: int, start: int, end: int) -> None:
+        if end - start < 2:
+            return
+        ring = polygon[index]
+        a, points = ring[start], ring[start + 1 : end]
+        line = ring[end % len(ring)] - a
+        share = np.clip((points - a) @ line / max(1, line @ line), 0, 1)
+        distances = np.hypot(*(points - a - share[:, None] * line).T)
+        furthest = int(distances.argmax())
+        heapq.heappush(heap, (-float(distances[furthest]), index, start, end, start + 1 + furthest))
+
+    def split(entry: tuple[float, int, int, int, int]) -> None:
+        _, index, start, end, vertex = entry
+        kept[index].add(vertex)
+        push(index, start, vertex)
+        push(index, vertex, end)
+
+    for index, ring in enumerate(polygon):
+        kept.append({0})
+        others, heap = heap, []
+        push(index, 0, len(ring))
+        split(heap.pop())  # the vertex furthest from the first
+        split(heapq.heappop(heap))
+        for entry in others:
+            heapq.heappush(heap, entry)
+    while heap and -heap[0][0] > tolerance and sum(map(len, kept)) < max_points:
+        split(heapq.heappop(heap))
+    rings = [ring[sorted(vertices)] for ring, vertices in zip(polygon, kept, strict=True)]
+    return rings, -heap[0][0] if heap else 0.0
 
 
 def _corners(pixels: Bool[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:

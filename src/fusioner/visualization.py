@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Colour: TypeAlias = tuple[int, int, int]
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-MIN_SIDE, MAX_SIDE = 320, 2400  # longest side of an overlay, px: smaller images are enlarged, larger ones shrunk
+MIN_SIDE = 320  # longest side of an overlay, px: smaller images are enlarged
 THUMBNAIL_WIDTH, THUMBNAIL_COLUMNS, THUMBNAILS_PER_PAGE = 280, 6, 60
 THUMBNAIL_FONT_SIZE = 15  # px
 PAPER: Colour = (250, 250, 249)
@@ -124,11 +124,9 @@ def overlay(
     coverage = counts[1:] / layers[0].size
     height, width = layers[0].shape
     longest = max(width, height)
-    if not MIN_SIDE <= longest <= MAX_SIDE:
-        factor = -(-MIN_SIDE // longest) if longest < MIN_SIDE else MAX_SIDE / longest
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        resample = Image.Resampling.BICUBIC if factor > 1 else Image.Resampling.BOX
-        image, layers = resize_with_maps(image, layers, size, resample)
+    if longest < MIN_SIDE:
+        factor = -(-MIN_SIDE // longest)
+        image, layers = resize_with_maps(image, layers, (width * factor, height * factor), Image.Resampling.BICUBIC)
     picture = Image.fromarray(draw_masks(image, layers, opacity))
     if not legend:
         return picture
