@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 from fusioner.errors import FusionerError
 
 if TYPE_CHECKING:
-    from fusioner.client import Client
+    from fusioner.client import AsyncClient, Client
     from fusioner.encoders.registry import available_encoders
     from fusioner.segmentation import Segmentation
     from fusioner.segmenter import Segmenter, load
 
 __version__ = "0.1.0"
-__all__ = ["Client", "FusionerError", "Segmentation", "Segmenter", "available_encoders", "load"]
+__all__ = ["AsyncClient", "Client", "FusionerError", "Segmentation", "Segmenter", "available_encoders", "load"]
 
 _HOMES = {
     "load": "fusioner.segmenter",
     "Segmenter": "fusioner.segmenter",
     "Segmentation": "fusioner.segmentation",
     "available_encoders": "fusioner.encoders.registry",
+    "AsyncClient": "fusioner.client",
     "Client": "fusioner.client",
 }
 

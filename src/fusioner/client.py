@@ -6,13 +6,16 @@ client.segment("photo.jpg", ["cat", "sofa"]).label_map
 
 import json
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from asyncio import to_thread
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import fields
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import httpx
 import numpy as np
@@ -21,12 +24,14 @@ from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.image import read_image
-from fusioner.options import InferenceOptions
+from fusioner.labels import check_labels
+from fusioner.options import ENCODING_OPTIONS, InferenceOptions
 from fusioner.regions import Region, merge_masks, stack_masks
 from fusioner.segmentation import Segmentation
 
 ClientImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 Labels: TypeAlias = Sequence[str] | str
+T = TypeVar("T")
 
 
 class Client(AbstractContextManager["Client"]):
@@ -45,8 +50,13 @@ class Client(AbstractContextManager["Client"]):
             url: the address printed by `fusioner serve`.
             api_key: key of the server, if it requires one.
             timeout: seconds to wait for one response.
-            retry_seconds: how long to repeat a request while the server is busy (429).
+            retry_seconds: how long to repeat a request while the server is busy (429), starting or stopping (503).
+
+        Raises:
+            FusionerError: `api_key` has characters that a header cannot hold.
         """
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise FusionerError("the API key may have printable ASCII characters only")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         self._retry_seconds = retry_seconds
@@ -58,17 +68,19 @@ class Client(AbstractContextManager["Client"]):
         """Segment `labels` in `image`; the result has no logits and hence no probabilities.
 
         Args:
-            image: a path, a file's bytes, a Pillow image, or an array of shape (H, W), (H, W, 3) or (H, W, 4), uint8.
+            image: a path, a file's bytes, or a Pillow image or an array as for `fusioner.image.read_image`.
             labels: names, or one string of them separated by commas.
             options: threshold (0..1, default the model's), background (default True), overlap, instances, mode ("auto",
                 "whole", "multicrop" or "slide").
 
         Raises:
-            FusionerError: the server refuses the request or does not answer.
+            FusionerError: the image cannot be read, a label or an option is invalid, the server refuses the request,
+                does not answer, or is another program.
         """
         content, name = _read_file(image)
         response = self._segment(content, name, labels, "json", options)
-        return _to_segmentation(read_image(content), response.json())
+        rgb = read_image(content)
+        return _parse(response, lambda description: _to_segmentation(rgb, description))
 
     def export(self, image: ClientImage, labels: Labels, format: str, **options: Any) -> bytes:
         """Return the file of another format (see `models`), such as "overlay" or "coco"; arguments as for `segment`."""
@@ -80,7 +92,7 @@ class Client(AbstractContextManager["Client"]):
 
     def models(self) -> list[dict[str, Any]]:
         """Return the server's models: encoders, threshold, formats."""
-        return self.request("GET", "/v1/models").json()["models"]
+        return _parse(self.request("GET", "/v1/models"), lambda answer: answer["models"])
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Send a request, repeatedly while the server is busy; FusionerError for an error response."""
@@ -91,11 +103,11 @@ class Client(AbstractContextManager["Client"]):
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 reason = str(error) or type(error).__name__
                 raise FusionerError(f"no answer from {self._http.base_url}: {reason}") from error
-            wait = float(response.headers.get("Retry-After", 1))
-            if response.status_code != 429 or time.monotonic() + wait > deadline:
+            wait = _retry_after(response)
+            if wait is None or time.monotonic() + wait > deadline:
                 break
             time.sleep(wait)
-        if response.is_error:
+        if not response.is_success:
             raise _ResponseError(response)
         return response
 
@@ -109,8 +121,7 @@ class Client(AbstractContextManager["Client"]):
     def _segment(
         self, content: bytes, name: str, labels: Labels, format: str, options: dict[str, Any]
     ) -> httpx.Response:
-        text = labels if isinstance(labels, str) else json.dumps(list(labels))
-        fields = {"labels": text, "format": format} | _form_fields(options)
+        fields = {"labels": json.dumps(check_labels(labels)), "format": format} | _form_fields(options)
         return self.request("POST", "/v1/segment", data=fields, files={"image": (name, content)})
 
 
@@ -126,8 +137,8 @@ class RemoteImage:
 
     def _upload(self) -> None:
         files, fields = {"image": (self._name, self._content)}, _form_fields(self._options)
-        uploaded = self._client.request("POST", "/v1/images", data=fields, files=files).json()
-        self.id, self.width, self.height = uploaded["id"], uploaded["width"], uploaded["height"]
+        response = self._client.request("POST", "/v1/images", data=fields, files=files)
+        self.id, self.width, self.height = _parse(response, lambda one: (one["id"], one["width"], one["height"]))
 
     @cached_property
     def image(self) -> UInt8[np.ndarray, "h w 3"]:
@@ -136,7 +147,7 @@ class RemoteImage:
 
     def segment(self, labels: Labels, **options: Any) -> Segmentation:
         """Segment labels as `Client.segment` does; all options but `mode`."""
-        return _to_segmentation(self.image, self._segment(labels, "json", options).json())
+        return _parse(self._segment(labels, "json", options), lambda answer: _to_segmentation(self.image, answer))
 
     def export(self, labels: Labels, format: str, **options: Any) -> bytes:
         """Return the file of another format as `Client.export` does; all options but `mode`."""
@@ -147,7 +158,7 @@ class RemoteImage:
         self._client.request("DELETE", f"/v1/images/{self.id}")
 
     def _segment(self, labels: Labels, format: str, options: dict[str, Any]) -> httpx.Response:
-        body = {"labels": labels if isinstance(labels, str) else list(labels), "format": format} | options
+        body = {"labels": check_labels(labels), "format": format} | _checked(options)
         try:
             return self._client.request("POST", f"/v1/images/{self.id}/segment", json=body)
         except _ResponseError as error:
@@ -155,6 +166,51 @@ class RemoteImage:
                 raise
         self._upload()
         return self._client.request("POST", f"/v1/images/{self.id}/segment", json=body)
+
+
+class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
+    """`Client` for asyncio: the same arguments and results; requests, encoding and decoding run in threads."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", api_key: str | None = None, **options: float) -> None:
+        self._client = Client(url, api_key, **options)
+
+    async def segment(self, image: ClientImage, labels: Labels, **options: Any) -> Segmentation:
+        """Segment `labels` in `image`, see `Client.segment`."""
+        return await to_thread(self._client.segment, image, labels, **options)
+
+    async def export(self, image: ClientImage, labels: Labels, format: str, **options: Any) -> bytes:
+        """Return the file of another format, see `Client.export`."""
+        return await to_thread(self._client.export, image, labels, format, **options)
+
+    async def upload(self, image: ClientImage, **options: Any) -> "AsyncRemoteImage":
+        """Encode an image once on the server, see `Client.upload`."""
+        return AsyncRemoteImage(await to_thread(self._client.upload, image, **options))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Return the server's models, see `Client.models`."""
+        return await to_thread(self._client.models)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.close()
+
+
+class AsyncRemoteImage:
+    """`RemoteImage` for asyncio; `remote` is that image."""
+
+    def __init__(self, remote: RemoteImage) -> None:
+        self.remote = remote
+
+    async def segment(self, labels: Labels, **options: Any) -> Segmentation:
+        """Segment labels, see `RemoteImage.segment`."""
+        return await to_thread(self.remote.segment, labels, **options)
+
+    async def export(self, labels: Labels, format: str, **options: Any) -> bytes:
+        """Return the file of another format, see `RemoteImage.export`."""
+        return await to_thread(self.remote.export, labels, format, **options)
+
+    async def delete(self) -> None:
+        """Remove the image from the server."""
+        await to_thread(self.remote.delete)
 
 
 class _ResponseError(FusionerError):
@@ -167,12 +223,44 @@ class _ResponseError(FusionerError):
         self.status = response.status_code
 
 
+def _retry_after(response: httpx.Response) -> float | None:
+    """Return the seconds after which a request can be repeated, or None if it cannot."""
+    header = response.headers.get("Retry-After", "1" if response.status_code == 429 else None)
+    if response.status_code not in (429, 503) or header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # neither a number nor a date with its zone
+        return 1.0
+
+
+def _parse(response: httpx.Response, parse: Callable[[Any], T]) -> T:
+    """Return `parse` of the JSON of a response; FusionerError if it is not that of `fusioner serve`."""
+    try:
+        return parse(response.json())
+    except (ValueError, LookupError, TypeError) as error:
+        raise FusionerError(f"{response.url} does not answer as fusioner serve: check the address") from error
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are set; FusionerError if one is unknown."""
+    known = ("mode", *sorted({field.name for field in fields(InferenceOptions)} - {*ENCODING_OPTIONS}))
+    for name in options:
+        if name not in known:
+            raise FusionerError(f"a request has no option '{name}': the options are {', '.join(known)}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _form_fields(options: dict[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in options.items() if value is not None}
+    return {name: str(value) for name, value in _checked(options).items()}
 
 
 def _read_file(image: ClientImage) -> tuple[bytes, str]:
-    """Return a file's content and name; arrays and Pillow images become PNG."""
+    """Return a file's content and name; arrays and Pillow images become upright PNG."""
     if isinstance(image, bytes):
         return image, "image"
     if isinstance(image, str | Path):
@@ -181,7 +269,7 @@ def _read_file(image: ClientImage) -> tuple[bytes, str]:
         except OSError as error:
             raise FusionerError(f"cannot read image {image}: {error.strerror or error}") from error
     stream = BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, "PNG")
+    Image.fromarray(read_image(image)).save(stream, "PNG", compress_level=1)  # slower levels save little
     return stream.getvalue(), "image"
 
 

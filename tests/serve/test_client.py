@@ -1,11 +1,15 @@
 """fusioner.Client against the real server."""
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,6 +122,79 @@ def test_the_key(start_server: Callable[..., Running], photo: bytes) -> None:
         assert client.segment(photo, "cat").labels == ("cat",)
     with fusioner.Client(server.address) as stranger, pytest.raises(FusionerError, match="send the API key"):
         stranger.models()
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., fusioner.Client]:
+    """`answering(responses)`: a client that gets these responses in turn, and does not sleep."""
+    monkeypatch.setattr("fusioner.client.time.sleep", lambda seconds: None)
+
+    def answering(*responses: httpx.Response) -> fusioner.Client:
+        queue = iter(responses)
+        client = fusioner.Client("http://fake")
+        client._http = httpx.Client(base_url="http://fake", transport=httpx.MockTransport(lambda _: next(queue)))
+        return client
+
+    return answering
+
+
+def test_a_server_that_starts_is_asked_again_as_late_as_it_says(answering: Callable[..., fusioner.Client]) -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=5), usegmt=True)
+    models = httpx.Response(200, json={"models": []})
+    for header in ("1", soon, "nonsense"):
+        assert answering(httpx.Response(503, headers={"Retry-After": header}), models).models() == []
+    with pytest.raises(FusionerError, match="answers 503"):  # it would not help
+        answering(httpx.Response(503), models).models()
+
+
+@pytest.mark.parametrize("answer", ["<html>", "[]", '{"models": 1}', "{}"])
+def test_another_program_at_the_address(answering: Callable[..., fusioner.Client], photo: bytes, answer: str) -> None:
+    with pytest.raises(FusionerError, match="does not answer as fusioner serve"):
+        answering(httpx.Response(200, text=answer)).segment(photo, "cat")
+    with pytest.raises(FusionerError, match="answers 302"):
+        answering(httpx.Response(302, headers={"Location": "http://elsewhere"})).models()
+
+
+def test_any_array_and_picture_is_sent_upright(client: fusioner.Client, photo: bytes) -> None:
+    rgb = np.asarray(Image.open(io.BytesIO(photo)))
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[274] = 6  # shown turned by 90 degrees
+    Image.fromarray(rgb).save(stream, "JPEG", exif=exif)
+    turned = client.segment(Image.open(io.BytesIO(stream.getvalue())), "cat")
+    assert turned.label_map.shape == (rgb.shape[1], rgb.shape[0])
+    for image in (rgb / 255, rgb[..., 0] > 99, Image.fromarray(rgb).convert("CMYK")):
+        assert client.segment(image, "cat").label_map.shape == rgb.shape[:2]
+    for wrong in (None, np.zeros((0, 3)), np.array(["a"]), 3):
+        with pytest.raises(FusionerError, match="an image"):
+            client.segment(wrong, "cat")  # type: ignore[arg-type]
+
+
+def test_wrong_keys_and_options(client: fusioner.Client, photo: bytes) -> None:
+    with pytest.raises(FusionerError, match="printable ASCII"):
+        fusioner.Client(api_key="clé")
+    with pytest.raises(FusionerError, match="no option 'format': the options are mode, background"):
+        client.segment(photo, "cat", format="coco")
+    with pytest.raises(FusionerError, match="threshold: "):
+        client.segment(photo, "cat", threshold=2)
+
+
+def test_the_async_client_does_the_same(server: Running, client: fusioner.Client, photo: bytes) -> None:
+    async def ask() -> Any:
+        async with fusioner.AsyncClient(server.address) as other:
+            image = await other.upload(photo)
+            answers = await asyncio.gather(
+                other.segment(photo, LABELS), image.segment(LABELS), image.export(LABELS, "mask"), other.models()
+            )
+            await image.delete()
+            return answers
+
+    first, second, mask, models = asyncio.run(ask())
+    own = client.segment(photo, LABELS)
+    assert np.array_equal(first.label_map, own.label_map)
+    assert np.array_equal(second.label_map, own.label_map)
+    assert mask == client.export(photo, LABELS, "mask")
+    assert models == client.models()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "127.0.0.1:8000", "ftp://127.0.0.1", "http://[", "nonsense"])
