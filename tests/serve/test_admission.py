@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -145,6 +146,19 @@ def test_headers_must_arrive_in_time(start_server: Callable[..., Running], monke
         partial.sendall(b"GET /healthz HTTP/1.1\r\nHost: lo")
         for connection in (silent, partial, second):
             assert connection.recv(10_000) == b""
+
+
+def test_a_connection_in_use_stays_open(start_server: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusioner.serve.server.HEADER_SECONDS", 1.0)
+    with connect(start_server()) as connection:
+        end = monotonic() + 2
+        while monotonic() < end:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while b"alive" not in answer:
+                part = connection.recv(10_000)
+                assert part
+                answer += part
 
 
 def test_threads_share_a_segmenter_and_a_cached_image(make_tiny_segmenter: Callable[..., Any], photo: bytes) -> None:

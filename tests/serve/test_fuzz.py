@@ -5,6 +5,7 @@ import os
 import struct
 import tempfile
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,13 +193,15 @@ def test_hostile_file_names(fuzzed: Running) -> None:
         "<b>.png",
     ):
         form: Any = {"image": (name, FILES["PNG"])}
-        answer = fuzzed.http.post("/v1/segment", files=form, data={"labels": "cat"})
-        assert answer.status_code == 200
-        told = answer.json()["image"]
-        assert told
-        assert not set("/\\\r\n\0") & set(told)
-        assert "set-cookie" not in answer.headers
-        assert answer.headers["content-disposition"].isascii()
+        content = {"labels": "cat", "name": name, "image": b64encode(FILES["PNG"]).decode()}
+        for sent in ({"files": form, "data": {"labels": "cat"}}, {"json": content}):
+            answer = fuzzed.http.post("/v1/segment", **sent)
+            assert answer.status_code == 200
+            told = answer.json()["image"]
+            assert told
+            assert not set("/\\\r\n\0") & set(told)
+            assert "set-cookie" not in answer.headers
+            assert answer.headers["content-disposition"].isascii()
 
 
 def test_large_uploads_stay_in_memory(fuzzed: Running, tmp: Path) -> None:

@@ -1,8 +1,10 @@
 """Who may ask, and from where."""
 
 import io
+import socket
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
@@ -201,6 +203,13 @@ def test_wrong_fields(server: Running, photo: bytes, content: dict[str, Any], to
     assert error["code"] == "invalid"
     assert error["message"].startswith(told)
     assert "\n" not in error["message"]
+
+
+def test_a_body_of_two_lengths_is_refused(server: Running) -> None:
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection((urlsplit(server.address).hostname, urlsplit(server.address).port)) as connection:
+        connection.sendall(head + b"0\r\n\r\n")
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 400 ")
 
 
 FORM = "multipart/form-data; boundary=x"

@@ -114,6 +114,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         (["--host", "192.0.2.1", "--allowed-host", "a"], "cannot listen on 192.0.2.1 port 8000"),
         (["--host", "no.such.host.invalid", "--allowed-host", "a"], "cannot listen on no.such.host.invalid"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: require a key with --api-key-file"),
+        (["--host", "127.0.0.2"], "--host 127.0.0.2 lets other machines in: require a key with --api-key-file"),
         (["--root-path", "segment"], "--root-path must be like /segment, not segment"),
         (["--port", "99999"], "--port"),
         (["--api-key-file", "none.txt"], "cannot read the API key from none.txt: No such file"),

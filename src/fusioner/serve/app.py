@@ -146,6 +146,7 @@ def _api_routes(service: Service) -> APIRouter:
         formats = {name: format.media_type for name, format in FORMATS.items()}
         model = {
             "id": "default",
+            "version": __version__,
             "image_encoder": card.image_encoder,
             "text_encoder": card.text_encoder,
             "resolution": card.resolution,

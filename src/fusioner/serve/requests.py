@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from io import BytesIO
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -106,7 +105,7 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
             raise ApiError(422, f"the field '{key}' appears twice")
         if isinstance(value, UploadFile):
             fields[key] = await value.read()
-            name = _file_name(value.filename)
+            name = value.filename or name
         elif key == "image":
             raise ApiError(422, "the field 'image' is a file: send it with a file name (curl: -F image=@photo.jpg)")
         elif key == "labels" and value.lstrip().startswith("["):  # a list, for labels that contain commas
@@ -117,8 +116,3 @@ async def _form_fields(form: FormData) -> dict[str, Any]:
         elif value or key == "labels":  # an input left empty in a form counts as absent
             fields[key] = value
     return {"name": name, **fields}
-
-
-def _file_name(filename: str | None) -> str:
-    name = PurePosixPath(PureWindowsPath(filename or "").name).name
-    return "".join(letter for letter in name if letter.isprintable())[-255:] or "image"

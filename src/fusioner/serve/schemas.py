@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,6 +15,12 @@ FORMAT_NAMES = (*FORMATS, LOGITS)
 TINY_PNG = (  # 8 x 8 pixels, blue over orange
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAG0lEQVR42mMUiTrBgA0wMeAApEuwbJFLoLUdAGxnAnpGFnIxAAAAAElFTkSuQmCC"
 )
+
+
+def clean_file_name(name: str) -> str:
+    """Return the last part of a path without control characters, at most 255 characters; "image" if nothing is left."""
+    name = PurePosixPath(PureWindowsPath(name).name).name
+    return "".join(letter for letter in name if letter.isprintable())[-255:] or "image"
 
 
 def _check_format(name: str) -> str:
@@ -39,7 +46,9 @@ class ImageRequest(BaseModel):
     image: Annotated[bytes, BeforeValidator(_from_base64, json_schema_input_type=str)] = Field(
         description="The image file: JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000 or AVIF; in JSON as base64."
     )
-    name: str = Field("image", max_length=255, description="File name, repeated in results.")
+    name: Annotated[str, AfterValidator(clean_file_name)] = Field(
+        "image", description="File name; its last 255 characters are repeated in results."
+    )
     mode: Mode | None = Field(None, description="whole: the resized image at once; slide: windows at full resolution.")
 
 
@@ -88,6 +97,7 @@ class Model(BaseModel):
     """The model of this server."""
 
     id: str
+    version: str = Field(description="Version of Fusioner.")
     image_encoder: str
     text_encoder: str
     resolution: int = Field(description="Side of the square the image is resized to, px.")

@@ -118,6 +118,8 @@ class SecurityMiddleware:
             key = _sent_key(headers.get("authorization", ""))
             if not hmac.compare_digest(key, self.access.key.encode()):
                 raise ApiError(401, "send the API key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
+        if "content-length" in headers and "transfer-encoding" in headers:  # proxies may disagree where the body ends
+            raise ApiError(400, "send Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.max_body_bytes:
             raise self._too_large()

@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service = app.state.service
-        self._without_request: WeakKeyDictionary[Any, float] = WeakKeyDictionary()  # connection -> since when
+        self._without_request: WeakKeyDictionary[Any, tuple[int, float]] = WeakKeyDictionary()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, exit immediately on the second."""
@@ -61,10 +61,15 @@ class Server(uvicorn.Server):
     def _close_slow_connections(self) -> None:
         """Close connections whose next request has not sent all headers in time."""
         for connection in list(self.server_state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle and not cycle.response_complete:
+            last = getattr(connection, "cycle", None)  # the last request whose headers are complete
+            if last and not last.response_complete:
                 self._without_request.pop(connection, None)
-            elif monotonic() - self._without_request.setdefault(connection, monotonic()) > HEADER_SECONDS:
+                continue
+            before, since = self._without_request.get(connection, (id(last), monotonic()))
+            if before != id(last):  # it sent one meanwhile
+                since = monotonic()
+            self._without_request[connection] = id(last), since
+            if monotonic() - since > HEADER_SECONDS:
                 connection.transport.close()
 
 
