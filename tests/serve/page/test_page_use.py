@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import fusioner
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -213,11 +216,18 @@ def test_zoom_and_pan(opened: Callable[..., "Page"]):
     assert box
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     whole = _place(page)
+
+    def times(scale: float) -> re.Pattern[str]:
+        """What the page may say of a scale, relative to the whole picture: 100 % are the picture's own pixels."""
+        percent = 100 * scale * whole["width"] / 451
+        return re.compile(f"^({round(percent - 0.5)}|{round(percent + 0.5)}) %$")
+
+    expect(zoom).to_have_text(times(1))
     page.get_by_role("button", name="Zoom in").click()
-    expect(zoom).to_have_text("125 %")
+    expect(zoom).to_have_text(times(1.25))
     page.mouse.move(*middle)
     page.mouse.wheel(0, -400)
-    expect(zoom).to_have_text(re.compile(r"^2\d\d %$"))
+    expect(zoom).to_have_text(times(1.25 * np.exp(0.8)))
     zoomed = _place(page)
     page.mouse.down()
     page.mouse.move(middle[0] - 40, middle[1] - 25, steps=3)
@@ -228,19 +238,60 @@ def test_zoom_and_pan(opened: Callable[..., "Page"]):
     frame.focus()
     page.keyboard.press("ArrowLeft")
     assert _place(page)["x"] == pytest.approx(dragged["x"] + 60, abs=1)
-    for key, text in (("0", "100 %"), ("+", "125 %"), ("-", "100 %")):
+    for key, text in (("1", "100 %"), ("0", times(1)), ("+", times(1.25)), ("-", times(1))):
         page.keyboard.press(key)
         expect(zoom).to_have_text(text)
+        if key == "1":
+            assert (_place(page)["width"], _place(page)["height"]) == pytest.approx((451, 300), abs=0.1)
     assert _place(page) == whole
+    zoom.click()
+    expect(zoom).to_have_text("100 %")
+
+
+def test_masks_of_an_enlarged_picture_are_painted_at_the_resolution_of_the_screen(opened: Callable[..., "Page"]):
+    page = opened("cat, sofa", device_scale_factor=2)
+    page.get_by_role("switch", name="Background").uncheck()
+    for _ in range(9):
+        page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_function("""() => {
+      const frame = document.getElementById("frame");
+      const { width, height } = document.getElementById("overlay");
+      return Math.abs(width - 2 * frame.clientWidth) <= 2 && Math.abs(height - 2 * frame.clientHeight) <= 2;
+    }""")
+    photo, masks = _place(page), page.locator("#overlay").bounding_box()
+    frame = page.locator("#frame").bounding_box()
+    assert masks == pytest.approx(frame, abs=1)
+    differing = page.evaluate(
+        """async (part) => {
+      const { session } = await import("/static/app.js");
+      const { decide, probability } = await import("/static/decide.js");
+      const { shown, grid } = session.current;
+      const planes = shown.map((label) => label.plane);
+      const near = decide(planes, grid, { width: 200, height: 150 }, -Infinity, part);
+      return near.reduce((count, number, index) => {
+        const u = part.left + (((index % 200) + 0.5) / 200) * part.width;
+        const v = part.top + ((Math.floor(index / 200) + 0.5) / 150) * part.height;
+        const [cat, sofa] = planes.map((plane) => probability(plane, grid, u, v));
+        return count + (number !== (sofa > cat ? 2 : 1));
+      }, 0);
+    }""",
+        {
+            "left": (frame["x"] - photo["x"]) / photo["width"],  # type: ignore[index]
+            "top": (frame["y"] - photo["y"]) / photo["height"],  # type: ignore[index]
+            "width": frame["width"] / photo["width"],  # type: ignore[index]
+            "height": frame["height"] / photo["height"],  # type: ignore[index]
+        },
+    )
+    assert differing < 10  # rounding
 
 
 def test_pinch(opened: Callable[..., "Page"]):
-    from playwright.sync_api import expect
 
     page = opened(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     box = page.locator("#frame").bounding_box()
     assert box
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before = _place(page)
     touch = page.context.new_cdp_session(page)
 
     def fingers(kind: str, *apart: float) -> None:
@@ -251,7 +302,27 @@ def test_pinch(opened: Callable[..., "Page"]):
     for apart in (35, 45, 60, 75, 90):
         fingers("touchMove", apart)
     fingers("touchEnd")
-    expect(page.locator("#zoom-value")).to_have_text(re.compile(r"^(2[5-9]|3[0-5])\d %$"))
+    assert _place(page)["width"] == pytest.approx(3 * before["width"], rel=0.17)
+
+
+def test_a_held_finger_reads_the_labels(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.evaluate("document.getElementById('background').click()")  # every point has a label
+    photo = _place(page)
+    point = {"x": photo["x"] + photo["width"] / 2, "y": photo["y"] + photo["height"] / 2}
+    touch = page.context.new_cdp_session(page)
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    expect(page.locator("#probe")).to_be_visible()
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    box = page.locator("#probe").bounding_box()
+    assert box
+    assert box["y"] + box["height"] < point["y"] or box["x"] > point["x"] or box["x"] + box["width"] < point["x"]
+    assert page.locator("#labels [aria-pressed=true]").count() == 0  # a held finger is no tap
+    page.touchscreen.tap(**point)
+    expect(page.locator("#probe")).to_be_hidden()
+    expect(page.locator("#labels .name[aria-pressed=true]")).to_have_count(1)
 
 
 def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(
@@ -279,6 +350,18 @@ def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(
     assert asked == []
 
 
+def test_every_one_of_several_files_gets_its_thumbnail(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat")
+    page.locator("#file").set_input_files([SAMPLES / name for name in ("coffee.jpg", "astronaut.jpg", "chelsea.jpg")])
+    expect(page.locator("#pictures li")).to_have_count(4)
+    for thumbnail in page.locator("#pictures canvas").all():
+        expect(thumbnail).to_have_attribute("width", "144")
+        looks = thumbnail.evaluate("it => new Set(it.getContext('2d').getImageData(0, 0, 144, 144).data).size")
+        assert looks > 20
+
+
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_a_picture_can_be_dropped_and_pasted(visit: Callable[..., "Page"], server: Any, way: str):
     from playwright.sync_api import expect
@@ -304,13 +387,13 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any, painted: Cal
 
     page = visit(server.address)
     expect(page.locator("#samples button")).to_have_count(3)
-    for _ in range(3):  # a file of one's own, or the first two samples
+    for _ in range(4):  # the help, a file of one's own, or the first two samples
         page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Chelsea")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_label("What to find")).to_be_focused()
-    _settled(page, ["cat", "sofa"])
-    page.keyboard.type("wall,")
+    _settled(page, ["cat"])
+    page.keyboard.type("sofa,wall,")
     _settled(page, ["cat", "sofa", "wall"])
     expect(page.locator("#live")).to_have_text(re.compile("wall"))
 
@@ -362,6 +445,120 @@ def test_a_phone_has_all_in_one_column(opened: Callable[..., "Page"], scheme: st
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(re.findall(r"\d+", paper)[0])
     assert red > 240 if scheme == "light" else red < 40
+
+
+def test_the_picture_stays_in_view_on_a_phone_while_settings_change(opened: Callable[..., "Page"]):
+    page = opened(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.get_by_label("Opacity").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert page.evaluate("scrollY") > 100
+    assert page.locator(".stage").bounding_box()["y"] == 0  # type: ignore[index]
+
+
+def test_many_labels_scroll_by_themselves_found_first_and_the_rest_folded(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    words = [f"thing {number}" for number in range(30)]
+    page = opened("thing 0", viewport={"width": 1440, "height": 900})
+    page.get_by_label("What to find").fill(", ".join(words[1:]))
+    page.keyboard.press("Enter")
+    expect(page.locator("#labels .fold")).to_contain_text("not found")
+    for button in page.locator("#downloads button").all():
+        box = button.bounding_box()
+        assert box
+        assert box["y"] + box["height"] <= 900
+    page.get_by_role("switch", name="Background").uncheck()
+    rows, fold = page.locator("#labels li[data-word]"), page.locator("#labels .fold button")
+    found = [word for word in words if word in page.evaluate(_FOUND)]
+    assert 0 < len(found) < 30
+    expect(rows.locator(".name")).to_have_text(found)
+    expect(fold).to_have_text(f"{30 - len(found)} not found …")
+    fold.click()
+    expect(fold).to_be_focused()
+    expect(rows.locator(".name")).to_have_text(found + [word for word in words if word not in found])
+    assert page.locator("#labels").evaluate("it => it.scrollHeight > it.clientHeight")
+    rows.nth(29).get_by_role("button", name="Remove").click()
+    expect(rows).to_have_count(29)
+
+
+_FOUND = """async () => {
+  const { session } = await import("/static/app.js");
+  return [...session.current.shares].filter(([, share]) => share).map(([label]) => label.word);
+}"""
+
+
+def test_labels_outlive_a_reload_which_asks_before(opened: Callable[..., "Page"]):
+    page = opened("cat, sofa")
+    asked = []
+
+    def accept(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.accept()
+
+    page.on("dialog", accept)
+    page.reload()
+    assert asked == ["beforeunload"]
+    page.locator("#file").set_input_files(SAMPLES / "coffee.jpg")
+    _settled(page, ["cat", "sofa"])
+
+
+def test_notes_on_labels_stand_in_their_rows(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat, cat's ear, 猫")
+    notes = page.locator("#labels .hint")
+    expect(notes).to_have_text(["", re.compile("^Parts of things"), re.compile("^Labels are understood in English")])
+
+
+def test_files_are_named_as_their_programs_expect(opened: Callable[..., "Page"], downloaded: Callable[..., Any]):
+    from playwright.sync_api import expect
+
+    page = opened("cat, sofa")
+    page.get_by_role("switch", name="Background").uncheck()
+    for format, name in (("LabelMe", "chelsea.json"), ("YOLO", "chelsea.txt"), ("CVAT", "chelsea.cvat.xml")):
+        assert downloaded(page, page.get_by_role("button", name=format, exact=True)).suggested_filename == name
+    expect(page.locator("#classes")).to_have_text("Classes: 0 cat, 1 sofa. classes.txt")
+    classes = downloaded(page, page.get_by_role("button", name="classes.txt"))
+    assert Path(classes.path()).read_text() == "cat\nsofa\n"
+
+
+def test_hidden_labels_are_not_no_labels(opened: Callable[..., "Page"]):
+    from playwright.sync_api import expect
+
+    page = opened("cat")
+    said = page.locator("#download-error")
+    page.get_by_role("button", name="Hide cat").click()
+    page.get_by_role("button", name="Mask", exact=True).click()
+    expect(said).to_have_text("No label is shown: show at least one to download its mask.")
+    page.get_by_role("button", name="Remove cat").click()
+    page.get_by_role("button", name="Mask", exact=True).click()
+    expect(said).to_have_text("There are no labels yet: add one.")
+
+
+def test_switches_show_their_state_in_forced_colours(opened: Callable[..., "Page"]):
+    page = opened("cat", forced_colors="active")
+    switch = page.get_by_role("switch", name="Outlines")
+    on = np.asarray(Image.open(BytesIO(switch.screenshot())).convert("L"))
+    switch.uncheck()
+    off = np.asarray(Image.open(BytesIO(switch.screenshot())).convert("L"))
+    assert on.std() > 20 < off.std()
+    assert np.abs(on - off.astype(int)).mean() > 20
+
+
+def test_samples_and_help_are_reached_from_everywhere(opened: Callable[..., "Page"], server: Any):
+    from playwright.sync_api import expect
+
+    page = opened("cat")
+    page.get_by_role("button", name="Help").click()
+    expect(page.get_by_role("dialog", name="Help")).to_contain_text(f"{server.address}/v1/segment")
+    expect(page.locator("#version")).to_have_text(fusioner.__version__)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Samples").click()
+    page.get_by_role("button", name="Espresso").click()
+    expect(page.locator("#pictures li")).to_have_count(2)
+    page.get_by_role("button", name="Samples").click()
+    page.locator("#pictures button").last.click()
+    expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")
 
 
 def test_colours_are_those_of_the_overlay(visit: Callable[..., "Page"], server: Any):

@@ -1,7 +1,7 @@
 // The page: opening pictures, typing labels, settings, downloads and the history of the session.
 
 import { ApiError, callbacks, request, requestJson } from "./api.js";
-import { createDownloads, fallbackName } from "./downloads.js";
+import { createDownloads, save } from "./downloads.js";
 import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
@@ -11,9 +11,10 @@ import { capital, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
 const MAX_PICTURES = 24; // of the session
 const SETTLE_MS = 400; // without a change before the result is announced
+const OWN_NAMES = { labelme: ".json", yolo: ".txt" }; // suffixes of files that belong beside the picture
 
 const $ = (id) => document.getElementById(id);
-const settings = { threshold: 0.5, background: true, opacity: 0.45, outlines: true };
+const settings = { threshold: 0.5, background: true, opacity: 0.45, outlines: true, instances: false };
 
 /** The state of the page. */
 export const session = { model: null, current: null, pictures: [], settings };
@@ -30,7 +31,7 @@ const showLabels = createLabelList($("labels"), $("label-row"), {
 
 // --- pictures
 
-async function open(file, words = session.current?.labels.map((label) => label.word) ?? []) {
+async function open(file, words = session.current?.labels.map((label) => label.word) ?? rememberedWords()) {
   const name = file.name || "pasted picture";
   complain("picture-error");
   if (file.type && !file.type.startsWith("image/")) return complain("picture-error", `${name} is not a picture.`);
@@ -63,10 +64,12 @@ async function preview(picture) {
 }
 
 function show(picture) {
-  if (session.current !== picture) ["words-error", "picture-error", "download-error"].forEach((place) => complain(place));
+  if (session.current !== picture) ["words-error", "picture-error", "download-error", "classes"].forEach((place) => complain(place));
+  if (unsettled && unsettled !== picture) settle(); // its thumbnail
   session.current = picture;
   document.body.dataset.state = "open";
   stage.show(picture);
+  rememberWords(picture);
   planes(picture);
   working(picture);
   if (matchMedia("(pointer: fine)").matches) $("words").focus();
@@ -142,6 +145,7 @@ function addWords(text) {
   }
   showLabels(picture);
   history.show(session.pictures, picture);
+  rememberWords(picture);
   complete(picture);
 }
 
@@ -152,7 +156,17 @@ function remove(label) {
   label.style.hidden = false;
   stage.draw();
   history.show(session.pictures, picture);
+  rememberWords(picture);
   complete(picture);
+}
+
+/** Keep the labels over a reload of the page, for the next picture. */
+function rememberWords(picture) {
+  sessionStorage.setItem("words", JSON.stringify(picture.labels.map((label) => label.word)));
+}
+
+function rememberedWords() {
+  return JSON.parse(sessionStorage.getItem("words") ?? "[]");
 }
 
 function isolate(label) {
@@ -165,15 +179,20 @@ function isolate(label) {
 // --- messages
 
 let settling = 0;
+let unsettled = null; // the picture whose result is not announced yet
 
 function decided(picture) {
   showLabels(picture);
   history.show(session.pictures, picture);
   clearTimeout(settling);
-  settling = setTimeout(() => {
-    if (picture.shown.length) say(summary(picture));
-    history.draw(picture, stage.layers());
-  }, SETTLE_MS);
+  unsettled = picture;
+  settling = setTimeout(settle, SETTLE_MS);
+}
+
+function settle() {
+  if (unsettled.shown.length) say(summary(unsettled));
+  history.draw(unsettled, stage.layers());
+  unsettled = null;
 }
 
 function say(text) {
@@ -230,7 +249,7 @@ document.addEventListener("paste", (event) => {
 let dragging = 0; // depth of nested elements
 document.addEventListener("dragenter", (event) => {
   dragging++;
-  $("drop").hidden = !event.dataTransfer.types.includes("Files");
+  $("drop").hidden = !event.dataTransfer.types.some((type) => ["Files", "text/uri-list"].includes(type));
 });
 document.addEventListener("dragleave", () => {
   if (--dragging === 0) $("drop").hidden = true;
@@ -240,7 +259,11 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   dragging = 0;
   $("drop").hidden = true;
-  openAll([...event.dataTransfer.files]);
+  const { files, types } = event.dataTransfer;
+  if (files.length) openAll([...files]);
+  else if (types.includes("text/uri-list")) {
+    complain("picture-error", "That was a link. This page loads nothing from other sites: save the picture, then drop the file.");
+  }
 });
 
 $("words").addEventListener("input", () => {
@@ -285,6 +308,7 @@ connect("threshold", stage.draw);
 connect("background", stage.draw);
 connect("opacity", stage.repaint);
 connect("outlines", stage.repaint);
+connect("instances", () => {});
 
 function showSettings() {
   $("threshold").value = settings.threshold;
@@ -294,18 +318,40 @@ function showSettings() {
   }
 }
 
+$("home").addEventListener("click", () => {
+  document.body.dataset.state = "empty";
+  $("samples").querySelector("button")?.focus();
+});
+$("help-open").addEventListener("click", () => $("help").showModal());
+
+window.addEventListener("beforeunload", (event) => {
+  if (session.pictures.some((picture) => picture.shown.length)) event.preventDefault(); // the browser asks
+});
+
 // --- start
 
 async function make(format) {
   const picture = session.current;
   if (!["seen", "cutout"].includes(format)) {
     const { blob, name } = await picture.download(format, settings);
-    return { blob, name: name || fallbackName(picture, format) };
+    if (format === "yolo") offerClasses(picture);
+    const suffix = OWN_NAMES[format];
+    return { blob, name: suffix ? stem(picture.name) + suffix : name };
   }
   if (format === "cutout" && !picture.visible) throw new ApiError(`this browser cannot show ${picture.name}.`);
   const canvas = (format === "seen" ? asSeen : cutOut)(picture, settings, stage.photo);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  if (!blob) throw new ApiError("this browser cannot draw so large a picture: download the overlay or the mask.");
   return { blob, name: `${stem(picture.name)}.${format}.png` };
+}
+
+/** A YOLO file holds numbers of classes only: show their names, and offer them as a file. */
+function offerClasses(picture) {
+  const words = picture.shown.map((label) => label.word);
+  const button = Object.assign(document.createElement("button"), { type: "button", textContent: "classes.txt" });
+  button.className = "link";
+  button.addEventListener("click", () => save(new Blob([words.join("\n") + "\n"]), "classes.txt"));
+  $("classes").replaceChildren(`Classes: ${words.map((word, index) => `${index} ${word}`).join(", ")}. `, button);
 }
 
 $("copy").hidden = !navigator.clipboard?.write; // absent on pages without TLS of other machines
@@ -347,6 +393,8 @@ async function loadModel() {
   showSettings();
   createDownloads($("downloads"), session.model.formats, make, (text) => complain("download-error", text));
   $("where").textContent = `Your pictures are sent to ${location.host} only.`;
+  $("version").textContent = session.model.version;
+  $("api").textContent = new URL("v1/segment", location).href;
 }
 
 const modelKnown = showSamples().then(loadModel);

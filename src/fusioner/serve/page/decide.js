@@ -1,6 +1,8 @@
 // The server's decision rule (fusioner/postprocess.py), in the browser.
 // A plane holds one label's logits, row-major on a grid of { height, width } cells.
 
+export const WHOLE = { left: 0, top: 0, width: 1, height: 1 };
+
 /** Decode one plane of the `logits` format: base64 of little-endian uint16, logit = low + step * value. */
 export function decodePlane(base64, low, step) {
   const text = atob(base64);
@@ -20,15 +22,16 @@ export function floorOf(threshold, background) {
  * Return the label of every pixel: 0 for background, i for the i-th plane; ties go to the first, background before all.
  *
  * Logits are interpolated bilinearly with pixel centres at half coordinates (torch: align_corners=False), one row at a
- * time to save memory.
+ * time to save memory. The pixels are those of a `part` of the picture, in fractions of it.
  */
-export function decide(planes, grid, { width, height }, floor) {
+export function decide(planes, grid, { width, height }, floor, part = WHOLE) {
   const map = new Uint16Array(width * height);
   const best = new Float32Array(width);
   const row = new Float32Array(grid.width);
-  const spans = spansOf(grid.width, width);
+  const spans = spansOf(grid.width, width, part.left, part.width);
   for (let y = 0; y < height; y++) {
-    const [above, below, weight] = between(((y + 0.5) * grid.height) / height - 0.5, grid.height);
+    const v = part.top + ((y + 0.5) * part.height) / height;
+    const [above, below, weight] = between(v * grid.height - 0.5, grid.height);
     const line = map.subarray(y * width, (y + 1) * width);
     best.fill(floor);
     for (let k = 0; k < planes.length; k++) {
@@ -54,13 +57,17 @@ export function probability(plane, grid, u, v) {
   return 1 / (1 + Math.exp(-(at(above) * (1 - fy) + at(below) * fy)));
 }
 
-/** Return a label's probability at every pixel of a picture of this size. */
-export function probabilities(plane, grid, { width, height }) {
+/** Return a label's probability at every pixel of a part of the picture. */
+export function probabilities(plane, grid, { width, height }, part = WHOLE) {
   const values = new Float32Array(width * height);
-  const columns = Array.from({ length: width }, (_, x) => between(((x + 0.5) * grid.width) / width - 0.5, grid.width));
+  const columns = Array.from({ length: width }, (_, x) => {
+    const u = part.left + ((x + 0.5) * part.width) / width;
+    return between(u * grid.width - 0.5, grid.width);
+  });
   const row = new Float32Array(grid.width);
   for (let y = 0, i = 0; y < height; y++) {
-    const [above, below, weight] = between(((y + 0.5) * grid.height) / height - 0.5, grid.height);
+    const v = part.top + ((y + 0.5) * part.height) / height;
+    const [above, below, weight] = between(v * grid.height - 0.5, grid.height);
     blend(plane, above * grid.width, below * grid.width, weight, row);
     for (const [left, right, share] of columns) {
       values[i++] = 1 / (1 + Math.exp(-(row[left] + (row[right] - row[left]) * share)));
@@ -92,11 +99,11 @@ function blend(plane, above, below, weight, row) {
 }
 
 /** For each cell the first of the `count` pixels between it and the next, and for each pixel its weight between them. */
-function spansOf(cells, count) {
+function spansOf(cells, count, start, length) {
   const starts = new Uint32Array(cells + 1).fill(count);
   const weights = new Float32Array(count);
   for (let x = count - 1; x >= 0; x--) {
-    const [first, , weight] = between(((x + 0.5) * cells) / count - 0.5, cells);
+    const [first, , weight] = between((start + ((x + 0.5) * length) / count) * cells - 0.5, cells);
     starts.fill(x, 0, first + 1);
     weights[x] = weight;
   }

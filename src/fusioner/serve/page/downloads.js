@@ -1,7 +1,7 @@
 // One download button per output format: the server writes the files, except for the picture as seen.
 
 import { ApiError } from "./api.js";
-import { capital, stem } from "./words.js";
+import { capital } from "./words.js";
 
 const SPACING_MS = 120; // Chromium silently drops the eleventh download within a second
 let nextStart = 0; // of a download, in ms of performance.now()
@@ -12,8 +12,8 @@ const NAMES = {
   binary: ["PNGs", "A black and white PNG per label, ZIP"],
   json: ["JSON", "All values, masks as run lengths"],
   coco: ["COCO", "COCO annotations, run lengths and polygons"],
-  labelme: ["LabelMe", "Polygons for LabelMe"],
-  yolo: ["YOLO", "Polygons as YOLO segmentation text"],
+  labelme: ["LabelMe", "Polygons to edit in LabelMe, beside the picture"],
+  yolo: ["YOLO", "Polygons as YOLO segmentation text, and the names of their classes"],
   cvat: ["CVAT", "CVAT for images, XML"],
   geojson: ["GeoJSON", "Polygons in pixels"],
   npz: ["NumPy", "Label map and probabilities, NPZ"],
@@ -49,12 +49,8 @@ export function createDownloads(home, formats, make, complain) {
   });
 }
 
-/** Name of a file if the server gives none. */
-export function fallbackName(picture, format) {
-  return `${stem(picture.name)}.${format}`;
-}
-
-async function save(blob, name) {
+/** Save a blob as a file. */
+export async function save(blob, name) {
   const now = performance.now();
   const start = Math.max(now, nextStart);
   nextStart = start + SPACING_MS;

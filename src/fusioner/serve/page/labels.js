@@ -2,6 +2,8 @@
 
 import { percent } from "./words.js";
 
+const MANY = 8; // labels; of more, those not found are folded behind a button
+
 /**
  * @param list the <ul>
  * @param template contains a row
@@ -9,6 +11,14 @@ import { percent } from "./words.js";
  */
 export function createLabelList(list, template, on) {
   const rows = new Map(); // label -> <li>
+  const fold = document.createElement("li");
+  fold.className = "fold";
+  fold.innerHTML = '<button type="button" class="link" aria-expanded="false"></button>';
+  fold.firstChild.addEventListener("click", () => {
+    fold.firstChild.ariaExpanded = String(fold.firstChild.ariaExpanded === "false");
+    arrange(shown);
+  });
+  let shown = null; // the picture
 
   function makeRow(label) {
     const row = template.content.firstElementChild.cloneNode(true);
@@ -30,7 +40,7 @@ export function createLabelList(list, template, on) {
     remove.addEventListener("click", () => {
       const next = row.nextElementSibling ?? row.previousElementSibling;
       on.remove(label);
-      next?.querySelector(".remove").focus();
+      next?.querySelector(".remove, .link").focus();
     });
     return row;
   }
@@ -44,6 +54,7 @@ export function createLabelList(list, template, on) {
     row.style.setProperty("--share", share ?? 0);
     row.classList.toggle("hidden", hidden);
     row.querySelector(".error").textContent = label.error;
+    row.querySelector(".hint").textContent = label.note;
     const found = share ? percent(share) : "not found";
     const waiting = !label.plane && !label.error && picture.working ? "…" : "";
     row.querySelector(".share").textContent = hidden ? "hidden" : share === undefined ? waiting : found;
@@ -52,18 +63,33 @@ export function createLabelList(list, template, on) {
     eye.setAttribute("aria-pressed", String(hidden));
   }
 
+  /** Put the rows in order: of many labels first those found, and those not found only while unfolded. */
+  function arrange(picture) {
+    const many = picture.labels.length > MANY;
+    const missing = picture.labels.filter((label) => many && picture.shares.get(label) === 0);
+    const open = fold.firstChild.ariaExpanded === "true";
+    fold.firstChild.textContent = `${missing.length} not found${open ? "" : " …"}`;
+    const first = picture.labels.filter((label) => !missing.includes(label));
+    if (many) first.sort((a, b) => Number(picture.shares.has(b)) - Number(picture.shares.has(a)));
+    const items = first.map((label) => rows.get(label));
+    if (missing.length) items.push(fold, ...(open ? missing.map((label) => rows.get(label)) : []));
+    if (items.length === list.children.length && items.every((item, place) => list.children[place] === item)) return;
+    const focused = document.activeElement;
+    list.replaceChildren(...items);
+    if (focused?.isConnected) focused.focus(); // moved elements lose it
+  }
+
   /** Update the rows to the picture's labels; rows that stay keep their focus. */
   return function show(picture) {
     for (const [label, row] of rows) {
       if (picture.labels.includes(label)) continue;
-      row.remove();
       rows.delete(label);
     }
     for (const label of picture.labels) {
       if (!rows.has(label)) rows.set(label, makeRow(label));
-      const row = rows.get(label);
-      if (!row.isConnected) list.append(row);
-      update(row, label, picture);
+      update(rows.get(label), label, picture);
     }
+    shown = picture;
+    arrange(picture);
   };
 }

@@ -9,9 +9,9 @@ const DIMMED_OPACITY = 0.72; // of the same where an isolated label has probabil
 /**
  * Paint the map on a canvas, which is resized to the map's size.
  *
- * `shades[i]` is the colour ("#rrggbb") of number i + 1.
+ * `shades[i]` is the colour ("#rrggbb") of number i + 1; outlines are `thickness` pixels of the map wide.
  */
-export function paint(canvas, map, { width, height }, shades, { opacity, outlines }) {
+export function paint(canvas, map, { width, height }, shades, { opacity, outlines }, thickness) {
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", { willReadFrequently: true }); // keeps the canvas in main memory
@@ -24,7 +24,6 @@ export function paint(canvas, map, { width, height }, shades, { opacity, outline
     fills[index + 1] = packed(channels(shade), opacity);
     lines[index + 1] = outlines ? packed(channels(shade), 1) : fills[index + 1];
   });
-  const thickness = Math.max(1, Math.round(Math.max(width, height) / 400));
   for (let y = 0, i = 0; y < height; y++) {
     const up = y >= thickness ? thickness * width : 0;
     const down = y + thickness < height ? thickness * width : 0;

@@ -2,6 +2,7 @@
 
 import { ApiError, request, requestJson } from "./api.js";
 import { decodePlane } from "./decide.js";
+import { capital, names } from "./words.js";
 
 export class Picture {
   #uploaded = null; // promise of the server's response to the upload
@@ -18,7 +19,7 @@ export class Picture {
     Object.assign(this, { file, name, independent, on });
     this.url = URL.createObjectURL(file);
     this.mode = "whole"; // or "slide"
-    this.labels = []; // { word, style: { colour, hidden }, plane, mode of the plane, error }
+    this.labels = []; // { word, style: { colour, hidden }, plane, mode of the plane, error, note }
     this.isolated = null; // the only label shown, if any
     this.visible = false; // whether the browser can show the file
     this.size = null; // { width, height }, px
@@ -36,7 +37,7 @@ export class Picture {
 
   /** Add a label; `style` is shared with the same word of other pictures. */
   add(word, style) {
-    this.labels.push({ word, style, plane: null, mode: null, error: "" });
+    this.labels.push({ word, style, plane: null, mode: null, error: "", note: "" });
   }
 
   remove(label) {
@@ -89,8 +90,11 @@ export class Picture {
   }
 
   /** Request a file in one of the output formats -> { blob, name }. */
-  download(format, { threshold, background }) {
-    return this.#segment(request, { labels: this.shown.map((label) => label.word), threshold, background, format });
+  async download(format, { threshold, background, instances }) {
+    if (!this.labels.length) throw new ApiError("there are no labels yet: add one.");
+    if (!this.shown.length) throw new ApiError("no label is shown: show at least one to download its mask.");
+    const labels = this.shown.map((label) => label.word);
+    return this.#segment(request, { labels, threshold, background, instances, format });
   }
 
   close() {
@@ -115,7 +119,9 @@ export class Picture {
       this.#requestedWords = words.join() + mode;
       for (const label of this.labels) {
         const place = words.indexOf(label.word);
-        if (place >= 0) Object.assign(label, { plane: decodePlane(reply.planes[place], reply.low, reply.step), mode });
+        if (place < 0) continue;
+        const note = capital((reply.notes ?? []).find((note) => names(note, label.word)) ?? "");
+        Object.assign(label, { plane: decodePlane(reply.planes[place], reply.low, reply.step), mode, note });
       }
       this.on.planes(this);
     }

@@ -1,12 +1,12 @@
 // The picture with its masks, and the labels at the point under the pointer or chosen by keyboard.
 
-import { countPixels, decide, floorOf, probabilities, probability } from "./decide.js";
+import { countPixels, decide, floorOf, probabilities, probability, WHOLE } from "./decide.js";
 import { paint, paintProbability } from "./paint.js";
 import { createView } from "./view.js";
 import { percent } from "./words.js";
 
 const SCREEN_SIDE = 1200; // longest side of the label map on screen, px
-const DOWNLOAD_SIDE = 4096; // the same for the downloaded picture
+const SETTLE_MS = 100; // after zooming, before the masks are painted anew at the screen's resolution
 const BARS = 4;
 const STRIDE = 0.02; // fraction of the picture by which a key moves the point
 
@@ -20,10 +20,11 @@ export function createStage(settings, on) {
   const [frame, photo, overlay, probe, split] = ["frame", "photo", "overlay", "probe", "split"].map($);
   let picture = null;
   let spot = null; // the point whose labels are shown
+  let zooming = 0; // timer
   const view = createView(frame, [photo, overlay], {
     tap: (point) => isolateAt(point),
     hover: (point) => read(point),
-    change: (scale) => ($("zoom-value").textContent = `${Math.round(100 * scale)} %`),
+    change: moved,
   });
 
   function show(next) {
@@ -41,17 +42,36 @@ export function createStage(settings, on) {
   /** Recompute the label map, then paint. */
   function draw() {
     if (!picture?.size) return;
-    const { map, pixels } = decided(picture, settings, within(picture.size, SCREEN_SIDE, true));
+    const { map, pixels } = decided(picture, settings, within(picture.size, SCREEN_SIDE));
     picture.map = map;
     picture.shares = new Map(picture.shown.map((label, index) => [label, pixels[index + 1] / map.data.length]));
     repaint();
     on.decided(picture);
   }
 
+  /** Paint the masks: the whole map, or if the picture is enlarged, the part inside the frame at the screen's resolution. */
   function repaint() {
     if (!picture?.map) return;
-    paintMap(overlay, picture, settings, picture.map);
+    const enlarged = view.extent > SCREEN_SIDE;
+    const { part, ...size } = enlarged ? view.visible() : { part: WHOLE };
+    const map = enlarged ? decided(picture, settings, size, part).map : picture.map;
+    const thickness = enlarged ? devicePixelRatio : Math.max(map.width, map.height) / view.extent;
+    paintMap(overlay, picture, settings, map, Math.max(1, Math.round(thickness)), part);
+    overlay.piece = part;
+    overlay.dataset.view = viewKey();
+    view.place();
     if (spot) read(spot);
+  }
+
+  function moved() {
+    $("zoom-value").textContent = `${Math.round(100 * view.ratio)} %`;
+    clearTimeout(zooming);
+    if (viewKey() !== overlay.dataset.view) zooming = setTimeout(repaint, SETTLE_MS);
+  }
+
+  /** Changes when the masks must be painted anew. */
+  function viewKey() {
+    return JSON.stringify([view.extent, view.extent > SCREEN_SIDE && view.visible()]);
   }
 
   function isolateAt(point) {
@@ -84,7 +104,8 @@ export function createStage(settings, on) {
     const room = frame.getBoundingClientRect();
     const { width, height } = probe.getBoundingClientRect();
     const x = point.x + 18 + width > room.width ? point.x - 18 - width : point.x + 18;
-    const y = Math.min(Math.max(8, point.y + 18), room.height - height - 8);
+    const below = matchMedia("(pointer: coarse)").matches ? point.y - 48 - height : point.y + 18; // not under a finger
+    const y = Math.min(Math.max(8, below), room.height - height - 8);
     probe.style.transform = `translate(${Math.max(8, x)}px, ${y}px)`;
   }
 
@@ -117,16 +138,21 @@ export function createStage(settings, on) {
   split.addEventListener("input", compare);
   $("compare").addEventListener("change", compare);
 
-  /** The photo, if the browser can show it, and the masks. */
-  const layers = () => (picture.visible ? [photo, overlay] : [overlay]);
+  /** The photo, if the browser can show it, and the masks of the whole picture. */
+  function layers() {
+    const masks = document.createElement("canvas");
+    paintMap(masks, picture, settings, picture.map, 1);
+    return picture.visible ? [photo, masks] : [masks];
+  }
   return { show, draw, repaint, layers, photo };
 }
 
 /** Draw the picture with its masks as displayed, at its own size -> canvas. */
 export function asSeen(picture, settings, photo) {
-  const size = within(picture.size, DOWNLOAD_SIDE);
+  const { size } = picture;
   const masks = document.createElement("canvas");
-  paintMap(masks, picture, settings, decided(picture, settings, size).map);
+  const thickness = Math.max(1, Math.round(Math.max(size.width, size.height) / SCREEN_SIDE)); // as on screen
+  paintMap(masks, picture, settings, decided(picture, settings, size).map, thickness);
   const page = Object.assign(document.createElement("canvas"), size);
   const context = page.getContext("2d");
   if (picture.visible) context.drawImage(photo, 0, 0, size.width, size.height);
@@ -136,7 +162,7 @@ export function asSeen(picture, settings, photo) {
 
 /** Draw the picture at its own size, transparent where it has none of the labels shown -> canvas. */
 export function cutOut(picture, settings, photo) {
-  const size = within(picture.size, DOWNLOAD_SIDE);
+  const { size } = picture;
   const canvas = Object.assign(document.createElement("canvas"), size);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(photo, 0, 0, size.width, size.height);
@@ -148,25 +174,24 @@ export function cutOut(picture, settings, photo) {
   return canvas;
 }
 
-function decided(picture, { threshold, background }, size) {
+function decided(picture, { threshold, background }, size, part = WHOLE) {
   const planes = picture.shown.map((label) => label.plane);
-  const data = decide(planes, picture.grid ?? { width: 1, height: 1 }, size, floorOf(threshold, background));
+  const data = decide(planes, picture.grid ?? { width: 1, height: 1 }, size, floorOf(threshold, background), part);
   return { map: { ...size, data }, pixels: countPixels(data, planes.length) };
 }
 
-function paintMap(canvas, picture, { opacity, outlines }, map) {
+function paintMap(canvas, picture, { opacity, outlines }, map, thickness, part = WHOLE) {
   const { isolated, grid, shown } = picture;
   if (shown.includes(isolated)) {
-    paintProbability(canvas, probabilities(isolated.plane, grid, map), map, isolated.style.colour, { opacity });
+    paintProbability(canvas, probabilities(isolated.plane, grid, map, part), map, isolated.style.colour, { opacity });
   } else {
-    paint(canvas, map.data, map, shown.map((label) => label.style.colour), { opacity, outlines });
+    paint(canvas, map.data, map, shown.map((label) => label.style.colour), { opacity, outlines }, thickness);
   }
 }
 
-/** Scale a size to a longest side of `side`; smaller sizes are kept unless `enlarge`. */
-function within({ width, height }, side, enlarge = false) {
+/** Scale a size to a longest side of `side`. */
+function within({ width, height }, side) {
   const factor = side / Math.max(width, height);
-  if (factor >= 1 && !enlarge) return { width, height };
   return { width: Math.max(1, Math.round(width * factor)), height: Math.max(1, Math.round(height * factor)) };
 }
 

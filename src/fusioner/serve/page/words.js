@@ -16,6 +16,11 @@ export function summary(picture) {
     .join(", ");
 }
 
+/** Whether a note of the server is about a label: "what is wrong: cat, sofa" or "'red cup' and 'cup' differ". */
+export function names(note, word) {
+  return note.includes(`'${word}' `) || note.slice(note.indexOf(": ") + 2).split(", ").includes(word);
+}
+
 export const SEPARATOR = /[,;、，\n]/;
 
 /** Split typed text at separators, and collapse spaces. */
