@@ -477,6 +477,7 @@ def test_many_labels_scroll_by_themselves_found_first_and_the_rest_folded(opened
     expect(fold).to_be_focused()
     expect(rows.locator(".name")).to_have_text(found + [word for word in words if word not in found])
     assert page.locator("#labels").evaluate("it => it.scrollHeight > it.clientHeight")
+    assert rows.first.bounding_box()["height"] > 40  # type: ignore[index]
     rows.nth(29).get_by_role("button", name="Remove").click()
     expect(rows).to_have_count(29)
 
