@@ -415,6 +415,7 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any, painted: Cal
             looks = painted(page)
     page.keyboard.press("Enter")
     _settled(page, ["sofa", "wall"])
+    expect(page.locator("#live")).not_to_contain_text("cat")  # announced, so that nothing follows
 
     page.locator("#frame").focus()
     page.keyboard.press("Shift+ArrowRight")
