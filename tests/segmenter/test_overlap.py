@@ -85,7 +85,7 @@ def test_files_hold_overlapping_masks(tmp_path: Path) -> None:
     lines = result.to_bytes("yolo").decode().splitlines()
     assert sorted(line.split()[0] for line in lines) == ["0", "0", "1", "3", "3", "3"]
     assert {path.name for path in result.save(tmp_path).values()} == {
-        "image.overlay.png", "image.masks.zip", "image.json"
+        "field.overlay.png", "field.masks.zip", "field.json"
     }  # fmt: skip
     for write in (lambda: result.to_bytes("mask"), lambda: result.save(tmp_path, formats=["json", "mask"])):
         with pytest.raises(FusionerError, match="one label per pixel: choose binary"):
