@@ -135,4 +135,6 @@ def test_names_split_and_pair() -> None:
     assert split_list("openclip:a/b+dinov2-s") == ["openclip:a/b", "dinov2-s"]
     assert split_list("dinov2-s@/x+openclip:/y+z") == ["dinov2-s@/x", "openclip:/y+z"]
     assert space_mismatch("dinov2-s+openclip:a/b", "openclip:a/b") == ""
-    assert "openclip:a/b and openclip:a/c are two models" in space_mismatch("openclip:a/b", "openclip:a/c")
+    assert "the text encoder of openclip:a/b is openclip:a/b, not openclip:a/c" == space_mismatch(
+        "openclip:a/b", "openclip:a/c"
+    )

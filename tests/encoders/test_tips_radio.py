@@ -40,7 +40,12 @@ def tips(request: pytest.FixtureRequest, make_tokenizer: Any, tmp_path: Path) ->
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=3, image_size=32, patch_size=8
     )
     tokenizer = make_tokenizer()
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     text = Tipsv2TextConfig(**size, vocab_size=len(tokenizer), max_position_embeddings=20)
     model = randomized(Tipsv2Model(Tipsv2Config(vision_config=vision, text_config=text)))
     for part in (model, tokenizer):
@@ -96,7 +101,7 @@ def radio(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any]:
     sizes: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12, "mlp_ratio": 2.0}
     config = RadioConfig(**sizes, patch_size=8, max_img_size=64, num_cls_tokens=3, num_registers=5)
     model = RadioModel(config)
-    conditioner = model.input_conditioner
+    conditioner: Any = model.input_conditioner
     model = randomized(model)
     model.save_pretrained(tmp_path)
     assert "radio_model.model.blocks.0.attn.qkv.weight" in load_file(tmp_path / "model.safetensors")

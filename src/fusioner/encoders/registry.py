@@ -223,7 +223,7 @@ def space_mismatch(image_encoder: str, text_encoder: str) -> str:
     last, name = split_list(image_encoder)[-1], text_encoder.strip()
     base, _, folder = last.partition("@")
     if last.startswith("openclip:") and name.startswith("openclip:") and last != name:
-        return f"{last} and {name} are two models: name one of them twice"
+        return f"the text encoder of {last} is {last}, not {name}"
     if base not in IMAGE_ENCODERS or name.partition("@")[0] not in TEXT_ENCODERS:
         return ""
     expected = IMAGE_ENCODERS[base].text
