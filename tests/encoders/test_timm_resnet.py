@@ -124,7 +124,7 @@ def _openai_key(key: str) -> str:
     [("pe-core-b16", "vit_pe_core_base_patch16_224"), ("pe-spatial-b16", "vit_pe_spatial_base_patch16_512")],
 )
 def test_a_perception_encoder_is_timms_features(timm: Any, tmp_path: Path, name: str, architecture: str) -> None:
-    network = timm.create_model(architecture, pretrained=False, img_size=64).eval()
+    network = timm.create_model(architecture, pretrained=False, dynamic_img_size=True).eval()
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(f'{{"architecture": "{architecture}"}}')
     encoder = build_image_encoder(f"{name}@{tmp_path}")

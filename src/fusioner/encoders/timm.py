@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.encoders.hub import Checkpoint, first_line, locate
+from fusioner.encoders.hub import first_line, locate
 from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, DenseEncoder
 from fusioner.errors import FusionerError
 
@@ -59,17 +59,18 @@ def load_clip_resnet(source: str, name: str) -> ClipResNet:
     `name` is `clip-rn50` or `clip-rn101`, with or without `@/folder`.
     """
     depth = name.partition("@")[0].removeprefix("clip-rn")
-    return ClipResNet(_load(locate(source, name), f"resnet{depth}_clip.openai"), name)
+    return ClipResNet(_load(source, name, f"resnet{depth}_clip.openai"), name)
 
 
 def load_vit(source: str, name: str, architecture: str) -> TimmVit:
     """Load a vision transformer of timm from a folder or Hugging Face repository."""
-    return TimmVit(_load(locate(source, name), architecture, dynamic_img_size=True), name)
+    return TimmVit(_load(source, name, architecture, dynamic_img_size=True), name)
 
 
-def _load(checkpoint: Checkpoint, architecture: str, **options: Any) -> Any:
-    name = checkpoint.name
-    model = _import_timm(name).create_model(architecture, pretrained=False, **options)
+def _load(source: str, name: str, architecture: str, **options: Any) -> Any:
+    timm = _import_timm(name)  # before a download
+    checkpoint = locate(source, name)
+    model = timm.create_model(architecture, pretrained=False, **options)
     state = import_module(type(model).__module__).checkpoint_filter_fn(checkpoint.read(), model)
     try:
         model.load_state_dict(state)
