@@ -69,11 +69,15 @@ def logit(probability: float) -> float:
     return float(np.log(probability / (1 - probability)))
 
 
+def cache_file(cache: Path, sample: Sample) -> Path:
+    return cache / f"{sample.split}_{sample.item.id.replace('/', '_')}.npz"
+
+
 def read(segmenter: Segmenter, sample: Sample, splits: list, cache: Path | None) -> Looks:
     """Encode an image, or read the logits of its looks from the cache."""
     split = splits[sample.split]
     rgb, mask = split.data.read(sample.item)
-    path = cache / f"{sample.split}_{sample.item.id.replace('/', '_')}.npz" if cache else None
+    path = cache_file(cache, sample) if cache else None
     if path and path.is_file():
         with np.load(path) as file:
             looks = file["logits"][:, : len(split.classes)].astype(np.float32)
@@ -190,6 +194,7 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, default=1000, help="images per set at most")
     parser.add_argument("--cache", type=Path, help="folder for the logits of the looks")
+    parser.add_argument("--cached", action="store_true", help="measure only images in the cache: an interrupted run")
     given = parser.parse_args()
     torch.set_num_threads(1)
     segmenter = fusioner.load(device="cpu", runtime="torch")
@@ -203,6 +208,8 @@ def main() -> None:
     for number, split in enumerate(splits):
         every = given.every[min(number, len(given.every) - 1)]
         samples = [sample for sample in wanted if sample.split == number][::every][: given.limit]
+        if given.cached:
+            samples = [sample for sample in samples if cache_file(given.cache, sample).is_file()]
         if len(samples) >= 5:
             sets[split.root.name] = [read(segmenter, sample, splits, given.cache) for sample in samples]
     print("| rule | " + " | ".join(f"{name}, {len(images)} images" for name, images in sets.items()) + " |")
