@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, overload
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from fusioner.cores import available_cores
 from fusioner.errors import FusionerError
 from fusioner.image import ImageSource, read_image
 from fusioner.labels import LabelHierarchy, SoftmaxNames, check_labels
@@ -622,7 +623,7 @@ def load(
         runtime: "torch", or for the bundled and for exported models "onnx" (ONNX Runtime) or "openvino"; "auto": for a
             file torch, for an exported model the fastest installed one, and for the bundled model ONNX Runtime, which
             starts faster, unless `device` or a GPU calls for torch.
-        threads: CPU threads; 0: the default of the runtime.
+        threads: CPU threads; 0: $OMP_NUM_THREADS, else as many as there are cores in the affinity and quota.
         dataset: for an official checkpoint: the data set whose normalisation it was trained with.
         image_encoder: in place of a model: a text-aligned image encoder, or A+B, where the second gives the attention
             (see docs/training-free.md).
@@ -697,8 +698,8 @@ def _torch_network(model: object, runtime: str, threads: int) -> "type[TorchNetw
 
     from fusioner.torch_network import TorchNetwork
 
-    if threads:
-        torch.set_num_threads(threads)
+    if threads or available_cores() < torch.get_num_threads():  # torch does not know the quota of a container
+        torch.set_num_threads(threads or available_cores())
     return TorchNetwork
 
 

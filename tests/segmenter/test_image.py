@@ -217,6 +217,37 @@ def test_colour_profiles_are_honoured(
     assert close(read_image(encoded(stored.convert(mode), kind, icc_profile=content, **options)), photo, 3.0)
 
 
+def ink_profile(cyan: tuple[int, int, int]) -> bytes:
+    """Return an ICC profile of a press that prints Lab `cyan` with its first ink, and grey by black ink."""
+    corners = np.zeros((2, 2, 2, 2, 3), np.uint8)  # C M Y K; L in 0..255, a and b plus 128
+    corners[..., 0, :], corners[..., 1, :] = (255, 128, 128), (0, 128, 128)
+    corners[1, :, :, 0] = (round(cyan[0] * 2.55), cyan[1] + 128, cyan[2] + 128)
+    ramp = bytes(range(256))
+    matrix = b"".join(struct.pack(">i", 65536 * (i % 4 == 0)) for i in range(9))
+    table = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + matrix + ramp * 4 + corners.tobytes() + ramp * 3
+    name = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(82)
+    white = b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061)
+    tags = ((b"desc", name), (b"wtpt", white), (b"A2B0", table))
+    index, body = struct.pack(">I", len(tags)), b""
+    for tag, content in tags:
+        index += tag + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    header = struct.pack(">I", 132 + 12 * len(tags) + len(body)) + b"lcms" + struct.pack(">I", 0x02400000)
+    header += b"prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
+    return header + bytes(128 - len(header)) + index + body
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_the_colour_profile_of_cmyk_is_honoured(kind: str) -> None:
+    inks = np.zeros((16, 32, 4), np.uint8)
+    inks[:, 16:, 0] = 255
+    content = ink_profile((50, 60, 40))
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    rgb = read_image(encoded(Image.fromarray(inks, "CMYK"), kind, icc_profile=content, **options))
+    assert rgb[:, :14].min() > 250  # paper
+    assert np.abs(rgb[:, 18:].astype(int) - (208, 62, 55)).max() < 8  # Lab 50, 60, 40; without a profile 0, 255, 255
+
+
 def test_a_colour_profile_that_does_not_fit_is_ignored(photo: np.ndarray) -> None:
     from PIL import ImageCms
 

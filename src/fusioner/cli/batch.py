@@ -27,6 +27,7 @@ from fusioner.cli.options import (
     read_label_flags,
 )
 from fusioner.cli.progress import progress
+from fusioner.cores import available_cores
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
@@ -157,7 +158,6 @@ def _local_engine(
 ) -> "tuple[int, Engine]":
     """Return the number of workers and the engine."""
     from fusioner.batch.multiprocessing_engine import run_multiprocessing
-    from fusioner.batch.worker import available_cores
 
     if address:
         raise FusionerError("--address is that of a Ray cluster: add --engine ray")

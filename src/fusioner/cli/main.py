@@ -27,6 +27,9 @@ VERBS = {
 }
 """Verb -> where its function (or App of sub-verbs) is defined, and its line in the overview, which imports none."""
 
+WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""Variables by which torch's waiting threads sleep instead of spinning, read when torch is imported: beside other busy
+processes, spinning makes it many times slower (benchmarks/loaded.py)."""
 EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "multipart", "python_multipart", "prometheus_client", "httpx"), "serve"),
     **dict.fromkeys(("torch", "transformers", "huggingface_hub", "lightning_fabric"), "train"),
@@ -69,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success; 2: wrong arguments, bad input or a missing package, reported on stderr in one `error:` line;
     130: interrupted.
     """
+    for name, value in WAIT_POLICY.items():
+        os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a label in any language must not fail on a narrow terminal
             stream.reconfigure(errors="backslashreplace")

@@ -40,7 +40,7 @@ class ExportedNetwork:
     ) -> None:
         """Load the graphs of a folder, by default those of the bundled model.
 
-        `templates` replace the card's, `threads` 0 leaves their number to the runtime.
+        `templates` replace the card's, `threads` 0: see `cores.default_threads`.
 
         Raises:
             FusionerError: the folder is not an exported model or is corrupt, or the runtime is not available.

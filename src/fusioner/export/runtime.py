@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Shaped
 
+from fusioner.cores import default_threads
 from fusioner.errors import FusionerError
 
 Graph: TypeAlias = Callable[..., Shaped[np.ndarray, "..."]]
@@ -39,7 +40,7 @@ def pick_runtime(wanted: str, format: str) -> str:
 
 
 def open_graph(path: Path, runtime: str, threads: int = 0) -> Graph:
-    """Load a graph; `threads` 0 leaves their number to the runtime.
+    """Load a graph; `threads` 0: see `default_threads`.
 
     Raises:
         FusionerError: the file is corrupt.
@@ -55,7 +56,7 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or default_threads()
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry(
         "session.intra_op.allow_spinning", "0"
@@ -69,7 +70,6 @@ def _openvino(path: Path, threads: int) -> Graph:
 
     # By default it computes in bfloat16 on processors that support it, which moves mask borders.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    settings["INFERENCE_NUM_THREADS"] = str(threads or default_threads())
     compiled = openvino.Core().compile_model(path, "CPU", settings)
     return lambda **inputs: np.asarray(compiled(inputs)[0])

@@ -1,0 +1,91 @@
+"""Seconds of `fusioner predict` of one photograph, alone and beside busy processes, by threads and spin policy.
+
+    python benchmarks/loaded.py [--busy 0 2] [--rounds 3]
+    python benchmarks/loaded.py --operators
+
+Waiting threads of OpenMP (torch) and of ONNX Runtime may spin, which takes the cores from the threads that they wait
+for where other processes are busy. Prints the median of the rounds.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+PHOTO = Path(__file__).parent.parent / "samples" / "coffee.jpg"
+CASES: dict[str, tuple[str, Mapping[str, str]]] = {
+    "ONNX Runtime, as shipped": ("onnx", {}),
+    "ONNX Runtime, one thread": ("onnx", {"OMP_NUM_THREADS": "1"}),
+    "torch, as shipped": ("torch", {}),
+    "torch, spinning": ("torch", {"OMP_WAIT_POLICY": "ACTIVE"}),
+    "torch, one thread": ("torch", {"OMP_NUM_THREADS": "1"}),
+}
+
+
+OPERATORS = """
+import time, torch
+x, w = torch.rand(1, 64, 56, 56), torch.rand(64, 64, 3, 3)
+with torch.no_grad():
+    for step in range(65):
+        if step == 5:
+            begun = time.monotonic()
+        torch.nn.functional.conv2d(x, w, padding=1).relu_().softmax(1)
+print(f"{time.monotonic() - begun:.2f} s")
+"""
+
+
+def operators() -> None:
+    """Print the time of sixty convolutions of torch by spin policy, twice, under the load that there is."""
+    for _ in range(2):
+        for variables in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_NUM_THREADS": "1"}):
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+            command = [sys.executable, "-c", OPERATORS]
+            done = subprocess.run(command, env=environment | variables, check=True, capture_output=True, text=True)
+            print(variables, done.stdout.strip(), flush=True)
+
+
+def seconds(runtime: str, variables: Mapping[str, str], folder: str) -> float:
+    """Return the wall time of one command."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | variables
+    words = ["predict", PHOTO, "--labels", "cup, spoon, table", "--runtime", runtime, "--out", folder]
+    begun = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "fusioner", *map(str, words)], env=environment, check=True, capture_output=True
+    )
+    return time.monotonic() - begun
+
+
+def main() -> None:
+    """Print a row per case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="numbers of busy processes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--operators", action="store_true", help="sixty convolutions instead of whole commands")
+    parsed = parser.parse_args()
+    if parsed.operators:
+        operators()
+        return
+    print("| | " + " | ".join(f"{busy} busy processes" for busy in parsed.busy) + " |")
+    print("|---" * (1 + len(parsed.busy)) + "|")
+    for name, (runtime, variables) in CASES.items():
+        cells = []
+        for busy in parsed.busy:
+            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    times = [seconds(runtime, variables, folder) for _ in range(parsed.rounds)]
+            finally:
+                for process in others:
+                    process.kill()
+                    process.wait()
+            cells.append(f"{statistics.median(times):.1f} s")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
