@@ -517,10 +517,10 @@ class Segmenter:
     def _reduce(
         self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str], size: tuple[int, int]
     ) -> Float[np.ndarray, "k h w"]:
-        """Reduce the logits of all names to those of the labels; a softmax is computed at the image's `size`."""
+        """Reduce the logits of all names to those of the labels; a softmax is computed at the image's `size`, less for many names."""
         logits = _check_finite(logits)
         if self.is_softmax:
-            scale = min(1.0, math.sqrt(MAX_CANVAS_SIZE / (len(logits) * math.prod(size))))
+            scale = min(1.0, math.sqrt(MAX_FEATURE_SIZE / (len(logits) * math.prod(size))))
             logits = upsample(logits, (max(1, int(size[0] * scale)), max(1, int(size[1] * scale))))
         return self.hierarchy.reduce(logits, labels)
 

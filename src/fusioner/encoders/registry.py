@@ -258,7 +258,7 @@ def _resolve_proxy(name: str) -> "Callable[[], ImageEncoder]":
 def matching_text_encoder(name: str) -> str | None:
     """Return the text encoder of the same model as an image encoder; None if there is none or it is unknown.
 
-    clip-vit-b16@/folder -> clip-text-b16@/folder, hf:REPOSITORY -> hf:REPOSITORY.
+    clip-vit-b16@/folder -> clip-text-b16@/folder, hf:REPOSITORY -> hf:REPOSITORY, also openclip:.
     """
     if name.startswith(SCHEMES):
         return name
