@@ -517,7 +517,7 @@ class Segmenter:
     def _reduce(
         self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str], size: tuple[int, int]
     ) -> Float[np.ndarray, "k h w"]:
-        """Reduce all names' logits to the labels'; a softmax is computed at the image's `size`, coarser for many names."""
+        """Reduce all names' logits to the labels'; compute a softmax at the image's `size`, coarser for many names."""
         logits = _check_finite(logits)
         if self.is_softmax:
             scale = min(1.0, math.sqrt(MAX_FEATURE_SIZE / (len(logits) * math.prod(size))))
