@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusioner.formats import found_segments
 from fusioner.labels import check_labels
-from fusioner.polygons import join_holes
+from fusioner.polygons import join_holes, simplify
 from fusioner.segmenter import load
 
 
@@ -51,7 +51,7 @@ class DetectionFunction:
             if segment.score < (context.conf_threshold or 0):
                 continue
             if context.conv_mask_to_poly:
-                rings = [join_holes(polygon) for polygon in segment.polygons]
+                rings = [join_holes(simplify(polygon)[0]) for polygon in segment.polygons]
                 shapes += [cvataa.polygon(segment.id - 1, ring.astype(float).ravel().tolist()) for ring in rings]
             else:
                 shapes.append(cvataa.mask(segment.id - 1, encode_mask(segment.mask)))

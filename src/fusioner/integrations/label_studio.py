@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from fusioner.errors import FusionerError
-from fusioner.polygons import join_holes
+from fusioner.polygons import join_holes, simplify
 from fusioner.regions import decode_mask
 
 _CONTROLS = {"BrushLabels": "brushlabels", "PolygonLabels": "polygonlabels"}
@@ -57,7 +57,7 @@ def read_label_config(xml: str) -> list[Control]:
 
 
 def regions(result: dict[str, Any], control: Control) -> list[dict[str, Any]]:
-    """Return the regions of a prediction: one mask per label, or one polygon per connected region.
+    """Return the regions of a prediction: one mask per label, or one simplified polygon per connected region.
 
     Args:
         result: a result as JSON values, see `fusioner.formats.describe`.
@@ -71,7 +71,8 @@ def regions(result: dict[str, Any], control: Control) -> list[dict[str, Any]]:
         if control.kind == "brushlabels":
             values = [{"format": "rle", "rle": encode_brush(decode_mask(segment["rle"]))}]
         else:
-            rings = [join_holes([np.array(ring) for ring in polygon]) for polygon in segment["polygons"]]
+            polygons = ([np.array(ring) for ring in polygon] for polygon in segment["polygons"])
+            rings = [join_holes(simplify(polygon)[0]) for polygon in polygons]
             values = [{"points": (ring * 100 / (width, height)).tolist(), "closed": True} for ring in rings]
         found += [
             {
