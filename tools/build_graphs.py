@@ -33,7 +33,7 @@ DTYPES = {
 }
 """Type in safetensors -> NumPy's and ONNX's."""
 SMALL = 64  # bytes; smaller constants stay in the graph
-TOOLS = ("torch", "onnxscript", "transformers")
+TOOLS = ("torch", "onnxscript")
 
 
 class Stored(NamedTuple):

@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from fusioner.encoders.bundled import build_minilm
+from fusioner.encoders.bundled import MiniLM
 from fusioner.encoders.dense_classifier import ClassName, Hypernym, parse_hypernyms, parse_names
 from fusioner.errors import FusionerError
 
@@ -325,7 +325,7 @@ def sentence_encoder(text: bytes, tokenizer: bytes) -> Callable[[Sequence[str]],
     Computed in fp64 from the shipped fp16 weights: so the rounded result does not depend on a machine's order of sums.
     """
     weights = {key: tensor.double() for key, tensor in load(text).items()}
-    encoder = build_minilm(weights, tokenizer.decode()).double()
+    encoder = MiniLM(weights, tokenizer.decode()).double()
     reader = Tokenizer.from_str(tokenizer.decode())
     reader.enable_padding()
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
-from fusioner.encoders.bundled import dinov2_s_embedded
+from fusioner.encoders.bundled import Dinov2
 from fusioner.errors import FusionerError
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "build_weights.py"
@@ -123,7 +123,7 @@ def test_the_tokens_are_block_nine_of_the_onnx_graph(tool: ModuleType, wheels: P
     model.graph.output[0].name = end
     image = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255
     image = F.interpolate(image, size=(224, 224), mode="bilinear", antialias=True)
-    encoder = dinov2_s_embedded()
+    encoder = Dinov2()
     mean, std = (torch.tensor(values)[:, None, None] for values in (encoder.mean, encoder.std))
     (hidden,) = ReferenceEvaluator(model).run(None, {"input_image": ((image - mean) / std).numpy()})
     expected = F.normalize(F.layer_norm(torch.from_numpy(hidden), (384,), eps=1e-6)[:, 1:], dim=-1)

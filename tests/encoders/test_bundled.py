@@ -19,20 +19,20 @@ from transformers import BertModel, Dinov2Model
 
 from fusioner.encoders import bundled
 from fusioner.encoders.base import Frozen, ImageEncoder, TextEncoder
-from fusioner.encoders.image import PatchTransformer
-from fusioner.encoders.text import PooledText
+from fusioner.encoders.bundled import Dinov2, MiniLM
+from fusioner.encoders.registry import build_image_encoder
 from fusioner.errors import FusionerError
 
 WEIGHTS = Path(str(resources.files("fusioner.weights")))
 
 
 @pytest.fixture(scope="module")
-def dinov2() -> PatchTransformer:
-    return bundled.dinov2_s_embedded()
+def dinov2() -> Dinov2:
+    return Dinov2()
 
 
 @pytest.fixture(scope="module")
-def minilm() -> PooledText:
+def minilm() -> MiniLM:
     return bundled.minilm_embedded()
 
 
@@ -63,7 +63,7 @@ def test_the_files_are_the_pinned_ones_and_small_enough():
                 assert tensor.isfinite().all()
 
 
-def test_dinov2_is_transformers_dinov2_strictly_loaded(dinov2: PatchTransformer, tmp_path: Path):
+def test_dinov2_is_transformers_dinov2_strictly_loaded(dinov2: Dinov2, tmp_path: Path):
     config = {
         "model_type": "dinov2",
         "hidden_size": 384,
@@ -77,22 +77,23 @@ def test_dinov2_is_transformers_dinov2_strictly_loaded(dinov2: PatchTransformer,
     loaded: Any = Dinov2Model.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     model, report = loaded
     assert not any(report.values())
-    image = photo("astronaut", 84, 126)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    with torch.no_grad():
-        hidden = model.eval()((image - mean[:, None, None]) / std[:, None, None]).last_hidden_state
-    expected = F.normalize(hidden[:, 1:], dim=2)  # (1, 6 * 9, 384)
-    tokens = dinov2(image)
-    assert tokens.shape == (1, 384, 6, 9)
-    torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+    for name, height, width in [("astronaut", 84, 126), ("chelsea", 336, 336), ("coffee", 518, 518)]:
+        image = photo(name, height, width)
+        with torch.no_grad():
+            hidden = model.eval()((image - mean[:, None, None]) / std[:, None, None]).last_hidden_state
+        expected = F.normalize(hidden[:, 1:], dim=2)
+        tokens = dinov2(image)
+        assert tokens.shape == (1, 384, height // 14, width // 14)
+        torch.testing.assert_close(tokens.flatten(2).transpose(1, 2), expected, rtol=0, atol=1e-5)
 
 
-def test_dinov2_final_norm_has_no_weights_of_its_own(dinov2: PatchTransformer):
+def test_dinov2_final_norm_has_no_weights_of_its_own(dinov2: Dinov2):
     assert torch.equal(dinov2.model.layernorm.weight, torch.ones(384))
     assert torch.equal(dinov2.model.layernorm.bias, torch.zeros(384))
 
 
-def test_dinov2_positions_are_a_smooth_grid_in_row_order(dinov2: PatchTransformer):
+def test_dinov2_positions_are_a_smooth_grid_in_row_order(dinov2: Dinov2):
     """A transposed or shuffled grid would run too, so neighbours must be similar and distant positions not."""
     position = dinov2.model.embeddings.position_embeddings
     assert position.shape == (1, 1 + 37 * 37, 384)
@@ -111,7 +112,7 @@ def test_dinov2_takes_any_size_and_gives_unit_tokens(dinov2, height: int, width:
     torch.testing.assert_close(tokens[0], tokens[1], rtol=1e-4, atol=1e-5)
 
 
-def test_dinov2_tells_a_cat_from_a_cup_wherever_they_are(dinov2: PatchTransformer):
+def test_dinov2_tells_a_cat_from_a_cup_wherever_they_are(dinov2: Dinov2):
     side_by_side = torch.cat([photo("chelsea", 224, 224), photo("coffee", 224, 224)], dim=3)
     tokens = dinov2(side_by_side)[0]  # (384, 16, 32)
     left, right = tokens[:, 4:12, 4:12].flatten(1), tokens[:, 4:12, 20:28].flatten(1)
@@ -119,7 +120,7 @@ def test_dinov2_tells_a_cat_from_a_cup_wherever_they_are(dinov2: PatchTransforme
     assert within > (left.T @ right).mean() + 0.15
 
 
-def test_minilm_is_transformers_bert_mean_pooled(minilm: PooledText, tmp_path: Path):
+def test_minilm_is_transformers_bert_mean_pooled(minilm: MiniLM, tmp_path: Path):
     config = {
         "model_type": "bert",
         "hidden_size": 384,
@@ -139,10 +140,10 @@ def test_minilm_is_transformers_bert_mean_pooled(minilm: PooledText, tmp_path: P
         expected = torch.cat(
             [model.eval()(torch.tensor([tokenizer.encode(text).ids]))[0].mean(dim=1) for text in texts]
         )
-    torch.testing.assert_close(minilm(texts), F.normalize(expected, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(minilm(texts), F.normalize(expected, dim=1), rtol=0, atol=1e-5)
 
 
-def test_minilm_vectors_mean_what_the_words_mean(minilm: PooledText):
+def test_minilm_vectors_mean_what_the_words_mean(minilm: MiniLM):
     words = ["cat", "kitten", "car", "automobile", "sofa", "couch"]
     likeness = minilm(words) @ minilm(words).T
     torch.testing.assert_close(likeness.diagonal(), torch.ones(6))
@@ -151,7 +152,7 @@ def test_minilm_vectors_mean_what_the_words_mean(minilm: PooledText):
         assert likeness[word, alike] > likeness[word, unlike] + 0.2
 
 
-def test_minilm_takes_none_and_many_and_too_long(minilm: PooledText):
+def test_minilm_takes_none_and_many_and_too_long(minilm: MiniLM):
     assert minilm([]).shape == (0, 384)
     many = minilm([f"label number {index}" for index in range(130)])
     torch.testing.assert_close(many[129:], minilm(["label number 129"]), rtol=1e-4, atol=1e-5)
@@ -159,9 +160,7 @@ def test_minilm_takes_none_and_many_and_too_long(minilm: PooledText):
     assert not torch.allclose(minilm(["dog " * 120 + "a red car " * 20]), minilm(["dog " * 130]), atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("build", "protocol"), [(bundled.dinov2_s_embedded, ImageEncoder), (bundled.minilm_embedded, TextEncoder)]
-)
+@pytest.mark.parametrize(("build", "protocol"), [(Dinov2, ImageEncoder), (bundled.minilm_embedded, TextEncoder)])
 def test_they_load_without_network_and_stay_frozen(build: Callable, protocol: Any, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("an embedded encoder opened a socket")
@@ -176,8 +175,12 @@ def test_they_load_without_network_and_stay_frozen(build: Callable, protocol: An
     assert all(parameter.dtype == torch.float32 for parameter in encoder.parameters())
 
 
-def test_fingerprints_follow_weights_and_normalisation(dinov2: PatchTransformer, minilm: PooledText):
-    again = bundled.dinov2_s_embedded()
+def test_fingerprints_follow_weights_and_normalisation(dinov2: Dinov2, minilm: MiniLM):
+    """They are those of the same weights in transformers 5, which keeps feature caches and cards valid."""
+    again = Dinov2()
+    assert again.fingerprint().startswith("5eed36335d22532e")
+    assert minilm.fingerprint().startswith("c99b2f323301cb88")
+    assert build_image_encoder("dinov2-s-embedded+effnet-lite2").fingerprint().startswith("4ef37933d8312c58")
     assert again.fingerprint() == dinov2.fingerprint() != minilm.fingerprint()
     again.mean = (0.5, 0.5, 0.5)
     assert again.fingerprint() != dinov2.fingerprint()
@@ -190,11 +193,13 @@ def test_missing_and_broken_weights_are_one_sentence(tmp_path: Path, monkeypatch
     cut.write_bytes((WEIGHTS / "dinov2_s.safetensors").read_bytes()[:100_000])
     monkeypatch.setattr(bundled, "weights_file", lambda name: cut)
     with pytest.raises(FusionerError, match=r"cannot be read .*: reinstall fusioner"):
-        bundled.dinov2_s_embedded()
+        Dinov2()
 
 
-@pytest.mark.parametrize("change", ["lacks", "more", "shape"])
-def test_weights_that_do_not_fit_are_refused(change: str):
+@pytest.mark.parametrize(
+    ("change", "reason"), [("lacks", "Missing key"), ("more", "Unexpected key"), ("shape", "size mismatch")]
+)
+def test_weights_that_do_not_fit_are_refused(change: str, reason: str):
     state = bundled.read_weights("minilm.safetensors")
     key = "encoder.layer.3.output.dense.weight"
     if change == "lacks":
@@ -203,5 +208,5 @@ def test_weights_that_do_not_fit_are_refused(change: str):
         state["encoder.layer.9.output.dense.weight"] = state[key]
     else:
         state[key] = state[key].T.contiguous()
-    with pytest.raises(FusionerError, match=r"not fit BertModel: 1 tensors are \S.*, first encoder\.layer\.\d\.output"):
-        bundled.build_minilm(state, (WEIGHTS / "minilm.tokenizer.json").read_text())
+    with pytest.raises(FusionerError, match=rf"the weights do not fit MiniLM: {reason}.*encoder\.layer\.\d\.output"):
+        MiniLM(state, (WEIGHTS / "minilm.tokenizer.json").read_text())

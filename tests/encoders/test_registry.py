@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusioner.encoders.base import ImageEncoder, TextEncoder
-from fusioner.encoders.image import ConcatEncoder
+from fusioner.encoders.base import ConcatEncoder, ImageEncoder, TextEncoder
 from fusioner.encoders.registry import (
     IMAGE_ENCODERS,
     TEXT_ENCODERS,

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fusioner.encoders.base import Hypernyms, state_digest
+from fusioner.encoders.base import HALF, DenseEncoder, Hypernyms, state_digest
 from fusioner.encoders.bundled import read_weights
 from fusioner.encoders.efficientnet import load_effnet
-from fusioner.encoders.image import HALF, DenseEncoder
 from fusioner.weights import weights_file
 
 

@@ -7,12 +7,13 @@ excitation, stem and head not scaled), widths x 1.1 and depths x 1.2. Trained at
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fusioner.errors import FusionerError
+from fusioner.encoders.bundled import load_weights
 
 # (expansion, kernel, stride of the first block, width, blocks) of each stage
 STAGES = (
@@ -126,11 +127,7 @@ def _fold(module: nn.Module, norms: Mapping[str, str]) -> None:
 
 def load_effnet(state: Mapping[str, Tensor], output_stride: Literal[16, 32] = 32) -> EfficientNetLite2:
     """Build the network with folded BatchNorm, in eval mode; FusionerError if the weights do not fit."""
-    network = EfficientNetLite2(output_stride)
-    try:
-        network.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise FusionerError(
-            f"the weights do not fit EfficientNet-Lite2: {str(error).splitlines()[-1].strip()}"
-        ) from error
+    with torch.device("meta"):
+        network = EfficientNetLite2(output_stride)
+    load_weights(network, state, "EfficientNet-Lite2")
     return network.fuse()

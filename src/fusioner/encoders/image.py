@@ -4,20 +4,17 @@ Every vision transformer here ends its sequence with the patches in row order; t
 distillation) are dropped. transformers interpolates the position embeddings, also for H != W.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 import transformers
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
 from fusioner.encoders.attention import Attention, LastLayer
-from fusioner.encoders.base import RGB, FrozenImageEncoder, ImageEncoder, state_digest
+from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, DenseEncoder
 from fusioner.encoders.hub import (
     accepts,
     build_model,
@@ -29,49 +26,6 @@ from fusioner.encoders.hub import (
 )
 from fusioner.encoders.open_clip import is_openai, remap_openai_visual, vision_config
 from fusioner.errors import FusionerError
-
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF: RGB = (0.5, 0.5, 0.5)
-
-
-class DenseEncoder(FrozenImageEncoder, ABC):
-    """Base of the image encoders: resize, normalise, compute `tokens`, scale them to unit length."""
-
-    def __init__(self, name: str, dim: int, stride: int, mean: RGB, std: RGB) -> None:
-        super().__init__()
-        self.name, self.dim, self.stride = name, dim, stride
-        self.mean, self.std = mean, std
-
-    @abstractmethod
-    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Compute tokens of any length from normalised pixels; h and w are multiples of the stride."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that change the tokens, besides weights and normalisation."""
-        return {}
-
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Encode RGB in [0, 1] into unit-length tokens on a grid of h // stride by w // stride (at least 1 by 1).
-
-        Other sizes than multiples of the stride are resized to the next smaller one (bilinear, no antialiasing).
-        """
-        return F.normalize(self.unscaled(images), dim=1)
-
-    @torch.no_grad()
-    def unscaled(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Encode as `forward` does, into tokens of any length."""
-        size = tuple(max(1, side // self.stride) * self.stride for side in images.shape[-2:])
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=False)
-        mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return self.tokens((images - mean) / std).float()
-
-    def fingerprint(self) -> str:
-        """Return the sha256 (hex) of weights, settings and normalisation; weights are hashed once."""
-        if self._digest is None:
-            self._digest = state_digest(self, [type(self).__name__, self.stride, self.settings()])
-        return state_digest(nn.Module(), [self._digest, list(self.mean), list(self.std)])
 
 
 class PatchTransformer(DenseEncoder):
@@ -139,60 +93,6 @@ class ClipVision(PatchTransformer):
     def head(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
         """Map states of the last layer to the joint space."""
         return self.model.visual_projection(self.model.vision_model.post_layernorm(patches))
-
-
-def _shared(name: str) -> Any:
-    def read(self: "ConcatEncoder") -> RGB:
-        return getattr(self._parts[0], name)
-
-    def assign(self: "ConcatEncoder", value: RGB) -> None:
-        if tuple(value) != tuple(read(self)):  # assigning the current value keeps the other encoders' values
-            for encoder in self._parts:
-                setattr(encoder, name, value)
-
-    return property(read, assign)
-
-
-class ConcatEncoder(FrozenImageEncoder):
-    """Tokens of several image encoders, resampled (bilinear) to the first one's grid and concatenated along d.
-
-    Each encoder's tokens have unit length before and after resampling, so all count equally; the result is scaled to
-    unit length again. `dim` is the sum, `name` the names joined by "+". Assigning `mean` or `std` sets them in all.
-    """
-
-    mean, std = _shared("mean"), _shared("std")
-
-    def __init__(self, encoders: Sequence[ImageEncoder]) -> None:
-        super().__init__()
-        if not encoders:
-            raise FusionerError("a list of image encoders needs at least one")
-        self._parts = tuple(encoders)
-        self.encoders = nn.ModuleList(encoder for encoder in encoders if isinstance(encoder, nn.Module))
-        self.name = "+".join(encoder.name for encoder in encoders)
-        self.dim = sum(encoder.dim for encoder in encoders)
-        self.stride = encoders[0].stride
-        self.freeze()
-
-    @property
-    def parts(self) -> Sequence[ImageEncoder]:
-        return self._parts
-
-    @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        """Encode RGB in [0, 1] into unit-length tokens on the first encoder's grid."""
-        first, *others = (encoder(images) for encoder in self._parts)  # each (b, d_i, gh_i, gw_i)
-        resampled = [F.normalize(_resample(tokens, first.shape[-2:]), dim=1) for tokens in others]
-        return F.normalize(torch.cat([first, *resampled], dim=1), dim=1)
-
-    def fingerprint(self) -> str:
-        """Return the sha256 (hex) of the encoders' fingerprints, in order."""
-        return state_digest(nn.Module(), [encoder.fingerprint() for encoder in self._parts])
-
-
-def _resample(tokens: Float[Tensor, "b d gh gw"], size: torch.Size) -> Float[Tensor, "b d gh2 gw2"]:
-    if tokens.shape[-2:] == size:
-        return tokens
-    return F.interpolate(tokens, size=size, mode="bilinear", align_corners=False)
 
 
 @dataclass(frozen=True)

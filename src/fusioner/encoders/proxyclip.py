@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from fusioner.encoders.base import ImageEncoder, state_digest
-from fusioner.encoders.image import ClipVision, ConcatEncoder
+from fusioner.encoders.base import ConcatEncoder, ImageEncoder, state_digest
+from fusioner.encoders.image import ClipVision
 
 BETA, GAMMA = 1.2, 3.0  # shift, as a multiple of the mean cosine, and scale of the affinity, as published
 

@@ -112,7 +112,7 @@ _TIPS = {
     "so400m": _tips("so400m", "so400m14", 412.4, 448.3),
 }
 IMAGE_ENCODERS: dict[str, EncoderSpec] = {
-    "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.dinov2_s_embedded"),
+    "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.Dinov2"),
     "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors", text="minilm-embedded"),
     "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE", text="minilm-embedded"),
     **_CLIPS,
@@ -180,7 +180,7 @@ def build_image_encoder(name: str) -> "ImageEncoder":
     builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
     if len(builders) == 1:
         return builders[0]()
-    from fusioner.encoders.image import ConcatEncoder
+    from fusioner.encoders.base import ConcatEncoder
 
     return cast("ImageEncoder", ConcatEncoder([build() for build in builders]))
 

@@ -1,20 +1,17 @@
 """Frozen text encoders of the transformers library: strings in, one unit-length vector each out."""
 
-import json
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from fusioner.encoders.base import Frozen, state_digest
+from fusioner.encoders.base import TextModel, portable_tokenizer
 from fusioner.encoders.hub import (
     build_model,
     fingerprinted_settings,
@@ -28,15 +25,9 @@ from fusioner.encoders.hub import (
 from fusioner.encoders.open_clip import is_openai, remap_openai_text, text_config
 from fusioner.errors import FusionerError
 
-BATCH = 64  # strings encoded at once; bounds the memory of many labels times templates
 
-
-class TextModel(Frozen, ABC):
-    """Base of the text encoders: batch, tokenize, `embed`, scale to unit length; texts beyond the context are cut."""
-
-    padding = "longest"
-    lowercase = False
-    pooling = ""
+class PretrainedText(TextModel, ABC):
+    """Base of the text encoders of transformers."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str, dim: int, reserved: int = 0) -> None:
         super().__init__()
@@ -46,38 +37,34 @@ class TextModel(Frozen, ABC):
         self._tokenizer = tokenizer
         self.freeze()
 
-    @abstractmethod
-    def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
-        """Embed token ids (mask 1: text, 0: padding) as vectors of any length."""
+    @property
+    def pad(self) -> tuple[str, int]:
+        return self._tokenizer.pad_token, self._tokenizer.pad_token_id
 
-    @torch.no_grad()
-    def forward(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """Encode any number of strings as fp32 unit vectors, in order, on the model's device."""
-        batches = [self._encode(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)]
-        return torch.cat(batches) if batches else torch.empty(0, self.dim, device=self.model.device)
-
-    def _encode(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
         tokens = self._tokenizer(
-            [text.lower() for text in texts] if self.lowercase else list(texts),
+            list(texts),
             padding=self.padding,
             padding_side="right",
             truncation=True,
             max_length=self.context,
             return_attention_mask=True,
             return_tensors="pt",
-        ).to(self.model.device)
-        return F.normalize(self.embed(tokens["input_ids"], tokens["attention_mask"]).float(), dim=1)
+        )
+        return tokens["input_ids"], tokens["attention_mask"]
 
-    def fingerprint(self) -> str:
-        """Return the sha256 (hex) of weights, tokenizer and pooling; computed once."""
-        if self._digest is None:
-            settings = [type(self).__name__, self.padding, self.context, fingerprinted_settings(self.model.config)]
-            settings += [self.pooling] if self.pooling else []
-            self._digest = state_digest(self, [*settings, _tokenizer_settings(self._tokenizer)])
-        return self._digest
+    def settings(self) -> dict[str, Any]:
+        return fingerprinted_settings(self.model.config)
+
+    def tokenizer_json(self) -> Any:
+        """Return the content of tokenizer.json; of a tokenizer implemented in Python, its sorted vocabulary."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return sorted(self._tokenizer.get_vocab().items())
+        return portable_tokenizer(backend)
 
 
-class ClipText(TextModel):
+class ClipText(PretrainedText):
     """CLIP: projection of the state at the end-of-text token."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -87,7 +74,7 @@ class ClipText(TextModel):
         return self.model(input_ids=ids, attention_mask=mask).text_embeds
 
 
-class SiglipText(TextModel):
+class SiglipText(PretrainedText):
     """SigLIP and SigLIP 2: lower case, padded to the full context and read without a mask, as in training."""
 
     padding = "max_length"
@@ -100,7 +87,7 @@ class SiglipText(TextModel):
         return self.model(input_ids=ids).pooler_output  # the head on the last token's state, padding or not
 
 
-class PooledText(TextModel):
+class PooledText(PretrainedText):
     """BERT-like models, sentence encoders included: mean of the last states over the text's tokens.
 
     BERT and RoBERTa were not trained for sentence vectors, and the mean suits them better than the [CLS] state. Only
@@ -130,7 +117,7 @@ class TextBackboneSpec:
     """
 
     model: str
-    encoder: Callable[..., TextModel] = PooledText
+    encoder: Callable[..., PretrainedText] = PooledText
     reserved: int = 0
 
 
@@ -153,7 +140,7 @@ TEXT_BACKBONES: dict[str, TextBackboneSpec] = {
 
 def load_text_encoder(
     source: str, name: str, model_types: Sequence[str] = (), *, fallback: str = "", open_clip: bool = False
-) -> TextModel:
+) -> PretrainedText:
     """Load a frozen text encoder from a folder or a Hugging Face repository; arguments as of `load_image_encoder`."""
     checkpoint = locate(source, name, fallback, tokenizer=True, open_clip=open_clip)
     config = read_config(checkpoint, model_types or TEXT_BACKBONES)
@@ -186,11 +173,3 @@ def load_tokenizer(folder: Path, name: str) -> Any:
         raise FusionerError(f"{name}: {folder} has no tokenizer (tokenizer.json, vocab.txt, vocab.json or a .model)")
     with loading(f"{name}: the tokenizer in {folder} cannot be read"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _tokenizer_settings(tokenizer: Any) -> Any:
-    """Return a tokenizer as JSON, without the padding and truncation that each call sets."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return sorted(tokenizer.get_vocab().items())
-    return {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")}

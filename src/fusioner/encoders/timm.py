@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, DenseEncoder
 from fusioner.encoders.hub import first_line, locate
-from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, DenseEncoder
 from fusioner.errors import FusionerError
 
 

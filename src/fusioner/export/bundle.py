@@ -1,4 +1,4 @@
-"""The folder of an exported model: three graphs, a tokenizer and the manifest `fusioner.json`."""
+"""The folder of an exported model: its graphs, a tokenizer and the manifest `fusioner.json`."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from fusioner.weights import DEFAULT_MODEL, weights_file
 
 MANIFEST, FORMAT = "fusioner.json", "fusioner-export-1"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
-PARTS = ("image", "text", "labels")
+PARTS = ("image", "text", "labels", "features")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Bundle:
             `pad`, the padding token and its id; `lower`, whether texts are converted to lower case first.
         parity: the table of `export.parity`.
         tokenizer: name of the tokenizer's file.
+        features: whether there is a graph of image features; earlier exports have none.
     """
 
     folder: Path
@@ -41,9 +42,15 @@ class Bundle:
     text: dict[str, Any]
     parity: list[dict[str, Any]] = field(default_factory=list)
     tokenizer: str = "tokenizer.json"
+    features: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of `PARTS` that it has."""
+        return PARTS if self.features else PARTS[:-1]
 
     def graph(self, part: str) -> Path:
-        """Return the file of "image", "text" or "labels"."""
+        """Return the file of one of `parts`."""
         return self.folder / f"{part}{ENDINGS[self.format]}"
 
     def write(self) -> None:
@@ -66,7 +73,7 @@ def read_bundle(folder: str | Path) -> Bundle:
             raise FusionerError(f"{path} comes from another version of Fusioner: export the model again")
         values["card"] = ModelCard.from_json(json.dumps(values["card"]))
         bundle = Bundle(folder=folder, **values)
-        needed = [*(bundle.graph(part) for part in PARTS), folder / bundle.tokenizer]
+        needed = [*(bundle.graph(part) for part in bundle.parts), folder / bundle.tokenizer]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FusionerError(f"{path} is corrupt: copy the folder or export the model again") from error
     for file in needed:
@@ -79,4 +86,6 @@ def bundled_model() -> Bundle:
     """Return the bundled model, whose graphs (tools/build_graphs.py) read their weights from the safetensors files."""
     path = weights_file(DEFAULT_MODEL)
     text = {"context": 256, "fixed": False, "pad": ["[PAD]", 0], "lower": False}
-    return Bundle(path.parent, "onnx", "fp16", read_card(path), 14, 14, text, tokenizer="minilm.tokenizer.json")
+    return Bundle(
+        path.parent, "onnx", "fp16", read_card(path), 14, 14, text, tokenizer="minilm.tokenizer.json", features=True
+    )

@@ -1,6 +1,6 @@
-"""The three ONNX graphs of an exported model: image encoder, text encoder and fusion network.
+"""The ONNX graphs of an exported model: image encoder, image features, text encoder and fusion network.
 
-Images and labels are encoded once; only the third graph runs for every query. Letters: B images,
+Images and labels are encoded once; only the last graph runs for every query. Letters: B images,
 Gh Gw token grid, D and E widths, K labels, N texts, T word pieces, H W pixels.
 """
 
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fusioner.errors import FusionerError
+from fusioner.model.closed_set_head import ClosedSetScores
+from fusioner.model.fusioner import Fusioner
+from fusioner.model.similarity import ImageFeatures
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
 
 OPSET = 20
+FEATURE_TYPES = ImageFeatures, ClosedSetScores
 BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # upper bounds: images, labels, texts, cells
 
 
@@ -52,18 +56,49 @@ class TextPart(nn.Module):
         return F.normalize(self.encoder.embed(ids, mask).float(), dim=1)
 
 
-class LabelPart(nn.Module):
-    """Tokens and label embeddings -> logits of the size of `canvas`, of which only the shape is used."""
+class FeaturesPart(nn.Module):
+    """Tokens to the label-independent image features, see `model.similarity.ImageFeatures`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Fusioner) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Float[Tensor, "b d gh gw"]) -> tuple[Tensor, ...]:
+        return tuple(flatten_features(self.model.encode_image(tokens)).values())
+
+
+class LabelPart(nn.Module):
+    """Tokens, features and label embeddings -> logits of the size of `canvas`, of which only the shape is used."""
+
+    def __init__(self, model: Fusioner) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, tokens: Float[Tensor, "b d gh gw"], text: Float[Tensor, "k e"], canvas: Float[Tensor, "h w"]
+        self,
+        tokens: Float[Tensor, "b d gh gw"],
+        text: Float[Tensor, "k e"],
+        canvas: Float[Tensor, "h w"],
+        features: dict[str, Tensor],
     ) -> Float[Tensor, "b k h w"]:
-        text = text.expand(tokens.shape[0], -1, -1)
-        return self.model(tokens, text, (canvas.shape[0], canvas.shape[1]))
+        text, size = text.expand(tokens.shape[0], -1, -1), (canvas.shape[0], canvas.shape[1])
+        return self.model(tokens, text, size, features=unflatten_features(features))
+
+
+def flatten_features(features: ImageFeatures | None) -> dict[str, Tensor]:
+    """Return the tensors of image features by name; empty for a model without."""
+    if features is None:
+        return {}
+    values = features._asdict() | ({} if features.closed_set is None else features.closed_set._asdict())
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def unflatten_features(tensors: dict[str, Tensor]) -> ImageFeatures | None:
+    """Invert `flatten_features`."""
+    if not tensors:
+        return None
+    own, scores = ({name: tensors[name] for name in kind._fields if name in tensors} for kind in FEATURE_TYPES)
+    return ImageFeatures(**own, closed_set=ClosedSetScores(**scores) if scores else None)
 
 
 @dataclass(frozen=True)
@@ -72,12 +107,14 @@ class Graphs:
 
     Attributes:
         image, text, labels: the graphs.
+        features: the graph of the image features; None for a model without.
         step: sides of images are multiples of it, px; 0: only the training size.
     """
 
     image: "ModelProto"
     text: "ModelProto"
     labels: "ModelProto"
+    features: "ModelProto | None"
     step: int
 
 
@@ -100,22 +137,29 @@ def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> Grap
         TextPart(encoder),
         {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)},
         {"ids": words, "mask": words},
-        "vectors",
+        ["vectors"],
         optimize,
     )
     config, k, size = model.config, _dim("k", LABELS), (_dim("h", 2**14), _dim("w", 2**14))
     grid = {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
     tokens = F.normalize(torch.rand(2, config.image_dim + config.similarity_dim, 10, 12), dim=1)
     vectors = F.normalize(torch.rand(3, config.text_dim), dim=1)
+    with torch.no_grad():
+        values = {name: value.contiguous() for name, value in flatten_features(model.encode_image(tokens)).items()}
+    names, features = [f"features_{name}" for name in values], None
+    if values:
+        features = _onnx("image features", FeaturesPart(model), {"tokens": tokens}, {"tokens": grid}, names, optimize)
+    varying = {name: (0, value.ndim - 1) for name, value in values.items()} | {"affinity": (0, 1, 2)}
+    patches = {name: dict.fromkeys(varying[name], Dim.AUTO) for name in values}
     labels = _onnx(
         "fusion network",
         LabelPart(model),
-        {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25)},
-        {"tokens": grid, "text": {0: k}, "canvas": {0: size[0], 1: size[1]}},
-        "logits",
+        {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25), "features": values},
+        {"tokens": grid, "text": {0: k}, "canvas": {0: size[0], 1: size[1]}, "features": patches},
+        ["logits"],
         optimize,
     )
-    return Graphs(image, text, labels, step)
+    return Graphs(image, text, labels, features, step)
 
 
 def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["ModelProto", int]:
@@ -127,11 +171,11 @@ def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["M
         try:
             shape = {0: batch, 2: step * _dim("rows", GRID), 3: step * _dim("columns", GRID)}
             pixels = torch.rand(2, 3, 3 * step, 4 * step)
-            return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": shape}, "tokens", optimize), step
+            return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": shape}, ["tokens"], optimize), step
         except FusionerError:  # an encoder whose own code checks the size
             pass
     pixels = torch.rand(2, 3, side, side)
-    return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, "tokens", optimize), 0
+    return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, ["tokens"], optimize), 0
 
 
 def _dim(name: str, most: int) -> Dim:
@@ -141,9 +185,9 @@ def _dim(name: str, most: int) -> Dim:
 def _onnx(
     what: str,
     part: nn.Module,
-    example: dict[str, Tensor],
-    shapes: dict[str, dict[int, Any]],
-    output: str,
+    example: dict[str, Any],
+    shapes: dict[str, Any],
+    outputs: list[str],
     optimize: bool,
 ) -> "ModelProto":
     """Trace one part with `example`; raises FusionerError if torch cannot export it."""
@@ -158,7 +202,7 @@ def _onnx(
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
             done = torch.onnx.export(
-                program, (), dynamo=True, opset_version=OPSET, output_names=[output], optimize=optimize
+                program, (), dynamo=True, opset_version=OPSET, output_names=outputs, optimize=optimize
             )
     except ModuleNotFoundError as error:
         raise FusionerError(f"exporting needs {error.name}: pip install 'fusioner[export]'") from error

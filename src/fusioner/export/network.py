@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
-from fusioner.export.bundle import PARTS, Bundle, bundled_model, read_bundle
+from fusioner.export.bundle import Bundle, bundled_model, read_bundle
 from fusioner.export.runtime import Graph, open_graph, pick_runtime
 from fusioner.image import resize_rgb
 
+CACHED_IMAGES = 4  # whose label-independent features are kept
 TEXT_BATCH_SIZE = 64
 
 
@@ -49,10 +50,13 @@ class ExportedNetwork:
         self.bundle = bundled_model() if folder is None else read_bundle(folder)
         self.card, self.stride, self.size_step = self.bundle.card, self.bundle.stride, self.bundle.step
         self.runtime = pick_runtime(runtime, self.bundle.format)
-        with ThreadPoolExecutor(len(PARTS)) as pool:
-            opened = pool.map(lambda part: open_graph(self.bundle.graph(part), self.runtime, threads), PARTS)
-            self._image, text, self._labels = opened
-        self.embed = LabelEmbedder(ExportedTextEncoder(self.bundle, text), templates or self.card.templates)
+        parts = self.bundle.parts
+        with ThreadPoolExecutor(len(parts)) as pool:
+            opened = pool.map(lambda part: open_graph(self.bundle.graph(part), self.runtime, threads), parts)
+            self._graphs = dict(zip(parts, opened, strict=True))
+        text = ExportedTextEncoder(self.bundle, self._graphs["text"])
+        self.embed = LabelEmbedder(text, templates or self.card.templates)
+        self._cached: list[tuple[Float[np.ndarray, "n d gh gw"], dict[str, np.ndarray]]] = []
 
     def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
         """See `Network.resize`."""
@@ -61,16 +65,21 @@ class ExportedNetwork:
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
         """See `Network.encode_images`."""
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
-        return self._image(pixels=pixels / np.float32(255))
+        return self._graphs["image"](pixels=pixels / np.float32(255))["tokens"]
 
     def predict_logits(
         self, tokens: Float[np.ndarray, "n d gh gw"], text: Float[np.ndarray, "k dt"], size: tuple[int, int] | None
     ) -> Float[np.ndarray, "n k h w"]:
-        """See `Network.predict_logits`."""
+        """See `Network.predict_logits`; label-independent features of the latest images are cached."""
         if size is None:
             scale = 2 ** (len(self.card.config.decoder_widths) - 1)
             size = tokens.shape[2] * scale, tokens.shape[3] * scale
-        return self._labels(tokens=tokens, text=text, canvas=np.zeros(size, np.float32))
+        features = next((features for cached, features in self._cached if cached is tokens), None)
+        if features is None:
+            features = self._graphs["features"](tokens=tokens) if self.bundle.features else {}
+            self._cached = [*self._cached, (tokens, features)][-CACHED_IMAGES:]
+        canvas = np.zeros(size, np.float32)
+        return self._graphs["labels"](tokens=tokens, text=text, canvas=canvas, **features)["logits"]
 
 
 class ExportedTextEncoder:
@@ -98,4 +107,4 @@ class ExportedTextEncoder:
     def _embed(self, texts: Sequence[str]) -> Float[np.ndarray, "n dt"]:
         encoded = self._tokenizer.encode_batch([text.lower() if self._lower else text for text in texts])
         ids = np.array([text.ids for text in encoded], np.int64)  # (n, t)
-        return self._graph(ids=ids, mask=np.array([text.attention_mask for text in encoded], np.int64))
+        return self._graph(ids=ids, mask=np.array([text.attention_mask for text in encoded], np.int64))["vectors"]

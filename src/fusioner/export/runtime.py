@@ -11,8 +11,8 @@ from jaxtyping import Shaped
 from fusioner.cores import default_threads
 from fusioner.errors import FusionerError
 
-Graph: TypeAlias = Callable[..., Shaped[np.ndarray, "..."]]
-"""Called with the inputs by name; returns the output."""
+Graph: TypeAlias = Callable[..., dict[str, Shaped[np.ndarray, "..."]]]
+"""Called with the inputs by name; returns the outputs by name."""
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 READS = {"onnx": ("openvino", "onnx"), "openvino": ("openvino",)}
@@ -62,7 +62,8 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
         "session.intra_op.allow_spinning", "0"
     )  # idle threads of three sessions would compete
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda **inputs: np.asarray(session.run(None, inputs)[0])
+    names = [output.name for output in session.get_outputs()]
+    return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def _openvino(path: Path, threads: int) -> Graph:
@@ -72,4 +73,4 @@ def _openvino(path: Path, threads: int) -> Graph:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     settings["INFERENCE_NUM_THREADS"] = str(threads or default_threads())
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda **inputs: np.asarray(compiled(inputs)[0])
+    return lambda **inputs: {output.any_name: value for output, value in compiled(inputs).items()}

@@ -69,7 +69,7 @@ def export(
         shutil.rmtree(abandoned, ignore_errors=True)
     say("tracing image encoder, text encoder and fusion network")
     graphs = build(segmenter)
-    parts = {"image": graphs.image, "text": graphs.text, "labels": graphs.labels}
+    parts = {part: graph for part in PARTS if (graph := getattr(graphs, part)) is not None}
     if precision == "int8":
         from fusioner.export.quantization import quantize
 
@@ -82,7 +82,10 @@ def export(
         )
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
         stride = segmenter.image_encoder.stride
-        bundle = Bundle(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"])
+        bundle = Bundle(
+            *(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"]),
+            features="features" in parts,
+        )
         for part, model in parts.items():
             _save(model, bundle.graph(part), format, half=precision != "fp32")
         (bundle.folder / bundle.tokenizer).write_text(text["tokenizer"], "utf-8")
@@ -104,18 +107,19 @@ def text_settings(encoder: Any) -> dict[str, Any]:
     Raises:
         FusionerError: its tokenizer is implemented in Python only.
     """
-    tokenizer = encoder._tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    content = encoder.tokenizer_json()
+    if not isinstance(content, dict):
         raise FusionerError(f"{encoder.name}: its tokenizer has no tokenizer.json, without which it cannot be exported")
     settings = {
         "context": encoder.context,
         "fixed": encoder.padding == "max_length",
-        "pad": [tokenizer.pad_token, tokenizer.pad_token_id],
+        "pad": list(encoder.pad),
         "lower": encoder.lowercase,
     }
-    content = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
-    return {"tokenizer": json.dumps(content, ensure_ascii=False), "settings": settings}
+    return {
+        "tokenizer": json.dumps(content | {"padding": None, "truncation": None}, ensure_ascii=False),
+        "settings": settings,
+    }
 
 
 def _save(model: "ModelProto", path: Path, format: Format, half: bool) -> None:
