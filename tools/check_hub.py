@@ -27,7 +27,7 @@ from fusioner.encoders.registry import (
     build_image_encoder,
     build_text_encoder,
 )
-from fusioner.encoders.text import ClipText, SiglipText, TextModel
+from fusioner.encoders.text import ClipText, SiglipText, PretrainedText
 from fusioner.errors import FusionerError
 
 TEXTS = ["cat", "a photo of a red sofa.", "Skyscraper"]
@@ -71,7 +71,7 @@ def check(name: str) -> tuple[str, float | None, str]:
     plain = spec.loader.startswith(("image.", "text."))
     if plain and isinstance(encoder, PatchTransformer) and not spec.options.get("attention"):
         expected = _library_tokens(encoder, spec)
-    elif plain and isinstance(encoder, TextModel):
+    elif plain and isinstance(encoder, PretrainedText):
         expected = _library_vectors(encoder, spec)
     if expected is None:
         return "loaded", None, file
@@ -100,7 +100,7 @@ def _library_tokens(encoder: PatchTransformer, spec: EncoderSpec) -> Tensor:
 
 
 @torch.no_grad()
-def _library_vectors(encoder: TextModel, spec: EncoderSpec) -> Tensor:
+def _library_vectors(encoder: PretrainedText, spec: EncoderSpec) -> Tensor:
     model: Any = _library(type(encoder.model), spec, encoder.model.config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(spec.source)
     vectors = []

@@ -28,6 +28,8 @@ from fusioner.visualization import colours, hex_colour, png_mark
 if TYPE_CHECKING:
     from fusioner.segmentation import Segmentation
 
+OVERLAY_LEVEL = 1  # of zlib: a photograph takes a quarter of the time of the default and a quarter more bytes
+
 
 class Segment:
     """A label, or with the option instances a region of it: the values that the formats write."""
@@ -278,8 +280,8 @@ def _write_array(archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple, 
             entry.write(np.ascontiguousarray(part).data)
 
 
-def _png(draw: Callable[["Segmentation"], Image.Image]) -> Callable[["Segmentation", BinaryIO], None]:
-    return lambda result, file: draw(result).save(file, format="PNG", pnginfo=png_mark())
+def _png(draw: Callable[["Segmentation"], Image.Image], level: int = 6) -> Callable[["Segmentation", BinaryIO], None]:
+    return lambda result, file: draw(result).save(file, format="PNG", compress_level=level, pnginfo=png_mark())
 
 
 def _text(convert: Callable[["Segmentation"], str]) -> Callable[["Segmentation", BinaryIO], None]:
@@ -316,7 +318,10 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "overlay": Format(
-        ".overlay.png", "image/png", _png(lambda result: result.overlay()), "image with coloured masks and a legend"
+        ".overlay.png",
+        "image/png",
+        _png(lambda result: result.overlay(), OVERLAY_LEVEL),
+        "image with coloured masks and a legend",
     ),
     "mask": Format(".png", "image/png", _png(_mask_image), "indexed mask: 0 background, i the i-th label"),
     "binary": Format(

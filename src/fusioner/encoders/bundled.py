@@ -229,6 +229,6 @@ class _BertBlock(nn.Module):
         self.output = _Residual(MLP_WIDTH)
 
     def forward(self, states: Float[Tensor, "n t c"], mask: Bool[Tensor, "n 1 1 t"]) -> Float[Tensor, "n t c"]:
-        query, key, value = (projection(states) for projection in self.attention["self"].values())
+        query, key, value = (projection(states) for projection in self.attention["self"].children())
         states = self.attention["output"](_attend(query, key, value, 12, mask), states)
         return self.output(F.gelu(self.intermediate["dense"](states)), states)

@@ -34,12 +34,8 @@ class PretrainedText(TextModel, ABC):
         self.model = model
         self.name, self.dim = name, dim
         self.context = min(model.config.max_position_embeddings - reserved, tokenizer.model_max_length)
-        self._tokenizer = tokenizer
+        self._tokenizer, self.pad = tokenizer, (tokenizer.pad_token, tokenizer.pad_token_id)
         self.freeze()
-
-    @property
-    def pad(self) -> tuple[str, int]:
-        return self._tokenizer.pad_token, self._tokenizer.pad_token_id
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
         tokens = self._tokenizer(

@@ -63,7 +63,7 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
     )  # idle threads of three sessions would compete
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda **inputs: dict(zip(names, session.run(names, inputs), strict=True))
+    return lambda **inputs: dict(zip(names, map(np.asarray, session.run(names, inputs)), strict=True))
 
 
 def _openvino(path: Path, threads: int) -> Graph:
