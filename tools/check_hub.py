@@ -27,7 +27,7 @@ from fusioner.encoders.registry import (
     build_image_encoder,
     build_text_encoder,
 )
-from fusioner.encoders.text import ClipText, SiglipText, PretrainedText
+from fusioner.encoders.text import ClipText, PretrainedText, SiglipText
 from fusioner.errors import FusionerError
 
 TEXTS = ["cat", "a photo of a red sofa.", "Skyscraper"]

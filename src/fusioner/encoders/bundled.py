@@ -152,10 +152,28 @@ class _PatchEmbeddings(nn.Module):
         patches = self.patch_embeddings["projection"](pixels.to(self.cls_token.dtype))  # (b, c, gh, gw)
         grid = patches.shape[2:]
         first, others = self.position_embeddings.split([1, POSITIONS**2], dim=1)
-        positions = others.transpose(1, 2).unflatten(2, (POSITIONS, POSITIONS)).float()
-        positions = F.interpolate(positions, grid, mode="bicubic", align_corners=False).to(patches.dtype)
+        positions = _resize_positions(others.transpose(1, 2).unflatten(2, (POSITIONS, POSITIONS)), grid)
         states = (patches + positions).flatten(2).transpose(1, 2)
         return torch.cat([(self.cls_token + first).expand(states.shape[0], -1, -1), states], dim=1), grid
+
+
+def _resize_positions(positions: Float[Tensor, "1 c h w"], grid: torch.Size) -> Float[Tensor, "1 c gh gw"]:
+    """Interpolate bicubically, in exported graphs as matrix products: ONNX Runtime's own takes 5 % of the encoder."""
+    if not torch.compiler.is_exporting():
+        return F.interpolate(positions.float(), grid, mode="bicubic", align_corners=False).to(positions.dtype)
+    rows, columns = map(_cubic_weights, grid)
+    return rows @ positions @ columns.T
+
+
+def _cubic_weights(size: int) -> Float[Tensor, "size positions"]:
+    """Return the weights of `F.interpolate` (bicubic) from `POSITIONS` to `size`."""
+    old = torch.arange(-2, POSITIONS + 2)  # the border is repeated
+    place = (torch.arange(size, dtype=torch.float32) + 0.5) * (POSITIONS / size) - 0.5
+    distance = (place[:, None] - old).abs()
+    near = (1.25 * distance - 2.25) * distance**2 + 1  # Keys's kernel with a = -0.75
+    far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+    weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    return weights @ F.one_hot(old.clamp(0, POSITIONS - 1), POSITIONS).float()
 
 
 class _Dinov2Block(nn.Module):

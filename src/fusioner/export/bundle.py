@@ -12,6 +12,7 @@ from fusioner.weights import DEFAULT_MODEL, weights_file
 
 MANIFEST, FORMAT = "fusioner.json", "fusioner-export-1"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
+FEATURES = "features_"  # start of the names of image features
 PARTS = ("image", "text", "labels", "features")
 
 

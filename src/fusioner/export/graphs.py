@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fusioner.errors import FusionerError
+from fusioner.export.bundle import FEATURES
 from fusioner.model.closed_set_head import ClosedSetScores
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.similarity import ImageFeatures
@@ -146,7 +147,7 @@ def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> Grap
     vectors = F.normalize(torch.rand(3, config.text_dim), dim=1)
     with torch.no_grad():
         values = {name: value.contiguous() for name, value in flatten_features(model.encode_image(tokens)).items()}
-    names, features = [f"features_{name}" for name in values], None
+    names, features = [f"{FEATURES}{name}" for name in values], None
     if values:
         features = _onnx("image features", FeaturesPart(model), {"tokens": tokens}, {"tokens": grid}, names, optimize)
     varying = {name: (0, value.ndim - 1) for name, value in values.items()} | {"affinity": (0, 1, 2)}

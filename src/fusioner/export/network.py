@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
-from fusioner.export.bundle import Bundle, bundled_model, read_bundle
+from fusioner.export.bundle import FEATURES, Bundle, bundled_model, read_bundle
 from fusioner.export.runtime import Graph, open_graph, pick_runtime
 from fusioner.image import resize_rgb
 
@@ -76,7 +76,8 @@ class ExportedNetwork:
             size = tokens.shape[2] * scale, tokens.shape[3] * scale
         features = next((features for cached, features in self._cached if cached is tokens), None)
         if features is None:
-            features = self._graphs["features"](tokens=tokens) if self.bundle.features else {}
+            outputs = self._graphs["features"](tokens=tokens) if self.bundle.features else {}
+            features = {name: value for name, value in outputs.items() if name.startswith(FEATURES)}
             self._cached = [*self._cached, (tokens, features)][-CACHED_IMAGES:]
         canvas = np.zeros(size, np.float32)
         return self._graphs["labels"](tokens=tokens, text=text, canvas=canvas, **features)["logits"]

@@ -12,7 +12,7 @@ from fusioner.cores import default_threads
 from fusioner.errors import FusionerError
 
 Graph: TypeAlias = Callable[..., dict[str, Shaped[np.ndarray, "..."]]]
-"""Called with the inputs by name; returns the outputs by name."""
+"""Called with the inputs by name; returns the outputs by name (with OpenVINO by further names too)."""
 
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 READS = {"onnx": ("openvino", "onnx"), "openvino": ("openvino",)}
@@ -73,4 +73,4 @@ def _openvino(path: Path, threads: int) -> Graph:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     settings["INFERENCE_NUM_THREADS"] = str(threads or default_threads())
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda **inputs: {output.any_name: value for output, value in compiled(inputs).items()}
+    return lambda **inputs: {name: value for output, value in compiled(inputs).items() for name in output.names}
