@@ -1,10 +1,11 @@
-"""What each runtime costs: one photograph, ten labels, from the file to the masks; latency and peak memory.
+"""What each runtime costs with 1, 2 and 4 threads: one photograph, ten labels, from the file to the masks; a folder.
 
-    python benchmarks/runtimes.py --exported exported exported-fp16 exported-int8 --repeats 9
+    python benchmarks/runtimes.py --exported exported exported-int8 --threads 1 2 4 --repeats 9 --pictures 200
 
-Every contender runs in a process of its own, which says its peak memory; they take turns, so that whatever else the
-machine does is shared by all. torch runs the model inside the package (or --model) in fp32, eager. Masks are compared
-with torch's. The first answer (reading words, and what a runtime does at first sight of a shape) is not timed.
+The folder is the sample photographs in turn, without writing. Every contender runs in a process of its own, which says
+its peak memory; they take turns, so that whatever else the machine does is shared by all. torch runs the model inside
+the package (or --model) in fp32, eager. Masks are compared with torch's. The first answer (reading words, and what a
+runtime does at first sight of a shape) is not timed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
@@ -22,18 +24,19 @@ TEN = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", 
 Contender = tuple[str, str, str]  # name, model ("" inside the package), runtime
 
 
-def child(model: str, runtime: str, threads: int) -> None:
-    """Answer a line with a line: seconds of one answer; at the end peak memory and the map."""
+def child(model: str, runtime: str, threads: int, mode: str) -> None:
+    """Answer each number of photographs with their wall and processor seconds; at the end peak memory and the map."""
     import numpy as np
 
     from fusioner.segmenter import load
 
     segmenter = load(model or None, "cpu", runtime=runtime, threads=threads)
-    result = segmenter(SAMPLE, TEN)
+    result = segmenter(SAMPLE, TEN, mode=mode)
     print("ready", flush=True)
-    for _ in iter(sys.stdin.readline, "end\n"):
+    for line in iter(sys.stdin.readline, "end\n"):
         start, busy = time.perf_counter(), time.process_time()
-        result = segmenter(SAMPLE, TEN)
+        for photo in islice(cycle([SAMPLE, *sorted(SAMPLE.parent.glob("*.jpg"))]), int(line)):
+            segmenter(photo, TEN, mode=mode)
         print(time.perf_counter() - start, time.process_time() - busy, flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps([peak, result.label_map.astype(np.uint8).tobytes().hex()]), flush=True)
@@ -56,8 +59,8 @@ def contenders(model: str, exported: list[str]) -> list[Contender]:
     return found
 
 
-def start(model: str, runtime: str, threads: int) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--child", model, runtime, "--threads", str(threads)]
+def start(model: str, runtime: str, threads: int, mode: str) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--child", model, runtime, "--threads", str(threads), "--mode", mode]
     settings = os.environ | {"OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=settings)
     assert process.stdout
@@ -78,30 +81,45 @@ def main() -> None:
     parser.add_argument("--model", default="", help="model file for torch; without it the one inside the package")
     parser.add_argument("--exported", nargs="*", default=[], help="folders of fusioner export")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--mode", default="whole")
+    parser.add_argument("--pictures", type=int, default=0, help="of the folder; 0: only one photograph")
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "RUNTIME"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         model, runtime = given.child
-        child(model, runtime, given.threads)
+        child(model, runtime, given.threads[0], given.mode)
         return
-    chosen = contenders(given.model, given.exported)
-    running = [(name, start(model, runtime, given.threads)) for name, model, runtime in chosen]
+    print(f"mode {given.mode}, medians of {given.repeats}; CPU: processor time of one photograph\n")
+    print("| | threads | latency | CPU | of torch's CPU | folder, pictures/s | peak memory | masks equal |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for threads in given.threads:
+        compare(contenders(given.model, given.exported), threads, given)
+    print(f"\nload {os.getloadavg()[0]:.1f}")
+
+
+def compare(chosen: list[Contender], threads: int, given: argparse.Namespace) -> None:
+    """Print a row per contender; the first is the reference."""
+    running = [(name, start(model, runtime, threads, given.mode)) for name, model, runtime in chosen]
     times: dict[str, list[list[float]]] = {name: [] for name, _ in running}
     for _ in range(given.repeats):
         for name, process in running:
-            times[name].append([float(part) for part in say(process, "go").split()])
+            times[name].append([float(part) for part in say(process, "1").split()])
+    rates = dict.fromkeys(times, "")
+    for name, process in running if given.pictures else ():
+        rates[name] = f"{given.pictures / float(say(process, str(given.pictures)).split()[0]):.2f}"
     ends = {name: json.loads(say(process, "end")) for name, process in running}
     maps = {name: bytes.fromhex(hexadecimal) for name, (_, hexadecimal) in ends.items()}
-    print(f"{given.threads} threads, load {os.getloadavg()[0]:.1f}, medians of {given.repeats}\n")
-    print("| | latency | processor time | of torch's | peak memory | masks equal |\n|---|---|---|---|---|---|")
     first = next(iter(times))
     for name, runs in times.items():
         wall, busy = (statistics.median(column) for column in zip(*runs, strict=True))
-        base_wall = statistics.median(run[0] for run in times[first])
-        same = "yes" if maps[name] == maps[first] else f"{_same(maps[name], maps[first]):.2%}"
-        memory = ends[name][0] / 2**20
-        print(f"| {name} | {wall:.3f} s | {busy:.3f} s | {base_wall / wall:.2f} x | {memory:.0f} MiB | {same} |")
+        ratio = statistics.median(run[1] / base[1] for run, base in zip(runs, times[first], strict=True))
+        same, memory = f"{_same(maps[name], maps[first]):.2%}", ends[name][0] / 2**20
+        print(
+            f"| {name} | {threads} | {wall:.3f} s | {busy:.3f} s | {ratio:.2f} | {rates[name]} | {memory:.0f} MiB | "
+            f"{same} |",
+            flush=True,
+        )
 
 
 def _same(one: bytes, other: bytes) -> float:

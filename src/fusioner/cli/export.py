@@ -25,9 +25,9 @@ def export(
 ) -> int:
     """Write a model as ONNX or OpenVINO, which runs without torch, and check that it agrees with torch.
 
-    The folder holds three graphs (image encoder, text encoder, fusion network), the tokenizer and fusioner.json; pass
-    it to `fusioner predict --model`. The check compares logits and masks with torch's on photos, at three sizes, with
-    1, 7 and 40 labels; if it fails, nothing is written and the exit code is 2.
+    The folder holds the graphs of image encoder, image features, text encoder and fusion network, the tokenizer and
+    fusioner.json; pass it to `fusioner predict --model`. The check compares logits and masks with torch's on photos,
+    at three sizes, with 1, 7 and 40 labels; if it fails, nothing is written and the exit code is 2.
 
         fusioner export --out exported
         fusioner export --model run/best.safetensors --format openvino --fp16 --out exported
