@@ -13,7 +13,7 @@ from transformers import Tipsv2TextConfig, Tipsv2TextModel, Tipsv2VisionConfig, 
 
 from fusioner.encoders.hub import build_model, locate, read_config, read_json, tower_config
 from fusioner.encoders.image import PatchTransformer
-from fusioner.encoders.text import TextModel, load_tokenizer
+from fusioner.encoders.text import PretrainedText, load_tokenizer
 
 _NO_MEAN, _NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -29,7 +29,7 @@ class TipsVision(PatchTransformer):
         last.attention = _Values(last.attention).train(False)
 
 
-class TipsText(TextModel):
+class TipsText(PretrainedText):
     """Mean of the last states over the text's tokens; texts are lower-cased."""
 
     lowercase = True
