@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import ViewportSize, expect, sync_playwright
 
 REPO = Path(__file__).resolve().parents[1]
-SIZE: ViewportSize = {"width": 1280, "height": 800}
+SIZE: ViewportSize = {"width": 1280, "height": 880}
 
 
 def main() -> None:
