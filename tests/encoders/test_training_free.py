@@ -147,8 +147,9 @@ def test_an_exported_encoder_gives_the_same_masks(
     assert main(["export", "--image-encoder", name, "--photos", str(photo.parent), "--out", str(tmp_path / "out")]) == 0
     torch_segmenter, exported = fusioner.load(image_encoder=name, device="cpu"), fusioner.load(tmp_path / "out")
     labels = ["cat", "dog", "table"]
-    for options in ({"mode": "slide"}, {"mode": "whole"}):
-        first, second = (segmenter(photo, labels, **options) for segmenter in (torch_segmenter, exported))
+    modes: tuple[Any, ...] = ("slide", "whole")
+    for mode in modes:
+        first, second = (segmenter(photo, labels, mode=mode) for segmenter in (torch_segmenter, exported))
         assert (first.label_map != second.label_map).mean() < 1e-3
     pair = f"clip-vit-b16@{text_model('clip')[0]}+dinov2-b@{image_model('dinov2')[0]}"
     assert main(["export", "--image-encoder", pair, "--out", str(tmp_path / "pair")]) == 2

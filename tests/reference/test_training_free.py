@@ -101,7 +101,8 @@ def test_scores_and_label_map(golden: tuple[dict[str, str], dict[str, Tensor]], 
     assert result.options.mode == "slide"
     differing = result.label_map != tensors[f"{method}.prediction"].numpy()
     assert differing.mean() < 1e-3, "ties alone"
-    segmenter.hierarchy = SimpleNamespace(expand=list, reduce=lambda scores, _: scores)  # the scores before the softmax
+    names_alone: Any = SimpleNamespace(expand=list, reduce=lambda scores, _: scores)
+    segmenter.hierarchy = names_alone  # the scores before the softmax
     encoded = segmenter.encode(image)
     assert_close(segmenter.low_res_logits(encoded, names) * temperature, tensors[f"{method}.slide"])
     side = segmenter.card.resolution
