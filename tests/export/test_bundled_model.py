@@ -56,6 +56,15 @@ def build_graphs() -> ModuleType:
     return module
 
 
+def test_onnx_runtime_reports_nothing(tmp_path: Path) -> None:
+    """Its telemetry begins with a session file in the temporary folder."""
+    code = f"import fusioner; fusioner.load()({str(SAMPLES / 'chelsea.jpg')!r}, 'cat', mode='whole')"
+    off = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # any of them silences it
+    variables = {name: value for name, value in os.environ.items() if name not in off} | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runs_on_onnx_runtime_by_default(onnx_model: Segmenter, torch_model: Segmenter) -> None:
     assert isinstance(onnx_model.network, ExportedNetwork)
     assert onnx_model.network.runtime == "onnx"
