@@ -12,10 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import rasterio
 from jaxtyping import Bool, Num, UInt8
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
+from rasterio.features import shapes
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write, check_replaceable
@@ -24,10 +30,6 @@ from fusioner.options import InferenceOptions
 from fusioner.segmenter import MAX_CANVAS_SIZE, OnProgress, Segmenter
 from fusioner.sliding_window import window_stride
 from fusioner.visualization import colours
-
-if TYPE_CHECKING:
-    from rasterio.io import DatasetReader
-    from rasterio.windows import Window
 
 Area: TypeAlias = tuple[slice, slice]
 """Rows and columns of a part of a raster, px."""
@@ -65,10 +67,6 @@ def segment_raster(
     Raises:
         FusionerError: the raster cannot be read, a result cannot be written, or an option does not apply.
     """
-    import rasterio
-    from rasterio.errors import RasterioError
-    from rasterio.windows import Window
-
     names = check_labels(labels)
     options = replace(options or segmenter.options, mode="slide")
     if options.overlap or options.instances:
@@ -136,9 +134,7 @@ def _tiles(height: int, width: int, crop: int, labels: int) -> Iterator[tuple[Ar
 class _RasterReader:
     """Reads windows of a raster as RGB, scaled by the same range everywhere."""
 
-    def __init__(self, source: "DatasetReader", name: str, on_note: Callable[[str], None]) -> None:
-        from rasterio.enums import ColorInterp
-
+    def __init__(self, source: DatasetReader, name: str, on_note: Callable[[str], None]) -> None:
         self.source, self._high = source, 255.0
         kinds = list(source.colorinterp)
         self._palette = kinds[0] == ColorInterp.palette
@@ -154,7 +150,7 @@ class _RasterReader:
             self._low, self._high = self._range()
             on_note(f"{name} holds {source.dtypes[0]} values: {self._low:g} to {self._high:g} are scaled to 8 bits")
 
-    def read(self, window: "Window") -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    def read(self, window: Window) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
         """Return the colours of a window, white where there is no data, and where there is."""
         valid = self.source.dataset_mask(window=window) > 0
         if not valid.any():
@@ -176,7 +172,6 @@ class _RasterReader:
 
     def _range(self) -> tuple[float, float]:
         """Return the range of the values in evenly spaced windows, for unsigned integers from 0 to 2**bits - 1."""
-        from rasterio.windows import Window
 
         def starts(length: int) -> list[int]:
             return np.unique(np.linspace(0, max(0, length - _SAMPLE_SIDE), _SAMPLES).astype(int)).tolist()
@@ -193,7 +188,7 @@ class _RasterReader:
             return 0.0, float(next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 32, 64) if values.max() < 2**bits))
         return float(values.min()), float(values.max())
 
-    def _valid_values(self, window: "Window") -> Num[np.ndarray, " n"]:
+    def _valid_values(self, window: Window) -> Num[np.ndarray, " n"]:
         values = self.source.read(self.bands, window=window)
         valid = (self.source.dataset_mask(window=window) > 0) & np.isfinite(values).all(axis=0)
         return values[:, valid].ravel()
@@ -201,9 +196,6 @@ class _RasterReader:
 
 def _write_geojson(mask_file: Path, path: Path, names: Sequence[str], nodata: int) -> None:
     """Write a feature per connected region of the mask, one a line, in the CRS of the mask."""
-    import rasterio
-    from rasterio.features import shapes
-
     with rasterio.open(mask_file) as source, path.open("w", encoding="utf-8") as file:
         head: dict[str, Any] = {"type": "FeatureCollection", "generator": "Fusioner"}
         if source.crs is not None:

@@ -29,7 +29,6 @@ from fusioner.cli.progress import progress
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, get_format
-from fusioner.geo import SUFFIXES, segment_raster
 from fusioner.image import read_image
 from fusioner.io import check_replaceable, writable_folder
 from fusioner.segmenter import Segmenter
@@ -150,6 +149,8 @@ def _rasters(
     load: "Callable[[], Segmenter]",
 ) -> int:
     """Segment GeoTIFF files window by window."""
+    from fusioner.geo import SUFFIXES, segment_raster
+
     if not set(formats) <= SUFFIXES.keys() or options.mode not in ("auto", "slide") or str(out) == "-":
         raise FusionerError("--format geotiff is written to a folder, in --mode slide and together with geojson only")
     jobs = name_results(found, out, [SUFFIXES[name] for name in formats])
