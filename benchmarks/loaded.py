@@ -51,7 +51,7 @@ def operators() -> None:
 
 def seconds(runtime: str, variables: Mapping[str, str], folder: str) -> float:
     """Return the wall time of one command."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | variables
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | {**variables}
     words = ["predict", PHOTO, "--labels", "cup, spoon, table", "--runtime", runtime, "--out", folder]
     begun = time.monotonic()
     subprocess.run(

@@ -68,7 +68,7 @@ def main() -> None:
                 page.evaluate("word => sessionStorage.setItem('words', JSON.stringify([word]))", WORDS[0])
                 file = {"name": "photo.png", "mimeType": "image/png", "buffer": photograph(2 * number + 1, given.side)}
                 start = time.perf_counter()
-                page.set_input_files("#file", file)
+                page.set_input_files("#file", file)  # pyright: ignore[reportArgumentType]
                 page.wait_for_function(SHOWN, arg=WORDS[0])
                 times["page"].append(time.perf_counter() - start)
                 added = f"{WORDS[1 + number % 12]} {number}"

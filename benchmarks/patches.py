@@ -159,10 +159,12 @@ def main() -> None:
 
     def measure(label: str, logs: str, hypernyms: bool, refined: bool) -> None:
         network = build_network(config.override(hypernyms=hypernyms, affinity_refinement=refined), image, text).eval()
-        maps: Callable[..., Tensor] = network.similarity.maps
+        assert network.similarity is not None
+        similarity = network.similarity
+        maps: Callable[..., Tensor] = similarity.maps
         scores = []
         for visual, posteriors in seen:
-            features = network.similarity.embed_tokens(posteriors[logs].softmax(dim=0)[None])
+            features = similarity.embed_tokens(posteriors[logs].softmax(dim=0)[None])
             found = maps(features, words[None])[0, :, :2].sum(dim=1)
             scores.append(found @ affinity(visual[None])[0].T if refined else found)
         print(row(label, torch.cat(scores, dim=1)[:, valid], truth[valid], ids, area), flush=True)

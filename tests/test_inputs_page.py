@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def tables() -> dict[str, str]:
     return {title: sentence for title, _, sentence in rows}
 
 
-def save(name: str, array: np.ndarray, **options: object) -> None:
+def save(name: str, array: np.ndarray, **options: Any) -> None:
     Image.fromarray(array).save(name, **options)
 
 

@@ -12,7 +12,9 @@ from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 
 SHAPE = FusionerConfig(image_dim=8, text_dim=6, width=8, layers=1, heads=2, decoder_widths=(4,))
-CARD = ModelCard(SHAPE, "a+b", "c", 112, ("{}", "a photo of a {}."), (0.1, 0.2, 0.3), None, 0.4, True, {"steps": 3})
+CARD = ModelCard(
+    SHAPE, "a+b", "c", 112, ("{}", "a photo of a {}."), (0.1, 0.2, 0.3), None, 0.4, True, training={"steps": 3}
+)
 
 
 def test_weights_and_card_survive_the_file(tmp_path: Path) -> None:

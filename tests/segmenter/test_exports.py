@@ -130,7 +130,7 @@ def test_yolo_reads_back_the_simplified_masks(result: Segmentation) -> None:
 
 def test_polygons_to_edit_have_few_points_and_tell_their_distance() -> None:
     noise = gaussian_filter(np.random.default_rng(0).normal(size=(300, 400)), 2)
-    mask = binary_fill_holes(noise + 0.4 * (gaussian_filter(noise, 30) > 0) > 0)
+    mask: Any = binary_fill_holes(noise + 0.4 * (gaussian_filter(noise, 30) > 0) > 0)
     shapes = json.loads(segmentation(mask.astype(np.uint16)).to_bytes("labelme"))["shapes"]
     assert 100 < max(len(shape["points"]) for shape in shapes) <= 200
     for polygon, shape in zip(trace_polygons(mask), shapes, strict=True):

@@ -93,6 +93,7 @@ def test_words_of_other_languages_are_uncommon() -> None:
 def test_only_models_with_a_closed_set_head_relate_labels(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
     segmenter = make_tiny_segmenter()
     segmenter.card = replace(segmenter.card, training={"classes": ["Cat", "sofa", "boots"]})
+    assert isinstance(segmenter.hierarchy, LabelHierarchy)
     assert segmenter.hierarchy.members("animal") == segmenter.hierarchy.classes("cats") == ()
     hierarchy = LabelHierarchy(["Cat", "sofa", "boots"])
     assert [hierarchy.members(word) for word in ("animal", "pet", "furniture")] == [("Cat",), ("Cat",), ("sofa",)]

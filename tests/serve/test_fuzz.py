@@ -194,7 +194,8 @@ def test_hostile_file_names(fuzzed: Running) -> None:
     ):
         form: Any = {"image": (name, FILES["PNG"])}
         content = {"labels": "cat", "name": name, "image": b64encode(FILES["PNG"]).decode()}
-        for sent in ({"files": form, "data": {"labels": "cat"}}, {"json": content}):
+        requests: list[dict[str, Any]] = [{"files": form, "data": {"labels": "cat"}}, {"json": content}]
+        for sent in requests:
             answer = fuzzed.http.post("/v1/segment", **sent)
             assert answer.status_code == 200
             told = answer.json()["image"]

@@ -129,7 +129,7 @@ def evidence(fold: int, right: int) -> Counts:
         np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10], [80, 90, right, 10]], float)
     )
     none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    return Counts(Plan("official", images), pairs, none, none, {}, [], [])
+    return Counts(Plan("official", images), pairs, none, none, none, {}, [], [])
 
 
 @pytest.fixture
