@@ -8,7 +8,7 @@ BASE := .venv/.base
 DEV := .venv/.dev
 DOCS := .venv/.docs
 
-.PHONY: help demo test test-fast lint docs docs-serve house weights clean
+.PHONY: help demo test test-fast test-wheel lint docs docs-serve house weights clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test: $(DEV)  ## run all tests
 
 test-fast: $(DEV)  ## run the tests that take at most ten seconds each
 	$(PYTEST) -m "not slow"
+
+test-wheel: $(DEV)  ## build the wheel and test it in an empty environment of every Python there is (network)
+	FUSIONER_TEST_WHEEL=1 $(BIN)/python -m pytest tests/test_wheel.py
 
 lint: $(DEV)  ## ruff, import-linter and pyright
 	$(BIN)/ruff check .

@@ -47,9 +47,8 @@ def run(*words: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "hatchling"]
-    if subprocess.call(probe, stderr=subprocess.DEVNULL):
-        pytest.skip("no package index can be reached")
+    if "FUSIONER_TEST_WHEEL" not in os.environ:
+        pytest.skip("installs from the package index: make test-wheel")
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "built", REPO, cwd=folder)
     (built,) = (folder / "built").iterdir()
     return built
