@@ -40,7 +40,7 @@ class Segment:
         self.pixels = region.pixels if region else result.areas[label]
         self.coverage = round(self.pixels / result.label_map.size, 6)
         self.score = round(region.score if region else result.scores[label], 6)
-        self.peak, self.outscored_by = round(result.peaks[label], 6), result.outscored.get(label)
+        self.peak, self.outscored_by = round(result.peaks.get(label, self.score), 6), result.outscored.get(label)
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:

@@ -40,6 +40,7 @@ def test_the_text_tower_gives_the_same_vectors(text_model: Make, openai: Any) ->
 
     class Tokenizer:
         model_max_length = 20
+        pad_token, pad_token_id = "<pad>", 0
 
         def __call__(self, texts: list[str], **options: Any) -> Any:
             tokens = build_text_encoder(f"hf:{folder}")._tokenizer(texts, **options)  # type: ignore[attr-defined]

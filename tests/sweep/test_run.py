@@ -172,7 +172,7 @@ def test_the_table_is_a_row_a_method_and_a_column_a_fold(swept: tuple[Sweep, Pat
     assert "failed: late image text fold 1 seed 0: no &lt;memory&gt;" in page
     assert page.count("class='n best'") == 1  # the unfinished row, though higher, is not called the best
     assert [path.name for path in write(table, out)] == ["table.json", "table.md", "table.html"]
-    assert json.loads((out / "table.json").read_text()) == content
+    assert json.loads((out / "table.json").read_text()) == content | {"generator": "Fusioner"}
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

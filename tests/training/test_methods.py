@@ -34,7 +34,12 @@ def run(root: Path, out: Path, config: TrainConfig, pace: RuntimeConfig | None =
     return train([open_split("pascal", root, 1)], config, RunConfig(out, device="cpu", **options), pace)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+def test_softmax_is_not_trained(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(FusionerError, match="--image-encoder"):
+        run(voc_tree, tmp_path, tiny(method="softmax", steps=3))
+
+
+@pytest.mark.parametrize("method", [method for method in get_args(Method) if method != "softmax"])
 def test_trained_and_asked(method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     result = run(voc_tree, tmp_path, tiny(method=method, steps=3))
     segmenter = load(tmp_path / "best.safetensors", "cpu")

@@ -80,9 +80,9 @@ def test_presets_are_plain_records_with_the_official_numbers() -> None:
     assert round(PAPER.optim.warmup * 510 * 396) == 10 * 396  # fold 0 has 396 batches
     assert TrainConfig().merge(SMALL.to_dict()) == SMALL
     assert preset("small") is SMALL
-    with pytest.raises(FusionerError, match="small or paper"):
+    with pytest.raises(FusionerError, match="choose small, paper"):
         preset("large")
-    assert set(PRESETS) == {"small", "paper"}
+    assert set(PRESETS) == {"small", "paper", "proxy", "aligned"}
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ def train(
         config = resolve_similarity(config, image, text)
         if config.model.similarity != "posterior":
             progress.say(f"note: {image.name} and {text.name} are used with --similarity {config.model.similarity}")
+    if config.model.method == "softmax":
+        raise FusionerError("method softmax is not trained: name its encoders in `fusioner predict --image-encoder`")
     synonyms = read_word_lists(config.data.synonym_file)
     hypernyms = read_word_lists(config.data.hypernym_file, "hypernyms.json")
     vocabulary = Vocabulary(corpus.names(), synonyms, hypernyms)
