@@ -155,8 +155,9 @@ def find_uncommon(labels: Sequence[str]) -> list[str]:
     Most words of other languages are among them, and rare English ones.
     """
     last_words = {label: re.findall("[a-z]+", label.casefold())[-1:] for label in labels}
-    common = _common_words()
-    return [label for label, words in last_words.items() if words and not common.intersection(_singulars(words[0]))]
+    return [
+        label for label, words in last_words.items() if words and not _common_words().intersection(_singulars(words[0]))
+    ]
 
 
 @cache

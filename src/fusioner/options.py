@@ -91,11 +91,5 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 DEFAULT_OPTIONS = InferenceOptions()
-ENCODING_OPTIONS = (
-    "mode",
-    "tta_scales",
-    "guided_filter",
-    "short_side",
-    "window",
-    "stride",
-)  # the others are options of the decision
+ENCODING_OPTIONS = ("mode", "tta_scales", "guided_filter", "short_side", "window", "stride")
+"""Options that an encoded image depends on; the others are options of the decision."""

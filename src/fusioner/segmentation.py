@@ -237,7 +237,7 @@ class Segmentation:
         return self.logits
 
     def to_transformers(self) -> list[dict[str, Any]]:
-        """Return what the image-segmentation pipeline of transformers returns, largest label first.
+        """Return the output of transformers' image-segmentation pipeline, the largest label first.
 
         Each label found, or with the option instances each region, is {"score": 0..1, "label": str, "mask": a Pillow
         image of mode L, 255 inside and 0 outside}.

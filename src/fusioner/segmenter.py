@@ -637,7 +637,8 @@ def load(
     if image_encoder is not None:
         if model is not None:
             raise FusionerError("a model names its own encoders: give either a model or an image encoder")
-        return _load_pair(image_encoder, text_encoder, device, templates, background, runtime, threads)
+        network = _torch_network(image_encoder, runtime, threads)
+        return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))
     if text_encoder is not None or background is not None:
         raise FusionerError(
             "text encoder and background names belong to a pair without training: name its image encoder"
@@ -655,19 +656,6 @@ def load(
     if model is None:
         segmenter.auto_mode = "multicrop"
     return segmenter
-
-
-def _load_pair(
-    image_encoder: str,
-    text_encoder: str | None,
-    device: "str | torch.device | None",
-    templates: Sequence[str] | None,
-    background: Sequence[str] | None,
-    runtime: str,
-    threads: int,
-) -> Segmenter:
-    network = _torch_network(image_encoder, runtime, threads)
-    return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))
 
 
 def _load_torch(

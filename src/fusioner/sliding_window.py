@@ -103,9 +103,8 @@ class Canvas:
     def _window_weights(self, starts: list[int], size: int) -> dict[int, Float[np.ndarray, " cells"]]:
         """Return along one axis the weights of each window (key: its start, px) per cell; they sum to 1."""
         weight = np.ones(self.side, np.float32)
-        if (
-            self.grid.smooth and not self.grid.even
-        ):  # a tent: where two windows overlap, one fades out as the other fades in
+        if self.grid.smooth and not self.grid.even:
+            # A tent: where two windows overlap, one fades out as the other fades in.
             ramp = np.arange(self.side, dtype=np.float32) + np.float32(0.5)
             weight = np.minimum(ramp, ramp[::-1])
         total, cells = np.zeros(size, np.float32), {start: self._cells(start) for start in starts}

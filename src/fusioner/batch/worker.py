@@ -46,8 +46,8 @@ SCHEMA = pa.schema(
 )
 """index: place in the input; image: name; container: its Parquet file or archive; segments: the labels found (with the
 option instances: regions), largest first, with pixels, mean probability, box (x y width height) and compressed run
-lengths (COCO) of the mask; mask: path of the PNG, relative to OUT; error: why there is no result; note: what of the
-picture was not read, or read differently."""
+lengths (COCO) of the mask; mask: path of the PNG, relative to OUT; error: why there is no result; note:
+parts of the picture that were not read or were converted."""
 
 OnProgress = Callable[[int, int], object]
 """Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""

@@ -83,8 +83,7 @@ def predict(
             (with json among the formats) have the same labels and options.
         contact_sheet: Picture (.png or .jpg) of all results, 60 to a page; further pages are NAME-2, NAME-3 ...
         csv: Table (.csv) with a row per picture and label (found, pixels, coverage, score, peak, outscored_by, box as
-            x y width height) and
-            per error; with --instances a row per region.
+            x y width height) and per error; with --instances a row per region.
         workers: Threads that read pictures ahead, and as many that write results. About twice as many pictures are in
             memory.
     """

@@ -288,7 +288,7 @@ def label_studio(source: Path) -> AnnotationProject:
             unlabelled = sum(not r["value"].get(r["type"]) for r in regions)
             project.left_out["regions have no label and were left out"] += unlabelled
             name = url.rsplit("/", 1)[-1]
-            files = [url, name.partition("-")[2] or name]  # uploads are called XXXXXXXX-NAME
+            files = [url, name.partition("-")[2] or name]  # uploads are renamed to HASH-NAME
             size = _size(results[0] if results else {}, "original_height", "original_width")
             project.images.append(AnnotatedImage(name, shapes, size, files, folders))
     return project

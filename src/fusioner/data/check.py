@@ -29,7 +29,7 @@ class DatasetReport:
     broken: list[str] = field(default_factory=list)
 
     def warnings(self, data: SegmentationData) -> list[str]:
-        """Return what is no error but rarely intended, one sentence each."""
+        """Return warnings of unusual contents, one sentence each."""
         absent = [data.classes[i] for i in data.class_ids if not self.images[i]]
         ignored, total = self.pixels[data.ignore], self.pixels.total()
         found = []

@@ -111,7 +111,7 @@ def read_bitmap(raw: bytes) -> Mask:
 
 
 def _points(values: object, size: Size) -> np.ndarray:
-    """Coordinates as (n, 2), checked to lie within ten times the image's size."""
+    """Return coordinates as (n, 2), checked to lie within ten times the image's size."""
     numbers = np.asarray(values, float).ravel()
     if len(numbers) % 2 or len(numbers) < 6:
         raise ValueError(f"a polygon of {len(numbers)} numbers instead of x and y of at least three points")
@@ -129,7 +129,7 @@ def _finite(values: Sequence[Any]) -> list[float]:
 
 
 def _pixel_centres(size: Size, rotation: Any, pivot: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x, y of the pixel centres in the frame of a shape rotated around `pivot`."""
+    """Return coordinates x, y of the pixel centres in the frame of a shape rotated around `pivot`."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     (degrees,) = _finite([rotation])
     if not degrees:
@@ -140,7 +140,7 @@ def _pixel_centres(size: Size, rotation: Any, pivot: tuple[float, float]) -> tup
 
 
 def _decompress(text: bytes) -> list[int]:
-    """COCO's compressed run lengths: signed base-32 digits; from the fourth on, differences to the last but one."""
+    """Decode COCO's run lengths: signed base-32 digits, from the fourth on as differences to the last but one."""
     runs, value, shift = list[int](), 0, 0
     for byte in text:
         digit = byte - 48
@@ -165,13 +165,13 @@ def _draw_coco(segmentation: Any, size: Size) -> Mask:
 
 
 def _bounds(points: Any) -> list[float]:
-    """Smallest x and y, largest x and y."""
+    """Return the smallest x and y and the largest x and y."""
     array = np.array(points, float)
     return [*array.min(axis=0), *array.max(axis=0)]
 
 
 def _percent(values: Sequence[Any], size: Size) -> list[float]:
-    """Alternating x and y in per cent of the image -> pixels."""
+    """Convert alternating x and y from per cent of the image to pixels."""
     return [float(value) / 100 * size[1 - i % 2] for i, value in enumerate(values)]
 
 

@@ -103,7 +103,7 @@ def read_weights(name: str) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Make the tensors of `state` the module's own; FusionerError, naming the model, if they do not fit."""
+    """Load `state` into a module without copying; FusionerError, naming the model, if they do not fit."""
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:

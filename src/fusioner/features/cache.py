@@ -199,7 +199,7 @@ def _checksum(raw: bytes | bytearray) -> bytes:
 
 
 def find_damage(path: Path, raw: bytes | bytearray | None = None) -> str | None:
-    """Return what is wrong with an entry's file (`raw`: its content), or None if it is intact."""
+    """Return the damage of an entry's file (`raw`: its content) in words, or None if it is intact."""
     raw = path.read_bytes() if raw is None else raw
     if bytes(raw[_CHECKSUM]) != _checksum(raw):
         return "the checksum does not match"

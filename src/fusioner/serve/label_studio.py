@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fusioner import __version__
 from fusioner.errors import FusionerError
 from fusioner.integrations.label_studio import Control, read_label_config, regions
+from fusioner.segmenter import EncodedImage
 from fusioner.serve import schemas
 from fusioner.serve.concurrency import run_until_disconnect
 from fusioner.serve.errors import ApiError
@@ -68,7 +69,7 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
 
     @routes.get("/health")
     async def health() -> dict[str, str]:
-        """Tell that the backend is up."""
+        """Report that the backend is up."""
         return {"status": "UP", "model_class": "Fusioner"}
 
     @routes.post("/setup", responses=schemas.problems(400, 408, 413, 415, 422))
@@ -98,14 +99,15 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
             headers = await _authorization(http, label_studio)
             for task in tasks:
                 found: list[dict[str, Any]] = []
+                images: dict[str, EncodedImage] = {}  # by key: several controls may share an image
                 try:
                     for control in controls:
-                        address = _address(label_studio.url, task, control.key)
-                        content = await _download(http, address, headers, service.limits.max_body_bytes)
-                        encoded = await service.encode(content, f"task {task.id}", None)
-                        response = await service.segment(
-                            encoded, LabelsRequest.model_validate({"labels": [*control.labels]})
-                        )
+                        if control.key not in images:
+                            address = _address(label_studio.url, task, control.key)
+                            content = await _download(http, address, headers, service.limits.max_body_bytes)
+                            images[control.key] = await service.encode(content, f"task {task.id}", None)
+                        request = LabelsRequest.model_validate({"labels": [*control.labels]})
+                        response = await service.segment(images[control.key], request)
                         found += regions(json.loads(bytes(response.body)), control)
                 except (FusionerError, ApiError) as error:
                     log.warning("Label Studio's task %s is not predicted: %s", task.id, error)

@@ -235,7 +235,7 @@ def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return the value in its declared type; TOML and command lines give ints for floats and lists for tuples."""
+    """Convert a value to its declared type: ints to floats and lists to tuples, as TOML and flags give them."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise FusionerError(f"{_flag(name)} is one of {', '.join(get_args(kind))}, not {value!r}")
