@@ -254,9 +254,11 @@ def test_masks_of_an_enlarged_picture_are_painted_at_the_resolution_of_the_scree
     for _ in range(9):
         page.get_by_role("button", name="Zoom in").click()
     page.wait_for_function("""() => {
-      const frame = document.getElementById("frame");
-      const { width, height } = document.getElementById("overlay");
-      return Math.abs(width - 2 * frame.clientWidth) <= 2 && Math.abs(height - 2 * frame.clientHeight) <= 2;
+      const frame = document.getElementById("frame").getBoundingClientRect();
+      const overlay = document.getElementById("overlay");
+      const place = overlay.getBoundingClientRect();
+      const covers = ["x", "y", "width", "height"].every((side) => Math.abs(place[side] - frame[side]) <= 1);
+      return covers && Math.abs(overlay.width - 2 * frame.width) <= 4 && Math.abs(overlay.height - 2 * frame.height) <= 4;
     }""")
     photo, masks = _place(page), page.locator("#overlay").bounding_box()
     frame = page.locator("#frame").bounding_box()
