@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusioner.cli.train import track
 from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.model import closed_set_head as memory
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
 from fusioner.postprocess import upsample
+from fusioner.progress import no_progress
 from fusioner.training import closed_set as training
 from fusioner.training.build import build_encoders, build_network, build_sources
-from fusioner.training.closed_set import ClosedSetDataset, FitConfig, SampleView, fit_closed_set
+from fusioner.training.closed_set import ClosedSetDataset, SampleView, fit_closed_set
 from fusioner.training.dataset import build_corpus, cross_fit_fold, open_split
 from fusioner.training.presets import preset
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--without", type=int, default=0, help="the portion of the images that is left out")
     parser.add_argument("--share", type=float, default=1.0, help="of an image's patches that a step looks at")
     parser.add_argument("--views", type=int, default=1, help="of each image that is learnt from")
-    parser.add_argument("--passes", type=int, default=FitConfig().epochs, help="over the images")
+    parser.add_argument("--passes", type=int, default=8, help="over the images")
     parser.add_argument(
         "--adjustment", type=float, default=training.LOGIT_ADJUSTMENT, help="of the logits, see training.closed_set"
     )
@@ -76,16 +76,21 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="feature cache")
     given = parser.parse_args()
     named = [one.split("=", 1) for one in given.sets]
-    config = preset("small").override(resolution=given.resolution, views=given.views)
+    config = preset("small").override(
+        resolution=given.resolution,
+        views=given.views,
+        closed_set_epochs=given.passes,
+        closed_set_patch_ratio=given.share,
+    )
     corpus = build_corpus([open_split(name, Path(folder)) for name, folder in named], config.data.sampling, 89, 0)
     image, text = build_encoders(config, named[0][0], torch.device("cpu"))
     model = build_network(config, image, text, len(corpus.names()))
     sources = build_sources(corpus, image, config, given.cache, print)
-    lessons = ClosedSetDataset(model, corpus, sources, None)
+    lessons = ClosedSetDataset(model, corpus, sources, no_progress)
     training.LOGIT_ADJUSTMENT = given.adjustment
     if given.alone:
         memory.Block = Alone  # type: ignore[misc]
-    network = fit_closed_set(lessons, given.without, "fitting", track, fit=FitConfig(given.passes, given.share))
+    network = fit_closed_set(lessons, config, None, given.without)
     print("| set | mIoU | averaged over like patches |\n|---|---|---|")
     for (name, folder), (plain, averaged) in zip(named, measure(lessons, network, corpus, given.without), strict=True):
         print(f"| {name} {Path(folder).name} | {plain:.1f} | {averaged:.1f} |")

@@ -23,9 +23,9 @@ from PIL import Image
 
 from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.cli.predict_runner import Run, Settings
-from fusioner.cli.progress import progress
 from fusioner.formats import FORMATS
 from fusioner.options import InferenceOptions, Mode
+from fusioner.progress import progress
 from fusioner.segmenter import Segmenter, load
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"

@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
 def build_graphs() -> dict[str, bytes]:
     """Return the content of each graph's file."""
     stored = {key: tensor for name in FILES for key, tensor in index_tensors(weights_file(name))}
-    graphs = build(unfused_model(), cells=1, optimize=False)
-    return {f"{part}.onnx": share_weights(getattr(graphs, part), stored) for part in PARTS}
+    graphs, _ = build(unfused_model(), cells=1, optimize=False)
+    return {f"{part}.onnx": share_weights(graphs[part], stored) for part in PARTS}
 
 
 def unfused_model() -> Segmenter:

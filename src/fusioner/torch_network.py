@@ -1,6 +1,7 @@
 """The network behind a `Segmenter` in torch: frozen encoders and the trained fusion network."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -47,11 +48,12 @@ class TorchNetwork:
         _check_width("image", image_encoder, config.image_dim + config.similarity_dim)
         _check_width("text", text_encoder, config.text_dim)
         self.model = model.to(self.device).eval()
-        self.image_encoder, self.text_encoder, self.card = image_encoder, text_encoder, card
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+        self.card = card if templates is None else replace(card, templates=tuple(templates))
         for encoder in (image_encoder, text_encoder):
             if isinstance(encoder, nn.Module):
                 encoder.to(self.device)
-        self.embed = LabelEmbedder(text_encoder, card.templates if templates is None else templates)
+        self.embed = LabelEmbedder(text_encoder, self.card.templates)
         self.stride, self.size_step = image_encoder.stride, 1
         self.window_batch_size = 1 if self.device.type == "cpu" else 8
         self._features: list[tuple[Float[np.ndarray, "n d gh gw"], Tensor, ImageFeatures | None]] = []
@@ -97,13 +99,13 @@ class TorchNetwork:
             image.name,
             text.name,
             protocol.window,
-            read_templates(IMAGENET) if templates is None else tuple(templates),
+            read_templates(IMAGENET),
             threshold=THRESHOLD,
             short_side=protocol.short_side,
             stride=protocol.stride,
             background=BACKGROUND_NAMES if background is None else tuple(background),
         )
-        return cls(Fusioner(config), image, text, card, device)
+        return cls(Fusioner(config), image, text, card, device, templates)
 
     @classmethod
     def from_official(
@@ -114,9 +116,7 @@ class TorchNetwork:
 
         dataset = dataset if dataset in PUBLISHED_NORMALISATION else "pascal"
         model, image_encoder, text_encoder, card = load_official(path, dataset=dataset)
-        if templates is not None:
-            card.templates = tuple(templates)
-        return cls(model, image_encoder, text_encoder, card, device)
+        return cls(model, image_encoder, text_encoder, card, device, templates)
 
     def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
         """See `Network.resize`."""

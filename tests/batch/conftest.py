@@ -63,7 +63,7 @@ def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., Job]:
     """`make_job(input, **changes)`: a job that writes to tmp_path/out."""
 
     def make(text: Path | str, column: str | None = None, **changes: Any) -> Job:
-        given = {"out": tmp_path / "out", "run": "a run", "labels": LABELS, "model": tiny_model} | changes
+        given = {"out": tmp_path / "out", "run": "a run", "labels": LABELS, "model": {"model": tiny_model}} | changes
         return Job(source=open_source(str(text), column), **given)
 
     return make

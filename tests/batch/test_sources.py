@@ -198,7 +198,7 @@ def test_another_input_or_other_settings_are_refused(tmp_path: Path) -> None:
     assert make_plan(source, out, None, {"labels": ["cat"]}).shards == 2
     with pytest.raises(FusionerError, match=r"begun with another labels \(\['cat'\] then, \['dog'\] now\)"):
         make_plan(source, out, 1, {"labels": ["dog"]})
-    with pytest.raises(FusionerError, match=r"begun with another guided_filter \(None then, True now\)"):
+    with pytest.raises(FusionerError, match=r"begun with another guided filter \(the default then, True now\)"):
         make_plan(source, out, 1, {"labels": ["cat"], "guided_filter": True})
     with pytest.raises(FusionerError, match="another shard size"):
         make_plan(source, out, 2, {"labels": ["cat"]})

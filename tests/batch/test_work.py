@@ -85,7 +85,7 @@ def test_what_was_read_differently_is_noted(tmp_path: Path, make_job: MakeJob) -
 def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str, Any]) -> None:
     job = make_job(photos, **changes)
     found = do_all(job)
-    segmenter = load(job.model, "cpu")
+    segmenter = load(device="cpu", **job.model)
     for row in found[:4]:
         result = segmenter(photos / row["image"], job.labels, job.options)
         areas = {one["label"]: one["area"] for one in row["segments"]}
@@ -98,7 +98,7 @@ def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str
 def test_rows_list_regions_and_the_file_notes(photos: Path, make_job: MakeJob) -> None:
     job = make_job(photos, options=InferenceOptions(instances=True), labels=("cat", "wheel"))
     (row, *_) = do_all(job)
-    result = load(job.model, "cpu")(photos / row["image"], job.labels, job.options)
+    result = load(device="cpu", **job.model)(photos / row["image"], job.labels, job.options)
     found = [(one["label"], tuple(one["box"]), one["area"]) for one in row["segments"]]
     assert sorted(found) == sorted((region.label, region.box, region.pixels) for region in result.regions)
     (metadata,) = {

@@ -73,7 +73,7 @@ def test_images_and_polygons_are_those_of_the_segmenter(pictures: Path, make_job
     found = read_dataset(write_dataset(job) / "data.yaml")
     assert list(found) == ["train/000000001-b.jpg", "train/000000003-a.jpg", "val/000000000-a.png"]
     names = ["b.jpg", "more/a.jpg", "a.png"]
-    segmenter = load(job.model, "cpu")
+    segmenter = load(device="cpu", **job.model)
     for (image, masks), name in zip(found.values(), names, strict=True):
         result = segmenter(pictures / name, job.labels, job.options)
         assert image.size == (result.width, result.height)

@@ -266,7 +266,7 @@ def test_ctrl_c_keeps_what_was_finished(
 def test_progress_is_seen_within_a_large_picture(
     tiny_predict: Predict, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fusioner.cli.progress.SECONDS", 0.0)
+    monkeypatch.setattr("fusioner.progress.SECONDS", 0.0)
     code, _, err = tiny_predict(photos / "chelsea.jpg", photos / "coffee.png", "--mode", "slide")
     assert code == 0
     windows = re.findall(r"^segmenting (\d)/2  .*window (\d+)/(\d+)", err, re.MULTILINE)

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from fusioner.cli import progress as progress_module
-from fusioner.cli.progress import progress
+from fusioner import progress as progress_module
+from fusioner.progress import progress
 
 
 def test_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

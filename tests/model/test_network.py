@@ -217,7 +217,7 @@ def test_gradients_reach_every_weight() -> None:
         ({"affinity_refinement": True}, "affinity_refinement reads similarity maps"),
         ({"residual_head": True}, "residual_head reads similarity maps"),
         ({"method": "middle"}, "one of fusioner, late"),
-        ({"decoder_norm": "batch"}, "decoder_norm must be one of instance, layer"),
+        ({"decoder_norm": "batch"}, "--decoder-norm is one of instance, layer"),
         ({"similarity": "posterior"}, "aligned image encoder"),
         ({"similarity_dim": 6}, "aligned image encoder"),
         ({"similarity": "cosine", "similarity_dim": 6}, "from one model"),

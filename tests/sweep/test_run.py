@@ -20,7 +20,7 @@ from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
 from fusioner.sweep.table import build, to_html, to_json, to_markdown, write
 
-BASE = Sweep("pascal", "data", "pascal", "data", "small", {"steps": 10}, (), (), ())
+BASE = Sweep("pascal", "data", "pascal", "data", {"preset": "small", "steps": 10}, {}, ())
 
 
 class Cheap(Sweep):
@@ -70,7 +70,7 @@ def test_done_is_done_and_a_failure_is_tried_again(tmp_path: Path) -> None:
 def test_an_estimate_from_what_is_done(tmp_path: Path) -> None:
     sweep = cheap(0, 1)
     rough = estimate(sweep, tmp_path, sweep.cells[1])
-    assert 60 < rough < estimate(replace(sweep, settings={"steps": 20}), tmp_path, sweep.cells[1])
+    assert 60 < rough < estimate(replace(sweep, train={"steps": 20}), tmp_path, sweep.cells[1])
     folder = folder_of(tmp_path, sweep.cells[0])
     folder.mkdir(parents=True)
     (folder / "done.json").write_text('{"train": 5.5, "evaluate": 2}')
@@ -97,11 +97,11 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         other.kill()
     claim()
     claim(cells=cells(0))  # the grid may grow
-    with pytest.raises(FusionerError, match=r"train: steps was 10 and is 11\): choose another --out"):
-        claim(settings={"steps": 11})
-    with pytest.raises(FusionerError, match=r"evaluate was \[\] and is \['--limit', '3'\]"):
-        claim(evaluate_flags=("--limit", "3"))
-    with pytest.raises(FusionerError, match="data: test_set was 'pascal' and is 'coco-to-pascal'"):
+    with pytest.raises(FusionerError, match=r"another steps \(10 then, 11 now\): choose another --out"):
+        claim(train={"preset": "small", "steps": 11})
+    with pytest.raises(FusionerError, match=r"another limit \(the default then, 3 now\)"):
+        claim(evaluate={"limit": 3})
+    with pytest.raises(FusionerError, match=r"another test set \(pascal then, coco-to-pascal now\)"):
         claim(test_set="coco-to-pascal")
 
 

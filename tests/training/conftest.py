@@ -1,5 +1,6 @@
 """A tiny PASCAL tree of coloured rectangles, and settings that train in milliseconds."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def to_toml() -> Callable[[TrainConfig], str]:
+    """Settings as the TOML that `fusioner train --config` reads."""
+
+    def write(config: TrainConfig) -> str:
+        groups = config.to_dict()
+        lines = [f"seed = {groups.pop('seed')}"]
+        for name, values in groups.items():
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        return "\n".join(lines)
+
+    return write
 
 
 def colour(class_id: int) -> tuple[int, int, int]:

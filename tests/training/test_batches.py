@@ -165,7 +165,8 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 ) -> None:
     import json
 
-    from fusioner.training.train import RunConfig, train
+    from fusioner.training.train import train
+    from fusioner.training.trainer import RunConfig
 
     curves = []
     for features in ("live", "cached"):

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from fusioner.data.base import Item
 from fusioner.training import closed_set as memory
-from fusioner.training.closed_set import ClosedSetDataset, FitCache, FitConfig, PatchBatch, SampleView, fit_closed_set
+from fusioner.training.closed_set import ClosedSetDataset, FitCache, PatchBatch, SampleView, fit_closed_set
+from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import Sample, cross_fit_fold
 
+CONFIG = TrainConfig()
 PATCHES = 6
 NONE = -torch.inf
 
@@ -59,7 +61,7 @@ def right(lessons: Toy, network: torch.nn.Module, split: int = 0) -> float:
 
 
 def test_what_a_patch_shows_is_learnt_from_the_patches_around_it_whatever_the_scale() -> None:
-    network = fit_closed_set(Toy(200))
+    network = fit_closed_set(Toy(200), CONFIG)
     assert right(Toy(100), network) > 0.95
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -69,7 +71,7 @@ def test_a_share_of_the_patches_at_a_time_teaches_all_of_them() -> None:
     """Two of the six in a step: the one that tells is among them now and then, and no patch is left out for good."""
     lessons = Toy(200)
     lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(200, PATCHES)  # every patch hints at the answer
-    one, other = (fit_closed_set(lessons, fit=FitConfig(patch_ratio=share)) for share in (1.0, 0.34))
+    one, other = (fit_closed_set(lessons, CONFIG.override(closed_set_patch_ratio=share)) for share in (1.0, 0.34))
     assert min(right(lessons, one), right(lessons, other)) > 0.95
 
 
@@ -81,7 +83,7 @@ def test_what_is_common_is_no_likelier_for_that(monkeypatch: pytest.MonkeyPatch)
     odds = []
     for adjustment in (0.0, 0.5):
         monkeypatch.setattr(memory, "LOGIT_ADJUSTMENT", adjustment)
-        scores = fit_closed_set(lessons)(lessons.seen)
+        scores = fit_closed_set(lessons, CONFIG)(lessons.seen)
         odds.append(scores[..., 0] - scores[..., 2])
     torch.testing.assert_close(odds[0] - odds[1], torch.full_like(odds[0], 0.5 * math.log(9)), atol=1e-3, rtol=0)
 
@@ -89,7 +91,7 @@ def test_what_is_common_is_no_likelier_for_that(monkeypatch: pytest.MonkeyPatch)
 def test_names_of_other_sets_do_not_compete() -> None:
     """Two sets show the same looks, each with words of its own: neither teaches that the other's are wrong."""
     sets = ((0, 1), (2, 3))
-    network, new = fit_closed_set(Toy(200, sets, 4)), Toy(100, sets, 4)
+    network, new = fit_closed_set(Toy(200, sets, 4), CONFIG), Toy(100, sets, 4)
     assert min(right(new, network, split) for split in range(2)) > 0.95
 
 
@@ -98,13 +100,13 @@ def test_a_portion_left_out_is_not_looked_at() -> None:
     for i, sample in enumerate(lessons.samples):  # what that portion shows is nonsense
         if cross_fit_fold(sample.item.id) == 0:
             lessons.kinds[i] = 1 - lessons.kinds[i]
-    assert right(Toy(100), fit_closed_set(lessons, 0)) > 0.9
+    assert right(Toy(100), fit_closed_set(lessons, CONFIG, excluded_fold=0)) > 0.9
 
 
 def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    one, other = (fit_closed_set(Toy(9), seed=3).state_dict() for _ in range(2))
+    one, other = (fit_closed_set(Toy(9), CONFIG.override(seed=3)).state_dict() for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -124,4 +126,4 @@ def test_what_is_kept_is_read_again_where_it_is_whole_and_fits(tmp_path: Path) -
 
 
 def test_nothing_seen_is_nothing_remembered() -> None:
-    assert not fit_closed_set(Toy(0))(torch.rand(1, PATCHES, 3)).any()
+    assert not fit_closed_set(Toy(0), CONFIG)(torch.rand(1, PATCHES, 3)).any()

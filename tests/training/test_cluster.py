@@ -17,9 +17,8 @@ import torch
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
 from fusioner.model.checkpoint import load_model
-from fusioner.sweep.plan import settings_toml
 from fusioner.training.build import build_fabric
-from fusioner.training.config import TrainConfig, flatten
+from fusioner.training.config import TrainConfig
 
 Tiny = Callable[..., TrainConfig]
 Words = Callable[..., list[str]]
@@ -27,12 +26,12 @@ Launch = Callable[..., Any]
 
 
 @pytest.fixture
-def words(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> Words:
+def words(voc_tree: Path, tiny: Tiny, to_toml: Callable[[TrainConfig], str], tmp_path: Path) -> Words:
     """`words(out, flags..., setting=value...)`: a `train` command line."""
 
     def make(out: Path, *more: str, **changes: Any) -> list[str]:
         settings = tmp_path / "tiny.toml"
-        settings.write_text(settings_toml(flatten(tiny(**changes).to_dict())))
+        settings.write_text(to_toml(tiny(**changes)))
         given = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu"]
         return [*given, "--out", str(out), *more]
 

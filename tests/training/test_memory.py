@@ -15,6 +15,7 @@ from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import load_model
+from fusioner.progress import no_progress
 from fusioner.training import closed_set as memory
 from fusioner.training.build import build_network
 from fusioner.training.closed_set import ClosedSetDataset, SampleView, draw_views, fit_closed_set, fit_closed_set_head
@@ -22,8 +23,8 @@ from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch, resize_mask
 from fusioner.training.dataset import CROSS_FIT_FOLDS, build_corpus, cross_fit_fold, open_split
 from fusioner.training.losses import THRESHOLDS, iou_counts
-from fusioner.training.train import RunConfig, train
-from fusioner.training.trainer import RuntimeConfig
+from fusioner.training.train import train
+from fusioner.training.trainer import RunConfig
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
     embed = LabelEmbedder(text, ("{}",))
     model = build_network(remembering, image, text, len(corpus.names()))
     source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
-    fit_closed_set_head(model, corpus, [source], embed(corpus.names()))
+    fit_closed_set_head(model, corpus, [source], embed(corpus.names()), remembering)
     assert model.similarity is not None
     filled = model.similarity.closed_set
     assert filled is not None
@@ -72,10 +73,10 @@ def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
         assert seen.closed_set is not None
         peaks = [filled(seen.closed_set, words[None])[0][0, :, 0].amax(1) for words in (there, absent)]
         assert peaks[0].min() > peaks[1].max()
-    lessons = ClosedSetDataset(model, corpus, [source], None)
+    lessons = ClosedSetDataset(model, corpus, [source], no_progress)
     others = [row for row, sample in enumerate(lessons.samples) if cross_fit_fold(sample.item.id) != 0]
     lessons.samples, lessons.counts = [lessons.samples[row] for row in others], lessons.counts[others]
-    for name, split in fit_closed_set(lessons).state_dict().items():
+    for name, split in fit_closed_set(lessons, remembering).state_dict().items():
         torch.testing.assert_close(filled.cross_fit[0].state_dict()[name], split)
 
 
@@ -84,7 +85,7 @@ def test_every_view_of_an_image_is_learnt_from_with_its_own_mask(voc_tree: Path,
     image, text = build_image_encoder(remembering.model.image_encoder), minilm_embedded()
     model = build_network(remembering, image, text, len(corpus.names()))
     source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
-    lessons = ClosedSetDataset(model, corpus, [source], None)
+    lessons = ClosedSetDataset(model, corpus, [source], no_progress)
     assert {look.view for looks in draw_views(lessons, lessons.samples, 2, 20, 0) for look in looks} == {0}
     source.views = 3  # as a cache has them
     looks = [look for some in draw_views(lessons, lessons.samples, 2, 20, 0) for look in some]
@@ -151,8 +152,7 @@ def test_the_best_threshold_on_held_out_images_is_the_models_own(
     train(
         [split],
         tiny(val_images=1, logit_bias=True),
-        RunConfig(tmp_path, device="cpu"),
-        RuntimeConfig(checkpoint_minutes=60),
+        RunConfig(tmp_path, device="cpu", checkpoint_minutes=60),
     )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     best = max((line for line in lines if "threshold" in line), key=lambda line: line["val_miou"])

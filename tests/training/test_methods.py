@@ -24,14 +24,14 @@ from fusioner.sweep.plan import option_names
 from fusioner.training.calibration import CANDIDATES, reference_words
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import open_split
-from fusioner.training.train import RunConfig, train
-from fusioner.training.trainer import RuntimeConfig
+from fusioner.training.train import train
+from fusioner.training.trainer import RunConfig
 
 Tiny = Callable[..., TrainConfig]
 
 
-def run(root: Path, out: Path, config: TrainConfig, pace: RuntimeConfig | None = None, **options: Any) -> Any:
-    return train([open_split("pascal", root, 1)], config, RunConfig(out, device="cpu", **options), pace)
+def run(root: Path, out: Path, config: TrainConfig, **options: Any) -> Any:
+    return train([open_split("pascal", root, 1)], config, RunConfig(out, device="cpu", **options))
 
 
 def test_softmax_is_not_trained(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_stopped_baseline_goes_on_to_the_same_weights(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_update", crash)
         with pytest.raises(KeyError):
-            run(voc_tree, tmp_path / "cut", config, RuntimeConfig(0))
+            run(voc_tree, tmp_path / "cut", config, checkpoint_minutes=0)
     run(voc_tree, tmp_path / "cut", config, resume=True)
     one, other = (load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("whole", "cut"))
     assert one

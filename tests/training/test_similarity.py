@@ -12,7 +12,8 @@ from fusioner.segmenter import load
 from fusioner.training.build import build_network, resolve_similarity, supported_similarities
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import open_split
-from fusioner.training.train import RunConfig, train
+from fusioner.training.train import train
+from fusioner.training.trainer import RunConfig
 
 Tiny = Callable[..., TrainConfig]
 

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from fusioner.batch.sources import OnLeftOut, Picture, Source
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, first_difference
 from fusioner.io import FileLocks, cannot_write, writable_folder
 
 FORMAT = "fusioner-batch-3"
@@ -149,11 +149,8 @@ def _check_same(
     plan: Plan, source: Source, size: int | None, settings: Mapping[str, Any], on_left_out: OnLeftOut
 ) -> None:
     new = {**settings, "shard size": size or plan.settings["shard size"]}
-    for name in {**new, **plan.settings}:
-        old_value, new_value = plan.settings.get(name), new.get(name)
-        if old_value != new_value:
-            values = f" ({old_value} then, {new_value} now)" if len(f"{old_value}{new_value}") < 60 else ""
-            raise FusionerError(f"{plan.out} was begun with another {name}{values}: choose another --out")
+    if change := first_difference(plan.settings, new):
+        raise FusionerError(f"{plan.out} was begun with another {change}: choose another --out")
     digest = hashlib.sha256()
     for name in source.names(plan.out, on_left_out):
         digest.update(json.dumps(source.identity(name)).encode() + b"\n")

@@ -5,8 +5,8 @@ read and decode (threads, a few ahead) ──▶ segment (here) ──▶ rows �
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,8 @@ OnProgress = Callable[[int, int], object]
 class Job:
     """Everything a worker needs, as values that can be sent to another machine; `run` names this start of the command.
 
-    A worker has `threads` CPU threads, encodes `batch_size` images at once and writes files per image in the `formats`
-    "mask" (an indexed PNG) and "yolo" (see `batch.yolo`).
+    `model` are arguments of `fusioner.load`. A worker has `threads` CPU threads, encodes `batch_size` images at once
+    and writes files per image in the `formats` "mask" (an indexed PNG) and "yolo" (see `batch.yolo`).
     """
 
     out: Path
@@ -66,11 +66,7 @@ class Job:
     run: str
     labels: tuple[str, ...]
     options: InferenceOptions = DEFAULT_OPTIONS
-    model: Path | None = None
-    templates: tuple[str, ...] | None = None
-    image_encoder: str | None = None
-    text_encoder: str | None = None
-    background: tuple[str, ...] | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
     threads: int = 1
     device: str = "cpu"
@@ -102,15 +98,7 @@ class Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
-        self.segmenter = load(
-            job.model,
-            job.device,
-            job.templates,
-            threads=job.threads,
-            image_encoder=job.image_encoder,
-            text_encoder=job.text_encoder,
-            background=job.background,
-        )
+        self.segmenter = load(device=job.device, threads=job.threads, **job.model)
         self.segmenter.embed(job.labels)
 
     def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:

@@ -14,25 +14,21 @@ from cyclopts import Parameter, validators
 from fusioner.batch.plan import make_plan
 from fusioner.batch.sources import open_source
 from fusioner.cli.options import (
+    BUNDLED_MODEL,
     COMPUTE,
     FAST_FLAGS,
-    NO_PAIR,
     Device,
     FastInferenceFlags,
     Labels,
-    ModelFile,
-    PairFlags,
-    Templates,
+    ModelFlags,
     print_notes,
     read_label_flags,
 )
-from fusioner.cli.progress import progress
 from fusioner.cores import available_cores
-from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
 from fusioner.io import cannot_read
-from fusioner.training.progress import format_duration
+from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
 if TYPE_CHECKING:
@@ -51,9 +47,7 @@ def batch(
     format: str | None = None,
     column: str | None = None,
     options: FastInferenceFlags = FAST_FLAGS,
-    model: ModelFile = None,
-    pair: PairFlags = NO_PAIR,
-    templates: Templates = None,
+    model: ModelFlags = BUNDLED_MODEL,
     device: Device = "auto",
     engine: Annotated[Literal["local", "ray"], Parameter(group=COMPUTE)] = "local",
     address: Annotated[str | None, Parameter(group=COMPUTE)] = None,
@@ -110,11 +104,9 @@ def batch(
         run=secrets.token_hex(8),
         labels=tuple(label_list),
         options=options,
-        model=model and model.absolute(),
-        templates=read_templates(templates) if templates else None,
+        model=model.arguments() | {"model": model.model and model.model.absolute()},
         formats=formats,
         threads=threads,
-        **pair.arguments(),
     )
     setup = _local_engine if engine == "local" else _ray_engine
     count, run = setup(job, workers, device, batch_size, address)
@@ -134,9 +126,9 @@ def batch(
 
 def _settings(job: "Job") -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
-
-    path = job.model or weights_file(DEFAULT_MODEL)
-    digest = hashlib.sha256(repr((job.image_encoder, job.text_encoder, job.background)).encode())
+    path, templates = job.model["model"] or weights_file(DEFAULT_MODEL), job.model["templates"]
+    pair = tuple(job.model[name] for name in ("image_encoder", "text_encoder", "background"))
+    digest = hashlib.sha256(repr(pair).encode())
     try:
         for part in sorted(path.iterdir()) if path.is_dir() else [path]:  # an exported model is a folder
             with part.open("rb") as file:
@@ -147,7 +139,7 @@ def _settings(job: "Job") -> dict[str, Any]:
         "labels": list(job.labels),
         "model": digest.hexdigest(),
         **job.options.to_dict(),
-        "templates": job.templates and list(job.templates),
+        "templates": templates and list(templates),
         "formats": list(job.formats),
         "column": job.source.column,
     }

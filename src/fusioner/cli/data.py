@@ -7,7 +7,6 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from fusioner.cli.options import Dataset, MaskValues, Root
-from fusioner.cli.progress import progress
 from fusioner.data.annotation_formats import read_annotations
 from fusioner.data.base import SegmentationData, present_pairs
 from fusioner.data.check import DatasetReport, check_dataset, contact_sheet
@@ -17,6 +16,7 @@ from fusioner.data.prepare import prepare_coco, prepare_folder
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.report import Table
+from fusioner.progress import progress
 from fusioner.visualization import save_marked
 
 Split = Annotated[str | None, Parameter(help="train, val ... as the data set names them; default: every image.")]

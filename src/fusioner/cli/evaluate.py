@@ -10,7 +10,6 @@ from typing import Any, Literal
 from rich.console import Console
 
 from fusioner.cli.options import Dataset, Device, MaskValues, Root, TtaScales
-from fusioner.cli.progress import progress
 from fusioner.data.base import SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
 from fusioner.data.registry import open_dataset
@@ -20,6 +19,7 @@ from fusioner.evaluation.protocols import make_plans
 from fusioner.evaluation.results import Plan
 from fusioner.io import writable_folder
 from fusioner.options import InferenceOptions, Mode
+from fusioner.progress import progress
 from fusioner.segmenter import Segmenter, load
 from fusioner.training.presets import SMALL
 from fusioner.weights import DEFAULT_MODEL, weights_file

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusioner.cli.inputs import find_inputs, is_video
-from fusioner.cli.options import NO_PAIR, PairFlags
+from fusioner.cli.options import BUNDLED_MODEL, ModelFlags
 from fusioner.errors import FusionerError
 from fusioner.export.write import export as write
 from fusioner.image import read_image
@@ -16,8 +16,7 @@ MAX_PHOTOS = 16
 def export(
     *,
     out: Path,
-    model: Path | None = None,
-    pair: PairFlags = NO_PAIR,
+    model: ModelFlags = BUNDLED_MODEL,
     format: Literal["onnx", "openvino"] = "onnx",
     int8: bool = False,
     fp16: bool = False,
@@ -35,7 +34,6 @@ def export(
 
     Args:
         out: Folder for the files; an earlier export there is replaced.
-        model: Model file of `fusioner train`; default: the bundled model.
         format: onnx is read by ONNX Runtime and OpenVINO, openvino by OpenVINO alone.
         int8: Store and compute in 8 bits what the masks tolerate.
         fp16: Store weights in 16 bits; arithmetic stays in 32 bits.
@@ -50,7 +48,7 @@ def export(
         raise errors[0]
     files = [file for file in found if not is_video(file)]
     chosen = [read_image(file) for file in files[:: -(-len(files) // MAX_PHOTOS)]]
-    segmenter = load(model, "cpu", runtime="torch", **pair.arguments())
+    segmenter = load(device="cpu", runtime="torch", **model.arguments())
     precision = "int8" if int8 else "fp16" if fp16 else "fp32"
     write(segmenter, out, format, precision, chosen, lambda line: print(line, flush=True))
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())

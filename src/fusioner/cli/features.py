@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from fusioner.cli.options import CacheFolder, Device, Root
-from fusioner.cli.progress import progress
 from fusioner.data.registry import TrainableDataset, open_dataset
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.io import default_cache_folder, format_bytes
+from fusioner.progress import progress
 from fusioner.training.presets import SMALL
 
 if TYPE_CHECKING:

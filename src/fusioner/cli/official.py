@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusioner.cli.evaluate import evaluate
-from fusioner.cli.train import command_line, report, track
+from fusioner.cli.train import command_line, report
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import EvaluationOptions
 from fusioner.training.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
@@ -91,7 +91,8 @@ def settings(given: argparse.Namespace) -> TrainConfig:
 
 def run_train(words: Sequence[str]) -> None:
     """Run `train.py`; raises as `fusioner.training.train.train`."""
-    from fusioner.training.train import RunConfig, train
+    from fusioner.training.train import train
+    from fusioner.training.trainer import RunConfig
 
     given = parser("train.py").parse_args(words)
     config = settings(given)
@@ -105,7 +106,7 @@ def run_train(words: Sequence[str]) -> None:
         preset="paper",
         command=command_line(["python", "train.py", *words]),
     )
-    report(train([split], config, run, track=track), given.out)
+    report(train([split], config, run), given.out)
 
 
 def run_test(words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from cyclopts import Group, Parameter, Token
 
 from fusioner.data.registry import DatasetName
+from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 from fusioner.labels import check_labels, label_warnings, parse_labels, read_labels
@@ -59,17 +60,10 @@ FAST_FLAGS = FastInferenceFlags()
 
 
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."
-_MODEL_HELP = "Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model."
-_TEMPLATES_HELP = (
-    "File of prompt templates, one per line, each with {} for the label; imagenet: CLIP's 80. Default: those of the "
-    "model; without training, imagenet."
-)
 _RUNTIME_HELP = "torch; for bundled and exported models also onnx (ONNX Runtime) and openvino. auto: the fastest."
 _CACHE_HELP = "Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches."
 _VALUES_HELP = "Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore."
 Labels: TypeAlias = Annotated[tuple[str, ...], Parameter(negative="", help=_LABELS_HELP)]
-ModelFile: TypeAlias = Annotated[Path | None, Parameter(group=MODEL, help=_MODEL_HELP)]
-Templates: TypeAlias = Annotated[Path | None, Parameter(group=MODEL, help=_TEMPLATES_HELP)]
 Device: TypeAlias = Annotated[str, Parameter(group=COMPUTE, help="auto, cpu, cuda, cuda:N or mps.")]
 RuntimeName: TypeAlias = Annotated[Runtime, Parameter(group=COMPUTE, help=_RUNTIME_HELP)]
 Dataset: TypeAlias = Annotated[DatasetName, Parameter(help="Data set; docs/data.md describes the folder of each.")]
@@ -80,29 +74,39 @@ CacheFolder: TypeAlias = Annotated[Path | None, Parameter(help=_CACHE_HELP)]
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True)
-class PairFlags:
-    """Encoders that segment without training, in place of a model.
+class ModelFlags:
+    """What segments: a trained model, or a pair of encoders without training.
 
     Attributes:
+        model: Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model.
         image_encoder: Segment without a trained model: a text-aligned image encoder such as naclip-vit-b16, or A+B,
             where B gives the attention (ProxyCLIP), such as clip-vit-b16+dinov2-b. See docs/training-free.md.
         text_encoder: Text encoder of --image-encoder. Default: that of the same model.
         background_names: Names that compete with the labels of --image-encoder and whose pixels get none, separated by
             commas or in a .txt file; "" for none. Default: 26 words, such as sky, wall and floor.
+        templates: File of prompt templates, one per line, each with {} for the label; imagenet: CLIP's 80. Default:
+            those of the model; without training, imagenet.
     """
 
+    model: Path | None = None
     image_encoder: str | None = None
     text_encoder: str | None = None
     background_names: str | None = None
+    templates: Path | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `fusioner.load`."""
         names = self.background_names
-        background = None if names is None else tuple(read_label_flags([names])) if names.strip() else ()
-        return {"image_encoder": self.image_encoder, "text_encoder": self.text_encoder, "background": background}
+        return {
+            "model": self.model,
+            "image_encoder": self.image_encoder,
+            "text_encoder": self.text_encoder,
+            "background": names if names is None else tuple(read_label_flags([names])) if names.strip() else (),
+            "templates": read_templates(self.templates) if self.templates else None,
+        }
 
 
-NO_PAIR = PairFlags()
+BUNDLED_MODEL = ModelFlags()
 
 
 def read_label_flags(values: Sequence[str]) -> list[str]:

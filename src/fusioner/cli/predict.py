@@ -11,26 +11,23 @@ from cyclopts import Parameter, validators
 import fusioner
 from fusioner.cli.inputs import STDIN, find_inputs, is_video, name_results
 from fusioner.cli.options import (
+    BUNDLED_MODEL,
     COMPUTE,
     DEFAULT_FLAGS,
-    NO_PAIR,
     Device,
     InferenceFlags,
     Labels,
-    ModelFile,
-    PairFlags,
+    ModelFlags,
     RuntimeName,
-    Templates,
     print_notes,
     read_label_flags,
 )
 from fusioner.cli.predict_runner import CSV_MARK, Run, Settings, found_text, read_stdin
-from fusioner.cli.progress import progress
-from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, get_format
 from fusioner.image import read_image
 from fusioner.io import check_replaceable, writable_folder
+from fusioner.progress import progress
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import ContactSheet, format_coverage
 
@@ -46,9 +43,7 @@ def predict(
     contact_sheet: Path | None = None,
     csv: Path | None = None,
     options: InferenceFlags = DEFAULT_FLAGS,
-    model: ModelFile = None,
-    pair: PairFlags = NO_PAIR,
-    templates: Templates = None,
+    model: ModelFlags = BUNDLED_MODEL,
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     workers: Annotated[int, Parameter(group=COMPUTE, validator=validators.Number(gte=0))] = 2,
@@ -100,14 +95,13 @@ def predict(
     names = [name.strip() for name in names.split(",")]
 
     def load() -> Segmenter:
-        prompts = read_templates(templates) if templates else None
-        return fusioner.load(model, device, prompts, runtime=runtime, **pair.arguments())
+        return fusioner.load(device=device, runtime=runtime, **model.arguments())
 
     found, errors = find_inputs(images, recursive, out)
     if "geotiff" in names:
         return _rasters(found, errors, out, names, label_list, options, load)
     formats = {name: get_format(name, options) for name in names}
-    dependencies = tuple(file for file in (model, templates) if file)
+    dependencies = tuple(file for file in (model.model, model.templates) if file)
     settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 
     if to_stdout:

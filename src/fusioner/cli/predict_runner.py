@@ -14,7 +14,6 @@ from typing import Any
 from PIL import Image
 
 from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
-from fusioner.cli.progress import Task
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
 from fusioner.image import ImageSource, read_image
@@ -22,6 +21,7 @@ from fusioner.io import atomic_write, cannot_read, check_replaceable
 from fusioner.labels import find_uncommon
 from fusioner.options import InferenceOptions
 from fusioner.prefetch import map_ahead, taken_ahead
+from fusioner.progress import Task
 from fusioner.segmentation import Segmentation
 from fusioner.segmenter import Segmenter
 from fusioner.video import Video, open_video, write_video

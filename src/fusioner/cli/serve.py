@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import FAST_FLAGS, NO_PAIR, Device, FastInferenceFlags, ModelFile, PairFlags, RuntimeName
+from fusioner.cli.options import BUNDLED_MODEL, FAST_FLAGS, Device, FastInferenceFlags, ModelFlags, RuntimeName
 from fusioner.errors import FusionerError
 from fusioner.segmenter import Segmenter, load
 from fusioner.serve.limits import Limits
@@ -18,8 +18,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8000,
-    model: ModelFile = None,
-    pair: PairFlags = NO_PAIR,
+    model: ModelFlags = BUNDLED_MODEL,
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     options: FastInferenceFlags = FAST_FLAGS,
@@ -72,7 +71,7 @@ def serve(
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
     def load_model() -> Segmenter:
-        segmenter = load(model, device, runtime=runtime, **pair.arguments())
+        segmenter = load(device=device, runtime=runtime, **model.arguments())
         segmenter.options = options
         return segmenter
 

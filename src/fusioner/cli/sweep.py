@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fusioner.cli.progress import progress
 from fusioner.errors import FusionerError
 from fusioner.evaluation.report import Table
+from fusioner.progress import format_duration, progress
 from fusioner.sweep.plan import Sweep, read_sweep
 from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
 from fusioner.sweep.table import build, to_markdown, write
-from fusioner.training.progress import format_duration
 
 
 def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> None:

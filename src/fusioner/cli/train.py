@@ -3,22 +3,21 @@
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from fusioner.cli.options import Device, MaskValues, Root
-from fusioner.cli.progress import progress
 from fusioner.data.registry import TrainableDataset
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
+from fusioner.progress import format_duration
 from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions
 from fusioner.training.dataset import open_split
 from fusioner.training.presets import preset as get_preset
-from fusioner.training.progress import format_duration
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
 if TYPE_CHECKING:
@@ -30,10 +29,13 @@ if TYPE_CHECKING:
 else:
 
     def _flags(options: type, *without: str) -> type:
-        """Return a dataclass of optional fields, None by default, so that flags not given leave the preset's values."""
+        """Return a dataclass of optional fields, None by default, so that flags not given leave the preset's values.
+
+        Inherited fields come last.
+        """
         entries = [
             (entry.name, entry.type | None, field(default=None, metadata=entry.metadata))
-            for entry in fields(options)
+            for entry in sorted(fields(options), key=lambda entry: entry.name not in options.__annotations__)
             if entry.name not in without
         ]
         made = make_dataclass(options.__name__, entries)
@@ -100,9 +102,8 @@ def train(
         seed: Seed of weights, order, views, prompts and words.
     """
 
-    from fusioner.training.train import RunConfig
     from fusioner.training.train import train as run_training
-    from fusioner.training.trainer import RuntimeConfig
+    from fusioner.training.trainer import RunConfig
 
     given = {name: value for group in (model, data, optim) if group is not None for name, value in vars(group).items()}
     given |= {"seed": seed, "templates": None if templates is None else read_templates(templates)}
@@ -119,15 +120,8 @@ def train(
         init_from = weights_file(DEFAULT_MODEL)
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
     command = command_line(["fusioner", *sys.argv[1:]])
-    run = RunConfig(out, resume, device, devices, folder, init_from, preset, command)
-    report(run_training(splits, settings, run, RuntimeConfig(checkpoint_minutes, compile=compile), track=track), out)
-
-
-def track(items: Sequence[Any], title: str) -> Iterable[Any]:
-    """Iterate with a progress bar that closes before the training's display opens."""
-
-    with progress("items") as bar:
-        yield from bar(items, title)
+    run = RunConfig(out, resume, device, devices, folder, init_from, preset, command, checkpoint_minutes, compile)
+    report(run_training(splits, settings, run), out)
 
 
 def report(result: "Result", out: Path) -> None:

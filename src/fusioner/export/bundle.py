@@ -31,7 +31,7 @@ class Bundle:
             `pad`, the padding token and its id; `lower`, whether texts are converted to lower case first.
         parity: the table of `export.parity`.
         tokenizer: name of the tokenizer's file.
-        features: whether there is a graph of image features; earlier exports have none.
+        features: whether there is a graph of image features; models without similarity maps have none.
     """
 
     folder: Path

@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,38 +101,21 @@ def unflatten_features(tensors: dict[str, Tensor]) -> ImageFeatures | None:
     return ImageFeatures(**own, closed_set=ClosedSetScores(**scores) if scores else None)
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """Result of `build`.
-
-    Attributes:
-        image, text, labels: the graphs.
-        features: the graph of the image features; None for a model without.
-        step: sides of images are multiples of it, px; 0: only the training size.
-    """
-
-    image: "ModelProto"
-    text: "ModelProto"
-    labels: "ModelProto"
-    features: "ModelProto | None"
-    step: int
-
-
-def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> Graphs:
-    """Return the graphs of a torch model on the CPU.
+def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> tuple[dict[str, "ModelProto"], int]:
+    """Return the graphs of a torch model on the CPU, by the names of `PARTS`, and the step of image sides (`Bundle`).
 
     Args:
         segmenter: the model.
         cells: sides of images are multiples of this many token strides; a strided network pads even grids all alike.
         optimize: fold constants, weights included.
 
-    Raises:
-        FusionerError: a part cannot be exported.
+    Raises FusionerError if a part cannot be exported.
     """
     model, encoder = segmenter.model, cast("Any", segmenter.text_encoder)
-    image, step = _image_graph(segmenter, cells, optimize)
+    graphs: dict[str, ModelProto] = {}
+    graphs["image"], step = _image_graph(segmenter, cells, optimize)
     words = {0: _dim("n", TEXTS), 1: _dim("t", encoder.context)}
-    text = _onnx(
+    graphs["text"] = _onnx(
         "text encoder",
         TextPart(encoder),
         {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)},
@@ -147,12 +129,12 @@ def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> Grap
     vectors = F.normalize(torch.rand(3, config.text_dim), dim=1)
     with torch.no_grad():
         values = {name: value.contiguous() for name, value in flatten_features(model.encode_image(tokens)).items()}
-    names, features = [f"{FEATURES}{name}" for name in values], None
     if values:
-        features = _onnx("image features", FeaturesPart(model), {"tokens": tokens}, {"tokens": grid}, names, optimize)
+        names, part = [f"{FEATURES}{name}" for name in values], FeaturesPart(model)
+        graphs["features"] = _onnx("image features", part, {"tokens": tokens}, {"tokens": grid}, names, optimize)
     varying = {name: (0, value.ndim - 1) for name, value in values.items()} | {"affinity": (0, 1, 2)}
     patches = {name: dict.fromkeys(varying[name], Dim.AUTO) for name in values}
-    labels = _onnx(
+    graphs["labels"] = _onnx(
         "fusion network",
         LabelPart(model),
         {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25), "features": values},
@@ -160,7 +142,7 @@ def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> Grap
         ["logits"],
         optimize,
     )
-    return Graphs(image, text, labels, features, step)
+    return graphs, step
 
 
 def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["ModelProto", int]:

@@ -1,8 +1,8 @@
 """Check that an exported model agrees with torch: on photos, at three input sizes, with few and many labels."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,10 +45,6 @@ class Row:
         """Return whether the differences are within `LIMITS`."""
         max_logits, max_pixels = LIMITS[precision]
         return self.logits <= max_logits and self.pixels <= max_pixels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-compatible values."""
-        return asdict(self)
 
 
 def sizes(resolution: int, step: int) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,25 +68,24 @@ def export(
     for abandoned in out.glob(".part-*"):  # of a killed run
         shutil.rmtree(abandoned, ignore_errors=True)
     say("tracing image encoder, text encoder and fusion network")
-    graphs = build(segmenter)
-    parts = {part: graph for part in PARTS if (graph := getattr(graphs, part)) is not None}
+    graphs, step = build(segmenter)
     if precision == "int8":
         from fusioner.export.quantization import quantize
 
         say(f"calibrating int8 on {len(photos)} photographs")
         side = segmenter.card.resolution
         resized = (Image.fromarray(photo).resize((side, side), Image.Resampling.BILINEAR) for photo in photos)
-        parts["image"] = quantize(
-            graphs.image,
+        graphs["image"] = quantize(
+            graphs["image"],
             [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in resized],
         )
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
         stride = segmenter.image_encoder.stride
         bundle = Bundle(
-            *(Path(beside), format, precision, segmenter.card, graphs.step, stride, text["settings"]),
-            features="features" in parts,
+            *(Path(beside), format, precision, segmenter.card, step, stride, text["settings"]),
+            features="features" in graphs,
         )
-        for part, model in parts.items():
+        for part, model in graphs.items():
             _save(model, bundle.graph(part), format, half=precision != "fp32")
         (bundle.folder / bundle.tokenizer).write_text(text["tokenizer"], "utf-8")
         bundle.write()
@@ -96,7 +95,7 @@ def export(
             say(line)
         if not all(row.holds(precision) for row in rows):
             raise FusionerError(f"the {precision} {format} model does not agree with torch: nothing was written")
-        replace(bundle, parity=[row.to_dict() for row in rows]).write()
+        replace(bundle, parity=[asdict(row) for row in rows]).write()
         _replace(bundle.folder, out)
     return rows
 

@@ -3,7 +3,7 @@
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,9 +21,7 @@ from fusioner.features.cache import FeatureCache, device_of, image_digest, load_
 from fusioner.features.dataset import CachedSource
 from fusioner.io import format_bytes
 from fusioner.prefetch import map_ahead
-
-Track = Callable[[Sequence, str], Iterable]
-"""Yields the given items while advancing a progress bar of the given label."""
+from fusioner.progress import Track, no_progress
 
 _HEADER_BYTES = 768  # upper estimate for one entry
 _MAX_LISTED = 5  # broken images named in an error
@@ -68,7 +66,7 @@ def cache_features(
     batch_size: int | None = None,
     workers: int = 2,
     say: Callable[[str], object] = lambda _: None,
-    track: Track | None = None,
+    track: Track = no_progress,
 ) -> CachedSource:
     """Encode the views of a data set that the cache lacks and return a source that reads all of them.
 
@@ -79,7 +77,7 @@ def cache_features(
         batch_size: views encoded together; None: 32 on a GPU, 4 on a CPU.
         workers: threads that read and decode images.
         say: receives one line before anything is encoded and one afterwards.
-        track: progress bars, for example `fusioner.cli.progress.progress`.
+        track: progress bars, for example of `fusioner.progress.progress`.
 
     Raises:
         FusionerError: not enough disk space, or images that cannot be read (all others are cached by then).
@@ -96,7 +94,7 @@ def cache_features(
         )
     if plan.missing:
         size = batch_size or (4 if device_of(encoder).type == "cpu" else 32)
-        bar = iter(track(range(len(plan.missing)), "encoding views")) if track else iter(())
+        bar = iter(track(range(len(plan.missing)), "encoding views"))
         next(bar, None)
         report = encode_missing(cache, plan.missing, size, workers, tick=lambda: next(bar, None))
         speed = report.encoded / max(report.seconds, 1e-9)
@@ -109,15 +107,14 @@ def cache_features(
 
 
 def plan_build(
-    cache: FeatureCache, items: Sequence[Item], views: int = 1, workers: int = 4, track: Track | None = None
+    cache: FeatureCache, items: Sequence[Item], views: int = 1, workers: int = 4, track: Track = no_progress
 ) -> Plan:
     """Hash every image file and list the views that are missing."""
     if views < 1:
         raise FusionerError(f"an image has at least 1 view, not {views}")
     with ThreadPoolExecutor(workers) as pool:
         hashed = pool.map(lambda item: image_digest(read_bytes(item.image)), items)
-        tracked = track(items, "checking images") if track else items
-        digests = {item.id: digest for item, digest in zip(tracked, hashed, strict=True)}
+        digests = {item.id: digest for item, digest in zip(track(items, "checking images"), hashed, strict=True)}
     images = {digests[item.id]: item.image.absolute() for item in reversed(items)}  # the first of equal images
     wanted = [
         MissingView(digest, images[digest], view) for digest in dict.fromkeys(digests.values()) for view in range(views)

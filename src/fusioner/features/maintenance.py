@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusioner.errors import FusionerError
-from fusioner.features.build import Track
 from fusioner.features.cache import (
     CacheKey,
     entry_files,
@@ -19,6 +18,7 @@ from fusioner.features.cache import (
     read_header,
     remove_stale_files,
 )
+from fusioner.progress import Track, no_progress
 
 
 @dataclass
@@ -62,12 +62,12 @@ def info(cache: Path) -> list[CacheInfo]:
     return found
 
 
-def verify(cache: Path, track: Track | None = None, workers: int = 2) -> list[Damage]:
+def verify(cache: Path, track: Track = no_progress, workers: int = 2) -> list[Damage]:
     """Read every entry and compare it with its checksum; FusionerError if there is no such folder."""
     files = [path for folder in _existing(cache) for path in entry_files(folder)]
     with ThreadPoolExecutor(workers) as pool:
-        tracked = track(files, "reading entries") if track else files
-        return [damage for _, damage in zip(tracked, pool.map(_inspect, files), strict=True) if damage]
+        inspected = zip(track(files, "reading entries"), pool.map(_inspect, files), strict=True)
+        return [damage for _, damage in inspected if damage]
 
 
 def _inspect(path: Path) -> Damage | None:
@@ -88,7 +88,7 @@ def prune(
     wanted: Callable[[CacheKey], bool] = lambda _: True,
     missing_folders: bool = False,
     dry_run: bool = False,
-    track: Track | None = None,
+    track: Track = no_progress,
 ) -> PruneReport:
     """Remove entries of unwanted keys, and of images that no longer exist or have changed.
 
@@ -99,7 +99,7 @@ def prune(
     """
     files = [path for folder in _existing(cache) for path in entry_files(folder)]
     report, digest = PruneReport(), functools.cache(_digest)
-    for path in track(files, "pruning entries") if track else files:
+    for path in track(files, "pruning entries"):
         header = read_header(path)
         if header is None:  # left to `verify`
             continue

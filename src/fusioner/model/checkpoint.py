@@ -60,11 +60,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelCard":
-        """Invert `to_json`.
-
-        Raises:
-            FusionerError: the card is corrupt or of a newer version.
-        """
+        """Invert `to_json`; raises FusionerError if the card is corrupt or of a newer version."""
         try:
             values = json.loads(text)
             values["config"] = FusionerConfig.from_dict(values["config"])
@@ -97,8 +93,7 @@ def save_tensors(path: str | Path, state: "Mapping[str, Tensor]", metadata: dict
 def read_card(path: str | Path) -> ModelCard:
     """Read the card of a file of `save_model`, without torch.
 
-    Raises:
-        FusionerError: the file is missing, truncated, not a Fusioner model or of a newer version.
+    Raises FusionerError if the file is missing, truncated, not a Fusioner model or of a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,24 +116,22 @@ def read_card(path: str | Path) -> ModelCard:
         raise FusionerError(f"{path}: {error}") from error
 
 
-def load_model(path: str | Path, device: "str | torch.device" = "cpu") -> "tuple[Fusioner, ModelCard]":
-    """Read a file of `save_model`: the network in eval mode and float32, and its card.
+def load_model(path: str | Path) -> "tuple[Fusioner, ModelCard]":
+    """Read a file of `save_model`: the network in eval mode and float32 on the CPU, and its card.
 
-    Raises:
-        FusionerError: the file is missing, truncated, not a Fusioner model or of a newer version, or its weights do not
-            fit its card.
+    Raises FusionerError as `read_card`, and if the weights do not fit the card.
     """
     from fusioner.model.fusioner import Fusioner
 
     card = read_card(path)
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
+        with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise _corrupt(path, error) from error
     model = Fusioner(card.config)
     load_state(model, state, str(path))
-    return model.to(device).eval(), card
+    return model.eval(), card
 
 
 def _corrupt(path: str | Path, error: Exception) -> FusionerError:

@@ -4,7 +4,6 @@ Letters: B images, K labels, D channels, Gh Gw token grid, H W pixels.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,6 @@ from fusioner.model.fusion import Fusion
 from fusioner.model.head import cosine_logits
 from fusioner.model.similarity import ImageFeatures, Similarity
 
-if TYPE_CHECKING:
-    from fusioner.model.baselines import Projection, ZeroShotBaseline
-
 
 class Fusioner(nn.Module):
     """Fusion, decoder and cosine head over the outputs of frozen encoders.
@@ -32,8 +28,8 @@ class Fusioner(nn.Module):
     `config.method` selects a baseline instead (docs/baselines.md), with the same inputs and outputs.
     """
 
-    fusion: "Fusion | Projection"
-    baseline: "ZeroShotBaseline | None"
+    fusion: Fusion | Projection
+    baseline: ZeroShotBaseline | None
     decoder: Decoder | None
     similarity: Similarity | None
     neutral: Float[Tensor, " dt"]
@@ -42,14 +38,10 @@ class Fusioner(nn.Module):
         super().__init__()
         self.config = config
         self.decoder = self.similarity = None
-        self.baseline = None
-        if config.method in TRAINING_FREE:
-            self.baseline = ZeroShotBaseline(config)
+        self.baseline = ZeroShotBaseline(config) if config.method in TRAINING_FREE else None
+        if self.baseline:
             return
-        if config.method == "lseg":
-            self.fusion = Projection(config)
-        else:
-            self.fusion = Fusion(config)
+        self.fusion = Projection(config) if config.method == "lseg" else Fusion(config)
         self.decoder = Decoder(config) if config.method not in UNDECODED else None
         self.similarity = Similarity(config) if config.similarity != "none" else None
         if config.method == "prompt-ablated":
@@ -57,11 +49,6 @@ class Fusioner(nn.Module):
         if config.logit_bias:
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1.0 / config.temperature)))
             self.logit_bias = nn.Parameter(torch.tensor(-2.0))
-
-    @property
-    def labels_independent(self) -> bool:
-        """Whether a label's logits do not depend on the other labels."""
-        return self.config.labels_independent
 
     def forward(
         self,

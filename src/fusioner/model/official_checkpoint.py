@@ -44,36 +44,30 @@ def load_official(
     dataset: str = "pascal",
     heads: int | None = None,
     clip_heads: int | None = None,
-    temperature: float = 0.07,
-    tokenizer: str | Path | None = None,
 ) -> tuple[Fusioner, ClipVision, ClipText, ModelCard]:
     """Load an official checkpoint: network, image encoder, text encoder and card, in float32 and eval mode.
 
-    Only tensors and plain values are unpickled (`weights_only=True`).
+    CLIP's tokenizer, which checkpoints do not include, is tokenizer.json (or vocab.json and merges.txt) in the
+    checkpoint's folder, else downloaded once from the Hugging Face hub (2 MB).
 
     Args:
-        path: the file.
+        path: the file, of which only tensors and plain values are unpickled (`weights_only=True`).
         dataset: key of `PUBLISHED_NORMALISATION` with the mean and std it was trained with.
         heads: of the fusion; None: one per 64 channels (the official 8 of 512).
-        clip_heads: of both encoders.
-        temperature: of the head.
-        tokenizer: folder with CLIP's tokenizer.json (or vocab.json and merges.txt), which checkpoints do not include;
-            None: the checkpoint's folder, then the Hugging Face hub (2 MB, downloaded once).
+        clip_heads: of both encoders; None: likewise.
 
-    Raises:
-        FusionerError: the file is missing or not an official checkpoint, a key is missing or misshapen, or there is no
-                tokenizer.
+    Raises FusionerError if the file is no official checkpoint, a key is missing or misshapen, or there is no tokenizer.
     """
     path = Path(path).expanduser()
     parts = _split(_read(path), path)
-    words = _tokenizer(path, tokenizer)
+    words = _tokenizer(path)
     try:
         image = clip_vision_from_openai(_only_visual(parts["img_model"]), heads=clip_heads, name="official-clip")
         text = clip_text_from_openai(parts["text_model"], words, heads=clip_heads, name="official-clip-text")
     except FusionerError as error:
         raise FusionerError(f"{path} is not a checkpoint of the official code: {error}") from error
     image.mean, image.std = PUBLISHED_NORMALISATION[dataset]
-    config = _config(parts, path, (image.dim, text.dim), heads, temperature)
+    config = _config(parts, path, (image.dim, text.dim), heads)
     model = Fusioner(config)
     trained = {f"{part}.{key}": value.float() for part in ("fusion", "decoder") for key, value in parts[part].items()}
     load_state(model, trained, str(path))
@@ -118,7 +112,7 @@ def _only_visual(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config(
-    parts: Mapping[str, Mapping[str, Tensor]], path: Path, dims: tuple[int, int], heads: int | None, temperature: float
+    parts: Mapping[str, Mapping[str, Tensor]], path: Path, dims: tuple[int, int], heads: int | None
 ) -> FusionerConfig:
     fusion, decoder = parts["fusion"], parts["decoder"]
     width = _need(fusion, "fusion", "proj_patch", path).shape[0]
@@ -134,7 +128,6 @@ def _config(
         layers=max(blocks) + 1,
         heads=heads or max(1, width // 64),
         mlp_ratio=hidden / width,
-        temperature=temperature,
         decoder_widths=tuple(decoder[f"conv_{stage}.weight"].shape[0] for stage in stages[:-1]),
     )
 
@@ -145,13 +138,11 @@ def _need(state: Mapping[str, Tensor], part: str, key: str, path: Path) -> Tenso
     return state[key]
 
 
-def _tokenizer(path: Path, folder: str | Path | None) -> Any:
-    for place in [Path(folder).expanduser()] if folder else [path.parent, path.with_suffix("")]:
+def _tokenizer(path: Path) -> Any:
+    for place in (path.parent, path.with_suffix("")):
         if any((place / name).is_file() for name in TOKENIZER_FILES):
             return load_tokenizer(place, path.name)
     patterns = [*TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
-    if folder:
-        raise FusionerError(f"there is no tokenizer.json in {folder}; CLIP's is at huggingface.co/{TOKENIZER}")
     try:
         return load_tokenizer(Path(snapshot_download(TOKENIZER, allow_patterns=patterns)), path.name)
     except FusionerError:

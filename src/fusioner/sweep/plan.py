@@ -5,14 +5,13 @@ Everything that can be checked before hours of work is checked here; nothing is 
 
 import hashlib
 import itertools
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.train import train as train_command
@@ -68,51 +67,50 @@ class Cell:
 class Sweep:
     """A sweep's file, read and checked.
 
-    `settings` override the preset of the training; `train_flags` and `evaluate_flags` are further words of the two
-    commands. The cells are listed row by row of the table.
+    `train` and `evaluate` are flags of the two commands, with underscores; the cells are in the order of the table.
     """
 
     train_set: str
     train_root: str
     test_set: str
     test_root: str
-    preset: str
-    settings: dict[str, Any]
-    train_flags: tuple[str, ...]
-    evaluate_flags: tuple[str, ...]
+    train: dict[str, Any]
+    evaluate: dict[str, Any]
     cells: tuple[Cell, ...]
 
     def config(self, cell: Cell) -> TrainConfig:
         """Return the training settings of a cell, as `fusioner train` resolves them."""
-        return get_preset(self.preset, cell.fold).override("[train]", **self.settings | cell.settings())
+        settings = {name: value for name, value in self.train.items() if name in SECTIONS and name != "templates"}
+        preset = get_preset(self.train.get("preset", "small"), cell.fold)
+        return preset.override("[train]", **settings | cell.settings())
 
     def identity(self) -> dict[str, Any]:
         """Return what must not change in a folder with finished cells; the grid may grow."""
         return {
             "data": {name: getattr(self, name) for name in ("train_set", "train_root", "test_set", "test_root")},
-            "train": {"preset": self.preset} | self.settings,
-            "train_flags": list(self.train_flags),
-            "evaluate": list(self.evaluate_flags),
+            "train": self.train,
+            "evaluate": self.evaluate,
         }
 
     def commands(self, cell: Cell, folder: Path, cache: Path) -> dict[str, list[str]]:
         """Return the arguments of `fusioner` that train a cell in `folder`, and those that evaluate it."""
-        run, fold = folder / "run", [] if cell.fold is None else ["--fold", str(cell.fold)]
-        settings = ["--config", str(folder / "settings.toml"), "--preset", self.preset]
-        train = ["train", self.train_set, "--root", self.train_root, *fold, *settings, "--out", str(run), "--resume"]
-        if "--cache" not in self.train_flags and self.config(cell).data.features == "cached":
-            train += ["--cache", str(cache)]
-        test = ["evaluate", self.test_set, "--root", self.test_root, *fold, "--model", str(run / "best.safetensors")]
-        test += ["--out", str(folder / "report")]
-        if not {"--cache", "slide"} & set(self.evaluate_flags):
-            test += ["--cache", str(cache)]
-        return {"train": [*train, *self.train_flags], "evaluate": [*test, *self.evaluate_flags]}
+        run, fold = folder / "run", {} if cell.fold is None else {"fold": cell.fold}
+        train = {"root": self.train_root, **fold, "out": run, "resume": True, **cell.settings()}
+        if self.config(cell).data.features == "cached":
+            train["cache"] = cache
+        test = {"root": self.test_root, **fold, "model": run / "best.safetensors", "out": folder / "report"}
+        if self.evaluate.get("mode") != "slide":
+            test["cache"] = cache
+        return {
+            "train": ["train", self.train_set, *_words(train | self.train)],
+            "evaluate": ["evaluate", self.test_set, *_words(test | self.evaluate)],
+        }
 
 
 def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep's file; docs/sweep.md has an example."""
     content = read_toml(path, "the sweep")
-    _check_names(content, ("data", "grid", "train", "evaluate"), f"{path}", "part")
+    _check_names(content, ("data", "grid", "train", "evaluate"), f"{path}")
     for name, table in content.items():
         if not isinstance(table, dict):
             raise FusionerError(f"{path}: {name} must be a table, written [{name}]")
@@ -127,20 +125,17 @@ def read_sweep(path: Path) -> Sweep:
         raise FusionerError(f"{path} [data]: there is no data set {name!r} to train on or no {test!r} to test on")
     if "seed" in train:
         raise FusionerError(f"{path} [train]: write seeds = [...] under [grid]")
-    preset = train.get("preset", "small")
-    settings = {name: value for name, value in train.items() if name in set(SECTIONS) - _RESERVED}
-    flags = {name: value for name, value in train.items() if name not in settings and name != "preset"}
-    sweep = Sweep(
-        data["name"],
-        data["root"],
-        test,
-        test_root,
-        preset,
-        settings,
-        _words(flags, train_command, f"{path} [train]"),
-        _words(evaluate, evaluate_command, f"{path} [evaluate]"),
-        _cells(grid, test in FOLD_DATASETS, preset, path),
-    )
+    for part, flags in (("train", train), ("evaluate", evaluate)):
+        if reserved := _RESERVED & flags.keys():
+            raise FusionerError(f"{path} [{part}]: {min(reserved)} is set by [data] and [grid] for each cell")
+    cells = _cells(grid, test in FOLD_DATASETS, train.get("preset", "small"), path)
+    sweep = Sweep(data["name"], data["root"], test, test_root, train, evaluate, cells)
+    for part, command in (("train", train_command), ("evaluate", evaluate_command)):
+        _, *words = sweep.commands(cells[0], Path(), Path())[part]
+        try:
+            App(default_command=command).parse_args(words, exit_on_error=False, print_error=False)
+        except CycloptsError as error:
+            raise FusionerError(f"{path} [{part}]: {error}") from error
     for cell in sweep.cells:
         _check_cell(cell, sweep.config(cell), path)
     return sweep
@@ -158,23 +153,6 @@ def _check_cell(cell: Cell, config: TrainConfig, path: Path) -> None:
         problem = str(error)
     if problem:
         raise FusionerError(f"{path} [grid]: {cell.title}: {problem}")
-
-
-def option_names(command: Callable[..., None]) -> set[str]:
-    """Return the names of a command's options, with underscores."""
-    app = App()
-    app.default(command)
-    flags = {name for argument in app.assemble_argument_collection() for name in argument.names}
-    return {flag.removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
-
-
-def settings_toml(settings: Mapping[str, Any]) -> str:
-    """Return settings, given by field name, as the TOML tables that `fusioner train --config` reads."""
-    lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if not SECTIONS[name]]
-    for section in ("model", "data", "optim"):
-        entries = [f"{name} = {_toml(value)}" for name, value in settings.items() if SECTIONS[name] == section]
-        lines += [f"[{section}]", *entries] if entries else []
-    return "\n".join(lines) + "\n"
 
 
 def _cells(grid: dict[str, Any], has_folds: bool, preset: str, path: Path) -> tuple[Cell, ...]:
@@ -196,29 +174,19 @@ def _cells(grid: dict[str, Any], has_folds: bool, preset: str, path: Path) -> tu
     return tuple(Cell(image, text, method, fold, seed) for image, text, method, seed, fold in product)
 
 
-def _words(options: Mapping[str, Any], command: Callable[..., None], where: str) -> tuple[str, ...]:
-    """Return a command's options as words; FusionerError for an unknown one."""
-    known = sorted(option_names(command) - _RESERVED)
+def _words(flags: Mapping[str, Any]) -> list[str]:
+    """Return flags, given by name with underscores, as words of a command line."""
     words: list[str] = []
-    for name, value in options.items():
-        if name in _RESERVED:
-            raise FusionerError(f"{where}: {name} is set by [data] and [grid] for each cell")
-        _check_names({name: value}, known, where)
-        flag = "--" + name.replace("_", "-")
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
+            words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             for entry in value if isinstance(value, list) else [value]:
-                words += [flag, str(entry)]
-    return tuple(words)
+                words += [f"--{flag}", str(entry)]
+    return words
 
 
-def _check_names(values: Iterable[str], names: Iterable[str], where: str, kind: str = "setting") -> None:
+def _check_names(values: Iterable[str], names: Iterable[str], where: str) -> None:
     if unknown := sorted(set(values) - set(names)):
-        raise FusionerError(f"{where}: there is no {kind} {unknown[0]!r}; there are {', '.join(names)}")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    return json.dumps(value)
+        raise FusionerError(f"{where}: there is no {unknown[0]!r}; there are {', '.join(names)}")

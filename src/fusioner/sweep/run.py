@@ -4,18 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, first_difference
 from fusioner.io import FileLocks, atomic_write, writable_folder
+from fusioner.progress import format_duration
 from fusioner.sweep.cell import CELL, read_done
-from fusioner.sweep.plan import Cell, Sweep, settings_toml
+from fusioner.sweep.plan import Cell, Sweep
 from fusioner.training.config import LOG
-from fusioner.training.progress import format_duration
 
 SWEEP, CELLS, CACHE, OUTPUT = "sweep.json", "cells", "cache", "log.txt"
 SECONDS = 0.1
@@ -62,8 +62,9 @@ def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
         if not locks.acquire(0):
             raise FusionerError(f"another sweep is at work in {out}: wait for it to end, or choose another --out")
         file = out / SWEEP
-        if file.is_file():
-            _check_same(json.loads(file.read_text("utf-8")), sweep.identity(), out)
+        before = json.loads(file.read_text("utf-8")) if file.is_file() else sweep.identity()
+        if change := first_difference(before, sweep.identity()):
+            raise FusionerError(f"{out} holds a sweep begun with another {change}: choose another --out")
         with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
         yield
@@ -117,8 +118,6 @@ def run(
 
 def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> _Running:
     folder = writable_folder(folder_of(out, cell))
-    with atomic_write(folder / "settings.toml") as temporary:
-        temporary.write_text(settings_toml(sweep.settings | cell.settings()), "utf-8")
     content = {**cell.settings(), "fold": cell.fold, "commands": sweep.commands(cell, folder, out / CACHE)}
     with atomic_write(folder / CELL) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -156,15 +155,3 @@ def _headline(folder: Path) -> str:
     metrics: dict[str, Any] = json.loads((folder / "report" / "metrics.json").read_text("utf-8"))
     values = [f"{name} {metrics[name]:.1f}" for name in ("miou", "argmax_miou") if metrics.get(name) is not None]
     return ", ".join(values) + f" in {format_duration(sum(read_done(folder).values()))}"
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    for part, new in now.items():
-        old = before.get(part)
-        if old == new:
-            continue
-        difference = f"{part} was {old!r} and is {new!r}"
-        if isinstance(old, dict) and isinstance(new, dict):
-            name = next(name for name in {**old, **new} if old.get(name) != new.get(name))
-            difference = f"{part}: {name} was {old.get(name)!r} and is {new.get(name)!r}"
-        raise FusionerError(f"{out} holds a sweep of other settings ({difference}): choose another --out")

@@ -18,12 +18,13 @@ from fusioner.device import pick_device
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, space_mismatch
 from fusioner.errors import FusionerError
-from fusioner.features.build import Track, cache_features
+from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.io import default_cache_folder
-from fusioner.model.config import TRAINING_FREE, FusionerConfig
+from fusioner.model.config import TRAINING_FREE, FusionerConfig, NetworkOptions
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
+from fusioner.progress import Track, no_progress
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import Corpus
 
@@ -144,9 +145,8 @@ def build_network(
     options, last = config.model, image.parts[-1]
     similarity_dim = 0 if options.similarity == "none" else last.dim
     hypernyms = last.hypernyms() if options.hypernyms else None
-    shared = {entry.name for entry in fields(FusionerConfig)} & {entry.name for entry in fields(options)}
     shape = FusionerConfig(
-        **{name: getattr(options, name) for name in shared},
+        **{entry.name: getattr(options, entry.name) for entry in fields(NetworkOptions)},
         image_dim=image.dim - similarity_dim,
         text_dim=text.dim,
         similarity_dim=similarity_dim,
@@ -172,7 +172,7 @@ def build_sources(
     config: TrainConfig,
     cache: Path | None,
     say: Callable[[str], None],
-    track: Track | None = None,
+    track: Track = no_progress,
 ) -> list[TokenSource]:
     """Build each split's token source; fills the cache (None: the user's own folder) with missing features."""
     resolution, data = config.model.resolution, config.data

@@ -16,11 +16,11 @@ from fusioner.device import pick_device
 from fusioner.encoders.dense_classifier import parse_names
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, NEUTRAL, LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, value_tokens
-from fusioner.features.build import Track
 from fusioner.model.baselines import NUM_REFERENCE_WORDS
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import Method
 from fusioner.model.fusioner import Fusioner
+from fusioner.progress import Track, no_progress
 from fusioner.segmenter import Segmenter
 from fusioner.training.build import build_network
 from fusioner.training.config import TrainConfig
@@ -49,7 +49,7 @@ def reference_words() -> list[str]:
 
 
 @torch.no_grad()
-def calibrate_threshold(model: Fusioner, loader: DataLoader, track: Track | None = None) -> float:
+def calibrate_threshold(model: Fusioner, loader: DataLoader, track: Track = no_progress) -> float:
     """Set the z-score threshold with the best mIoU on training images; return that mIoU in per cent."""
     assert model.baseline is not None
     samples, batch_size = loader.corpus.samples, loader.config.optim.batch_size
@@ -58,7 +58,7 @@ def calibrate_threshold(model: Fusioner, loader: DataLoader, track: Track | None
     counts = torch.zeros(len(CANDIDATES), loader.corpus.class_offsets[-1], 3)
     device = model.baseline.zscore_threshold.device
     model.baseline.zscore_threshold.zero_()
-    for start in track(starts, "calibrating") if track else starts:
+    for start in track(starts, "calibrating"):
         part = drawn[start : start + batch_size]
         batch = loader.build([samples[i] for i in part], [(i,) for i in part], training=False).to(device)
         zscores = model(batch.tokens, batch.text, batch.labels.shape[-2:])  # (B, P, h, w)

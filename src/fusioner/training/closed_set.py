@@ -17,12 +17,13 @@ from jaxtyping import Float, Float16, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fusioner.features.build import Track
 from fusioner.features.dataset import TokenSource
 from fusioner.model.checkpoint import save_tensors
 from fusioner.model.closed_set_head import ClosedSetSegmenter, features, log_posterior
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import map_ahead
+from fusioner.progress import Track, no_progress
+from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import CROSS_FIT_FOLDS, Corpus, DatasetSplit, Sample, cross_fit_fold
 from fusioner.training.optim import warmup_cosine
@@ -36,16 +37,6 @@ LR, WEIGHT_DECAY, GRAD_CLIP = 1e-3, 1e-2, 1.0
 NORMALISATION_IMAGES = 64  # from which mean and standard deviation of the features are computed
 CLASS_BALANCE = 0.25  # a class of n patches is weighted by n to the power of minus this
 LOGIT_ADJUSTMENT = 0.4  # times log n is subtracted from a class's logit afterwards (arXiv 2007.07314)
-
-
-class FitConfig(NamedTuple):
-    """Passes over the images, and the share of an image's patches drawn in every step (arXiv 2208.07220)."""
-
-    epochs: int = 8
-    patch_ratio: float = 1.0
-
-
-DEFAULT_FIT = FitConfig()
 
 
 class SampleView(NamedTuple):
@@ -80,7 +71,7 @@ class ClosedSetDataset:
         counts: patches of each class in each sample's image; (samples, C).
     """
 
-    def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track | None) -> None:
+    def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track) -> None:
         self.model, self.sources = model, sources
         self.width = model.config.visual_dim + model.config.similarity_dim
         self.samples = corpus.unique_images()
@@ -92,7 +83,7 @@ class ClosedSetDataset:
         self._cache: dict[tuple[int, str, int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
         self.counts = torch.zeros(len(self.samples), len(classes) + 1, dtype=torch.int64)
         height, width = self._read(self.samples[0], 0)[1].shape if self.samples else (0, 0)
-        for number, sample in enumerate(track(self.samples, "reading masks") if track else self.samples):
+        for number, sample in enumerate(track(self.samples, "reading masks")):
             mask = corpus.splits[sample.split].data.read_mask(sample.item)
             labels = self._labels(sample, mask, (height, width))
             self.counts[number] = torch.bincount(labels[labels >= 0], minlength=len(classes) + 1)
@@ -167,10 +158,9 @@ def fit_closed_set_head(
     corpus: Corpus,
     sources: Sequence[TokenSource],
     class_embeddings: Float[Tensor, "n d"],
-    track: Track | None = None,
-    seed: int = 0,
+    config: TrainConfig,
     device: torch.device | None = None,
-    fit: FitConfig = DEFAULT_FIT,
+    track: Track = no_progress,
     cache: FitCache | None = None,
 ) -> None:
     """Fit the model's closed-set head to the training images; held-out images are not used.
@@ -192,7 +182,7 @@ def fit_closed_set_head(
         title = f"fitting closed-set head {excluded + 2} of {CROSS_FIT_FOLDS + 1}"
         state = cache.get(name) if cache else None
         if state is None:
-            state = fit_closed_set(dataset, excluded, title, track, seed, device, fit).state_dict()
+            state = fit_closed_set(dataset, config, device, excluded, track, title).state_dict()
             if cache:
                 cache.put(name, state)
         states.append(state)
@@ -204,38 +194,38 @@ def fit_closed_set_head(
 
 def fit_closed_set(
     dataset: ClosedSetDataset,
-    excluded_fold: int = -1,
-    title: str = "",
-    track: Track | None = None,
-    seed: int = 0,
+    config: TrainConfig,
     device: torch.device | None = None,
-    fit: FitConfig = DEFAULT_FIT,
+    excluded_fold: int = -1,
+    track: Track = no_progress,
+    title: str = "",
 ) -> ClosedSetSegmenter:
     """Fit one closed-set network for unnormalised features; returned frozen, on the device.
 
-    Minimises the cross-entropy over the classes of an image's own split with AdamW, on all views, half of them flipped;
-    logits are then adjusted for class frequency. A cross-fitting fold may be left out; -1: none.
+    Minimises the cross-entropy over the classes of an image's own split with AdamW, on all views, half of them flipped,
+    and a share of an image's patches per step (arXiv 2208.07220); logits are then adjusted for class frequency. A
+    cross-fitting fold may be left out; -1: none.
     """
     used = [i for i, sample in enumerate(dataset.samples) if cross_fit_fold(sample.item.id) != excluded_fold]
     samples, counts = [dataset.samples[i] for i in used], dataset.counts[used].sum(dim=0)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed)
         network = ClosedSetSegmenter(dataset.width, dataset.allowed.shape[1] - 1).to(device)
         if not samples:
             nn.init.zeros_(network.last.weight)
             nn.init.zeros_(network.last.bias)
             return network.requires_grad_(False).eval()
-        batch_size = min(BATCH_SIZE, len(samples))
-        steps = min(MAX_STEPS, max(MIN_STEPS, fit.epochs * len(samples) // batch_size))
+        batch_size, patch_ratio = min(BATCH_SIZE, len(samples)), config.model.closed_set_patch_ratio
+        steps = min(MAX_STEPS, max(MIN_STEPS, config.model.closed_set_epochs * len(samples) // batch_size))
         mean, std = (statistic.to(device) for statistic in _feature_statistics(dataset, samples))
         weights, allowed = _class_weights(counts).to(device), dataset.allowed.to(device)
         optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
-        with map_ahead(dataset.read, draw_views(dataset, samples, batch_size, steps, seed), 1) as batches:
-            for step in track(range(steps), title) if track else range(steps):
+        with map_ahead(dataset.read, draw_views(dataset, samples, batch_size, steps, config.seed), 1) as batches:
+            for step in track(range(steps), title):
                 batch = next(batches)
                 optimizer.param_groups[0]["lr"] = warmup_cosine(step, steps, LR, 0.0, min(50, steps // 10))
                 num_patches = batch.labels.shape[1]
-                patches = torch.randperm(num_patches)[: max(1, round(fit.patch_ratio * num_patches))]
+                patches = torch.randperm(num_patches)[: max(1, round(patch_ratio * num_patches))]
                 logits = network((batch.features[:, patches].to(device) - mean) / std)
                 logits = logits + allowed[batch.splits.to(device)][:, None]
                 labels = batch.labels[:, patches].to(device)

@@ -1,18 +1,18 @@
 """Training settings: groups of options that are flags of `fusioner train`, tables of a TOML file, and a card's entry.
 
-Where and how fast a run computes (device, checkpoints, cache folder) is `train.RunConfig`. Imports no torch.
+Where and how fast a run computes (device, checkpoints, cache folder) is `trainer.RunConfig`. Imports no torch.
 """
 
 # ruff: noqa: RUF009  # option() returns a field
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self
 
 from fusioner.errors import FusionerError
-from fusioner.model.config import Method
+from fusioner.model.config import NetworkOptions, Options, option
 
 RESUME, LAST, BEST, LOG = "resume.pt", "last.safetensors", "best.safetensors", "metrics.jsonl"
 """Files of a run."""
@@ -21,28 +21,12 @@ Sampling = Literal["pairs", "images"]
 Precision = Literal["32", "bf16", "16"]
 UnseenPixels = Literal["background", "ignore"]
 
-_BIG, _INF = 10**9, float("inf")
-
-
-def option(default: Any, help: str, low: float | None = None, high: float = _INF) -> Any:
-    """Return a dataclass field with its help text and, for numbers, its closed range."""
-    return field(default=default, metadata={"help": help, "range": None if low is None else (low, high)})
-
-
-class _Options:
-    def __post_init__(self) -> None:
-        for entry in fields(self):  # pyright: ignore[reportArgumentType]
-            value = _checked(entry.name, getattr(self, entry.name), entry.type)
-            object.__setattr__(self, entry.name, value)
-            limits = entry.metadata["range"]
-            if limits and not limits[0] <= value <= limits[1]:
-                bounds = f"{limits[0]:g} ... {limits[1]:g}"
-                raise FusionerError(f"{_flag(entry.name)} must be within {bounds}, not {value:g}")
+_BIG = 10**9
 
 
 @dataclass(frozen=True)
-class ModelOptions(_Options):
-    """Encoders, network and closed-set head; see `model.config.FusionerConfig`."""
+class ModelOptions(NetworkOptions):
+    """Encoders, network and closed-set head."""
 
     image_encoder: str = option(
         "clip-vit-l14",
@@ -54,32 +38,7 @@ class ModelOptions(_Options):
     normalisation: Literal["dataset", "encoder"] = option(
         "dataset", "Image mean and std: those published for PASCAL or COCO (as the official recipe), or the encoder's."
     )
-    method: Method = option(
-        "fusioner",
-        "fusioner or a baseline: late, lseg, mask-transformer, prompt-ablated; cosine, maskclip, empty: only calibrate "
-        "a threshold on training images. See docs/baselines.md.",
-    )
-    width: int = option(512, "Width of the fusion transformer.", 1, 65536)
-    layers: int = option(12, "Layers of the fusion transformer.", 1, 1000)
-    heads: int = option(8, "Attention heads of the fusion transformer.", 1, 1024)
-    mlp_ratio: float = option(4.0, "Hidden width of its MLPs over its width.")
-    dropout: float = option(0.0, "Dropout of the fusion transformer.", 0, 0.99)
-    drop_path: float = option(0.0, "Stochastic depth of the fusion transformer.", 0, 0.99)
-    temperature: float = option(0.07, "Divisor of the head's cosines.", 1e-6, 1e6)
-    decoder_widths: tuple[int, ...] = option((512, 512, 512, 512), "Channels after each decoder stage.")
-    decoder_norm: Literal["instance", "layer"] = option("instance", "Decoder normalisation; instance is the paper's.")
-    logit_bias: bool = option(False, "Learn a scale and a bias of the logits.")
-    similarity: Literal["auto", "none", "cosine", "posterior"] = option(
-        "none",
-        "Similarity maps of the last image encoder and the labels: posterior of its classes, cosine, none (the paper's "
-        "network), or auto, the first of these that the encoders support.",
-    )
     hypernyms: bool = option(False, "With a posterior: also match labels to classes by their WordNet hypernyms.")
-    affinity_refinement: bool = option(
-        False, "Add each similarity map averaged over patches that the first image encoder finds alike."
-    )
-    residual_head: bool = option(False, "Add a small MLP of the similarity maps to the logits.")
-    prompt_dropout: float = option(0.0, "Probability of hiding a label's embedding from the fusion.", 0, 1)
     closed_set_head: bool = option(
         False,
         "With a posterior: first fit a closed-set head to the training classes and read it by label. The presets turn "
@@ -91,7 +50,7 @@ class ModelOptions(_Options):
 
 
 @dataclass(frozen=True)
-class DataOptions(_Options):
+class DataOptions(Options):
     """Sampling of images, views, prompts and words."""
 
     sampling: Sampling = option("pairs", "pairs: one (image, class) pair per place; images: several prompts per image.")
@@ -121,7 +80,7 @@ class DataOptions(_Options):
 
 
 @dataclass(frozen=True)
-class OptimOptions(_Options):
+class OptimOptions(Options):
     """Length, optimiser, loss and model selection."""
 
     steps: int = option(0, "Updates; 0: derived from epochs.", 0, _BIG)
@@ -145,31 +104,24 @@ class OptimOptions(_Options):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Options):
     """All settings that determine a trained model. The defaults are the paper's: preset `paper` is `TrainConfig()`.
 
-    Field names are unique across the groups, so `override(lr=1e-3, width=64)` and the flags need no prefix.
+    Field names are unique across the groups, so `override(lr=1e-3, width=64)` and the flags need no prefix. `to_dict`
+    has the form of a card's `training["settings"]` and of a TOML file (tables [model], [data], [optim]).
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
-    seed: int = 0
+    seed: int = option(0, "Seed of weights, order, views, prompts and words.", 0, 2**63 - 1)
 
     def __post_init__(self) -> None:
-        if not 0 <= _checked("seed", self.seed, int) < 2**63:
-            raise FusionerError(f"--seed must be within 0 ... 2**63 - 1, not {self.seed}")
+        super().__post_init__()
         if self.optim.steps == 0 and self.optim.epochs == 0:
             raise FusionerError("a training needs --steps or --epochs above 0")
         if self.data.sampling == "pairs" and self.data.prompts != 1:
             raise FusionerError('--prompts above 1 needs sampling = "images" (preset small); pairs prompt one class')
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values nested as `{"model": {...}, "data": {...}, "optim": {...}, "seed": 0}`.
-
-        This is the form of a card's `training["settings"]` and of a TOML file (tables [model], [data], [optim]).
-        """
-        return asdict(self, dict_factory=_plain)
 
     def changes(self) -> dict[str, Any]:
         """Return the values of `to_dict` that differ from the defaults, by field name."""
@@ -228,29 +180,3 @@ def read_toml(path: Path, content: str = "the settings") -> dict[str, Any]:
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of a `TrainConfig.to_dict` by field name."""
     return {name: (nested[group] if group else nested)[name] for name, group in SECTIONS.items()}
-
-
-def _plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
-
-
-def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Convert a value to its declared type: ints to floats and lists to tuples, as TOML and flags give them."""
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise FusionerError(f"{_flag(name)} is one of {', '.join(get_args(kind))}, not {value!r}")
-        return value
-    if get_origin(kind) is tuple:
-        entry_type = get_args(kind)[0]
-        if not isinstance(value, (tuple, list)) or not all(type(entry) is entry_type for entry in value):
-            raise FusionerError(f"{_flag(name)} is a list of {entry_type.__name__} values, not {value!r}")
-        return tuple(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise FusionerError(f"{_flag(name)} is a value of type {kind.__name__}, not {value!r}")
-    return value
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

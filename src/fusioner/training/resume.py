@@ -37,25 +37,6 @@ def read_state(out: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Raise FusionerError, naming the difference, if settings, data or encoders differ from those a run began with.
-
-    Both hold plain values by name, nested mappings are compared by name. Settings are those that differ from the
-    defaults, so that a run can be resumed by a version with further settings.
-    """
-    for name in {**now, **saved}:
-        before, after = saved.get(name), now.get(name)
-        if isinstance(after, Mapping) and isinstance(before, Mapping):
-            check_same(before, after, out)
-        elif before != after:
-            then, today = ("the default" if value is None else value for value in (before, after))
-            values = f" ({then} then, {today} now)" if len(f"{then}{today}") < 60 else ""
-            raise FusionerError(
-                f"cannot resume {out}: {name.replace('_', ' ')} differs from the run's own{values}; repeat its command "
-                "with --resume, or choose another --out"
-            )
-
-
 class Log:
     """metrics.jsonl: one JSON object per line, each with its `step`, written immediately."""
 

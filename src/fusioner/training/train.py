@@ -5,9 +5,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fusioner import __version__
@@ -15,22 +14,21 @@ from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder
 from fusioner.encoders.registry import pending_download, value_tokens
 from fusioner.errors import FusionerError
-from fusioner.features.build import Track
 from fusioner.features.cache import image_digest, read_bytes
 from fusioner.io import writable_folder
 from fusioner.labels import read_word_lists
 from fusioner.model.checkpoint import ModelCard, load_model, load_state, save_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
+from fusioner.progress import ProgressBar, Track, progress
 from fusioner.training.build import build_encoders, build_fabric, build_network, build_sources, resolve_similarity
 from fusioner.training.calibration import calibrate_threshold, set_reference_words
-from fusioner.training.closed_set import FitCache, FitConfig, fit_closed_set_head
+from fusioner.training.closed_set import FitCache, fit_closed_set_head
 from fusioner.training.config import BEST, LAST, RESUME, SECTIONS, TrainConfig
 from fusioner.training.data_loader import DataLoader
 from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, build_corpus
-from fusioner.training.progress import TrainingProgress
 from fusioner.training.prompt_sampling import Vocabulary
-from fusioner.training.trainer import Result, RuntimeConfig, Trainer
+from fusioner.training.trainer import Result, RunConfig, Trainer
 
 FEW_IMAGES = 200
 """Training images below which a note says that their held-out part is small."""
@@ -38,50 +36,23 @@ DIGITS = 12
 """Hex digits kept of an image's sha256: 100,000 images against 100,000 collide with a probability of 1 in 28,000."""
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Where a training computes and writes; independent of the result.
-
-    Attributes:
-        out: folder of last.safetensors, best.safetensors, resume.pt, metrics.jsonl, and closed_set/ if fitted.
-        resume: continue from the state in `out`, if there is one.
-        device: auto, cpu, cuda, cuda:N or mps; devices: number of processes (torchrun's takes precedence).
-        cache: folder of the feature cache; None: the user's own.
-        init_from: model file with the initial weights.
-        preset, command: recorded in the card.
-    """
-
-    out: Path
-    resume: bool = False
-    device: str = "auto"
-    devices: int = 1
-    cache: Path | None = None
-    init_from: Path | None = None
-    preset: str = ""
-    command: str = ""
-
-
-def train(
-    splits: Sequence[DatasetSplit],
-    config: TrainConfig,
-    run: RunConfig,
-    runtime: RuntimeConfig | None = None,
-    track: Track | None = None,
-) -> Result:
-    """Train on the splits; `track` draws progress bars of the preparation.
-
-    For a training-free method this only calibrates its decision threshold.
+def train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig) -> Result:
+    """Train on the splits, with progress on stderr; of a training-free method only calibrate the decision threshold.
 
     Raises FusionerError for bad settings, data, encoders, device, disk, or state to resume from.
     """
-    progress = TrainingProgress()
+    with progress("items") as bar:
+        return _train(splits, config, run, bar)
+
+
+def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, bar: ProgressBar) -> Result:
     if (run.out / RESUME).is_file() and not run.resume:
         raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
     writable_folder(run.out)
     corpus = build_corpus(splits, config.data.sampling, config.data.val_images, config.seed)
     images, held_out = len(corpus.images), corpus.num_held_out
     if held_out and images < FEW_IMAGES:
-        progress.say(
+        bar.say(
             f"note: {held_out} of only {images} images are held out to choose checkpoint and threshold, which is an "
             "uncertain choice: add images, or train on all with --val-images 0"
         )
@@ -94,7 +65,7 @@ def train(
     if config.model.method == "maskclip":
         config = config.override(image_encoder=value_tokens(config.model.image_encoder))
     if download := pending_download(config.model.image_encoder, config.model.text_encoder):
-        progress.say(f"downloading {download}, once")
+        bar.say(f"downloading {download}, once")
     image, text = build_encoders(config, splits[0].data.name, fabric.device)
     initial, initial_card = load_model(run.init_from) if run.init_from else (None, None)
     if initial is not None:
@@ -102,7 +73,7 @@ def train(
     elif config.model.similarity == "auto":
         config = resolve_similarity(config, image, text)
         if config.model.similarity != "posterior":
-            progress.say(f"note: {image.name} and {text.name} are used with --similarity {config.model.similarity}")
+            bar.say(f"note: {image.name} and {text.name} are used with --similarity {config.model.similarity}")
     if config.model.method == "softmax":
         raise FusionerError("method softmax is not trained: name its encoders in `fusioner predict --image-encoder`")
     synonyms = read_word_lists(config.data.synonym_file)
@@ -129,29 +100,25 @@ def train(
         guided_filter=config.model.guided_filter,
         training=entry,
     )
-    sources = build_sources(corpus, image, config, run.cache, progress.say, track)
+    sources = build_sources(corpus, image, config, run.cache, bar.say, bar)
     if model.config.closed_set_classes:
-        fit = FitConfig(config.model.closed_set_epochs, config.model.closed_set_patch_ratio)
+        fit = [config.model.closed_set_epochs, config.model.closed_set_patch_ratio]
         inputs = [config.model.resolution, config.seed, fit, config.data.features, config.data.views]
         key = json.dumps([corpus.digest(), entry["encoders"], *inputs])
         cache = FitCache(run.out / "closed_set", key, fabric.is_global_zero)
         if not fabric.is_global_zero:
             fabric.barrier()  # then the fit of the first process is in the cache
-        fit_closed_set_head(model, corpus, sources, class_embeddings, track, config.seed, fabric.device, fit, cache)
+        fit_closed_set_head(model, corpus, sources, class_embeddings, config, fabric.device, bar, cache)
         if fabric.is_global_zero:
             fabric.barrier()
     loader = DataLoader(corpus, sources, vocabulary, table, config)
     if model.baseline is not None:
-        return _calibrate(model.to(fabric.device), loader, card, run, fabric.is_global_zero, track)
+        return _calibrate(model.to(fabric.device), loader, card, run, fabric.is_global_zero, bar)
     identity = {"data": corpus.digest(), "encoders": entry["encoders"], "init_from": entry["init_from"]}
-    runtime = runtime or RuntimeConfig()
-    if runtime.prefetch is None:  # prefetching does not help while the same CPU encodes
-        live_on_cpu = config.data.features == "live" and fabric.device.type == "cpu"
-        runtime = replace(runtime, prefetch=0 if live_on_cpu else 2)
-    trainer = Trainer(fabric, model, loader, config, card, run.out, identity, runtime, progress)
+    trainer = Trainer(fabric, model, loader, config, card, run, identity, bar)
     if run.resume:
         found = trainer.resume()
-        progress.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
+        bar.say(f"resuming {run.out} at step {trainer.start}" if found else f"{run.out} has nothing to resume yet")
     return trainer.fit()
 
 
@@ -217,7 +184,7 @@ def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
 
 
 def _calibrate(
-    model: Fusioner, loader: DataLoader, card: ModelCard, run: RunConfig, saves: bool, track: Track | None
+    model: Fusioner, loader: DataLoader, card: ModelCard, run: RunConfig, saves: bool, track: Track
 ) -> Result:
     start = time.monotonic()
     score = None if model.config.method == "empty" else calibrate_threshold(model, loader, track)

@@ -22,32 +22,46 @@ from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, first_difference
 from fusioner.model.checkpoint import ModelCard, save_model
 from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import taken_ahead, timed
+from fusioner.progress import ProgressBar
 from fusioner.training.config import BEST, LAST, RESUME, TrainConfig
 from fusioner.training.data_loader import Batch, DataLoader
 from fusioner.training.dataset import BatchSampler
 from fusioner.training.losses import COUNT_DECAY, THRESHOLDS, iou_counts, masked_bce, miou, multiclass_ce
 from fusioner.training.optim import build_optimizer, set_rates
-from fusioner.training.progress import TrainingProgress
-from fusioner.training.resume import Log, check_same, read_state, write_state
+from fusioner.training.resume import Log, read_state, write_state
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
-    """Options without influence on the weights.
+class RunConfig:
+    """Where and how fast a training computes; without influence on the weights.
 
     Attributes:
+        out: folder of last.safetensors, best.safetensors, resume.pt, metrics.jsonl, and closed_set/ if fitted.
+        resume: continue from the state in `out`, if there is one.
+        device: auto, cpu, cuda, cuda:N or mps; devices: number of processes (torchrun's takes precedence).
+        cache: folder of the feature cache; None: the user's own.
+        init_from: model file with the initial weights.
+        preset, command: recorded in the card.
         checkpoint_minutes: time between two checkpoints; 0 writes one every step.
-        prefetch: batches built ahead by a thread; None: 2, or 0 if the CPU also encodes.
         compile: torch.compile the network (worth its minute on a GPU).
+        prefetch: batches built ahead by a thread; None: 2, or 0 if the CPU also encodes.
     """
 
+    out: Path
+    resume: bool = False
+    device: str = "auto"
+    devices: int = 1
+    cache: Path | None = None
+    init_from: Path | None = None
+    preset: str = ""
+    command: str = ""
     checkpoint_minutes: float = 5.0
-    prefetch: int | None = None
     compile: bool = False
+    prefetch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +122,8 @@ class Trainer:
 
     Args:
         model: moved to the fabric's device, and changed in place.
-        out: folder of last.safetensors, best.safetensors, resume.pt and metrics.jsonl.
-        identity: plain values that a resumed run must share besides the settings (data, encoders).
+        identity: plain values that a resumed run must share (data, encoders), besides the settings that differ from the
+            defaults: a version with further settings can resume it.
     """
 
     def __init__(
@@ -119,13 +133,12 @@ class Trainer:
         loader: DataLoader,
         config: TrainConfig,
         card: ModelCard,
-        out: Path,
+        run: RunConfig,
         identity: dict[str, Any],
-        runtime: RuntimeConfig | None = None,
-        progress: TrainingProgress | None = None,
+        bar: ProgressBar,
     ) -> None:
-        self.fabric, self.loader, self.config, self.card, self.out = fabric, loader, config, card, out
-        self.runtime, self.progress = runtime or RuntimeConfig(), progress or TrainingProgress()
+        self.fabric, self.loader, self.config, self.card, self.out = fabric, loader, config, card, run.out
+        self.run, self.bar = run, bar
         self.identity = {"settings": config.changes(), **identity}
         self.sampler = BatchSampler(loader.corpus.samples, config.optim.batch_size, config.seed)
         self.steps = config.optim.steps or self.sampler.steps(config.optim.epochs)
@@ -135,7 +148,7 @@ class Trainer:
             decoder.to(memory_format=torch.channels_last)  # fastest for convolutions
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False) if config.optim.ema else None
         optimizer = build_optimizer(self.model, config.optim)
-        compiled: Any = torch.compile(self.model) if self.runtime.compile else self.model
+        compiled: Any = torch.compile(self.model) if run.compile else self.model
         self.network, self.optimizer = fabric.setup(compiled, optimizer)
         self.counts = torch.zeros(loader.corpus.class_offsets[-1], 3, device=fabric.device)
         self.best: float | None = None
@@ -147,7 +160,11 @@ class Trainer:
         if not (self.out / RESUME).is_file():
             return False
         state = read_state(self.out, self.fabric.device)
-        check_same(state["identity"], self.identity, self.out)
+        if change := first_difference(state["identity"], self.identity):
+            raise FusionerError(
+                f"cannot resume {self.out}: it was begun with another {change}; repeat its command with --resume, or "
+                "choose another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
@@ -165,8 +182,7 @@ class Trainer:
         """
         log = Log(self.out, self.start) if self.fabric.is_global_zero else None
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _StopSignals() as signals, self.progress:
-            self.progress.begin(self.start, self.steps)
+        with torch.random.fork_rng(devices), _StopSignals() as signals:
             return self._fit(signals, log)
 
     def _fit(self, signals: _StopSignals, log: Log | None) -> Result:
@@ -175,7 +191,10 @@ class Trainer:
         log_interval, evaluation_interval = max(1, self.steps // 1000), -(-self.steps // self.config.optim.evaluations)
         batch_size, seed, rank = self.config.optim.batch_size, self.config.seed, self.fabric.global_rank
         batches = self.loader.training_batches(self.sampler, self.start, rank, self.fabric.world_size)
-        for step, (batch, wait) in enumerate(timed(taken_ahead(batches, self.runtime.prefetch or 0)), self.start):
+        live_on_cpu = self.config.data.features == "live" and self.fabric.device.type == "cpu"
+        ahead = (0 if live_on_cpu else 2) if self.run.prefetch is None else self.run.prefetch
+        task = self.bar.task("training", self.steps, self.start, "steps")
+        for step, (batch, wait) in enumerate(timed(taken_ahead(batches, ahead)), self.start):
             step_start, waited = time.monotonic(), waited + wait
             torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
             counts = self._sum([*batch.counts(), signals.number])
@@ -190,7 +209,7 @@ class Trainer:
             self.seconds = earlier_seconds + time.monotonic() - begun
             if step == self.steps or (step > 0 and step % evaluation_interval == 0):
                 self._evaluate(step, log)
-            if last or time.monotonic() - saved >= 60 * self.runtime.checkpoint_minutes:
+            if last or time.monotonic() - saved >= 60 * self.run.checkpoint_minutes:
                 self._save(step)
                 saved = time.monotonic()
             if last:
@@ -207,7 +226,8 @@ class Trainer:
             score = miou(self.counts)
             if log and step % log_interval == 0:
                 log.add(step, loss=loss, train_miou=score, **rates, images_per_s=speed, seconds=self.seconds)
-            self.progress.step(step + 1, loss, score, self.val_miou and self.val_miou[1], speed)
+            held_out = f", held-out {self.val_miou[1]:.1f}" if self.val_miou else ""
+            task(step + 1, note=f"loss {loss:.4f}  mIoU training {score:.1f}{held_out}  {speed:.1f} images/s")
         raise AssertionError("batches never end")
 
     def _loss_and_gradients(self, batch: Batch, counts: list[float], learn: bool) -> tuple[float, Float[Tensor, "c 3"]]:

@@ -2,19 +2,24 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Timer
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fusioner.training.progress import format_duration
-
 T = TypeVar("T")
+Track: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
+"""Yields the given items while advancing a progress bar of the given label."""
 SECONDS = 30.0
 """Time between two lines where there is no terminal."""
+
+
+def no_progress(items: Sequence[T], what: str) -> Sequence[T]:
+    """Return the items: a `Track` that shows nothing."""
+    return items
 
 
 class Task:
@@ -34,7 +39,6 @@ class Task:
             self._display.console.print(self._line(text, note), soft_wrap=True, highlight=False, markup=False)
 
     def _line(self, speed: str, note: str) -> str:
-
         task = self._display.tasks[self._task]
         done = f"{task.description} {int(task.completed)}" + (f"/{int(task.total)}" if task.total else "")
         left = "" if task.time_remaining is None else f"left {format_duration(task.time_remaining)}"
@@ -53,9 +57,14 @@ class ProgressBar:
             yield item
             task(done)
 
-    def task(self, what: str, total: float | None) -> Task:
+    def task(self, what: str, total: float | None, done: int = 0, unit: str = "") -> Task:
         """Add a task described by `what`; the total may be unknown (None)."""
-        return Task(self._display, self._display.add_task(what, total=total, speed=""), self._unit)
+        task = self._display.add_task(what, total=total, completed=done, speed="")
+        return Task(self._display, task, unit or self._unit)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._display.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
@@ -64,7 +73,6 @@ def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> 
 
     The speed is averaged over `window` seconds, which should be longer than the slowest item.
     """
-
     console = Console(stderr=True)
     # Printed lines appear above the bar, unless stdout is redirected.
     display = Progress(
@@ -87,3 +95,10 @@ def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> 
         timer.cancel()
         timer.join()  # a start in progress must come before the stop
         display.stop()
+
+
+def format_duration(seconds: float) -> str:
+    """Format as `1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
