@@ -23,8 +23,8 @@ import torch
 from fusioner.data.folds import fold_classes
 from fusioner.evaluation.evaluator import binary_counts, class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
+from fusioner.loading import load
 from fusioner.postprocess import decide, sigmoid, upsample
-from fusioner.segmenter import load
 from fusioner.sweep.plan import settings_toml
 from fusioner.training.dataset import open_split
 

@@ -24,9 +24,9 @@ from fusioner.data.folds import fold_classes
 from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.image import resize_square
+from fusioner.loading import load
 from fusioner.options import InferenceOptions
 from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, sigmoid, upsample
-from fusioner.segmenter import load
 from fusioner.training.dataset import open_split
 
 SIDE = GUIDE_SIZE

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from growth import SHAPE, operations
 
 from fusioner.encoders.registry import build_image_encoder
+from fusioner.loading import load
 from fusioner.model.fusioner import Fusioner
-from fusioner.segmenter import load
 
 LABELS = ["cat", "person", "cup", "dog", "table", "car", "sofa", "chair", "bird", "bottle"]
 Row = tuple[str, float, str]  # what, how much, unit

@@ -19,8 +19,8 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.registry import open_dataset
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.labels import LabelHierarchy, read_word_lists
+from fusioner.loading import load
 from fusioner.postprocess import sigmoid, upsample
-from fusioner.segmenter import load
 
 
 def covered(data: SegmentationData) -> dict[str, list[int]]:

@@ -17,9 +17,9 @@ import torch
 
 from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
+from fusioner.loading import load
 from fusioner.model.checkpoint import ModelCard
 from fusioner.postprocess import decide, sigmoid, upsample
-from fusioner.segmenter import load
 from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import DatasetSplit, Sample, build_corpus, open_split
 

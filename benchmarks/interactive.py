@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fusioner
-from fusioner.segmenter import load
+from fusioner.loading import load
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
 TEN = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant"]

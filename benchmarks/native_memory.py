@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.segmenter import load
+from fusioner.loading import load
 
 ENCODED = 3
 

@@ -24,9 +24,10 @@ from PIL import Image
 from fusioner.cli.inputs import find_inputs, name_results
 from fusioner.cli.predict_runner import Run, Settings
 from fusioner.formats import FORMATS
+from fusioner.loading import load
 from fusioner.options import InferenceOptions, Mode
 from fusioner.progress import progress
-from fusioner.segmenter import Segmenter, load
+from fusioner.segmenter import Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 SIZE = 4000, 3000

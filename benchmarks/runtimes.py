@@ -28,7 +28,7 @@ def child(model: str, runtime: str, threads: int, mode: str) -> None:
     """Answer each number of photographs with their wall and processor seconds; at the end peak memory and the map."""
     import numpy as np
 
-    from fusioner.segmenter import load
+    from fusioner.loading import load
 
     segmenter = load(model or None, "cpu", runtime=runtime, threads=threads)
     result = segmenter(SAMPLE, TEN, mode=mode)

@@ -24,7 +24,7 @@ SCRIPT = """
 import sys
 import torch
 from fusioner.errors import FusionerError
-from fusioner.segmenter import load
+from fusioner.loading import load
 from fusioner.segmenter import Segmenter
 
 seg = load(device="cpu")

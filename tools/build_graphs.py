@@ -21,7 +21,8 @@ from fusioner.encoders.efficientnet import EfficientNetLite2
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import PARTS
 from fusioner.export.graphs import build
-from fusioner.segmenter import Segmenter, load
+from fusioner.loading import load
+from fusioner.segmenter import Segmenter
 from fusioner.weights import weights_file
 
 FILES = ("default.safetensors", "dinov2_s.safetensors", "effnet_lite2.safetensors", "minilm.safetensors")

@@ -16,14 +16,15 @@ from fusioner.errors import FusionerError
 if TYPE_CHECKING:
     from fusioner.client import AsyncClient, Client
     from fusioner.encoders.registry import available_encoders
+    from fusioner.loading import load
     from fusioner.segmentation import Segmentation
-    from fusioner.segmenter import Segmenter, load
+    from fusioner.segmenter import Segmenter
 
 __version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "FusionerError", "Segmentation", "Segmenter", "available_encoders", "load"]
 
 _HOMES = {
-    "load": "fusioner.segmenter",
+    "load": "fusioner.loading",
     "Segmenter": "fusioner.segmenter",
     "Segmentation": "fusioner.segmentation",
     "available_encoders": "fusioner.encoders.registry",

@@ -86,32 +86,32 @@ class Segmentation:
         options = replace(options, threshold=threshold, guided_filter=bool(options.guided_filter))
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
-        size, run_lengths = image.shape[:2], {}
+        size, run_lengths, scores, sums = image.shape[:2], {}, {}, np.zeros(len(labels) + 1)
         if options.overlap:
             masks = ((encode_mask(mask), score) for mask, score in iter_masks(logits, size, threshold))
             encoded, means = zip(*masks, strict=True)
-            run_lengths = dict(zip(labels, encoded, strict=True))
+            run_lengths, scores = (dict(zip(labels, values, strict=True)) for values in (encoded, means))
             label_map = stack_masks(list(encoded), size)
         else:
             label_map = np.empty(size, np.uint16)
-            sums, pixels = np.zeros(len(labels) + 1), np.zeros(len(labels) + 1, np.int64)
             for rows, numbers, best in decide_bands(logits, size, threshold, options.background):
                 label_map[rows] = numbers
                 sums += np.bincount(numbers.ravel(), best.ravel(), len(sums))
-                pixels += np.bincount(numbers.ravel(), minlength=len(pixels))
-            means = (sums / np.maximum(pixels, 1)).tolist()[1:]
         peaks = sigmoid(logits.reshape(len(logits), -1).max(axis=1)).tolist()
         result = cls(
             image=image,
             labels=tuple(labels),
             label_map=label_map,
-            scores=dict(zip(labels, means, strict=True)),
+            scores=scores,
             name=name,
             logits=logits,
             options=options,
             peaks=dict(zip(labels, peaks, strict=True)),
             run_lengths=run_lengths,
         )
+        if not options.overlap:
+            totals = zip(labels, sums[1:].tolist(), strict=True)
+            result.scores = {label: total / max(1, result.areas[label]) for label, total in totals}
         missing = [number for number, label in enumerate(labels) if not result.areas[label]]
         pairs = find_outscoring(logits, missing, threshold)
         result.outscored = {labels[missed]: labels[winner] for missed, winner in pairs}

@@ -19,8 +19,8 @@ from pycocotools import mask as coco
 from fusioner.batch.plan import CrashLog, make_plan
 from fusioner.batch.worker import Job, Worker
 from fusioner.errors import FusionerError
+from fusioner.loading import load
 from fusioner.options import InferenceOptions
-from fusioner.segmenter import load
 
 MakeJob = Callable[..., Job]
 

@@ -14,8 +14,8 @@ from fusioner.batch.plan import make_plan
 from fusioner.batch.worker import Job, Worker
 from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.main import main
+from fusioner.loading import load
 from fusioner.options import InferenceOptions
-from fusioner.segmenter import load
 
 MakeJob = Callable[..., Job]
 

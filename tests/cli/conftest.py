@@ -27,7 +27,7 @@ def tiny_predict(
 ) -> Predict:
     """`tiny_predict(words...) -> exit code, stdout, stderr` in an empty folder: looks for cat, cup; writes to out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fusioner.segmenter.load", lambda *_, **__: tiny_segmenter)
+    monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: tiny_segmenter)
 
     def call(*words: object) -> tuple[int, str, str]:
         given = [str(word) for word in words]

@@ -57,7 +57,7 @@ def stored(*folds: Counts, name: str = "run", classes: Sequence[str] = CLASSES) 
 def test_a_run_does_not_differ_from_itself():
     found = compare(stored(evidence(20, 0)), stored(evidence(20, 0)), n_resamples=200)
     for one in (*found.measures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
-        assert one.first == one.second
+        assert one.a == one.b
         assert (one.change.value, one.change.low, one.change.high, one.p) == (0, 0, 0, 1)
         assert not one.significant
     assert found.images == 20
@@ -68,7 +68,7 @@ def test_a_clear_difference_is_found_and_has_the_right_sign():
     found = compare(stored(evidence(60, 0)), stored(evidence(60, 1, better=0.2)), n_resamples=500)
     for name in ("miou", "argmax_miou"):
         one = found.measures[name]
-        assert one.change.value == pytest.approx(one.second - one.first)
+        assert one.change.value == pytest.approx(one.b - one.a)
         assert one.change.low > 5
         assert one.p < 0.01
         assert one.significant
@@ -79,8 +79,8 @@ def test_figures_are_those_of_each_run_alone():
     a, b = [evidence(9, 0), evidence(7, 1, first=5)], [evidence(9, 2), evidence(7, 3, first=5)]
     found = compare(stored(*a), stored(*b), n_resamples=50)
     for name, one in found.measures.items():
-        assert one.first == pytest.approx(summarize(a, 1).measures[name].value)
-        assert one.second == pytest.approx(summarize(b, 1).measures[name].value)
+        assert one.a == pytest.approx(summarize(a, 1).measures[name].value)
+        assert one.b == pytest.approx(summarize(b, 1).measures[name].value)
 
 
 def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():

@@ -72,7 +72,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         vision = Dinov2Model(Dinov2Config(**body, image_size=32, patch_size=8))
         words = BertModel(BertConfig(**body, vocab_size=len(vocabulary), max_position_embeddings=20))
-        config = FusionerConfig(32, 32, width=16, layers=1, heads=2, decoder_widths=(16, 16), logit_bias=True)
+        config = FusionerConfig(
+            image_dim=32, text_dim=32, width=16, layers=1, heads=2, decoder_widths=(16, 16), logit_bias=True
+        )
         network = Fusioner(config)
         for module in (vision, words, network):
             for weight in module.parameters():  # small initial weights would hide a mistake

@@ -18,7 +18,7 @@ from fusioner.errors import FusionerError
 from fusioner.export.bundle import read_bundle
 from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import COUNTS, LIMITS, Row
-from fusioner.segmenter import load
+from fusioner.loading import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 LABELS = ["cat", "sofa", "cup"]

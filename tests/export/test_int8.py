@@ -9,7 +9,7 @@ from PIL import Image
 from fusioner.cli.main import main
 from fusioner.export.bundle import read_bundle
 from fusioner.export.parity import LIMITS
-from fusioner.segmenter import load
+from fusioner.loading import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 

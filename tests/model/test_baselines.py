@@ -61,8 +61,8 @@ def test_labels_are_independent_where_they_are_said_to_be(method: Method) -> Non
     model = build(method)
     image, labels = tokens(model), unit(2, 4, 10, dim=-1)
     alone = model(image, labels[:, 2:3])
-    assert torch.allclose(model(image, labels)[:, 2:3], alone, atol=1e-4) is model.labels_independent
-    assert model.labels_independent is (method not in ("fusioner", "late", "mask-transformer"))
+    assert torch.allclose(model(image, labels)[:, 2:3], alone, atol=1e-4) is model.config.labels_independent
+    assert model.config.labels_independent is (method not in ("fusioner", "late", "mask-transformer"))
 
 
 @pytest.mark.parametrize("method", [m for m in get_args(Method) if m not in TRAINING_FREE])

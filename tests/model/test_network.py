@@ -89,7 +89,7 @@ def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
         model = build(**extra)
         image, labels = tokens(1, 4, 3, 6 * ("similarity" in extra)), text(1, 5)
         alone = model(image, labels[:, 1:2])
-        assert model.labels_independent is independent
+        assert model.config.labels_independent is independent
         assert torch.allclose(model(image, labels)[:, 1:2], alone, atol=1e-4) is independent
 
 

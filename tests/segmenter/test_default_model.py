@@ -43,7 +43,7 @@ def test_a_label_does_not_depend_on_its_company(seg: "fusioner.Segmenter") -> No
     encoded = seg.encode(data.coffee())
     alone = seg.low_res_logits(encoded, ["cup"])
     among = seg.low_res_logits(encoded, ["table", "cup", "spoon"])
-    if seg.model.labels_independent:
+    if seg.model.config.labels_independent:
         assert np.allclose(alone[0], among[1], atol=1e-3)
 
 

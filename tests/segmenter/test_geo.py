@@ -123,7 +123,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fusioner.segmenter.load", lambda *_, **__: tiny_segmenter)
+    monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: tiny_segmenter)
     write(tmp_path / "scene.tif", photo.transpose(2, 0, 1))
     command: Callable[..., list[str]] = lambda *words: ["predict", *words, "--labels", "cat, cup", "--out", "."]  # noqa: E731
     for _ in range(2):  # earlier results are replaced

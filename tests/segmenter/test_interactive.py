@@ -90,7 +90,7 @@ def test_a_label_asked_again_is_not_computed_again(
     make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels do not see each other
-    assert segmenter.model.labels_independent
+    assert segmenter.model.config.labels_independent
     asked: list[int] = []
     segmenter.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1].shape[1]))
     encoded = segmenter.encode(photo)

@@ -186,7 +186,7 @@ def test_labels_in_portions_where_they_are_independent(
     make_tiny_segmenter: Make, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6, decoder_norm="layer")
-    assert segmenter.model.labels_independent
+    assert segmenter.model.config.labels_independent
     labels = [f"thing {number}" for number in range(5)]
     for mode in ("whole", "slide"):
         encoded = segmenter.encode(photo, mode=mode)

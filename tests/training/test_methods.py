@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from cyclopts import App
 
 from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.main import main
@@ -16,11 +17,10 @@ from fusioner.data.registry import LOADERS, DatasetName, TrainableDataset
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_text_encoder
 from fusioner.errors import FusionerError
+from fusioner.loading import load
 from fusioner.model.baselines import NUM_REFERENCE_WORDS
 from fusioner.model.checkpoint import load_model
 from fusioner.model.config import TRAINING_FREE, Method
-from fusioner.segmenter import load
-from fusioner.sweep.plan import option_names
 from fusioner.training.calibration import CANDIDATES, reference_words
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import open_split
@@ -153,6 +153,6 @@ def test_the_page_describes_every_method_and_its_lines_are_right() -> None:
     for line in lines:
         verb, *words = line.removeprefix("fusioner ").split()
         command = {"train": train_command, "evaluate": evaluate_command}[verb]
-        flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-        assert flags <= option_names(command)
+        known = {name for flag in App(default_command=command).assemble_argument_collection() for name in flag.names}
+        assert {word for word in words if word.startswith("--")} <= known
     assert len(lines) > 2

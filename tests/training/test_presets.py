@@ -18,7 +18,7 @@ from transformers import (
 
 from fusioner.cli.main import main
 from fusioner.encoders.registry import pending_download, space_mismatch
-from fusioner.segmenter import load
+from fusioner.loading import load
 from fusioner.training.presets import PRESETS
 
 BODY: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}

@@ -8,7 +8,7 @@ import pytest
 
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError
-from fusioner.segmenter import load
+from fusioner.loading import load
 from fusioner.training.build import build_network, resolve_similarity, supported_similarities
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import open_split

@@ -24,10 +24,10 @@ from fusioner.formats import found_segments
 from fusioner.image import read_image
 from fusioner.io import atomic_write
 from fusioner.labels import label_warnings
+from fusioner.loading import load
 from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
-from fusioner.segmenter import load
 
 _BOX = pa.list_(pa.int32(), 4)
 _SEGMENT = pa.struct({"label": pa.string(), "area": pa.int64(), "score": pa.float32(), "box": _BOX, "rle": pa.string()})

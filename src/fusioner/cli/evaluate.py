@@ -18,9 +18,10 @@ from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.protocols import make_plans
 from fusioner.evaluation.results import Plan
 from fusioner.io import writable_folder
+from fusioner.loading import load
 from fusioner.options import InferenceOptions, Mode
 from fusioner.progress import progress
-from fusioner.segmenter import Segmenter, load
+from fusioner.segmenter import Segmenter
 from fusioner.training.presets import SMALL
 from fusioner.weights import DEFAULT_MODEL, weights_file
 

@@ -8,7 +8,7 @@ from fusioner.cli.options import BUNDLED_MODEL, ModelFlags
 from fusioner.errors import FusionerError
 from fusioner.export.write import export as write
 from fusioner.image import read_image
-from fusioner.segmenter import load
+from fusioner.loading import load
 
 MAX_PHOTOS = 16
 

@@ -8,7 +8,8 @@ from cyclopts import Parameter, validators
 
 from fusioner.cli.options import BUNDLED_MODEL, FAST_FLAGS, Device, FastInferenceFlags, ModelFlags, RuntimeName
 from fusioner.errors import FusionerError
-from fusioner.segmenter import Segmenter, load
+from fusioner.loading import load
+from fusioner.segmenter import Segmenter
 from fusioner.serve.limits import Limits
 
 KEY_VARIABLE = "FUSIONER_API_KEY"

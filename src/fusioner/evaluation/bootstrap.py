@@ -8,6 +8,7 @@ is drawn, so that an image has the same weight in every fold.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -16,8 +17,9 @@ from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts
 
 Weights = Float[np.ndarray, "n_resamples images"]
 Values = Float[np.ndarray, "n_resamples"]
-MeasureKey = tuple[str, str]
+MeasureKey = tuple[str, Any]
 """("measure", its name), ("class", id) or ("argmax", id)."""
+T = TypeVar("T")
 CHUNK = 100  # resamples at a time: 100 x 40,000 images of COCO are 32 MB
 
 
@@ -62,13 +64,16 @@ def summarize(folds: list[Counts], n_resamples: int = 1000, seed: int = 0) -> Su
     parts = [measure_folds(folds, images, weights) for weights in sample_weights(len(images), n_resamples, seed)]
     estimates = {key: Estimate.of(100 * np.concatenate([part[key] for part in parts])) for key in parts[0]}
     return Summary(
-        measures={name: estimate for (kind, name), estimate in estimates.items() if kind == "measure"},
-        per_class={int(name): estimate for (kind, name), estimate in estimates.items() if kind == "class"},
-        argmax_per_class={int(name): estimate for (kind, name), estimate in estimates.items() if kind == "argmax"},
+        *(of_kind(estimates, kind) for kind in ("measure", "class", "argmax")),
         images=len(images),
         pairs=sum(len(counts.pairs.image) for counts in folds),
         absent_prompts=sum(len(counts.absent.image) for counts in folds),
     )
+
+
+def of_kind(values: Mapping[MeasureKey, T], kind: str) -> dict[Any, T]:
+    """Return the values of the keys of one kind, by the second part of the key."""
+    return {name: value for (key_kind, name), value in values.items() if key_kind == kind}
 
 
 def measure_folds(folds: Sequence[Counts], images: Sequence[str], weights: Weights) -> dict[MeasureKey, Values]:
@@ -101,7 +106,7 @@ def _measure(counts: Counts, weights: Weights) -> dict[MeasureKey, Values]:
             measures["measure", "single_prompt_miou"] = _nanmean(iou)
         else:
             measures |= {("measure", "miou"): _nanmean(iou), ("measure", "fb_iou"): fb_iou}
-            measures |= {("class", str(i)): iou[:, k] for k, i in enumerate(ids)}
+            measures |= {("class", int(i)): iou[:, k] for k, i in enumerate(ids)}
     argmax = {name: _group_iou(group, weights) for name, group in counts.groups.items()}
     if "all" in argmax:
         measures |= _measure_all_classes(counts, argmax["all"], weights)
@@ -134,7 +139,7 @@ def _measure_all_classes(counts: Counts, iou: np.ndarray, weights: Weights) -> d
         measures["measure", "fb_iou"] = _group_fb_iou(group, weights)
         measures["measure", "background_iou"] = iou[:, 0]
     present = group.counts[:, 1, 1:].sum(axis=0) > 0
-    return measures | {("class", str(i)): iou[:, k + 1] for k, i in enumerate(group.class_ids) if present[k]}
+    return measures | {("class", i): iou[:, k + 1] for k, i in enumerate(group.class_ids) if present[k]}
 
 
 def _measure_unseen_and_seen(counts: Counts, argmax: Mapping[str, np.ndarray]) -> dict[MeasureKey, Values]:
@@ -142,7 +147,7 @@ def _measure_unseen_and_seen(counts: Counts, argmax: Mapping[str, np.ndarray]) -
     measures: dict[MeasureKey, Values] = {("measure", "argmax_miou"): unseen}
     measures["measure", "background_iou"] = argmax["unseen"][:, 0]
     for k, i in enumerate(counts.groups["unseen"].class_ids, start=1):
-        measures["argmax", str(i)] = argmax["unseen"][:, k]
+        measures["argmax", i] = argmax["unseen"][:, k]
     if "seen" in argmax:
         seen = _nanmean(argmax["seen"][:, 1:])
         measures["measure", "seen_argmax_miou"] = seen

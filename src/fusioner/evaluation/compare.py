@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
 
 from fusioner.errors import FusionerError
-from fusioner.evaluation.bootstrap import CHUNK, Estimate, MeasureKey, Weights, measure_folds, sample_weights
+from fusioner.evaluation.bootstrap import CHUNK, Estimate, MeasureKey, Weights, measure_folds, of_kind, sample_weights
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
-from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts, SavedRun
+from fusioner.evaluation.results import TABLES, Counts, PromptCounts, SavedRun
 
 SETTINGS = ("protocol", "threshold", "eval_size", "background", "background_prompts")
 
@@ -32,13 +33,13 @@ class Difference:
     """One measure of both runs, in per cent.
 
     Attributes:
-        first, second: of run A and run B; NaN if not measured.
-        change: second - first with the 95 % interval of the paired bootstrap.
+        a, b: of run A and run B; NaN if not measured.
+        change: b - a with the 95 % interval of the paired bootstrap.
         p: of the two-sided randomisation test, at least 1 / (n_resamples + 1).
     """
 
-    first: float
-    second: float
+    a: float
+    b: float
     change: Estimate
     p: float
 
@@ -85,9 +86,8 @@ def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) ->
         a.dataset,
         a.classes,
         len(images),
-        {name: difference for (kind, name), difference in differences.items() if kind == "measure"},
-        _adjust({int(name): difference for (kind, name), difference in differences.items() if kind == "class"}),
-        _adjust({int(name): difference for (kind, name), difference in differences.items() if kind == "argmax"}),
+        of_kind(differences, "measure"),
+        *(_adjust(of_kind(differences, kind)) for kind in ("class", "argmax")),
         _notes(a, b, folds, len(images)),
     )
 
@@ -129,11 +129,9 @@ def select_images(counts: Counts, images: Sequence[str]) -> Counts:
         selected.image = new_index[selected.image]
         return selected.take(np.lexsort((selected.class_id, selected.image)))
 
-    groups = {name: GroupCounts(g.class_ids, g.counts[chosen], g.confusion) for name, g in counts.groups.items()}
-    plan = replace(counts.plan, images=tuple(images))
-    return Counts(
-        plan, select(counts.pairs), select(counts.ablated), select(counts.absent), select(counts.present), groups
-    )
+    groups = {name: replace(group, counts=group.counts[chosen]) for name, group in counts.groups.items()}
+    tables: dict[str, Any] = {name: select(getattr(counts, name)) for name in TABLES}
+    return Counts(replace(counts.plan, images=tuple(images)), groups=groups, **tables)
 
 
 def _prompts(table: PromptCounts) -> list[tuple[int, int]]:
@@ -189,19 +187,12 @@ def _join(a: Counts, b: Counts) -> Counts:
         )
 
     groups = {
-        name: GroupCounts(g.class_ids, np.concatenate([g.counts, b.groups[name].counts]), g.confusion)
-        for name, g in a.groups.items()
+        name: replace(group, counts=np.concatenate([group.counts, b.groups[name].counts]))
+        for name, group in a.groups.items()
     }
     names = tuple(f"a/{image}" for image in a.plan.images) + tuple(f"b/{image}" for image in b.plan.images)
-    plan = replace(a.plan, images=names)
-    return Counts(
-        plan,
-        join(a.pairs, b.pairs),
-        join(a.ablated, b.ablated),
-        join(a.absent, b.absent),
-        join(a.present, b.present),
-        groups,
-    )
+    tables: dict[str, Any] = {name: join(getattr(a, name), getattr(b, name)) for name in TABLES}
+    return Counts(replace(a.plan, images=names), groups=groups, **tables)
 
 
 def _difference(first: np.ndarray, second: np.ndarray, exchanged: np.ndarray) -> Difference:
@@ -282,7 +273,7 @@ def _tables(found: Comparison) -> list[Table]:
 
 def _cells(difference: Difference, lower_is_better: bool) -> list[str]:
     sign = "+" if difference.change.value > 0 else ""
-    values = ["-" if math.isnan(value) else f"{value:.1f}" for value in (difference.first, difference.second)]
+    values = ["-" if math.isnan(value) else f"{value:.1f}" for value in (difference.a, difference.b)]
     p = f"{difference.p:.3f}" if difference.p >= 0.001 else f"{difference.p:.1g}"
     verdict = "not significant"
     if difference.significant:
@@ -301,16 +292,7 @@ def _legend(found: Comparison) -> list[str]:
 
 def _to_json(found: Comparison) -> dict[str, object]:
     def table(differences: Mapping[str, Difference]) -> dict[str, object]:
-        values = {
-            name: {
-                "a": difference.first,
-                "b": difference.second,
-                "change": asdict(difference.change),
-                "p": difference.p,
-                "significant": difference.significant,
-            }
-            for name, difference in differences.items()
-        }
+        values = {name: asdict(value) | {"significant": value.significant} for name, value in differences.items()}
         return json.loads(json.dumps(values).replace("NaN", "null"))
 
     return {

@@ -7,7 +7,7 @@ import json
 import platform
 from datetime import UTC, datetime
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Integer
 from PIL import Image
 from rich.console import Group, RenderableType
 
+from fusioner import __version__
 from fusioner.data.base import SegmentationData
 from fusioner.evaluation.bootstrap import Estimate
 from fusioner.evaluation.evaluator import EvaluationResult, to_metrics
@@ -47,11 +48,13 @@ def provenance(
     command: str, model: Path | None, segmenter: Segmenter, options: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Return what is needed to repeat an evaluation: command, versions, hashes of the weights, inference options."""
+    packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
+    system = {"python": platform.python_version(), "platform": platform.platform()}
     content: dict[str, Any] = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "versions": {"python": platform.python_version(), "platform": platform.platform(), **_versions()},
+        "versions": {**system, "fusioner": __version__, **packages},
     }
     if model is not None:
         content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
@@ -60,16 +63,6 @@ def provenance(
     training = segmenter.card.training
     images = {"images": len(training["images"])} if isinstance(training.get("images"), list) else {}
     return content | {"device": str(segmenter.network.device), **options, "training": training | images}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("fusioner", "torch", "transformers", "numpy", "pillow"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            found[package] = "source tree"
-    return found
 
 
 def title(result: EvaluationResult) -> str:

@@ -22,7 +22,7 @@ IGNORED = 65535
 
 COUNTS_FILE = "counts.npz"
 _FORMAT = "fusioner-counts-2"
-_TABLES = ("pairs", "ablated", "absent", "present")
+TABLES = ("pairs", "ablated", "absent", "present")
 _STORED_FIELDS = (
     "protocol", "listed_only", "background", "background_prompts", "include_background", "threshold", "eval_size",
     "seed",
@@ -175,7 +175,7 @@ def load_counts(folder: Path) -> SavedRun:
 
 def _to_arrays(counts: Counts) -> dict[str, np.ndarray]:
     arrays = {"images": np.array(counts.plan.images, dtype=np.str_)}
-    for name in _TABLES:
+    for name in TABLES:
         table: PromptCounts = getattr(counts, name)
         arrays |= {f"{name}/image": table.image, f"{name}/class_id": table.class_id, f"{name}/values": table.values}
     for name, group in counts.groups.items():
@@ -191,8 +191,8 @@ def _from_arrays(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> 
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()
     }
-    plan = Plan(images=tuple(arrays["images"].tolist()), **fields)
-    pairs, ablated, absent, present = (
-        PromptCounts(*(arrays[f"{name}/{column}"] for column in ("image", "class_id", "values"))) for name in _TABLES
-    )
-    return Counts(plan, pairs, ablated, absent, present, groups)
+    columns = ("image", "class_id", "values")
+    tables: dict[str, Any] = {
+        name: PromptCounts(*(arrays[f"{name}/{column}"] for column in columns)) for name in TABLES
+    }
+    return Counts(Plan(images=tuple(arrays["images"].tolist()), **fields), groups=groups, **tables)

@@ -10,8 +10,9 @@ from fusioner.data.base import SegmentationData
 from fusioner.device import pick_device
 from fusioner.encoders.registry import PROXY
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
+from fusioner.loading import load
 from fusioner.model.fusioner import Fusioner
-from fusioner.segmenter import Segmenter, load
+from fusioner.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def with_published_names(data: SegmentationData, synonyms: bool) -> Segmentation
 def load_pair(
     image_encoder: str, text_encoder: str | None, device: str, data: SegmentationData
 ) -> tuple[Segmenter, BenchmarkProtocol]:
-    """Load a pair of encoders with the benchmark protocol of its method; raises FusionerError as `segmenter.load`."""
+    """Load a pair of encoders with the benchmark protocol of its method; raises FusionerError as `fusioner.load`."""
     pair = load(device=device, image_encoder=image_encoder, text_encoder=text_encoder)
     image, text = pair.image_encoder, pair.text_encoder
     protocol = benchmark_protocol(image.name, image.image_size, data)

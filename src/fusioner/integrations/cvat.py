@@ -14,8 +14,8 @@ from PIL import Image
 
 from fusioner.formats import found_segments
 from fusioner.labels import check_labels
+from fusioner.loading import load
 from fusioner.polygons import join_holes, simplify
-from fusioner.segmenter import load
 
 
 class DetectionFunction:

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from fusioner.formats import mask_bits
 from fusioner.labels import check_labels
-from fusioner.segmenter import load
+from fusioner.loading import load
 
 
 class FiftyOneModel(Model):

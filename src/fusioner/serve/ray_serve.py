@@ -20,7 +20,7 @@ def build() -> FastAPI:
 
 
 def _load() -> Segmenter:
-    from fusioner.segmenter import load
+    from fusioner.loading import load
 
     return load(os.environ.get("FUSIONER_MODEL"))
 
