@@ -1,12 +1,14 @@
-"""Build the word lists that WordNet 3.0 gives: src/fusioner/data/hyponyms.json and parts.json.
+"""Build the word lists that WordNet 3.0 gives: hyponyms.json, parts.json and compounds.json in src/fusioner/data.
 
     python tools/build_hyponyms.py           # needs WordNet 3.0 in /usr/share/wordnet (Debian: wordnet-base)
 
 hyponyms.json maps class names to the words they include. A word is listed for a class if
 its most frequent noun sense is a hyponym or a synonym of the class ("cyclist": person,
-"settee": sofa), and its irregular plurals with it ("men", "children"). Names that the bundled ImageNet classifier
+"settee": sofa), and its irregular plurals with it ("men", "children"). A word with several senses is left out if
+its first one never occurs in WordNet's tagged texts ("peach", a tree or a fruit), unless all are of the class. Names that the bundled ImageNet classifier
 distinguishes by itself ("tabby") are left out: listing them would merge them with their class. parts.json lists body
-parts, and parts of the trained classes of things. Of the thousands of words for people those stay that WordNet's tagged
+parts, and parts of the trained classes of things. compounds.json lists nouns whose last word is one of all these, but
+which are something else ("sea horse", "Ferris wheel"). Of the thousands of words for people those stay that WordNet's tagged
 texts use as such, have no other concrete sense unless they are common, and are not marked as slurs.
 """
 
@@ -22,13 +24,53 @@ WORDNET = Path("/usr/share/wordnet")
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "data"
 COMMON = 10  # occurrences above which a word for people may have other concrete senses
 EXTRA = {
-    "person": ["pedestrian", "astronaut", "adult", "toddler", "surfer", "skier", "jogger", "commuter", "firefighter"],
+    "person": [
+        "adult", "astronaut", "bicyclist", "chef", "commuter", "couple", "crowd", "driver", "family", "firefighter",
+        "goalkeeper", "jogger", "motorcyclist", "pedestrian", "skateboarder", "skier", "snowboarder", "surfer", "teen",
+        "toddler", "umpire",
+    ],  # fmt: skip
+    "aeroplane": ["aircraft"],
+    "airplane": ["aircraft"],
+    "bird": ["chick", "chicken", "duckling", "gosling", "turkey"],
+    "boat": ["canoe", "ferry", "sailboat", "sailing boat", "yacht"],
+    "boots": ["boot"],
+    "bus": ["double decker"],
+    "car": ["hatchback", "suv", "van"],
+    "cat": ["kitty"],
+    "cell phone": ["cellular phone", "mobile", "phone", "telephone"],
+    "cow": ["calf", "calves", "oxen"],
+    "cup": ["mug", "teacup"],
+    "fire hydrant": ["hydrant"],
+    "grass": ["lawn"],
+    "horse": ["colt", "foal"],
+    "hot dog": ["frankfurter"],
+    "mouse": ["mice"],
+    "pants": ["trousers"],
+    "pavement": ["sidewalk"],
+    "potted plant": ["house plant", "plant", "pot plant"],
+    "road": ["street"],
+    "sandals": ["sandal"],
+    "sandwich": ["burger", "hamburger"],
+    "sea": ["ocean"],
+    "shoes": ["shoe"],
+    "sneakers": ["sneaker"],
+    "sports ball": ["football", "softball"],
+    "t-shirt": ["t shirt", "tshirt"],
     "table": ["desk"],
+    "umbrella": ["parasol"],
+    "wine glass": ["drinking glass", "glass"],
 }
+EXTRA_PARTS = (
+    "beard", "bumper", "collar", "engine", "eyebrow", "eyelash", "fin", "fur", "headlight", "horn", "license plate",
+    "mane", "moustache", "mustache", "number plate", "pedal", "propeller", "saddle", "sleeve", "steering wheel",
+    "taillight", "tire", "trunk", "tusk", "tyre", "whisker",
+)  # fmt: skip
+PARTS = {"ear", "head", "nail", "wing", "claw", "car wheel", "car mirror"}
+"""Parts that are also names of the ImageNet classifier's classes; its others (*cab*, *chest*) are things as well."""
 EXCLUDED = frozenset(
     {"cripple", "commie", "imbecile", "idiot", "savage", "stupid", "whore", "cannon fodder", "mental case", "maniac",
      "slave", "white man", "nymphomaniac", "street", "conveyor", "classifier", "mover", "movers", "fresh fish",
-     "exotic dancer"}
+     "exotic dancer", "charger", "mount", "booth", "vas"}
 )  # fmt: skip
 WHOLES = (
     "aeroplane",
@@ -45,7 +87,7 @@ WHOLES = (
 )
 """Things whose parts are listed."""
 SENSES = {
-    "aeroplane": "airplane", "motorbike": "motorcycle", "potted plant": None, "tv monitor": "television",
+    "aeroplane": "airplane", "boat": "vessel#2", "motorbike": "motorcycle", "potted plant": None, "tv monitor": "television",
     "tv": "television", "sports ball": "ball", "donut": "doughnut", "cell phone": "cellular telephone",
     "hair drier": "hand blower", "remote": "remote control", "mouse": "mouse#4", "tie": "necktie", "kite": "kite#3",
     "orange": "orange#1", "top": "top#10", "wood floor": None, "brick wall": None, "stone wall": None,
@@ -89,14 +131,17 @@ def read_synsets() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str
     return words, below, parts
 
 
-def tag_counts() -> dict[str, int]:
-    """Map nouns to the number of occurrences of their first sense in WordNet's tagged texts."""
-    counts = {}
+def tag_counts() -> tuple[dict[str, int], dict[str, int]]:
+    """Map words to the number of occurrences in WordNet's tagged texts: of their first noun sense, and as adjectives."""
+    nouns, adjectives = {}, defaultdict(int)
     for line in (WORDNET / "cntlist.rev").read_text().splitlines():
         key, sense, count = line.split()
+        word = key.split("%")[0].replace("_", " ")
         if "%1:" in key and sense == "1":
-            counts[key.split("%")[0].replace("_", " ")] = int(count)
-    return counts
+            nouns[word] = int(count)
+        elif "%3:" in key or "%5:" in key:
+            adjectives[word] += int(count)
+    return nouns, adjectives
 
 
 def slurs() -> set[str]:
@@ -121,9 +166,9 @@ def plurals() -> dict[str, list[str]]:
     """Map singular nouns to their irregular plurals."""
     table = defaultdict(list)
     for line in (WORDNET / "noun.exc").read_text().splitlines():
-        plural, *singulars = line.replace("_", " ").split()
+        plural, *singulars = line.split()
         for singular in singulars:
-            table[singular].append(plural)
+            table[singular.replace("_", " ")].append(plural.replace("_", " "))
     return table
 
 
@@ -138,15 +183,21 @@ def subtree(root: str, below: dict[str, list[str]]) -> set[str]:
     return found
 
 
+def find_synset(name: str, senses: dict[str, list[str]]) -> str | None:
+    """Return the offset of the synset that a class name denotes, see `SENSES`; None if there is none."""
+    lemma, _, sense = (SENSES.get(name, name) or "").partition("#")
+    return senses[lemma][int(sense or 1) - 1] if lemma in senses else None
+
+
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     card = load_model(weights_file("default.safetensors"))[1]
     classes = card.training["classes"]
     senses, (words, below, parts), irregular = read_index(), read_synsets(), plurals()
     table_of_names = weights_file("imagenet_names.tsv").read_text("utf-8").splitlines()
     imagenet = {name.strip().casefold() for line in table_of_names for name in line.split("\t")[1].split(", ")}
     taken = {name.casefold() for name in classes}
-    counts, offensive = tag_counts(), slurs()
+    (counts, adjectives), offensive = tag_counts(), slurs()
     people = subtree(senses["person"][0], below)
     things = subtree(senses["physical entity"][0], below) - people
 
@@ -155,35 +206,63 @@ def main() -> None:
         return count >= COMMON or (count > 0 and not things & set(senses[word]))
 
     table: dict[str, list[str]] = {}
+    spans: dict[str, set[str]] = {}  # synsets of a class
     for name in classes:
-        lemma = SENSES.get(name, name)
-        lemma, _, sense = (lemma or "").partition("#")
-        if lemma not in senses:
+        root = find_synset(name, senses)
+        if root is None:
             continue
-        found = set()
-        for synset in subtree(senses[lemma][int(sense or 1) - 1], below):
+        found: set[str] = set()
+        within = spans[name] = subtree(root, below)
+        for synset in within:
             for word in words[synset] if synset not in offensive else ():
                 key = word.casefold()
                 if name == "person" and not denotes_person(key):
+                    continue
+                if (not counts.get(key) and set(senses.get(key, ())) - within) or (
+                    adjectives[key] > counts.get(key, 0)
+                ):
                     continue
                 usual = senses.get(key, [None])[0] == synset
                 proper = re.fullmatch(r"[a-z][a-z' -]+", word) is None
                 if usual and not proper and key not in taken and key not in imagenet | EXCLUDED:
                     found |= {key, *irregular.get(key, ())}
-        if found := found | set(EXTRA.get(name, ())):
-            table[name] = sorted(found)
+        table[name] = sorted(found)
+    for name, extra in EXTRA.items():
+        table[name] = sorted({*table.get(name, ()), *extra} - taken)
+    table = {name: found for name, found in table.items() if found}
     lines = (f"  {json.dumps(name)}: {json.dumps(found, ensure_ascii=False)}" for name, found in table.items())
     (OUT / "hyponyms.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     print(f"hyponyms.json: {sum(map(len, table.values()))} words of {len(table)} classes")
 
     offsets = subtree(senses["body part"][0], below)
     for name in WHOLES:
-        for whole in {senses[SENSES.get(name) or name][0]}:
-            offsets |= {part for offset in subtree(whole, below) for part in parts[offset]}
+        whole = find_synset(name, senses)
+        assert whole
+        offsets |= {part for offset in subtree(whole, below) for part in parts[offset]}
+    offsets -= subtree(senses["food"][0], below)
     usual = {word.casefold() for offset in offsets for word in words[offset] if senses[word.casefold()][0] == offset}
-    listed = sorted(usual - taken - {word for found in table.values() for word in found})
+    hyponyms = {word for found in table.values() for word in found}
+    parts_listed = (usual - taken - imagenet | PARTS & imagenet | set(EXTRA_PARTS)) - hyponyms - EXCLUDED
+    listed = sorted(parts_listed)
     (OUT / "parts.json").write_text(json.dumps({"parts": listed}, ensure_ascii=False) + "\n", "utf-8")
     print(f"parts.json: {len(listed)} words")
+
+    classes_of = defaultdict(set, {name.casefold(): {name} for name in classes})
+    for name, found in table.items():
+        for word in found:
+            classes_of[word].add(name)
+    heads = parts_listed | set(classes_of)
+    proper = {word.casefold() for synset in words.values() for word in synset if word.split()[-1] != word.casefold().split()[-1]}
+    known = {name for name in {*senses, *imagenet} - heads - proper if " " in name}
+
+    def is_kind_of_its_head(compound: str) -> bool:
+        return any(spans.get(name, set()) & set(senses.get(compound, ())) for name in classes_of[compound.split()[-1]])
+
+    compounds = sorted(
+        name for name in known if name.split()[-1] in heads and (name in imagenet or not is_kind_of_its_head(name))
+    )
+    (OUT / "compounds.json").write_text(json.dumps({"compounds": compounds}, ensure_ascii=False) + "\n", "utf-8")
+    print(f"compounds.json: {len(compounds)} words")
 
 
 if __name__ == "__main__":

@@ -108,9 +108,20 @@ MODIFIERS = frozenset(
      "one", "two", "three", "several", "many", "few", "other", "another", "red", "blue", "green", "yellow",
      "orange", "black", "white", "brown", "grey", "gray", "pink", "purple", "beige", "golden", "silver", "dark",
      "light", "bright", "big", "small", "large", "little", "tiny", "huge", "tall", "short", "long", "old", "young",
-     "new", "wooden", "metal", "plastic", "leather", "empty", "full"}
+     "new", "wooden", "metal", "plastic", "leather", "empty", "full", "left", "right", "front", "male", "female",
+     "striped", "spotted", "dirty", "clean", "wet", "dry", "happy", "sleeping", "sitting", "standing", "running",
+     "walking", "parked", "moving", "flying"}
 )  # fmt: skip
 """Determiners and adjectives that do not change what a noun denotes."""
+PREPOSITIONS = frozenset(
+    {"in", "on", "with", "without", "at", "of", "under", "over", "near", "behind", "beside", "above", "below", "by",
+     "from", "for", "wearing", "holding", "riding", "carrying", "sitting", "standing", "walking", "eating", "playing"}
+)  # fmt: skip
+"""Words that end a noun and begin what describes it: "man | with an umbrella"."""
+COLLECTIVES = frozenset(
+    {"bunch", "couple", "crowd", "flock", "group", "herd", "lot", "pair", "piece", "pile", "row", "set", "slice", "stack"}
+)  # fmt: skip
+"""Nouns before "of" that say how many: "a herd of cows" are cows."""
 PLURAL_ENDINGS = (
     ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
     ("ves", "f"), ("ves", "fe"),
@@ -118,34 +129,56 @@ PLURAL_ENDINGS = (
 """WordNet's detachment rules of nouns (morphy(7WN)), plural ending -> singular ending, and the two of -ves."""
 
 
-def strip_modifiers(label: str) -> str:
-    """Remove leading determiners and adjectives: `"the red cars"` -> `"cars"`."""
-    words = label.casefold().split()
+def head_noun(label: str) -> str:
+    """Remove what describes a noun: `"the red cars"` -> `"cars"`, `"man with a hat"` -> `"man"`, `"horse's head"` -> `"head"`."""
+    words = label.casefold().replace("\u2019", "'").split()
     while len(words) > 1 and words[0] in MODIFIERS:
         words = words[1:]
-    return " ".join(words)
+    if len(words) > 2 and words[1] == "of" and {words[0], *_singulars(words[0])} & COLLECTIVES:
+        return head_noun(" ".join(words[2:]))
+    end = next((place for place, word in enumerate(words) if place and word in PREPOSITIONS), len(words))
+    start = max((place for place, word in enumerate(words[:end]) if word.endswith(("'s", "s'"))), default=-1) + 1
+    return " ".join(words[start if start < end else 0 : end])
+
+
+def noun_forms(label: str) -> list[str]:
+    """Return what a label may be listed as: itself, its noun, and the noun's last word, each also in the singular.
+
+    Compound nouns that are no kind of their last word ("sea horse") have no last word here.
+    """
+    noun = head_noun(label)
+    phrases = [label.casefold(), noun]
+    if not _listed_words("compounds").intersection(_singulars(noun)):
+        phrases.append(noun.split()[-1])
+    return list(dict.fromkeys(form for phrase in phrases for form in _singulars(phrase)))
 
 
 def find_indistinct(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of labels that differ by determiners or adjectives alone."""
+    """Return the pairs of labels that have the same noun and differ by what describes it."""
     first: dict[str, str] = {}
     pairs = []
     for label in labels:
-        other = first.setdefault(strip_modifiers(label), label)
+        other = first.setdefault(head_noun(label), label)
         if other != label:
             pairs.append((other, label))
     return pairs
 
 
-def label_warnings(labels: Sequence[str]) -> list[str]:
-    """Return a sentence for each group of labels that a model cannot be expected to find."""
+def label_warnings(labels: Sequence[str], missing: Sequence[str] = ()) -> list[str]:
+    """Return a sentence for each group of labels that a model cannot be expected to find.
+
+    Args:
+        missing: labels that were not found; those of other languages than English are named.
+    """
     warnings = []
     for first, second in find_indistinct(labels):
-        warnings.append(f"'{first}' and '{second}' differ by an adjective alone: the model cannot tell them apart")
-    if names := [label for label in labels if strip_modifiers(label).split("'s ")[-1] in _parts()]:
+        warnings.append(f"'{first}' and '{second}' have the same noun: the model cannot tell them apart")
+    if names := [label for label in labels if _listed_words("parts").intersection(noun_forms(label))]:
         warnings.append(f"parts of things are not segmented apart from the whole: {', '.join(names)}")
-    if names := [label for label in labels if not label.isascii()]:
+    if names := [label for label in labels if not label.replace("\u2019", "'").isascii()]:
         warnings.append(f"labels are understood in English only: {', '.join(names)}")
+    if names := find_uncommon([label for label in missing if label.isascii()]):
+        warnings.append(f"not found, and no common English words: {', '.join(names)}")
     return warnings
 
 
@@ -161,8 +194,9 @@ def find_uncommon(labels: Sequence[str]) -> list[str]:
 
 
 @cache
-def _parts() -> frozenset[str]:
-    return frozenset(read_word_lists("packaged", "parts.json")["parts"])
+def _listed_words(name: str) -> frozenset[str]:
+    """Return the words of parts.json or compounds.json."""
+    return frozenset(read_word_lists("packaged", f"{name}.json")[name])
 
 
 @cache
@@ -240,20 +274,22 @@ class LabelHierarchy:
 
     def members(self, label: str) -> tuple[str, ...]:
         """Return the trained members of a hypernym."""
-        return self._members.get(label.casefold(), ())
+        return self._find(label)[0]
 
     def classes(self, label: str) -> tuple[str, ...]:
         """Return the trained classes that a label is a hyponym, a synonym or an inflection of."""
-        word = label.casefold()
-        if word in self._trained or word in self._members:
-            return ()
-        for phrase in dict.fromkeys((word, strip_modifiers(word))):
-            for form in _singulars(phrase):
-                if form in self._trained:
-                    return (self._trained[form],)
-                if form in self._classes:
-                    return self._classes[form]
-        return ()
+        return self._find(label)[1]
+
+    def _find(self, label: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the members and the classes of a label; neither if it is a trained class."""
+        for form in noun_forms(label) if self._trained else ():
+            if form in self._members:
+                return self._members[form], ()
+            if form in self._trained:
+                return (), () if form == label.casefold() else (self._trained[form],)
+            if form in self._classes:
+                return (), self._classes[form]
+        return (), ()
 
     def expand(self, labels: Sequence[str]) -> list[str]:
         """Return the labels, followed by the trained classes that stand for some of them, each once."""

@@ -19,7 +19,7 @@ from PIL import Image
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, found_segments, get_format
 from fusioner.io import atomic_write, check_replaceable
-from fusioner.labels import find_uncommon, label_warnings
+from fusioner.labels import label_warnings
 from fusioner.options import InferenceOptions
 from fusioner.polygons import Polygon
 from fusioner.postprocess import decide_bands, decide_logits, find_outscoring, iter_masks, iter_probabilities, sigmoid
@@ -277,10 +277,8 @@ class Segmentation:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about labels that cannot be expected to be found, see `label_warnings` and `find_uncommon`."""
-        uncommon = find_uncommon([label for label in self.labels if label.isascii() and label not in self.found])
-        hint = f"not found, and no common English words: {', '.join(uncommon)}"
-        return label_warnings(self.labels) + ([hint] if uncommon else [])
+        """Sentences about labels that cannot be expected to be found, see `label_warnings`."""
+        return label_warnings(self.labels, [label for label in self.labels if label not in self.found])
 
     def save(
         self, folder: str | Path, stem: str | None = None, formats: Sequence[str] | None = None

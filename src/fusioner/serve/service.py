@@ -24,6 +24,7 @@ from fusioner.formats import FORMATS
 from fusioner.image import read_image
 from fusioner.labels import label_warnings
 from fusioner.options import ENCODING_OPTIONS, InferenceOptions, Mode
+from fusioner.postprocess import sigmoid
 from fusioner.segmenter import EncodedImage, Segmenter
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
 from fusioner.serve.errors import ApiError
@@ -186,6 +187,7 @@ def encode_logits(
     coarse = max(1, int(w * factor)), max(1, int(h * factor))
     resized = (Image.fromarray(plane).resize(coarse, Image.Resampling.BILINEAR) for plane in logits)
     planes = logits if coarse == (w, h) else np.stack([np.asarray(plane) for plane in resized])
+    missing = [label for label, plane in zip(labels, logits, strict=True) if sigmoid(plane.max()) <= threshold]
     low = planes.min().item()
     step = max((planes.max().item() - low) / 65535, 1e-9)
     values = ((planes - low) / step).round().astype("<u2")
@@ -194,7 +196,7 @@ def encode_logits(
         "height": size[0],
         "labels": labels,
         "threshold": threshold,
-        "notes": label_warnings(labels),
+        "notes": label_warnings(labels, missing),
         "grid": {"height": planes.shape[1], "width": planes.shape[2]},
         "low": low,
         "step": step,
