@@ -2,14 +2,14 @@
 
     python tools/build_hyponyms.py           # needs WordNet 3.0 in /usr/share/wordnet (Debian: wordnet-base)
 
-hyponyms.json maps class names to the words they include. A word is listed for a class if
-its most frequent noun sense is a hyponym or a synonym of the class ("cyclist": person,
-"settee": sofa), and its irregular plurals with it ("men", "children"). A word with several senses is left out if
-its first one never occurs in WordNet's tagged texts ("peach", a tree or a fruit), unless all are of the class. Names that the bundled ImageNet classifier
-distinguishes by itself ("tabby") are left out: listing them would merge them with their class. parts.json lists body
-parts, and parts of the trained classes of things. compounds.json lists nouns whose last word is one of all these, but
-which are something else ("sea horse", "Ferris wheel"). Of the thousands of words for people those stay that WordNet's tagged
-texts use as such, have no other concrete sense unless they are common, and are not marked as slurs.
+hyponyms.json maps class names to the words they include. A word is listed for a class if its most frequent noun sense
+is a hyponym or a synonym of the class ("cyclist": person, "settee": sofa), and its irregular plurals with it ("men",
+"children"). A word with several senses is left out if its first one never occurs in WordNet's tagged texts ("peach", a
+tree or a fruit), unless all are of the class. Names that the bundled ImageNet classifier distinguishes by itself
+("tabby") are left out: listing them would merge them with their class. parts.json lists body parts, and parts of the
+trained classes of things. compounds.json lists nouns whose last word is one of all these, but which are something else
+("sea horse", "Ferris wheel"). Of the thousands of words for people those stay that WordNet's tagged texts use as such,
+have no other concrete sense unless they are common, and are not marked as slurs.
 """
 
 import json
@@ -28,7 +28,7 @@ EXTRA = {
         "adult", "astronaut", "bicyclist", "chef", "commuter", "couple", "crowd", "driver", "family", "firefighter",
         "goalkeeper", "jogger", "motorcyclist", "pedestrian", "skateboarder", "skier", "snowboarder", "surfer", "teen",
         "toddler", "umpire",
-    ],  # fmt: skip
+    ],
     "aeroplane": ["aircraft"],
     "airplane": ["aircraft"],
     "bird": ["chick", "chicken", "duckling", "gosling", "turkey"],
@@ -59,14 +59,14 @@ EXTRA = {
     "table": ["desk"],
     "umbrella": ["parasol"],
     "wine glass": ["drinking glass", "glass"],
-}
+}  # fmt: skip
 EXTRA_PARTS = (
     "beard", "bumper", "collar", "engine", "eyebrow", "eyelash", "fin", "fur", "headlight", "horn", "license plate",
     "mane", "moustache", "mustache", "number plate", "pedal", "propeller", "saddle", "sleeve", "steering wheel",
     "taillight", "tire", "trunk", "tusk", "tyre", "whisker",
 )  # fmt: skip
 PARTS = {"ear", "head", "nail", "wing", "claw", "car wheel", "car mirror"}
-"""Parts that are also names of the ImageNet classifier's classes; its others (*cab*, *chest*) are things as well."""
+"""Parts that are also names of the ImageNet classifier's classes; its others (cab, chest) are things as well."""
 EXCLUDED = frozenset(
     {"cripple", "commie", "imbecile", "idiot", "savage", "stupid", "whore", "cannon fodder", "mental case", "maniac",
      "slave", "white man", "nymphomaniac", "street", "conveyor", "classifier", "mover", "movers", "fresh fish",
@@ -87,7 +87,8 @@ WHOLES = (
 )
 """Things whose parts are listed."""
 SENSES = {
-    "aeroplane": "airplane", "boat": "vessel#2", "motorbike": "motorcycle", "potted plant": None, "tv monitor": "television",
+    "aeroplane": "airplane", "boat": "vessel#2", "motorbike": "motorcycle", "potted plant": None,
+    "tv monitor": "television",
     "tv": "television", "sports ball": "ball", "donut": "doughnut", "cell phone": "cellular telephone",
     "hair drier": "hand blower", "remote": "remote control", "mouse": "mouse#4", "tie": "necktie", "kite": "kite#3",
     "orange": "orange#1", "top": "top#10", "wood floor": None, "brick wall": None, "stone wall": None,
@@ -132,7 +133,7 @@ def read_synsets() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str
 
 
 def tag_counts() -> tuple[dict[str, int], dict[str, int]]:
-    """Map words to the number of occurrences in WordNet's tagged texts: of their first noun sense, and as adjectives."""
+    """Map words to their occurrences in WordNet's tagged texts: of the first noun sense, and as adjectives."""
     nouns, adjectives = {}, defaultdict(int)
     for line in (WORDNET / "cntlist.rev").read_text().splitlines():
         key, sense, count = line.split()
@@ -211,7 +212,7 @@ def main() -> None:
         root = find_synset(name, senses)
         if root is None:
             continue
-        found: set[str] = set()
+        found = set[str]()
         within = spans[name] = subtree(root, below)
         for synset in within:
             for word in words[synset] if synset not in offensive else ():
@@ -243,20 +244,20 @@ def main() -> None:
     usual = {word.casefold() for offset in offsets for word in words[offset] if senses[word.casefold()][0] == offset}
     hyponyms = {word for found in table.values() for word in found}
     parts_listed = (usual - taken - imagenet | PARTS & imagenet | set(EXTRA_PARTS)) - hyponyms - EXCLUDED
-    listed = sorted(parts_listed)
-    (OUT / "parts.json").write_text(json.dumps({"parts": listed}, ensure_ascii=False) + "\n", "utf-8")
-    print(f"parts.json: {len(listed)} words")
+    (OUT / "parts.json").write_text(json.dumps({"parts": sorted(parts_listed)}, ensure_ascii=False) + "\n", "utf-8")
+    print(f"parts.json: {len(parts_listed)} words")
 
     classes_of = defaultdict(set, {name.casefold(): {name} for name in classes})
-    for name, found in table.items():
-        for word in found:
+    for name, listed in table.items():
+        for word in listed:
             classes_of[word].add(name)
     heads = parts_listed | set(classes_of)
-    proper = {word.casefold() for synset in words.values() for word in synset if word.split()[-1] != word.casefold().split()[-1]}
+    proper = {word.casefold() for synset in words.values() for word in synset if not word.split()[-1].islower()}
     known = {name for name in {*senses, *imagenet} - heads - proper if " " in name}
 
     def is_kind_of_its_head(compound: str) -> bool:
-        return any(spans.get(name, set()) & set(senses.get(compound, ())) for name in classes_of[compound.split()[-1]])
+        offsets = set(senses.get(compound, ()))
+        return any(spans.get(name, set()) & offsets for name in classes_of[compound.split()[-1]])
 
     compounds = sorted(
         name for name in known if name.split()[-1] in heads and (name in imagenet or not is_kind_of_its_head(name))

@@ -21,7 +21,7 @@ def read(path: Path) -> tuple[dict[str, float], str]:
     nouns = {prompt_of(name): value for name, value in metrics["per_class"].items() if value is not None}
     return (
         nouns,
-        f"{metrics['images']} images, {len(nouns)} nouns in their masks, mean IoU {metrics['miou']:.1f}",
+        f"{metrics['images']} images, mode {metrics['mode']}, {len(nouns)} nouns in their masks, mIoU {metrics['miou']:.1f}",
     )
 
 

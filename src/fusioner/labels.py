@@ -119,7 +119,8 @@ PREPOSITIONS = frozenset(
 )  # fmt: skip
 """Words that end a noun and begin what describes it: "man | with an umbrella"."""
 COLLECTIVES = frozenset(
-    {"bunch", "couple", "crowd", "flock", "group", "herd", "lot", "pair", "piece", "pile", "row", "set", "slice", "stack"}
+    {"bunch", "couple", "crowd", "flock", "group", "herd", "lot", "pair", "piece", "pile", "row", "set", "slice",
+     "stack"}
 )  # fmt: skip
 """Nouns before "of" that say how many: "a herd of cows" are cows."""
 PLURAL_ENDINGS = (
@@ -130,7 +131,7 @@ PLURAL_ENDINGS = (
 
 
 def head_noun(label: str) -> str:
-    """Remove what describes a noun: `"the red cars"` -> `"cars"`, `"man with a hat"` -> `"man"`, `"horse's head"` -> `"head"`."""
+    """Remove what describes a noun: `"the red cars"` -> `"cars"`, `"man with a hat"` -> `"man"`."""
     words = label.casefold().replace("\u2019", "'").split()
     while len(words) > 1 and words[0] in MODIFIERS:
         words = words[1:]

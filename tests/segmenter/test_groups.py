@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fusioner
-from fusioner.labels import LabelHierarchy, find_indistinct, find_uncommon, head_noun, label_warnings, noun_forms
+from fusioner.labels import LabelHierarchy, find_indistinct, find_uncommon, head_noun, label_warnings
 from fusioner.postprocess import decide
 from fusioner.segmenter import Segmenter
 
@@ -59,7 +59,9 @@ def test_determiners_and_adjectives_do_not_count(hierarchy: LabelHierarchy, labe
     assert hierarchy.classes(label) == ("cat",)
 
 
-@pytest.mark.parametrize("label", ["cat", "Dog", "glasses", "bus", "animals", "wheel", "cat's head", "tabby", "red", "cable car", "street"])
+@pytest.mark.parametrize(
+    "label", ["cat", "Dog", "glasses", "bus", "animals", "wheel", "cat's head", "tabby", "red", "cable car", "street"]
+)
 def test_classes_and_unrelated_words_stand_for_themselves(hierarchy: LabelHierarchy, label: str) -> None:
     assert hierarchy.classes(label) == ()
 
