@@ -187,7 +187,8 @@ def encode_logits(
     coarse = max(1, int(w * factor)), max(1, int(h * factor))
     resized = (Image.fromarray(plane).resize(coarse, Image.Resampling.BILINEAR) for plane in logits)
     planes = logits if coarse == (w, h) else np.stack([np.asarray(plane) for plane in resized])
-    missing = [label for label, plane in zip(labels, logits, strict=True) if sigmoid(plane.max()) <= threshold]
+    peaks = sigmoid(logits.max(axis=(1, 2)))
+    missing = [label for label, peak in zip(labels, peaks, strict=True) if peak <= threshold]
     low = planes.min().item()
     step = max((planes.max().item() - low) / 65535, 1e-9)
     values = ((planes - low) / step).round().astype("<u2")
