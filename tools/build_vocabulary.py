@@ -19,10 +19,8 @@ def read(path: Path) -> tuple[dict[str, float], str]:
     """Return the IoU (per cent) of every noun in the set's masks, and a description of the set."""
     metrics = json.loads(path.read_text("utf-8"))
     nouns = {prompt_of(name): value for name, value in metrics["per_class"].items() if value is not None}
-    return (
-        nouns,
-        f"{metrics['images']} images, mode {metrics['mode']}, {len(nouns)} nouns in their masks, mIoU {metrics['miou']:.1f}",
-    )
+    about = f"{metrics['images']} images, mode {metrics['mode']}, {len(nouns)} nouns in their masks"
+    return nouns, f"{about}, mIoU {metrics['miou']:.1f}"
 
 
 def page(sets: dict[str, tuple[dict[str, float], str]]) -> str:
