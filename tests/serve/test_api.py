@@ -14,6 +14,7 @@ from PIL import Image
 from fusioner.formats import FORMATS
 from fusioner.options import InferenceOptions
 from fusioner.segmenter import Segmenter
+from fusioner.serve.service import encode_logits
 
 LABELS = ["cat", "sofa", "window"]
 
@@ -100,6 +101,9 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
     assert np.abs(logits - own).max() <= told["step"] * 0.51
     assert (told["width"], told["height"], told["labels"], told["threshold"]) == (451, 300, LABELS, 0.5)
     assert told["notes"] == []
+    found = np.array([[[2.0, -3.0]], [[-3.0, -4.0]]], np.float32)
+    missed = json.loads(encode_logits(found, ["cat", "Katze"], (2, 1), threshold=0.4))
+    assert missed["notes"] == ["not found, and no common English words: Katze"]
 
 
 def test_logits_of_mode_slide_are_downsampled(make_tiny_segmenter: Callable[..., Segmenter]) -> None:
