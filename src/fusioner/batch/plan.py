@@ -123,9 +123,8 @@ def make_plan(
 
     `size` is the maximum number of images per shard; None: that of the existing plan, else 256.
 
-    Raises:
-        FusionerError: `out` belongs to another input or to other settings (which are named), or the input has no
-            pictures.
+    Raises FusionerError if `out` belongs to another input or to other settings (which are named), or the input has no
+    pictures.
     """
     writable_folder(out)
     with FileLocks(out / ".locks") as locks:

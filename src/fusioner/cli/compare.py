@@ -28,7 +28,6 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
         n_resamples: Samples of the bootstrap and of the randomisation.
         seed: Random seed of both.
     """
-
     if n_resamples < 1:
         raise FusionerError(f"--n-resamples must be at least 1, not {n_resamples}")
     a, b = load_counts(run_a), load_counts(run_b)

@@ -36,7 +36,6 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
         fusioner data check pascal --root data/pascal --split val
         fusioner data check folder --root my/data
     """
-
     data = open_dataset(name, root, split, mask_values)
     with progress() as track:
         report = check_dataset(data, lambda items: track(items, "reading"))
@@ -69,7 +68,6 @@ def show(
 
         fusioner data show pascal --root data/pascal --out sheet.png
     """
-
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise FusionerError(f"--out must end in .png or .jpg, not {out.name!r}")
     sheet = contact_sheet(open_dataset(name, root, split, mask_values), count, columns)

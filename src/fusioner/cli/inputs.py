@@ -59,8 +59,7 @@ def name_results(found: Mapping[Path, Path], out: Path, suffixes: Iterable[str])
 
     The results of a video are STEM-000120 and so on, and STEM.overlay.mp4.
 
-    Raises:
-        FusionerError: a result would replace one of the inputs.
+    Raises FusionerError if a result would replace one of the inputs.
     """
     suffixes = tuple(suffixes)
     wanted = {_key(subfolder, _stem(path)): is_video(path) for path, subfolder in found.items()}

@@ -111,7 +111,6 @@ def run_train(words: Sequence[str]) -> None:
 
 def run_test(words: Sequence[str]) -> None:
     """Run `test.py`; raises as `fusioner.cli.evaluate.evaluate`."""
-
     given = parser("test.py").parse_args(words)
     if given.load_ckpt_path is None:
         raise FusionerError("test.py needs a model: --load_ckpt_path run/best.safetensors, or an official .pth")

@@ -111,7 +111,6 @@ BUNDLED_MODEL = ModelFlags()
 
 def read_label_flags(values: Sequence[str]) -> list[str]:
     """Return the labels of all `--labels` values; FusionerError as `check_labels` and `read_labels` raise it."""
-
     lists = (read_labels(value) if value.endswith(".txt") else parse_labels(value) for value in values)
     return check_labels([label for labels in lists for label in labels])
 

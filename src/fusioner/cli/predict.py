@@ -171,7 +171,6 @@ def _rasters(
 
 def _to_stdout(path: Path, settings: Settings, load: "Callable[[], Segmenter]") -> int:
     """Write the one result of one picture to stdout; the summary goes to stderr."""
-
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
     name = "standard input" if path == STDIN else str(path)

@@ -31,7 +31,6 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
         jobs: Cells run in parallel; they share the processor's threads.
         dry_run: Only list the cells, their state and the estimated time.
     """
-
     if jobs < 1:
         raise FusionerError(f"--jobs is at least 1, not {jobs}")
     plan = read_sweep(file)
@@ -79,7 +78,6 @@ def _list_cells(plan: Sweep, out: Path, jobs: int) -> None:
 @contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
     """Raise SystemExit on SIGTERM, so that running cells are terminated."""
-
     handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield

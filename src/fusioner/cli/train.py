@@ -126,7 +126,6 @@ def train(
 
 def report(result: "Result", out: Path) -> None:
     """Print a training's outcome and its files; if a signal stopped it, exit as that signal does."""
-
     shares = f"{1 - result.waiting:.0%} computing, {result.waiting:.0%} waiting for data"
     print(f"{result.step} of {result.steps} steps in {format_duration(result.seconds)}, {shares}")
     if result.best is not None:
@@ -140,7 +139,6 @@ def report(result: "Result", out: Path) -> None:
 
 def command_line(words: Sequence[str]) -> str:
     """Return a command for a model's card, with files and folders reduced to their own names."""
-
     return shlex.join(_without_folders(word) for word in words)
 
 

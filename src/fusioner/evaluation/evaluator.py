@@ -60,8 +60,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate a predictor on all folds; `options.threshold` is a number here.
 
-    Raises:
-        FusionerError: see `make_plans`; an unreadable image or mask.
+    Raises FusionerError as `make_plans`, and for an unreadable image or mask.
     """
     plans = make_plans(data, options)
     if not plans:

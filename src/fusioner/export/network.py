@@ -43,8 +43,7 @@ class ExportedNetwork:
 
         `templates` replace the card's, `threads` 0: see `cores.default_threads`.
 
-        Raises:
-            FusionerError: the folder is not an exported model or is corrupt, or the runtime is not available.
+        Raises FusionerError if the folder is not an exported model or is corrupt, or the runtime is not available.
         """
         self.folder = folder
         self.bundle = bundled_model() if folder is None else read_bundle(folder)

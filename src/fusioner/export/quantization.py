@@ -26,8 +26,7 @@ def quantize(image: "ModelProto", pixels: Sequence[Float[np.ndarray, "1 3 h w"]]
         image: graph of the image encoder.
         pixels: photographs in [0, 1] from which the ranges of activations are taken.
 
-    Raises:
-        FusionerError: ONNX Runtime is missing, or the graph has no matrix products.
+    Raises FusionerError if ONNX Runtime is missing, or the graph has no matrix products.
     """
     try:
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static

@@ -20,11 +20,7 @@ READS = {"onnx": ("openvino", "onnx"), "openvino": ("openvino",)}
 
 
 def pick_runtime(wanted: str, format: str) -> str:
-    """Return the runtime for a format: `wanted`, or for "auto" the first installed one of `READS`.
-
-    Raises:
-        FusionerError: the runtime cannot read the format or is not installed.
-    """
+    """Return `wanted`, or for "auto" the first installed one of `READS`; FusionerError if it cannot be used."""
     able = READS[format]
     if wanted == "auto":
         wanted = next((name for name in able if find_spec(PACKAGES[name])), able[-1])
@@ -40,11 +36,7 @@ def pick_runtime(wanted: str, format: str) -> str:
 
 
 def open_graph(path: Path, runtime: str, threads: int = 0) -> Graph:
-    """Load a graph; `threads` 0: see `default_threads`.
-
-    Raises:
-        FusionerError: the file is corrupt.
-    """
+    """Load a graph; `threads` 0: see `default_threads`. FusionerError if the file is corrupt."""
     try:
         return (_onnxruntime if runtime == "onnx" else _openvino)(path, threads)
     except Exception as error:  # each runtime raises its own classes

@@ -50,9 +50,8 @@ def export(
         photos: real photographs: for the check, and for "int8" to learn the range of every number from.
         say: called with progress messages.
 
-    Raises:
-        FusionerError: a part cannot be exported, a package is missing, the answers differ by more than
-            `parity.LIMITS`, or the folder cannot be written to.
+    Raises FusionerError if a part cannot be exported, a package is missing, the answers differ by more than
+    `parity.LIMITS`, or the folder cannot be written to.
     """
     if not photos:
         raise FusionerError("exporting needs photos for its check: name a folder of them")
@@ -64,7 +63,7 @@ def export(
     from fusioner.export.graphs import build
 
     out = writable_folder(out)
-    text = text_settings(segmenter.text_encoder)
+    tokenizer, text = text_settings(segmenter.text_encoder)
     for abandoned in out.glob(".part-*"):  # of a killed run
         shutil.rmtree(abandoned, ignore_errors=True)
     say("tracing image encoder, text encoder and fusion network")
@@ -80,14 +79,11 @@ def export(
             [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in resized],
         )
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
-        stride = segmenter.image_encoder.stride
-        bundle = Bundle(
-            *(Path(beside), format, precision, segmenter.card, step, stride, text["settings"]),
-            features="features" in graphs,
-        )
+        made = Path(beside), format, precision, segmenter.card, step, segmenter.image_encoder.stride, text
+        bundle = Bundle(*made, features="features" in graphs)
         for part, model in graphs.items():
             _save(model, bundle.graph(part), format, half=precision != "fp32")
-        (bundle.folder / bundle.tokenizer).write_text(text["tokenizer"], "utf-8")
+        (bundle.folder / bundle.tokenizer).write_text(tokenizer, "utf-8")
         bundle.write()
         say(f"checking against torch; photographs: {len(photos)}")
         rows = compare(segmenter, Segmenter(ExportedNetwork(bundle.folder, format)), photos)
@@ -100,12 +96,8 @@ def export(
     return rows
 
 
-def text_settings(encoder: Any) -> dict[str, Any]:
-    """Return the text encoder's `tokenizer` as JSON and the `settings` of `Bundle.text`.
-
-    Raises:
-        FusionerError: its tokenizer is implemented in Python only.
-    """
+def text_settings(encoder: Any) -> tuple[str, dict[str, Any]]:
+    """Return tokenizer.json and `Bundle.text` of a text encoder; FusionerError if its tokenizer is plain Python."""
     content = encoder.tokenizer_json()
     if not isinstance(content, dict):
         raise FusionerError(f"{encoder.name}: its tokenizer has no tokenizer.json, without which it cannot be exported")
@@ -115,10 +107,7 @@ def text_settings(encoder: Any) -> dict[str, Any]:
         "pad": list(encoder.pad),
         "lower": encoder.lowercase,
     }
-    return {
-        "tokenizer": json.dumps(content | {"padding": None, "truncation": None}, ensure_ascii=False),
-        "settings": settings,
-    }
+    return json.dumps(content | {"padding": None, "truncation": None}, ensure_ascii=False), settings
 
 
 def _save(model: "ModelProto", path: Path, format: Format, half: bool) -> None:

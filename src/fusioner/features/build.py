@@ -79,8 +79,7 @@ def cache_features(
         say: receives one line before anything is encoded and one afterwards.
         track: progress bars, for example of `fusioner.progress.progress`.
 
-    Raises:
-        FusionerError: not enough disk space, or images that cannot be read (all others are cached by then).
+    Raises FusionerError for too little disk space, or images that cannot be read (all others are cached by then).
     """
     cache = FeatureCache(folder, encoder, resolution)
     plan = plan_build(cache, data.items, views, track=track)
