@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -79,9 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     # cyclopts takes a lone - for an option; as a path, ./- is the same.
     words = ["./-" if word == "-" else word for word in (sys.argv[1:] if arguments is None else arguments)]
+    app = build(next(iter(words), None))
+    return run(lambda: app(words, exit_on_error=False, print_error=False, result_action="return_value"))
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Run a command, print its errors, and return its exit code; see `main`."""
     try:
-        app = build(next(iter(words), None))
-        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        code = command()
         sys.stdout.flush()
     except (FusionerError, CycloptsError) as error:
         return _fail(str(error))

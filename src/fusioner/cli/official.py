@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fusioner.cli.evaluate import evaluate
+from fusioner.cli.main import run
 from fusioner.cli.train import command_line, report
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import EvaluationOptions
@@ -98,7 +99,7 @@ def run_train(words: Sequence[str]) -> None:
     config = settings(given)
     fold = given.fold if given.dataset_name in ("pascal", "coco") else None
     split = open_split(given.dataset_name, Path(given.dataset_root), fold)
-    run = RunConfig(
+    place = RunConfig(
         given.out,
         given.resume,
         given.device,
@@ -106,7 +107,7 @@ def run_train(words: Sequence[str]) -> None:
         preset="paper",
         command=command_line(["python", "train.py", *words]),
     )
-    report(train([split], config, run), given.out)
+    report(train([split], config, place), given.out)
 
 
 def run_test(words: Sequence[str]) -> None:
@@ -127,14 +128,6 @@ def run_test(words: Sequence[str]) -> None:
     )
 
 
-def main(run: str) -> int:
+def main(name: str) -> int:
     """Run "train" or "test" with the process's arguments; print errors in one line and return the exit code."""
-    try:
-        (run_train if run == "train" else run_test)(sys.argv[1:])
-    except FusionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: (run_train if name == "train" else run_test)(sys.argv[1:]))
