@@ -15,7 +15,7 @@ from fusioner.data.registry import TrainableDataset
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.progress import format_duration
-from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions
+from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions, read_toml
 from fusioner.training.dataset import open_split
 from fusioner.training.presets import preset as get_preset
 from fusioner.weights import DEFAULT_MODEL, weights_file
@@ -113,7 +113,7 @@ def train(
         given.setdefault("steps", 0)
     fold_number = None if fold == "all" else int(fold)
     base = get_preset(preset, fold_number)
-    settings = (base if config is None else base.with_file(config)).override(**given)
+    settings = (base if config is None else base.merge(read_toml(config), str(config))).override(**given)
     splits = [open_split(dataset, root, fold_number, settings.data.unseen_pixels, mask_values)]
     splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
     if init_from == Path("default"):

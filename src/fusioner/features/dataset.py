@@ -83,24 +83,16 @@ class CachedSource:
     Args:
         digests: sha256 of each image file by image id.
         views: number of cached views of each image.
-        dtype: of the tokens in a batch.
     """
 
-    def __init__(
-        self,
-        cache: FeatureCache,
-        data: SegmentationData,
-        digests: Mapping[str, str],
-        views: int = 1,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.cache, self.data, self.digests, self.dtype = cache, data, digests, dtype
+    def __init__(self, cache: FeatureCache, data: SegmentationData, digests: Mapping[str, str], views: int = 1) -> None:
+        self.cache, self.data, self.digests = cache, data, digests
         self.views: int | None = views
 
     def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """See `TokenSource`."""
         key = self.cache.key
-        tokens = torch.empty((len(wanted), key.dim, *key.grid), dtype=self.dtype)
+        tokens = torch.empty((len(wanted), key.dim, *key.grid))
         for row, (item, number) in zip(tokens, wanted, strict=True):
             if self.views is not None and number >= self.views:
                 raise FusionerError(f"the feature cache has no view {number} of {item.image}")

@@ -155,10 +155,6 @@ class TrainConfig(Options):
             flat |= values
         return self.override(source, **flat)
 
-    def with_file(self, path: Path) -> Self:
-        """Return a copy with the settings of a TOML file replaced."""
-        return self.merge(read_toml(path), str(path))
-
 
 SECTIONS: dict[str, str] = {"seed": ""} | {
     entry.name: group

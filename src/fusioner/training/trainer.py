@@ -10,11 +10,12 @@ import math
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,33 +89,34 @@ class Result:
     signal: int
 
 
-class _StopSignals:
+@dataclass
+class _Stop:
+    number: int = 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
     """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second one has its usual effect.
 
     `number` stays 0 outside the main thread, where Python cannot handle signals.
     """
+    stop = _Stop()
+    handlers: dict[int, Any] = {}
 
-    def __init__(self) -> None:
-        self.number = 0
-        self._handlers: dict[signal.Signals, signal.Handlers] = {}
+    def restore() -> None:
+        while handlers:
+            signal.signal(*handlers.popitem())
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            self._handlers = {number: signal.signal(number, self._handle) for number in numbers}  # pyright: ignore
-        return self
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.number = number
+        restore()
 
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        restore()
 
 
 class Trainer:
@@ -182,10 +184,10 @@ class Trainer:
         """
         log = Log(self.out, self.start) if self.fabric.is_global_zero else None
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _StopSignals() as signals:
-            return self._fit(signals, log)
+        with torch.random.fork_rng(devices), _stop_signals() as stop:
+            return self._fit(stop, log)
 
-    def _fit(self, signals: _StopSignals, log: Log | None) -> Result:
+    def _fit(self, stop: _Stop, log: Log | None) -> Result:
         begun = saved = time.monotonic()
         waited, speed, earlier_seconds = 0.0, 0.0, self.seconds
         log_interval, evaluation_interval = max(1, self.steps // 1000), -(-self.steps // self.config.optim.evaluations)
@@ -197,7 +199,7 @@ class Trainer:
         for step, (batch, wait) in enumerate(timed(taken_ahead(batches, ahead)), self.start):
             step_start, waited = time.monotonic(), waited + wait
             torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
-            counts = self._sum([*batch.counts(), signals.number])
+            counts = self._sum([*batch.counts(), stop.number])
             last = step == self.steps or counts[2] > 0
             rates = set_rates(self.optimizer, self.config.optim, step, self.steps)
             loss, step_counts = self._loss_and_gradients(batch, counts, learn=not last)
@@ -217,7 +219,7 @@ class Trainer:
                 held_out = self.loader.corpus.num_held_out
                 measured_on = f"{held_out} held-out training images" if held_out else "training images, running"
                 score = miou(self.counts)
-                number = signals.number
+                number = stop.number
                 return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, number)
             self._update(step)
             self.counts.mul_(COUNT_DECAY).add_(step_counts)
