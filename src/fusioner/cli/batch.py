@@ -189,7 +189,6 @@ def _note(stats: "RunStats", workers: int, price: float | None) -> str:
 
 
 def _summary(stats: "RunStats", out: Path, workers: int, price: float | None) -> str:
-
     total = f"{stats.total:,} images are in {out}"
     if not stats.images:
         return f"{total}: nothing was left to do"

@@ -141,7 +141,6 @@ def folder_command(
 
 
 def _class_table(data: SegmentationData, report: DatasetReport) -> Table:
-
     values = {class_id: value for value, class_id in data.value_to_class.items()}
     present, total = [i for i in data.class_ids if report.images[i]], max(report.pixels.total(), 1)
     percent = {i: f"{100 * report.pixels[i] / total:.2f}" for i in (0, data.ignore, *present)}
@@ -154,7 +153,6 @@ def _class_table(data: SegmentationData, report: DatasetReport) -> Table:
 
 
 def _coverage_table(data: SegmentationData) -> Table:
-
     rows = []
     for fold in FOLDS:
         listed, present = present_pairs(fold_pairs(data.name, fold, "val"), data)[1]

@@ -92,7 +92,6 @@ def is_video(path: Path) -> bool:
 
 
 def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerError]) -> dict[Path, Path]:
-
     path = Path(name).expanduser()
     if path != STDIN and path.is_dir():
         known_errors, left_out = len(errors), list[str]()

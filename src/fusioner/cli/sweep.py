@@ -59,7 +59,6 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
 
 
 def _list_cells(plan: Sweep, out: Path, jobs: int) -> None:
-
     rows, left = [], 0.0
     for cell in plan.cells:
         done = is_done(out, cell)
