@@ -25,7 +25,7 @@ from fusioner.evaluation.evaluator import binary_counts, class_iou, confusion_ma
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load
 from fusioner.postprocess import decide, sigmoid, upsample
-from fusioner.sweep.plan import settings_toml
+from fusioner.sweep.plan import flag_words
 from fusioner.training.dataset import open_split
 
 WORDS = {"similarity": "none", "affinity_refinement": False}
@@ -53,10 +53,8 @@ LEVELS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
 def train(row: str, given: argparse.Namespace, folder: Path) -> Path:
     """The row's model; raises CalledProcessError where the training fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "settings.toml"
-    settings.write_text(settings_toml(ROWS[row]))
     words = ["--root", given.root, "--fold", given.fold, "--steps", given.steps, "--seed", given.seed]
-    words += ["--config", settings, "--out", folder, "--resume", *(["--cache", given.cache] if given.cache else [])]
+    words += ["--out", folder, "--resume", *(["--cache", given.cache] if given.cache else []), *flag_words(ROWS[row])]
     command = [sys.executable, "-m", "fusioner", "train", "pascal", *map(str, words)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder / "best.safetensors"

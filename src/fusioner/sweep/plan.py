@@ -102,8 +102,8 @@ class Sweep:
         if self.evaluate.get("mode") != "slide":
             test["cache"] = cache
         return {
-            "train": ["train", self.train_set, *_words(train | self.train)],
-            "evaluate": ["evaluate", self.test_set, *_words(test | self.evaluate)],
+            "train": ["train", self.train_set, *flag_words(train | self.train)],
+            "evaluate": ["evaluate", self.test_set, *flag_words(test | self.evaluate)],
         }
 
 
@@ -174,7 +174,7 @@ def _cells(grid: dict[str, Any], has_folds: bool, preset: str, path: Path) -> tu
     return tuple(Cell(image, text, method, fold, seed) for image, text, method, seed, fold in product)
 
 
-def _words(flags: Mapping[str, Any]) -> list[str]:
+def flag_words(flags: Mapping[str, Any]) -> list[str]:
     """Return flags, given by name with underscores, as words of a command line."""
     words: list[str] = []
     for name, value in flags.items():
