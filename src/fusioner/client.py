@@ -293,6 +293,7 @@ def _to_segmentation(image: UInt8[np.ndarray, "h w 3"], description: dict[str, A
         name=description["image"],
         logits=None,
         options=options,
+        model=description["model"],
         peaks={one["label"]: one["peak"] for one in segments},
         outscored={one["label"]: one["outscored_by"] for one in segments if one["outscored_by"]},
         run_lengths=run_lengths if options.overlap else {},

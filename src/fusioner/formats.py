@@ -86,6 +86,7 @@ def describe(result: "Segmentation") -> dict[str, Any]:
         "height": result.height,
         "labels": list(result.labels),
         **result.options.to_dict(),
+        "model": result.model,
         "notes": result.notes,
         "mask": {"bits": mask_bits(len(result.labels)), "values": "0 is background, i the i-th of labels"},
         "segments": [

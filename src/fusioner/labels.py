@@ -221,10 +221,11 @@ class SoftmaxNames:
 
     Args:
         background: names besides the labels; a pixel whose highest score is one of theirs gets no label.
+        min_area: labels with at most this share of all labelled pixels get none (SCLIP).
     """
 
-    def __init__(self, background: Sequence[str]) -> None:
-        self.background = background
+    def __init__(self, background: Sequence[str], min_area: float = 0.0) -> None:
+        self.background, self.min_area = background, min_area
 
     def expand(self, labels: Sequence[str]) -> list[str]:
         """Return the names of the labels, followed by the background names that are none of them."""
@@ -242,6 +243,10 @@ class SoftmaxNames:
         starts = np.cumsum([0, *(label.count(", ") + 1 for label in labels)])
         total, background = scores.sum(axis=0), scores[starts[-1] :]
         own = np.maximum.reduceat(scores[: starts[-1]], starts[:-1], axis=0)
+        if self.min_area:
+            winners = own.argmax(axis=0)[own.max(axis=0) >= background.max(axis=0, initial=0)]
+            areas = np.bincount(winners, minlength=len(own))
+            own[areas <= self.min_area * areas.sum()] = 0
         logits = np.log((own / total).clip(1e-7)) - np.log(((total - own) / total).clip(1e-7))
         if len(background):
             np.copyto(logits, MIN_LOGIT, where=background.max(axis=0) > own.max(axis=0))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusioner.cores import available_cores
+from fusioner.encoders.training_free import check_model_or_pair
 from fusioner.errors import FusionerError
 from fusioner.segmenter import Segmenter
 
@@ -51,15 +52,10 @@ def load(
         FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder, the device or the runtime
             is not available.
     """
+    check_model_or_pair(model, image_encoder, text_encoder, background)
     if image_encoder is not None:
-        if model is not None:
-            raise FusionerError("a model names its own encoders: give either a model or an image encoder")
         network = _torch_network(image_encoder, runtime, threads)
         return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))
-    if text_encoder is not None or background is not None:
-        raise FusionerError(
-            "text encoder and background names belong to a pair without training: name its image encoder"
-        )
     if model is None and runtime == "auto":
         runtime = "torch" if _prefers_torch(device) else "onnx"
     if (runtime != "torch") if model is None else (Path(model) / EXPORT_MANIFEST).is_file():

@@ -4,11 +4,12 @@ No function holds more than `CHUNK_SIZE` values at full resolution, however many
 Letters: K labels, h w the network's resolution, H W pixels, S side of the square guide.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from fusioner.options import check_threshold
 
@@ -19,6 +20,8 @@ BAND_SIZE = 2**21  # float32 values decided at once: 8 MiB, which fits into the 
 GUIDE_SIZE = 112  # side of the guide in cells, for images of any size and aspect ratio
 GUIDE_RADIUS = 4  # cells on each side of a window's centre
 GUIDE_EPSILON = 1e-4  # colour variance (in [0, 1]) below which a window counts as flat
+
+PAMR_DISTANCES = (8, 16)  # px, as SCLIP and NACLIP use it
 
 
 def decide(
@@ -248,6 +251,39 @@ class GuidedFilter:
     def _box_mean(self, x: Float[np.ndarray, "*n s s"]) -> Float[np.ndarray, "*n s s"]:
         """Return the mean over each window (at the border: over its inside part), as matrix products."""
         return self.window @ x @ self.window.T
+
+
+def refine_by_pixels(
+    scores: Float[np.ndarray, "n h w"], image: UInt8[np.ndarray, "h w 3"], iterations: int
+) -> Float[np.ndarray, "n h w"]:
+    """Return the scores averaged over pixels of similar colour near each pixel, several times over.
+
+    PAMR (Araslanov and Roth, arXiv 2005.08104), with the 8 neighbours at distances of 8 and 16 px.
+    """
+    colours = image.transpose(2, 0, 1).astype(np.float32)
+    near = [colours, *_neighbours(colours)]
+    # The published code counts the pixel itself once per distance in the standard deviation.
+    deviation = np.std([*near, *[colours] * (len(PAMR_DISTANCES) - 1)], axis=0, ddof=1)
+    affinity = [-(np.abs(colours - other) / (1e-8 + 0.1 * deviation)).mean(axis=0) for other in near[1:]]
+    weights = np.exp(affinity - np.max(affinity, axis=0))
+    weights /= weights.sum(axis=0)
+    for _ in range(iterations):
+        refined = np.zeros_like(scores)
+        for weight, other in zip(weights, _neighbours(scores), strict=True):
+            refined += weight * other
+        scores = refined
+    return scores
+
+
+def _neighbours(planes: Float[np.ndarray, "n h w"]) -> Iterator[Float[np.ndarray, "n h w"]]:
+    """Yield views of the planes shifted to the 8 neighbours at each of `PAMR_DISTANCES`; the border is repeated."""
+    height, width = planes.shape[1:]
+    for distance in PAMR_DISTANCES:
+        padded = np.pad(planes, ((0, 0), (distance, distance), (distance, distance)), mode="edge")
+        for row, column in itertools.product((0, 1, 2), repeat=2):
+            if (row, column) != (1, 1):
+                top, left = row * distance, column * distance
+                yield padded[:, top : top + height, left : left + width]
 
 
 def _logit(probability: float) -> float:

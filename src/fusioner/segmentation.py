@@ -50,6 +50,7 @@ class Segmentation:
         logits: at the network's resolution. Full-resolution probabilities are computed from them on access, a few
             labels at a time, because all of them may not fit into memory. None in results of `fusioner.Client`.
         options: how the image was segmented, with the threshold that was used.
+        model: identity of the model, see `Segmenter.model_id`; empty if the logits came from elsewhere.
         peaks: label -> its highest probability in the image, at the network's resolution.
         outscored: label without pixels although its probability exceeds the threshold somewhere -> the label that is
             likelier in most of these places.
@@ -65,6 +66,7 @@ class Segmentation:
     name: str
     logits: Float[np.ndarray, "k gh gw"] | None = field(repr=False)
     options: InferenceOptions
+    model: dict[str, str] = field(default_factory=dict, repr=False)
     peaks: dict[str, float] = field(default_factory=dict)
     outscored: dict[str, str] = field(default_factory=dict)
     run_lengths: dict[str, RunLengths] = field(default_factory=dict, repr=False)
@@ -79,6 +81,7 @@ class Segmentation:
         options: InferenceOptions | None = None,
         *,
         name: str = "image",
+        model: dict[str, str] | None = None,
     ) -> "Segmentation":
         """Decide the pixels of `image` from logits of any resolution; the default threshold is 0.5."""
         logits, options = np.asarray(logits), options or InferenceOptions()
@@ -106,6 +109,7 @@ class Segmentation:
             name=name,
             logits=logits,
             options=options,
+            model=model or {},
             peaks=dict(zip(labels, peaks, strict=True)),
             run_lengths=run_lengths,
         )

@@ -5,6 +5,7 @@ Letters: N windows (1 for a whole image), D channels, Gh Gw token grid, K labels
 H W pixels.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,14 @@ from fusioner.errors import FusionerError
 from fusioner.image import ImageSource, read_image
 from fusioner.labels import LabelHierarchy, SoftmaxNames, check_labels
 from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, MAX_LONG_SIDE, InferenceOptions, Mode
-from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, iter_probabilities, mean_logits, upsample
+from fusioner.postprocess import (
+    GUIDE_SIZE,
+    GuidedFilter,
+    iter_probabilities,
+    mean_logits,
+    refine_by_pixels,
+    upsample,
+)
 from fusioner.segmentation import Segmentation
 from fusioner.sliding_window import Canvas, Origin, WindowGrid
 
@@ -242,6 +250,12 @@ class Segmenter:
             raise FusionerError("this needs the model that was exported: load its .safetensors file")
         return _torch_network().from_checkpoint(None, "cpu", self.network.embed.templates)
 
+    @cached_property
+    def model_id(self) -> dict[str, str]:
+        """The encoders' names and the sha256 of card and prompt templates, by which results of models differ."""
+        digest = hashlib.sha256(f"{self.card.to_json()}\n{list(self.embed.templates)}".encode()).hexdigest()
+        return {"image_encoder": self.card.image_encoder, "text_encoder": self.card.text_encoder, "sha256": digest}
+
     @property
     def labels_independent(self) -> bool:
         """Whether a label's logits do not depend on the other labels."""
@@ -256,7 +270,7 @@ class Segmenter:
     def hierarchy(self) -> LabelHierarchy | SoftmaxNames:
         """Relations of labels to the trained classes (empty without a closed-set head), or their softmax."""
         if self.is_softmax:
-            return SoftmaxNames(self.card.background)
+            return SoftmaxNames(self.card.background, self.card.min_area)
         classes = self.card.training.get("classes", ()) if self.card.config.closed_set_classes else ()
         return LabelHierarchy(classes)
 
@@ -319,8 +333,8 @@ class Segmenter:
         rgb, name = read_image(image), _file_name(image)
         grid = self._grid(rgb, options)
         with _clear_memory_errors(name):
-            logits = self._merge_windows(self._encode_windows(rgb, grid, on_progress), names, grid, rgb.shape[:2])
-            return Segmentation.from_logits(rgb, names, logits, options, name=name)
+            logits = self._merge_windows(self._encode_windows(rgb, grid, on_progress), names, grid, rgb)
+            return Segmentation.from_logits(rgb, names, logits, options, name=name, model=self.model_id)
 
     def set_image(
         self,
@@ -476,7 +490,7 @@ class Segmenter:
         with _clear_memory_errors(encoded.name):
             if encoded.grid is not None:
                 windows = [(encoded.tokens, encoded.grid.origins)]
-                return self._merge_windows(windows, labels, encoded.grid, encoded.size)
+                return self._merge_windows(windows, labels, encoded.grid, encoded.image)
             cached = dict(encoded.logits_cache) if self.labels_independent else {}
             new = [label for label in labels if label not in cached]
             if new:
@@ -486,7 +500,7 @@ class Segmenter:
                     scales += [self._forward_chunked(tokens, names, None)[0]]
                 if encoded.crop_tokens is not None:
                     scales = [mean_logits(scales), self._merge_crops(encoded.crop_tokens, names)]
-                logits = self._reduce(mean_logits(scales), new, encoded.size)
+                logits = self._reduce(mean_logits(scales), new, encoded.image)
                 logits = logits if encoded.guide is None else encoded.guide(logits)
                 if not self.labels_independent:
                     return logits
@@ -504,16 +518,21 @@ class Segmenter:
         """Return the result of `low_res_logits`; options of the encoding are those that the image was encoded with."""
         options = replace(self.resolve(options), **{name: getattr(encoded.options, name) for name in ENCODING_OPTIONS})
         with _clear_memory_errors(encoded.name):
-            return Segmentation.from_logits(encoded.image, labels, logits, options, name=encoded.name)
+            image, name = encoded.image, encoded.name
+            return Segmentation.from_logits(image, labels, logits, options, name=name, model=self.model_id)
 
     def _reduce(
-        self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str], size: tuple[int, int]
+        self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str], image: UInt8[np.ndarray, "H W 3"]
     ) -> Float[np.ndarray, "k h w"]:
-        """Reduce all names' logits to the labels'; compute a softmax at the image's `size`, coarser for many names."""
+        """Reduce all names' logits to the labels'; compute a softmax at the image's size, coarser for many names."""
         logits = _check_finite(logits)
         if self.is_softmax:
+            size = image.shape[:2]
             scale = min(1.0, math.sqrt(MAX_FEATURE_SIZE / (len(logits) * math.prod(size))))
-            logits = upsample(logits, (max(1, int(size[0] * scale)), max(1, int(size[1] * scale))))
+            size = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
+            logits = upsample(logits, size)
+            if self.card.pamr:
+                logits = refine_by_pixels(logits, self.network.resize(image, size), self.card.pamr)
         return self.hierarchy.reduce(logits, labels)
 
     def _grid(self, rgb: UInt8[np.ndarray, "h w 3"], options: InferenceOptions, scale: float = 1.0) -> WindowGrid:
@@ -546,9 +565,9 @@ class Segmenter:
         windows: Iterable[tuple[Float[np.ndarray, "n d gh gw"], list[Origin]]],
         labels: Sequence[str],
         grid: WindowGrid,
-        size: tuple[int, int],
+        image: UInt8[np.ndarray, "H W 3"],
     ) -> Float[np.ndarray, "k h w"]:
-        """Average the logits of all windows of an image of `size`."""
+        """Average the logits of all windows of an image."""
         names = self.hierarchy.expand(labels)
         scale = math.sqrt(MAX_CANVAS_SIZE / (len(names) * grid.height * grid.width))
         side = grid.crop if scale >= 1 else max(1, int(grid.crop * scale))
@@ -559,7 +578,7 @@ class Segmenter:
                 logits = self._forward_chunked(tokens[start : start + step], names, (side, side))
                 for window_logits, origin in zip(logits, origins[start : start + step], strict=True):
                     canvas.add(window_logits, origin)
-        return self._reduce(canvas.mean(), labels, size)
+        return self._reduce(canvas.mean(), labels, image)
 
     def _crop_grid(self) -> WindowGrid:
         """Return the positions of the crops in the image resized by `CROP_SCALE`."""

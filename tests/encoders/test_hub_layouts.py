@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
+from fusioner.encoders.hub import download_megabytes
 from fusioner.encoders.image import IMAGE_BACKBONES
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.encoders.text import TEXT_BACKBONES
@@ -106,10 +107,15 @@ def test_open_clips_file_where_the_repository_has_only_a_pickle(
         torch.testing.assert_close(build_image_encoder(name)(IMAGES), build_image_encoder(f"{other}@{folder}")(IMAGES))
     text = build_text_encoder("clip-text-b32")
     torch.testing.assert_close(text(TEXTS), build_text_encoder(f"hf:{folder}")(TEXTS))
-    assert f"open_clip_model.safetensors of {TIMM_B32}" in caplog.text
+    assert f"downloading open_clip_model.safetensors of {TIMM_B32}" in caplog.text
     hub.requests.clear()
     assert build_text_encoder("clip-text-b32").fingerprint() == text.fingerprint()
     assert hub.requests == []
+    with (tmp_path / "timm" / "open_clip_model.safetensors").open("ab") as file:
+        file.truncate(3_000_000)
+    assert download_megabytes(CLIP_B32, TIMM_B32) == 3, "of the file that would be read"
+    assert download_megabytes(CLIP_B32) == 0
+    assert download_megabytes("nobody/nothing") is None
 
 
 def test_the_pickle_comes_last_and_says_so(

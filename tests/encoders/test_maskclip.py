@@ -49,6 +49,22 @@ def test_which_encoder_gives_value_tokens(tmp_path: Path) -> None:
     assert value_tokens(f"dinov2-s+clip-vit-l14@{tmp_path}") == f"maskclip-vit-l14@{tmp_path}"
     assert value_tokens("clip-rn50") == "clip-rn50"  # its dense tokens are the pooling's values already
     assert value_tokens("maskclip-vit-b16") == "maskclip-vit-b16"
-    for other in ("dinov2-s", "hf:openai/clip-vit-base-patch16"):
-        with pytest.raises(FusionerError, match=r"which .* is not: name clip-vit-b16"):
-            value_tokens(other)
+    for other in ("hf:openai/clip-vit-base-patch16", "siglip2-b16"):
+        assert value_tokens(other) == f"maskclip:{other}"
+    with pytest.raises(FusionerError, match=r"which .* is not: name clip-vit-b16"):
+        value_tokens("dinov2-s")
+
+
+def test_siglips_patches_pass_its_pooling_head_one_by_one(text_model: Make) -> None:
+    folder, model = text_model("siglip")
+    vision, images = model.vision_model, torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    masked, plain = (build_image_encoder(f"{method}hf:{folder}") for method in ("maskclip:", ""))
+    with torch.no_grad():
+        states = vision((images - 0.5) / 0.5, interpolate_pos_encoding=True).last_hidden_state  # (2, 24, 32)
+        alone = vision.head(states.flatten(0, 1)[:, None]).unflatten(0, states.shape[:2])
+    expected = F.normalize(alone, dim=-1).transpose(1, 2).unflatten(2, (4, 6))
+    torch.testing.assert_close(masked(images), expected, rtol=1e-4, atol=1e-5)
+    assert (masked.text_aligned, plain.text_aligned) == (True, False)
+    assert masked.fingerprint() != plain.fingerprint()
+    with pytest.raises(FusionerError, match="sclip is not a method for a model of type siglip"):
+        build_image_encoder(f"sclip:hf:{folder}")

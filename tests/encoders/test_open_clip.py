@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from fusioner.encoders.registry import build_image_encoder, build_text_encoder, space_mismatch, split_list
+from fusioner.encoders.image import ClipVision
+from fusioner.encoders.proxyclip import ProxyEncoder
+from fusioner.encoders.registry import METHODS, build_image_encoder, build_text_encoder, space_mismatch, split_list
+from fusioner.encoders.training_free import build_pair, published_protocol
 from fusioner.errors import FusionerError
 
 Make = Callable[..., tuple[Path, Any]]
@@ -72,6 +76,26 @@ def test_tokens_and_texts_are_the_librarys(published: tuple[Path, Any]) -> None:
     own = model.text_projection(model.text_model(input_ids=ids).pooler_output)
     torch.testing.assert_close(vectors, F.normalize(own, dim=-1))
     torch.testing.assert_close(text(TEXTS), vectors)
+
+
+def test_methods_by_name(published: tuple[Path, Any], image_model: Make) -> None:
+    folder = published[0]
+    name, dino = f"openclip:{folder}", f"dinov2-b@{image_model('dinov2')[0]}"
+    plain: Any = build_image_encoder(name)
+
+    def with_attention(attention: Any) -> ClipVision:
+        return ClipVision(deepcopy(plain.model), "", plain.mean, plain.std, attention)
+
+    for method in METHODS:
+        encoder = build_image_encoder(f"{method}:{name}")
+        assert encoder.name == f"{method}:{name}"
+        assert torch.equal(encoder(IMAGES), with_attention(method)(IMAGES))
+        assert published_protocol(encoder.name, 224) == published_protocol(f"{method}-vit-b16", 224)
+    pair, _ = build_pair(f"{dino}+{name}", None)
+    assert pair.name == f"proxyclip:{name}+{dino}"
+    assert torch.equal(pair(IMAGES), ProxyEncoder(with_attention("values"), build_image_encoder(dino), "")(IMAGES))
+    assert split_list(f"dinov2-s+sclip:{name}+b") == ["dinov2-s", f"sclip:{name}+b"]
+    assert space_mismatch(f"sclip:{name}", name) == ""
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "pickle"])

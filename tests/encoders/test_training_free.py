@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 import fusioner
 from fusioner.cli.main import main
 from fusioner.encoders.prompt_templates import read_templates
-from fusioner.encoders.registry import build_image_encoder
+from fusioner.encoders.registry import METHODS, build_image_encoder
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
 from fusioner.errors import FusionerError
 from fusioner.export.parity import LABELS
@@ -33,10 +33,13 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["clip", "maskclip", "sclip", "naclip", "clearclip", "pair", "reversed", "conse"])
+@pytest.mark.parametrize("name", ["clip", *METHODS, "pair", "reversed", "conse", "siglip", "siglip pair"])
 def test_a_pair_segments_without_a_checkpoint(text_model: Make, image_model: Make, photo: Path, name: str) -> None:
     clip, dino = text_model("clip")[0], image_model("dinov2")[0]
+    siglip = f"siglip2-b16@{text_model('siglip')[0]}"
     names = {
+        "siglip": siglip,
+        "siglip pair": f"dinov2-b@{dino}+{siglip}",
         "pair": f"maskclip-vit-b16@{clip}+dinov2-b@{dino}",
         "reversed": f"dinov2-b@{dino}+clip-vit-b16@{clip}",
         "conse": f"effnet-lite2-conse+dinov2-b@{dino}",
@@ -45,7 +48,10 @@ def test_a_pair_segments_without_a_checkpoint(text_model: Make, image_model: Mak
         image_encoder=names.get(name, f"{name}-vit-b16@{clip}"), templates=["{}"], background=["tree"], device="cpu"
     )
     card = segmenter.card
-    assert card.text_encoder == ("minilm-embedded" if name == "conse" else f"clip-text-b16@{clip}")
+    texts = {"conse": "minilm-embedded"} | dict.fromkeys(
+        ("siglip", "siglip pair"), siglip.replace("2-b16", "2-text-b16")
+    )
+    assert card.text_encoder == texts.get(name, f"clip-text-b16@{clip}")
     assert ModelCard.from_json(card.to_json()) == card
     again = build_image_encoder(card.image_encoder)
     assert again.fingerprint() == segmenter.image_encoder.fingerprint()
@@ -92,6 +98,8 @@ def test_softmax_over_labels_and_background() -> None:
     [
         ({"image_encoder": "dinov2-s-embedded"}, "dinov2-s-embedded does not share a space with a text encoder"),
         ({"image_encoder": "sclip-vit-b16", "text_encoder": "clip-text-b32"}, "is clip-text-b16, not clip-text-b32"),
+        ({"image_encoder": "sclip:dinov2-s"}, "sclip takes a CLIP with a transformer"),
+        ({"image_encoder": "mocov3-vit-s+clip-vit-b16"}, "published as a file"),
         ({"image_encoder": "naclip-vit-b16+dinov2-s"}, "without one of its own: clip-vit-b16"),
         ({"image_encoder": "clip-vit-b16+dinov2-s+dinov2-b"}, "ProxyCLIP takes two encoders"),
         ({"image_encoder": "clearclip-vit-b61"}, "did you mean clearclip-vit-b16"),
@@ -121,13 +129,37 @@ def test_predict_and_batch(
     batch = ["batch", str(photo), *common, "--workers", "1", "--out", str(tmp_path / "batch")]
     assert main(batch) == 0
     assert main([*batch, "--background-names", "tree"]) == 2
-    assert "begun with another model" in capsys.readouterr().err
+    assert "begun with another background names" in capsys.readouterr().err
+    assert main([f"sclip-vit-b16@{clip}" if word == pair[1] else word for word in batch]) == 2
+    assert "begun with another image encoder" in capsys.readouterr().err
+    typo = ["batch", str(photo), "--labels", "cat", "--image-encoder", "sclip-vit-b61", "--out", str(tmp_path / "new")]
+    assert main(typo) == 2, "before anything is written"
+    assert "did you mean sclip-vit-b16" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_skip_existing_compares_pairs(
+    text_model: Make, image_model: Make, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, dino = text_model("clip")[0], image_model("dinov2")[0]
+    templates = tmp_path / "templates.txt"
+    templates.write_text("{}\n")
+    command = ["predict", str(photo), "--labels", "cat, sofa", "--out", str(tmp_path), "--templates", str(templates)]
+    command += ["--window", "32", "--stride", "32", "--short-side", "32", "--skip-existing"]
+    sclip = ["--image-encoder", f"sclip-vit-b16@{clip}", "--background-names"]
+    others = [[*sclip, "tree"], ["--image-encoder", f"naclip-vit-b16@{clip}", "--background-names", "tree"]]
+    others += [["--image-encoder", f"clip-vit-b16@{clip}+dinov2-b@{dino}", "--background-names", "tree"]]
+    for pair in ([*sclip, "dog"], *others):
+        for skipped in (False, True):
+            assert main([*command, *pair]) == 0
+            assert ("1 skipped" in capsys.readouterr().out) == skipped
+    assert json.loads((tmp_path / "photo.json").read_text())["model"]["text_encoder"] == f"clip-text-b16@{clip}"
+    assert main([*command, *sclip, "dog", "--format", "mask"]) == 2
+    assert "needs json among the formats" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_an_exported_encoder_gives_the_same_masks(
-    tmp_path: Path, photo: Path, image_model: Make, text_model: Make
-) -> None:
+def test_exported_encoders_give_the_same_masks(tmp_path: Path, photo: Path, image_model: Make) -> None:
     words = {word: number for number, word in enumerate(["<pad>", "<unk>", "</s>", *LABELS, *BACKGROUND_NAMES])}
     words = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -143,13 +175,14 @@ def test_an_exported_encoder_gives_the_same_masks(
     folder = tmp_path / "clip"
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
-    name = f"naclip-vit-b16@{folder}"
-    assert main(["export", "--image-encoder", name, "--photos", str(photo.parent), "--out", str(tmp_path / "out")]) == 0
-    torch_segmenter, exported = fusioner.load(image_encoder=name, device="cpu"), fusioner.load(tmp_path / "out")
-    labels = ["cat", "dog", "table"]
-    modes: tuple[Any, ...] = ("slide", "whole")
-    for mode in modes:
-        first, second = (segmenter(photo, labels, mode=mode) for segmenter in (torch_segmenter, exported))
-        assert (first.label_map != second.label_map).mean() < 1e-3
-    pair = f"clip-vit-b16@{text_model('clip')[0]}+dinov2-b@{image_model('dinov2')[0]}"
-    assert main(["export", "--image-encoder", pair, "--out", str(tmp_path / "pair")]) == 2
+    labels, modes = ["cat", "dog", "table"], ("slide", "whole")
+    for name in (f"naclip-vit-b16@{folder}", f"clip-vit-b16@{folder}+dinov2-b@{image_model('dinov2')[0]}"):
+        out = tmp_path / name.partition("-")[0]
+        assert main(["export", "--image-encoder", name, "--photos", str(photo.parent), "--out", str(out)]) == 0
+        parity = json.loads((out / "fusioner.json").read_text())["parity"]
+        assert max(row["logits"] for row in parity) < 1e-4
+        assert all((0 < row["undecided"] < 0.25) == ("+" in name) for row in parity)
+        torch_segmenter, exported = fusioner.load(image_encoder=name, device="cpu"), fusioner.load(out)
+        for mode in modes:
+            first, second = (segmenter(photo, labels, mode=mode) for segmenter in (torch_segmenter, exported))
+            assert (first.label_map != second.label_map).mean() < 1e-3

@@ -87,8 +87,9 @@ def test_protocols_of_the_public_configurations() -> None:
     voc, ade = empty("pas21", (), background=True), empty("ade150", ())
     assert str(benchmark_protocol("sclip-vit-b16", 224, voc)) == (
         "SCLIP's: short side 336 px, windows of 224 px every 112 px, softmax over cosines x 65, background 26 names or "
-        "probability below 0.1, names per class several for persons and monitors"
+        "probability below 0.1, names per class several for persons and monitors, areas up to 10% removed"
     )
+    assert str(benchmark_protocol("naclip-vit-b16", 224, ade)).endswith(", 10 iterations of PAMR")
     assert str(benchmark_protocol("naclip-vit-b16@/x", 224, voc)).startswith(
         "NACLIP's: short side 336 px, whole image, "
     )
@@ -132,6 +133,23 @@ def test_the_likeliest_synonym_counts() -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-names.reduce(scores, labels)[:, 0, 0])), [0.2, 0.6], rtol=1e-5)
 
 
+def test_small_areas_and_refinement(clip_folder: Path) -> None:
+    scores = np.zeros((3, 1, 40), np.float32)  # cat: 30 px, dog: 3 px, sky: 7 px
+    scores[0, 0, :30] = scores[1, 0, 30:33] = scores[2, 0, 33:] = 5
+    scores[0, 0, 30:33] = 1
+    kept, removed = (SoftmaxNames(["sky"], area).reduce(scores.copy(), ["cat", "dog"]) for area in (0, 0.1))
+    assert [(logits[:, 0, 31] > 0).tolist() for logits in (kept, removed)] == [[False, True], [False, False]]
+    assert removed[1].max() < -10
+    image, text = (part.format(clip=clip_folder).replace("sclip", "naclip") for part in PAIR)
+    segmenter, protocol = load_pair(image, text, "cpu", empty("pas20", ()))
+    rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    refined = segmenter(rgb, ["cat", "dog"])
+    plain = replace(segmenter.card, pamr=0)
+    segmenter.card = plain
+    assert protocol.pamr == 10
+    assert np.abs(refined.probabilities - segmenter(rgb, ["cat", "dog"]).probabilities).max() > 1e-3
+
+
 def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], protocol: Any) -> torch.Tensor:
     """Windows, mean of cosines, softmax over all names, likeliest name of each class, threshold; 0: background."""
     names = [(i, name) for i, label in enumerate(labels, start=1) for name in label.split(", ")]
@@ -151,6 +169,8 @@ def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], pro
             count[area[1:]] += 1
     shares = (total / count * protocol.scale).softmax(0)
     of_class = torch.stack([shares[[i == k for i, _ in names]].amax(0) for k in range(len(labels) + 1)])
+    areas = of_class.argmax(0).flatten().bincount(minlength=len(of_class))[1:]
+    of_class[1:][areas <= protocol.min_area * areas.sum()] = 0
     best, winner = of_class.max(0)
     return winner.masked_fill(best < protocol.threshold, 0)
 

@@ -17,6 +17,7 @@ from fusioner.encoders.proxyclip import ProxyEncoder, proxy_attention
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
+from fusioner.postprocess import refine_by_pixels
 from fusioner.segmenter import Segmenter
 
 METHODS = ("maskclip", "sclip", "naclip", "clearclip", "proxyclip")
@@ -114,3 +115,11 @@ def test_an_image_of_one_colour_attends_to_itself() -> None:
     """All cosines are 1, so that the published mask would leave nothing to attend to."""
     weights = proxy_attention(torch.ones(2, 1, 3, 4))
     assert torch.equal(weights, torch.eye(12).expand(2, -1, -1))
+
+
+def test_pamr(reference: Path) -> None:
+    with safe_open(reference / "pamr.safetensors", "np") as file:
+        image, scores, expected = (file.get_tensor(name) for name in ("image", "scores", "refined"))
+    found = refine_by_pixels(scores, image, 10)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert abs(found - scores).max() > 1

@@ -77,6 +77,7 @@ def test_a_preset_trains_and_predicts(
 
 def test_what_a_preset_downloads_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = {
         name: pending_download(preset.model.image_encoder, preset.model.text_encoder)
         for name, preset in PRESETS.items()
@@ -87,10 +88,11 @@ def test_what_a_preset_downloads_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         "proxy": "facebook/dinov2-base, openai/clip-vit-base-patch16 (945 MB)",
         "aligned": "google/tipsv2-b14 (785 MB)",
     }
-    assert pending_download("c-radiov3-b", "minilm-embedded") == "nvidia/C-RADIOv3-B (size unknown)"
-    assert pending_download("c-radiov3-b+dinov2-s@/x", "minilm") == (
-        "nvidia/C-RADIOv3-B, sentence-transformers/all-MiniLM-L6-v2 (91 MB and more)"
+    assert pending_download("c-radiov3-b", "minilm-embedded") == "nvidia/C-RADIOv3-B (about 393 MB)"
+    assert pending_download(f"c-radiov3-b+dinov2-s@{tmp_path}", "hf:a/b") == (
+        "nvidia/C-RADIOv3-B, a/b (about 393 MB and more)"
     )
+    assert pending_download("proxyclip:clip-vit-b16+dinov2-b", "clip-text-b16").endswith("(945 MB)")
 
 
 def test_the_pairs_of_the_presets_share_a_space() -> None:

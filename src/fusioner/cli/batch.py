@@ -25,6 +25,7 @@ from fusioner.cli.options import (
     read_label_flags,
 )
 from fusioner.cores import available_cores
+from fusioner.encoders.training_free import BACKGROUND_NAMES
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
 from fusioner.io import cannot_read
@@ -126,23 +127,32 @@ def batch(
 
 def _settings(job: "Job") -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
-    path, templates = job.model["model"] or weights_file(DEFAULT_MODEL), job.model["templates"]
-    pair = tuple(job.model[name] for name in ("image_encoder", "text_encoder", "background"))
-    digest = hashlib.sha256(repr(pair).encode())
+    arguments = job.model
+    if arguments["image_encoder"]:
+        listed = arguments["background"]
+        model: dict[str, Any] = {name.replace("_", " "): arguments[name] for name in ("image_encoder", "text_encoder")}
+        model["background names"] = list(BACKGROUND_NAMES if listed is None else listed)
+    else:
+        model = {"model": _model_digest(arguments["model"] or weights_file(DEFAULT_MODEL))}
+    return {
+        "labels": list(job.labels),
+        **model,
+        **job.options.to_dict(),
+        "templates": arguments["templates"] and list(arguments["templates"]),
+        "formats": list(job.formats),
+        "column": job.source.column,
+    }
+
+
+def _model_digest(path: Path) -> str:
+    digest = hashlib.sha256()
     try:
         for part in sorted(path.iterdir()) if path.is_dir() else [path]:  # an exported model is a folder
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise cannot_read(f"the model {path}", error) from error
-    return {
-        "labels": list(job.labels),
-        "model": digest.hexdigest(),
-        **job.options.to_dict(),
-        "templates": templates and list(templates),
-        "formats": list(job.formats),
-        "column": job.source.column,
-    }
+    return digest.hexdigest()
 
 
 def _local_engine(

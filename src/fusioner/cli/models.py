@@ -13,7 +13,7 @@ def models(*, as_json: Annotated[bool, Parameter(name="--json", negative="", hel
 
     A name loads the published weights, downloaded once. `NAME@/folder` reads them from a folder, `hf:REPOSITORY` or
     `hf:/folder` is any other model of a supported type, `openclip:REPOSITORY` any CLIP of open_clip, and `A+B`
-    concatenates several image encoders. A download marked ? is of unknown size.
+    concatenates several image encoders. A download marked ~ is estimated at 4 bytes per parameter.
 
         fusioner models
     """
@@ -24,6 +24,7 @@ def models(*, as_json: Annotated[bool, Parameter(name="--json", negative="", hel
             "licence": spec.licence,
             "parameters_millions": spec.parameters,
             "download_mb": spec.download,
+            "download_estimated": spec.estimated,
             "gated": spec.gated,
             "source": spec.source or "in the package",
         }
@@ -37,8 +38,8 @@ def models(*, as_json: Annotated[bool, Parameter(name="--json", negative="", hel
         print(f"{kind + ' encoder':<22}{'licence':<14}{'parameters':>11}{'download':>10}  source")
         for row in rows:
             if row["kind"] == kind:
-                bundled = row["source"] == "in the package"
-                download = f"{row['download_mb']} MB" if row["download_mb"] else "-" if bundled else "?"
+                about = "~" if row["download_estimated"] else ""
+                download = f"{about}{row['download_mb']} MB" if row["download_mb"] else "-"
                 gate = " (accept its licence there)" if row["gated"] else ""
                 parameters = f"{row['parameters_millions']:.1f} M"
                 name, licence, source = row["name"], row["licence"], row["source"]

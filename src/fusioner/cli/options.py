@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter, Token
 
 from fusioner.data.registry import DatasetName
 from fusioner.encoders.prompt_templates import read_templates
+from fusioner.encoders.training_free import check_model_or_pair, resolve_pair
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 from fusioner.labels import check_labels, label_warnings, parse_labels, read_labels
@@ -95,13 +96,18 @@ class ModelFlags:
     templates: Path | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `fusioner.load`."""
-        names = self.background_names
+        """Return the arguments of `fusioner.load`, with full names; FusionerError for names that are no pair."""
+        listed = self.background_names
+        background = None if listed is None else tuple(read_label_flags([listed])) if listed.strip() else ()
+        names: Any = self.image_encoder, self.text_encoder
+        check_model_or_pair(self.model, *names, background)
+        if self.image_encoder is not None:
+            names = resolve_pair(*names)
         return {
             "model": self.model,
-            "image_encoder": self.image_encoder,
-            "text_encoder": self.text_encoder,
-            "background": names if names is None else tuple(read_label_flags([names])) if names.strip() else (),
+            "image_encoder": names[0],
+            "text_encoder": names[1],
+            "background": background,
             "templates": read_templates(self.templates) if self.templates else None,
         }
 

@@ -75,7 +75,7 @@ def predict(
         recursive: Include the subfolders of folders; results are written to subfolders of the same names.
         frame_step: Segment every n-th frame of a video.
         skip_existing: Skip pictures whose results all exist, are newer than the picture, --model and --templates, and
-            (with json among the formats) have the same labels and options.
+            (with json among the formats) have the same labels, options and encoders.
         contact_sheet: Picture (.png or .jpg) of all results, 60 to a page; further pages are NAME-2, NAME-3 ...
         csv: Table (.csv) with a row per picture and label (found, pixels, coverage, score, peak, outscored_by, box as
             x y width height) and per error; with --instances a row per region.
@@ -94,13 +94,17 @@ def predict(
     names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
     names = [name.strip() for name in names.split(",")]
 
+    arguments = model.arguments()
+
     def load() -> Segmenter:
-        return fusioner.load(device=device, runtime=runtime, **model.arguments())
+        return fusioner.load(device=device, runtime=runtime, **arguments)
 
     found, errors = find_inputs(images, recursive, out)
     if "geotiff" in names:
         return _rasters(found, errors, out, names, label_list, options, load)
     formats = {name: get_format(name, options) for name in names}
+    if skip_existing and model.image_encoder and "json" not in formats:
+        raise FusionerError("--skip-existing with --image-encoder needs json among the formats: it names the encoders")
     dependencies = tuple(file for file in (model.model, model.templates) if file)
     settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 

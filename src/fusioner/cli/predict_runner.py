@@ -195,7 +195,8 @@ class Run:
         rows: Rows = []
         if "json" in paths:
             options = self._segmenter.resolve(self.settings.options)
-            expected = {"image": item.title(item.job.name), "labels": list(self.settings.labels), **options.to_dict()}
+            expected = {"image": item.title(item.job.name), "labels": list(self.settings.labels)}
+            expected |= options.to_dict() | {"model": self._segmenter.model_id}
             try:
                 values = json.loads(paths["json"].read_bytes())
                 if any(values[key] != value for key, value in expected.items()):

@@ -71,8 +71,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
 
+    arguments = model.arguments()
+
     def load_model() -> Segmenter:
-        segmenter = load(device=device, runtime=runtime, **model.arguments())
+        segmenter = load(device=device, runtime=runtime, **arguments)
         segmenter.options = options
         return segmenter
 

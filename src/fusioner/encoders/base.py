@@ -7,6 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import lcm
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
@@ -132,8 +133,19 @@ class FrozenImageEncoder(Frozen):
     def parts(self) -> Sequence[ImageEncoder]:
         return (self,)  # type: ignore[return-value]
 
+    @property
+    def size_step(self) -> int:
+        """Pixels whose multiples as sides no encoder resizes."""
+        return self.stride  # type: ignore[return-value]
+
     def hypernyms(self) -> Hypernyms | None:
         return None
+
+
+def to_grid(patches: Float[Tensor, "b n d"], pixels: Float[Tensor, "b 3 h w"], stride: int) -> Tensor:
+    """Return patches in row order, which end a sequence, as a grid (b, d, h // stride, w // stride)."""
+    rows, columns = (side // stride for side in pixels.shape[-2:])
+    return patches[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
 
 
 class DenseEncoder(FrozenImageEncoder, ABC):
@@ -210,6 +222,10 @@ class ConcatEncoder(FrozenImageEncoder):
     @property
     def parts(self) -> Sequence[ImageEncoder]:
         return self._parts
+
+    @property
+    def size_step(self) -> int:
+        return lcm(*(part.stride for part in self._parts))
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:

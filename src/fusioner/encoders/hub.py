@@ -8,15 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, CLIPTextConfig, CLIPVisionConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from fusioner.encoders.base import RGB
@@ -154,9 +157,9 @@ def _find_cached(repository: str, name: str, fallback: str, open_clip: bool) -> 
     return Checkpoint(name, folder, weights, open_clip) if folder and weights else None
 
 
-def is_cached(repository: str, fallback: str = "") -> bool:
+def is_cached(repository: str, fallback: str = "", open_clip: bool = False) -> bool:
     """Return whether a repository's files, or the fallback's weights, are in the download cache."""
-    return _find_cached(repository, repository, fallback, False) is not None
+    return _find_cached(repository, repository, fallback, open_clip) is not None
 
 
 def _snapshots(repository: str) -> list[Path]:
@@ -167,30 +170,63 @@ def _snapshots(repository: str) -> list[Path]:
     return sorted((folder / "snapshots").glob("*"), key=lambda path: path.name != commit)
 
 
-def _download(repository: str, name: str, fallback: str, open_clip: bool) -> None:
-    """Download settings and the preferred weight file: safetensors, their conversion, open_clip's, a pickle."""
+class _Download(NamedTuple):
+    """The weight files to download: a repository's revision, patterns of names, and what to tell the user."""
+
+    repository: str
+    patterns: list[str]
+    revision: str | None = None
+    note: str = ""
+
+
+def _choose_weights(repository: str, fallback: str, open_clip: bool) -> _Download | None:
+    """Return the preferred weight files: safetensors, their conversion, open_clip's, a pickle; None: there are none."""
     files = set(HfApi().list_repo_files(repository))
-    snapshot_download(repository, allow_patterns=_SETTINGS)
     for names in (OPEN_CLIP,) if open_clip else (SAFETENSORS, OPEN_CLIP):
         if files & {*names}:
-            snapshot_download(repository, allow_patterns=[*names, _SHARDS.get(names, "")])
-            return
+            return _Download(repository, _patterns(names))
     if not open_clip and (revision := _conversion(repository)):
-        logger.warning("%s: downloading the safetensors of %s in %s", name, revision, repository)
-        snapshot_download(repository, revision=revision, allow_patterns=[*SAFETENSORS, _SHARDS[SAFETENSORS]])
-        return
+        note = f"downloading the safetensors of {revision} in {repository}"
+        return _Download(repository, _patterns(SAFETENSORS), revision, note)
     if fallback:
         try:
-            if _find([Path(snapshot_download(fallback, allow_patterns=[*OPEN_CLIP]))], OPEN_CLIP):
-                logger.warning("%s: downloaded %s of %s", name, OPEN_CLIP[0], fallback)
-                return
+            if {*OPEN_CLIP} & set(HfApi().list_repo_files(fallback)):
+                return _Download(fallback, _patterns(OPEN_CLIP), note=f"downloading {OPEN_CLIP[0]} of {fallback}")
         except HfHubHTTPError:
-            logger.info("%s: %s cannot be downloaded", name, fallback)
+            logger.info("%s cannot be read", fallback)
     for names in (OPEN_CLIP_PICKLE,) if open_clip else (PICKLE[:2], OPEN_CLIP_PICKLE):
         if found := sorted(files & {*names}):
-            logger.warning("%s: downloading %s of %s; only its tensors are read", name, found[0], repository)
-            snapshot_download(repository, allow_patterns=[*names, _SHARDS.get(names, "")])
-            return
+            note = f"downloading {found[0]} of {repository}; only its tensors are read"
+            return _Download(repository, _patterns(names), note=note)
+    return None
+
+
+def _patterns(names: tuple[str, ...]) -> list[str]:
+    return [*names, *([_SHARDS[names]] if names in _SHARDS else [])]
+
+
+def _download(repository: str, name: str, fallback: str, open_clip: bool) -> None:
+    """Download settings and the preferred weight files."""
+    chosen = _choose_weights(repository, fallback, open_clip)
+    snapshot_download(repository, allow_patterns=_SETTINGS)
+    if chosen is None:
+        return
+    if chosen.note:
+        logger.warning("%s: %s", name, chosen.note)
+    snapshot_download(chosen.repository, revision=chosen.revision, allow_patterns=chosen.patterns)
+
+
+def download_megabytes(repository: str, fallback: str = "", open_clip: bool = False) -> int | None:
+    """Return the size of the weights that `locate` would download; None if the hub cannot be asked."""
+    try:
+        chosen = _choose_weights(repository, fallback, open_clip)
+        if chosen is None:
+            return None
+        entries = HfApi().list_repo_tree(chosen.repository, revision=chosen.revision)
+        files = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    except Exception:  # offline, gated, not found: the download itself reports it
+        return None
+    return round(sum(files[path] for path in filter_repo_objects(files, allow_patterns=chosen.patterns)) / 1e6)
 
 
 def _conversion(repository: str) -> str | None:
@@ -246,6 +282,9 @@ def read_config(checkpoint: Checkpoint, model_types: Collection[str]) -> Pretrai
         tower = "vision" if "clip_vision_model" in model_types else "text"
         model = read_json(folder / "open_clip_config.json").get("model_cfg")
         config = _open_clip_config(model, tower, f"{name}: {folder / 'open_clip_config.json'}") if model else None
+    settings = read_json(folder / "config.json")
+    if config is None and "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING:
+        raise FusionerError(f"{name}: {folder} describes its model by code of its own, which is never run")
     with loading(f"{name}: {folder / 'config.json'} is not a configuration of transformers"):
         config = config or AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if config.model_type not in model_types:
@@ -276,22 +315,27 @@ def _open_clip_config(model: Mapping[str, Any], tower: str, where: str) -> CLIPV
     if other or not isinstance(read["layers"], int) or "embed_dim" not in model:
         reason = f"it has {other[0]}" if other else "it is a ResNet" if "embed_dim" in model else "it has no embed_dim"
         raise FusionerError(f"{where}: the {tower} encoder is no transformer of CLIP: {reason}")
+    return clip_config(tower, model["embed_dim"], bool(model.get("quick_gelu")), read)
+
+
+def clip_config(tower: str, dim: int, quick_gelu: bool, sizes: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration of CLIP's "vision" or "text" tower, from sizes by open_clip's names."""
     shared = {
-        "hidden_act": "quick_gelu" if model.get("quick_gelu") else "gelu",
-        "hidden_size": read["width"],
-        "intermediate_size": int(read["width"] * read["mlp_ratio"]),
-        "num_hidden_layers": read["layers"],
-        "projection_dim": model["embed_dim"],
+        "hidden_act": "quick_gelu" if quick_gelu else "gelu",
+        "hidden_size": sizes["width"],
+        "intermediate_size": round(sizes["width"] * sizes["mlp_ratio"]),
+        "num_hidden_layers": sizes["layers"],
+        "projection_dim": dim,
     }
     if tower == "vision":
-        heads = read["width"] // read["head_width"]
-        sizes = {"image_size": read["image_size"], "patch_size": read["patch_size"]}
-        return CLIPVisionConfig(**shared, num_attention_heads=heads, **sizes)
-    vocabulary = read["vocab_size"]
+        heads = sizes["width"] // sizes["head_width"]
+        image = {"image_size": sizes["image_size"], "patch_size": sizes["patch_size"]}
+        return CLIPVisionConfig(**shared, num_attention_heads=heads, **image)
+    vocabulary = sizes["vocab_size"]
     return CLIPTextConfig(
         **shared,
-        num_attention_heads=read["heads"],
-        max_position_embeddings=read["context_length"],
+        num_attention_heads=sizes["heads"],
+        max_position_embeddings=sizes["context_length"],
         vocab_size=vocabulary,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,  # the last token ends a text

@@ -4,17 +4,19 @@ Every vision transformer here ends its sequence with the patches in row order; t
 distillation) are dropped. transformers interpolates the position embeddings, also for H != W.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
+import torch.nn.functional as F
 import transformers
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTrainedModel, ViTConfig
 
 from fusioner.encoders.attention import Attention, LastLayer
-from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, DenseEncoder
+from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, DenseEncoder, to_grid
 from fusioner.encoders.hub import (
     accepts,
     build_model,
@@ -46,25 +48,47 @@ class PatchTransformer(DenseEncoder):
     def settings(self) -> dict[str, Any]:
         return fingerprinted_settings(self.model.config)
 
-    def patches(self, states: Float[Tensor, "b t c"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
-        """Map the model's last states, of all tokens, to those of the patches."""
-        return states[:, -grid[0] * grid[1] :]
+    def states(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b t c"]:
+        """Return the model's last states of all tokens."""
+        return self.model(pixel_values=pixels.to(self.model.dtype), **self._options).last_hidden_state
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
-        pixels = pixels.to(self.model.dtype)
-        states = self.model(pixel_values=pixels, **self._options).last_hidden_state  # (b, prefix + gh * gw, c)
-        return self.patches(states, grid).transpose(1, 2).unflatten(2, grid)  # (b, d, gh, gw)
+        return to_grid(self.states(pixels), pixels, self.stride)
 
 
-class ClipVision(PatchTransformer):
-    """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, as for the class token.
+class AlignedPatches(PatchTransformer, ABC):
+    """Patch tokens in the space of a text encoder: `head(values)`.
 
-    `attention` is that of the last layer, see `LastLayer`. With "values" the tokens are that layer's values, and `head`
-    maps them to the joint space.
+    With attention "values" the tokens are `values`, for attention weights from elsewhere (`encoders.proxyclip`).
     """
 
     text_aligned = True
+
+    def __init__(self, model: PreTrainedModel, name: str, mean: RGB, std: RGB, attention: Attention) -> None:
+        super().__init__(model, name, mean, std)
+        self.attention = attention
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | ({} if self.attention == "clip" else {"attention": self.attention})
+
+    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        values = self.values(pixels)
+        return to_grid(values if self.attention == "values" else self.head(values), pixels, self.stride)
+
+    @abstractmethod
+    def values(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b t c"]:
+        """Return the states of all tokens before the head."""
+
+    @abstractmethod
+    def head(self, values: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
+        """Map `values`, or averages of them, to the joint space."""
+
+
+class ClipVision(AlignedPatches):
+    """CLIP's patch tokens in the joint space: `post_layernorm`, then `visual_projection`, as for the class token.
+
+    `attention` is that of the last layer, see `LastLayer`.
+    """
 
     def __init__(
         self,
@@ -72,27 +96,40 @@ class ClipVision(PatchTransformer):
         name: str,
         mean: RGB = CLIP_MEAN,
         std: RGB = CLIP_STD,
-        *,
         attention: Attention = "clip",
     ) -> None:
-        super().__init__(model, name, mean, std)
-        self.attention, self.last = attention, None
+        super().__init__(model, name, mean, std, attention)
+        self.last = None
         self.dim = self.model.visual_projection.out_features
         if attention != "clip":
             encoder = self.model.vision_model.encoder
             encoder.layers, self.last = encoder.layers[:-1], LastLayer(encoder.layers[-1], attention)
         self.freeze()
 
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | ({"attention": self.attention} if self.last else {})
+    def values(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b t c"]:
+        grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
+        return self.last(self.states(pixels), grid) if self.last else self.states(pixels)
 
-    def patches(self, states: Float[Tensor, "b t c"], grid: tuple[int, int]) -> Float[Tensor, "b n d"]:
-        patches = super().patches(self.last(states, grid) if self.last else states, grid)
-        return patches if self.attention == "values" else self.head(patches)
+    def head(self, values: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
+        return self.model.visual_projection(self.model.vision_model.post_layernorm(values))
 
-    def head(self, patches: Float[Tensor, "b n c"]) -> Float[Tensor, "b n d"]:
-        """Map states of the last layer to the joint space."""
-        return self.model.visual_projection(self.model.vision_model.post_layernorm(patches))
+
+class SiglipVision(AlignedPatches):
+    """SigLIP's patch tokens in the joint space: the pooling head on every patch alone, as MaskCLIP does in CLIP."""
+
+    def __init__(self, model: PreTrainedModel, name: str, mean: RGB, std: RGB, attention: Attention) -> None:
+        super().__init__(model, name, mean, std, attention)
+        self.model.use_head = False  # for one vector per image
+
+    def values(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b t c"]:
+        attention = self.model.head.attention  # rows of its projection: query, key, value
+        weight, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
+        return F.linear(self.states(pixels), weight, bias)
+
+    def head(self, values: Float[Tensor, "b t c"]) -> Float[Tensor, "b t d"]:
+        head = self.model.head
+        states = head.attention.out_proj(values)
+        return states + head.mlp(head.layernorm(states))
 
 
 @dataclass(frozen=True)
@@ -102,21 +139,22 @@ class BackboneSpec:
     Attributes:
         model: class in transformers.
         mean, std: normalisation, if the checkpoint does not state one.
-        projected: whether tokens pass CLIP's projection into the joint space.
+        aligned: adapter whose tokens are in the space of the text encoder, for these `attentions`.
     """
 
     model: str
     mean: RGB = IMAGENET_MEAN
     std: RGB = IMAGENET_STD
-    projected: bool = False
+    aligned: type[AlignedPatches] | None = None
+    attentions: tuple[Attention, ...] = ()
 
 
-_CLIP = BackboneSpec("CLIPVisionModelWithProjection", CLIP_MEAN, CLIP_STD, projected=True)
-_SIGLIP = BackboneSpec("SiglipVisionModel", HALF, HALF)
+_CLIP = BackboneSpec("CLIPVisionModelWithProjection", CLIP_MEAN, CLIP_STD, ClipVision, get_args(Attention))
+_SIGLIP = BackboneSpec("SiglipVisionModel", HALF, HALF, SiglipVision, ("maskclip", "values"))
 IMAGE_BACKBONES: dict[str, BackboneSpec] = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
-    "metaclip_2": BackboneSpec("MetaClip2VisionModelWithProjection", CLIP_MEAN, CLIP_STD, projected=True),
+    "metaclip_2": replace(_CLIP, model="MetaClip2VisionModelWithProjection"),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
     "vit": BackboneSpec("ViTModel"),
@@ -150,11 +188,12 @@ def load_image_encoder(
     spec, state = IMAGE_BACKBONES[config.model_type], checkpoint.read()
     if is_openai(state):
         state = remap_openai_visual(state)
-    model = build_model(getattr(transformers, spec.model), _vision_config(config), state, name)
+    aligned = spec.aligned if attention in spec.attentions else None
+    if aligned is None and attention not in ("clip", "values"):
+        raise FusionerError(f"{name}: {attention} is not a method for a model of type {config.model_type}")
+    model = build_model(getattr(transformers, spec.model), _vision_config(config, aligned is not None), state, name)
     mean, std = read_normalisation(checkpoint) or (spec.mean, spec.std)
-    if spec.projected:
-        return ClipVision(model, name, mean, std, attention=attention)
-    return PatchTransformer(model, name, mean, std)
+    return aligned(model, name, mean, std, attention) if aligned else PatchTransformer(model, name, mean, std)
 
 
 def clip_vision_from_openai(
@@ -166,14 +205,14 @@ def clip_vision_from_openai(
     return ClipVision(model, name)
 
 
-def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
+def _vision_config(config: PretrainedConfig, aligned: bool) -> PretrainedConfig:
     if config.model_type == "vit_mae":
         shared = ViTConfig().to_dict().keys() & config.to_dict().keys()
         other = {"model_type", "architectures", "transformers_version", "pooler_output_size"}
         return ViTConfig(**{key: getattr(config, key) for key in shared - other})
     vision = tower_config(config, "vision_config")
     if vision.model_type == "siglip_vision_model":
-        vision.vision_use_head = False  # pools to one vector per image
+        vision.vision_use_head = aligned  # pools to one vector per image
     return vision
 
 

@@ -55,8 +55,6 @@ def read_mocov3(path: str | Path) -> dict[str, Tensor]:
 
 def load_mocov3(source: str | Path, name: str, width: int | None = None) -> PatchTransformer:
     """Load the image encoder of a `.pth.tar` file; `width` is the expected token width, None accepts any."""
-    if str(source).startswith("https:"):
-        raise FusionerError(f"{name}: MoCo v3 is published as a file ({source}); use {name}@/path/FILE.pth.tar")
     state = remap_mocov3(read_mocov3(source))
     layers = [len(value) for key, value in state.items() if key.endswith("mlp.fc1.bias")]
     if "embeddings.position_embeddings" not in state or not layers:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from fusioner.encoders.hub import rename_keys
+from fusioner.encoders.hub import clip_config, rename_keys
 from fusioner.errors import FusionerError
 
 _LAYER = r"transformer\.resblocks\.(\d+)\."
@@ -59,24 +59,17 @@ def vision_config(state: Mapping[str, Tensor], heads: int | None) -> CLIPVisionC
     state = _visual(state)
     width, patch = state["conv1.weight"].shape[0], state["conv1.weight"].shape[-1]
     grid = round((len(state["positional_embedding"]) - 1) ** 0.5)
-    projection_dim = state["proj"].shape[1]
-    return CLIPVisionConfig(
-        **_sizes(state, width, heads), projection_dim=projection_dim, image_size=patch * grid, patch_size=patch
-    )
+    sizes = {"patch_size": patch, "image_size": patch * grid, "head_width": width // heads if heads else min(64, width)}
+    return clip_config("vision", state["proj"].shape[1], True, {**sizes, **_sizes(state, width)})
 
 
 def text_config(state: Mapping[str, Tensor], heads: int | None) -> CLIPTextConfig:
     """Read the sizes of OpenAI's text encoder off its tensors; the last token ends a text."""
     state = _text(state)
     vocabulary, width = state["token_embedding.weight"].shape
-    return CLIPTextConfig(
-        **_sizes(state, width, heads),
-        projection_dim=state["text_projection"].shape[1],
-        vocab_size=vocabulary,
-        max_position_embeddings=len(state["positional_embedding"]),
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-    )
+    sizes = {"vocab_size": vocabulary, "context_length": len(state["positional_embedding"])}
+    sizes["heads"] = heads or max(1, width // 64)
+    return clip_config("text", state["text_projection"].shape[1], True, {**sizes, **_sizes(state, width)})
 
 
 class _Weights(dict[str, Tensor]):
@@ -98,11 +91,6 @@ def _transposed(state: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
     return {own: value.T.contiguous() if own == key else value for own, value in state.items()}
 
 
-def _sizes(state: Mapping[str, Tensor], width: int, heads: int | None) -> dict[str, Any]:
-    return {
-        "hidden_act": "quick_gelu",
-        "hidden_size": width,
-        "intermediate_size": len(state[_FIRST_MLP]),
-        "num_hidden_layers": sum(key.endswith("mlp.c_fc.bias") for key in state),
-        "num_attention_heads": heads or max(1, width // 64),
-    }
+def _sizes(state: Mapping[str, Tensor], width: int) -> dict[str, Any]:
+    layers = sum(key.endswith("mlp.c_fc.bias") for key in state)
+    return {"width": width, "layers": layers, "mlp_ratio": len(state[_FIRST_MLP]) / width}

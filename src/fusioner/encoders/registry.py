@@ -5,6 +5,7 @@
     hf:owner/repo, hf:/folder   any model of a supported type
     openclip:owner/repo         a CLIP of open_clip, or openclip:/folder
     dinov2-s+clip-vit-b16       several image encoders, concatenated on the first one's grid
+    sclip:openclip:owner/repo   a CLIP with another attention in its last layer: METHOD:NAME, see `METHODS`
     proxyclip:clip-vit-b16+dinov2-s     the first one's tokens, averaged by the affinity of the second one's
 
 Add a line to IMAGE_ENCODERS or TEXT_ENCODERS to add an encoder. Importing this module loads no torch.
@@ -13,9 +14,10 @@ Add a line to IMAGE_ENCODERS or TEXT_ENCODERS to add an encoder. Importing this 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from fusioner.errors import FusionerError
 
@@ -32,6 +34,7 @@ class EncoderSpec:
         licence: of the weights; empty if unknown.
         parameters: of this encoder, in millions; 0 if unknown.
         download: in MB, shared by image and text encoders of one repository; 0 if unknown.
+        estimated: whether `download` is 4 bytes per parameter instead of the size of the published files.
         loader: "module.function" of `fusioner.encoders`, called with (source, name, **options), bundled ones without.
         options: further arguments of the loader.
         gated: whether the repository requires accepting its licence.
@@ -46,6 +49,7 @@ class EncoderSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     gated: bool = False
     text: str = ""
+    estimated: bool = False
 
 
 def _image(source: str, licence: str, parameters: float, download: int, *types: str) -> EncoderSpec:
@@ -56,15 +60,45 @@ def _text(source: str, licence: str, parameters: float, download: int, *types: s
     return EncoderSpec(source, licence, parameters, download, "text.load_text_encoder", {"model_types": types})
 
 
-def _clip(size: str, timm: str, parameters: float, download: int, kind: str = "image") -> EncoderSpec:
-    types = ("clip", "clip_vision_model" if kind == "image" else "clip_text_model")
-    options = {"model_types": types, "fallback": f"timm/vit_{timm}.openai"}
-    return EncoderSpec(f"openai/clip-vit-{size}", "MIT", parameters, download, f"{kind}.load_{kind}_encoder", options)
+def _estimate(spec: EncoderSpec, parameters: float) -> EncoderSpec:
+    return replace(spec, download=round(4 * parameters), estimated=True)
 
 
-def _metaclip2(size: str, parameters: float, download: int) -> EncoderSpec:
-    spec = _image(f"facebook/metaclip-2-worldwide-{size}", "CC-BY-NC-4.0", parameters, download, "metaclip_2")
-    return replace(spec, text=f"metaclip2-text-{size}")
+def _pair(
+    text: str,
+    source: str,
+    licence: str,
+    millions: tuple[float, float],
+    download: int,
+    kind: str,
+    loaders: tuple[str, str] = ("image.load_image_encoder", "text.load_text_encoder"),
+    **options: Any,
+) -> tuple[EncoderSpec, EncoderSpec]:
+    """Return the specs of a model's image encoder and of its text encoder, which is named `text`."""
+    types = {"model_types": (kind, f"{kind}_vision_model")}
+    image = EncoderSpec(source, licence, millions[0], download, loaders[0], options | types, text=text)
+    image = image if download else _estimate(image, sum(millions))
+    types = {"model_types": (kind, f"{kind}_text_model")}
+    return image, replace(image, parameters=millions[1], loader=loaders[1], options=options | types, text="")
+
+
+def _clip(size: str, name: str, timm: str, millions: tuple[float, float], download: int) -> Any:
+    source, fallback = f"openai/clip-vit-{name}", f"timm/vit_{timm}.openai"
+    return _pair(f"clip-text-{size}", source, "MIT", millions, download, "clip", fallback=fallback)
+
+
+def _siglip2(size: str, name: str, millions: tuple[float, float], download: int) -> Any:
+    return _pair(f"siglip2-text-{size}", f"google/siglip2-{name}", "Apache-2.0", millions, download, "siglip")
+
+
+def _metaclip2(size: str, millions: tuple[float, float], download: int) -> Any:
+    source = f"facebook/metaclip-2-worldwide-{size}"
+    return _pair(f"metaclip2-text-{size}", source, "CC-BY-NC-4.0", millions, download, "metaclip_2")
+
+
+def _tips(size: str, name: str, millions: tuple[float, float], download: int = 0) -> Any:
+    loaders = ("tips.load_tips_image", "tips.load_tips_text")
+    return _pair(f"tipsv2-text-{size}", f"google/tipsv2-{name}", "Apache-2.0", millions, download, "tipsv2", loaders)
 
 
 def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
@@ -72,19 +106,16 @@ def _dinov3(size: str, parameters: float, download: int) -> EncoderSpec:
     return replace(_image(source, "DINOv3", parameters, download, "dinov3_vit"), gated=True)
 
 
-def _tips(size: str, repository: str, image: float, text: float, download: int = 0) -> tuple[EncoderSpec, EncoderSpec]:
-    types = {"model_types": ("tipsv2",)}
-    spec = EncoderSpec(f"google/tipsv2-{repository}", "Apache-2.0", text, download, "tips.load_tips_text", types)
-    return replace(spec, parameters=image, loader="tips.load_tips_image", text=f"tipsv2-text-{size}"), spec
-
-
 def _radio(name: str, parameters: float, heads: int) -> EncoderSpec:
-    return EncoderSpec(f"nvidia/C-RADIO{name}", "NVIDIA Open", parameters, 0, "radio.load_radio", {"heads": heads})
+    options = {"heads": heads}
+    spec = EncoderSpec(f"nvidia/C-RADIO{name}", "NVIDIA Open", parameters, 0, "radio.load_radio", options)
+    return _estimate(spec, parameters)
 
 
 def _pe(name: str, parameters: float) -> EncoderSpec:
     options = {"architecture": f"vit_pe_{name}"}
-    return EncoderSpec(f"timm/vit_pe_{name}.fb", "Apache-2.0", parameters, 0, "timm.load_vit", options)
+    spec = EncoderSpec(f"timm/vit_pe_{name}.fb", "Apache-2.0", parameters, 0, "timm.load_vit", options)
+    return _estimate(spec, parameters)
 
 
 def _mocov3(parameters: float, width: int) -> EncoderSpec:
@@ -93,33 +124,35 @@ def _mocov3(parameters: float, width: int) -> EncoderSpec:
 
 
 PROXY = "proxyclip:"
+METHODS = ("maskclip", "sclip", "naclip", "clearclip")
+"""Methods that replace the last attention of an encoder, see `encoders.attention`."""
 SCHEMES = ("hf:", "openclip:")
 """Beginnings of names that are not in the tables."""
 _DINOV2 = ("dinov2", "dinov2_with_registers")
-_SIGLIP, _SIGLIP_TEXT = ("siglip", "siglip_vision_model"), ("siglip", "siglip_text_model")
-_CLIPS = {
-    f"clip-vit-{size}": replace(spec, text=f"clip-text-{size}")
-    for size, spec in {
-        "b32": _clip("base-patch32", "base_patch32_clip_224", 87.8, 605),
-        "b16": _clip("base-patch16", "base_patch16_clip_224", 86.2, 599),
-        "l14": _clip("large-patch14", "large_patch14_clip_224", 304.0, 1711),
-        "l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 304.3, 1712),
-    }.items()
+_PAIRS: dict[str, tuple[EncoderSpec, EncoderSpec]] = {
+    "clip-vit-b32": _clip("b32", "base-patch32", "base_patch32_clip_224", (87.8, 63.4), 605),
+    "clip-vit-b16": _clip("b16", "base-patch16", "base_patch16_clip_224", (86.2, 63.4), 599),
+    "clip-vit-l14": _clip("l14", "large-patch14", "large_patch14_clip_224", (304.0, 123.7), 1711),
+    "clip-vit-l14-336": _clip("l14-336", "large-patch14-336", "large_patch14_clip_336", (304.3, 123.7), 1712),
+    "siglip2-b16": _siglip2("b16", "base-patch16-224", (85.8, 282.3), 1539),
+    "siglip2-so400m": _siglip2("so400m", "so400m-patch14-384", (413.0, 707.8), 4580),
+    "metaclip2-b16": _metaclip2("b16", (86.2, 499.8), 2344),
+    "metaclip2-l14": _metaclip2("l14", (304.0, 778.2), 4328),
+    "tipsv2-b": _tips("b", "b14", (85.7, 109.6), 785),
+    "tipsv2-l": _tips("l", "l14", (303.2, 183.9)),
+    "tipsv2-so400m": _tips("so400m", "so400m14", (412.4, 448.3)),
 }
-_TIPS = {
-    "b": _tips("b", "b14", 85.7, 109.6, 785),
-    "l": _tips("l", "l14", 303.2, 183.9),
-    "so400m": _tips("so400m", "so400m14", 412.4, 448.3),
-}
+"""Image encoder's name -> both encoders of a model with a shared space."""
 IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.Dinov2"),
     "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors", text="minilm-embedded"),
     "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE", text="minilm-embedded"),
-    **_CLIPS,
+    **{name: image for name, (image, _) in _PAIRS.items()},
     **{
-        name.replace("clip", method, 1): replace(spec, options={**spec.options, "attention": method})
-        for method in ("maskclip", "sclip", "naclip", "clearclip")
-        for name, spec in _CLIPS.items()
+        name.replace("clip", method, 1): replace(image, options={**image.options, "attention": method})
+        for method in METHODS
+        for name, (image, _) in _PAIRS.items()
+        if name.startswith("clip-")
     },
     "clip-rn50": EncoderSpec("timm/resnet50_clip.openai", "MIT", 38.3, 408, "timm.load_clip_resnet"),
     "clip-rn101": EncoderSpec("timm/resnet101_clip.openai", "MIT", 56.3, 479, "timm.load_clip_resnet"),
@@ -136,11 +169,6 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "mocov3-vit-s": _mocov3(21.7, 384),
     "mocov3-vit-b": _mocov3(85.8, 768),
     "mae-vit-b": _image("facebook/vit-mae-base", "Apache-2.0", 85.8, 448, "vit_mae", "vit"),
-    "siglip2-b16": _image("google/siglip2-base-patch16-224", "Apache-2.0", 85.8, 1539, *_SIGLIP),
-    "siglip2-so400m": _image("google/siglip2-so400m-patch14-384", "Apache-2.0", 413.0, 4580, *_SIGLIP),
-    "metaclip2-b16": _metaclip2("b16", 86.2, 2344),
-    "metaclip2-l14": _metaclip2("l14", 304.0, 4328),
-    **{f"tipsv2-{size}": image for size, (image, _) in _TIPS.items()},
     "c-radiov3-b": _radio("v3-B", 98.3, 12),
     "c-radiov3-l": _radio("v3-L", 319.9, 16),
     "c-radiov3-h": _radio("v3-H", 651.6, 16),
@@ -153,20 +181,12 @@ IMAGE_ENCODERS: dict[str, EncoderSpec] = {
 }
 TEXT_ENCODERS: dict[str, EncoderSpec] = {
     "minilm-embedded": EncoderSpec("", "Apache-2.0", 22.6, loader="bundled.minilm_embedded"),
-    "clip-text-b32": _clip("base-patch32", "base_patch32_clip_224", 63.4, 605, "text"),
-    "clip-text-b16": _clip("base-patch16", "base_patch16_clip_224", 63.4, 599, "text"),
-    "clip-text-l14": _clip("large-patch14", "large_patch14_clip_224", 123.7, 1711, "text"),
-    "clip-text-l14-336": _clip("large-patch14-336", "large_patch14_clip_336", 123.7, 1712, "text"),
+    **{image.text: text for image, text in _PAIRS.values()},
     "bert-base": _text("google-bert/bert-base-uncased", "Apache-2.0", 108.9, 440, "bert"),
     "bert-large": _text("google-bert/bert-large-uncased", "Apache-2.0", 334.1, 1345, "bert"),
     "roberta-base": _text("FacebookAI/roberta-base", "MIT", 124.1, 499, "roberta"),
     "mpnet": _text("sentence-transformers/all-mpnet-base-v2", "Apache-2.0", 108.9, 438, "mpnet"),
     "minilm": _text("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0", 22.6, 91, "bert"),
-    "siglip2-text-b16": _text("google/siglip2-base-patch16-224", "Apache-2.0", 282.3, 1539, *_SIGLIP_TEXT),
-    "siglip2-text-so400m": _text("google/siglip2-so400m-patch14-384", "Apache-2.0", 707.8, 4580, *_SIGLIP_TEXT),
-    "metaclip2-text-b16": _text("facebook/metaclip-2-worldwide-b16", "CC-BY-NC-4.0", 499.8, 2344, "metaclip_2"),
-    "metaclip2-text-l14": _text("facebook/metaclip-2-worldwide-l14", "CC-BY-NC-4.0", 778.2, 4328, "metaclip_2"),
-    **{f"tipsv2-text-{size}": text for size, (_, text) in _TIPS.items()},
 }
 
 
@@ -177,42 +197,51 @@ def available_encoders() -> dict[str, list[str]]:
 
 def build_image_encoder(name: str) -> "ImageEncoder":
     """Build the frozen image encoder of a name in the grammar above."""
-    builders = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
-    if len(builders) == 1:
-        return builders[0]()
+    parts = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(name)]  # all names before any weights
+    if len(parts) == 1:
+        return parts[0].build()
     from fusioner.encoders.base import ConcatEncoder
 
-    return cast("ImageEncoder", ConcatEncoder([build() for build in builders]))
+    return cast("ImageEncoder", ConcatEncoder([part.build() for part in parts]))
 
 
 def build_text_encoder(name: str) -> "TextEncoder":
     """Build the frozen text encoder of a name, `NAME@/folder`, `hf:...` or `openclip:...`."""
-    return _resolve(name.strip(), TEXT_ENCODERS, "text")()
+    return _resolve(name.strip(), TEXT_ENCODERS, "text").build()
 
 
-def check_names(image_encoder: str, text_encoder: str) -> None:
-    """Raise a FusionerError if a name is unknown or its folder is missing; loads nothing."""
-    for part in split_list(image_encoder):
-        _resolve(part, IMAGE_ENCODERS, "image")
-    _resolve(text_encoder.strip(), TEXT_ENCODERS, "text")
+def full_names(image_encoder: str, text_encoder: str) -> tuple[str, str]:
+    """Return the encoders' names with absolute paths; loads nothing.
+
+    Raises:
+        FusionerError: a name is unknown, or its folder is missing.
+    """
+    image = "+".join(_resolve(part, IMAGE_ENCODERS, "image").name for part in split_list(image_encoder))
+    return image, _resolve(text_encoder.strip(), TEXT_ENCODERS, "text").name
 
 
 def pending_download(image_encoder: str, text_encoder: str) -> str:
-    """Return what building the encoders downloads, such as "owner/a, owner/b (945 MB)"; empty if nothing."""
-    from fusioner.encoders.hub import is_cached
+    """Return what building the encoders downloads, such as "owner/a, owner/b (945 MB)"; empty if nothing.
 
-    table = IMAGE_ENCODERS | TEXT_ENCODERS
-    specs = [
-        table[name] for name in (*split_list(image_encoder.removeprefix(PROXY)), text_encoder.strip()) if name in table
-    ]
-    missing = {
-        spec.source: spec.download
-        for spec in specs
-        if spec.source.count("/") == 1 and not is_cached(spec.source, spec.options.get("fallback", ""))
-    }
+    Sizes that the tables do not state are read from the hub; "about": it cannot be reached.
+    """
+    from fusioner.encoders.hub import download_megabytes, is_cached
+
+    named = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(image_encoder)]
+    named += [_resolve(text_encoder.strip(), TEXT_ENCODERS, "text")]
+    missing: dict[str, int] = {}
+    about = ""
+    for spec in (spec for part in named for spec in part.specs if is_repository(spec.source)):
+        place = spec.source, spec.options.get("fallback", ""), "open_clip" in spec.options
+        if spec.source in missing or is_cached(*place):
+            continue
+        missing[spec.source] = spec.download
+        if spec.estimated or not spec.download:
+            size = download_megabytes(*place)
+            missing[spec.source], about = size or spec.download, about if size else "about "
     known = sum(missing.values())
-    size = f"{known} MB{'' if all(missing.values()) else ' and more'}" if known else "size unknown"
-    return f"{', '.join(missing)} ({size})" if missing else ""
+    text = f"{about}{known} MB{'' if all(missing.values()) else ' and more'}" if known else "size unknown"
+    return f"{', '.join(missing)} ({text})" if missing else ""
 
 
 def space_mismatch(image_encoder: str, text_encoder: str) -> str:
@@ -221,38 +250,30 @@ def space_mismatch(image_encoder: str, text_encoder: str) -> str:
     Empty if they do, and for `hf:` and other unregistered encoders.
     """
     last, name = split_list(image_encoder)[-1], text_encoder.strip()
-    base, _, folder = last.partition("@")
-    if last.startswith("openclip:") and name.startswith("openclip:") and last != name:
-        return f"the text encoder of {last} is {last}, not {name}"
+    method, plain = split_method(last)
+    base, _, folder = plain.partition("@")
+    if plain.startswith("openclip:") and name.startswith("openclip:") and plain != name:
+        return f"the text encoder of {last} is {plain}, not {name}"
     if base not in IMAGE_ENCODERS or name.partition("@")[0] not in TEXT_ENCODERS:
         return ""
     expected = IMAGE_ENCODERS[base].text
     if not expected:
         return f"{last} has no text encoder in its space, as clip-vit-b16 has clip-text-b16"
-    if name.partition("@")[0] in (expected, expected.removesuffix("-embedded")):
-        return ""
-    return f"the text encoder of {last} is {expected}{'@' if folder else ''}{folder}, not {name}"
+    if name.partition("@")[0] not in (expected, expected.removesuffix("-embedded")):
+        return f"the text encoder of {last} is {expected}{'@' if folder else ''}{folder}, not {name}"
+    if base.startswith("siglip") and not method:
+        return f"its tokens are those before the pooling head, whose output shares the space: name maskclip:{last}"
+    return ""
 
 
-def _resolve_proxy(name: str) -> "Callable[[], ImageEncoder]":
-    parts = split_list(name.removeprefix(PROXY))
-    if len(parts) != 2:
-        raise FusionerError(f"{name}: ProxyCLIP takes two encoders, as in {PROXY}clip-vit-b16+dinov2-s")
-    method = parts[0].partition("-")[0]
-    if method in ("sclip", "naclip", "clearclip"):
-        raise FusionerError(
-            f"{parts[0]}+{parts[1]}: the second encoder gives the attention, so name a CLIP without one of its own: "
-            f"{parts[0].replace(method, 'clip', 1)}"
-        )
-    builders = [_resolve(part, IMAGE_ENCODERS, "image", values=part is parts[0]) for part in parts]
-
-    def build() -> "ImageEncoder":
-        from fusioner.encoders.proxyclip import ProxyEncoder
-
-        aligned, guide = (build() for build in builders)
-        return cast("ImageEncoder", ProxyEncoder(aligned, guide, f"{PROXY}{aligned.name}+{guide.name}"))
-
-    return build
+def named_similarity(image_encoder: str, text_encoder: str) -> str | None:
+    """Return "posterior", "cosine" or "none", the similarity that a pair supports; None if names do not tell."""
+    base = split_method(split_list(image_encoder)[-1])[1].partition("@")[0]
+    if base not in IMAGE_ENCODERS or text_encoder.partition("@")[0] not in TEXT_ENCODERS:
+        return None
+    if space_mismatch(image_encoder, text_encoder):
+        return "none"
+    return "posterior" if IMAGE_ENCODERS[base].loader == "dense_classifier.Posteriors" else "cosine"
 
 
 def matching_text_encoder(name: str) -> str | None:
@@ -260,6 +281,7 @@ def matching_text_encoder(name: str) -> str | None:
 
     clip-vit-b16@/folder -> clip-text-b16@/folder, hf:REPOSITORY -> hf:REPOSITORY, also openclip:.
     """
+    name = split_method(name)[1]
     if name.startswith(SCHEMES):
         return name
     base, at, path = name.partition("@")
@@ -268,14 +290,16 @@ def matching_text_encoder(name: str) -> str | None:
 
 
 def value_tokens(name: str) -> str:
-    """Return the MaskCLIP encoder of (the last part of) a CLIP image encoder: `clip-vit-b16` -> `maskclip-vit-b16`.
+    """Return the MaskCLIP encoder of (the last part of) an image encoder: `clip-vit-b16` -> `maskclip-vit-b16`.
 
     CLIP's ResNets have them anyway.
     """
     last = split_list(name)[-1]
     base = last.partition("@")[0]
-    if base.startswith(("clip-rn", "maskclip-")):
+    if base.startswith(("clip-rn", "maskclip")):
         return last
+    if base.startswith((*SCHEMES, "siglip", "metaclip")):
+        return f"maskclip:{last}"
     if f"mask{base}" not in IMAGE_ENCODERS:
         raise FusionerError(
             f"MaskCLIP takes the value tokens of CLIP, which {last!r} is not: name clip-vit-b16, "
@@ -284,39 +308,97 @@ def value_tokens(name: str) -> str:
     return f"mask{last}"
 
 
+def method_of(name: str) -> str:
+    """Return the method of an image encoder's name, one of `METHODS` or "proxyclip"; "" for others."""
+    method = split_method(name)[0] or name.partition("-")[0]
+    return method if method in (*METHODS, "proxyclip") else ""
+
+
+def split_method(name: str) -> tuple[str, str]:
+    """Split METHOD:NAME; the method is one of `METHODS` or "proxyclip", "" if there is none."""
+    method, _, rest = name.partition(":")
+    return (method, rest) if method in (*METHODS, "proxyclip") and rest else ("", name)
+
+
 def split_list(name: str) -> list[str]:
     """Split `A+B` into names; a "+" inside a path stays, unless a known name or `hf:` follows it."""
     if name.startswith(PROXY):
         return [name]
     parts: list[str] = []
     for piece in name.split("+"):
-        in_path = parts and ("@" in parts[-1] or parts[-1].strip().startswith(SCHEMES))
-        starts = piece.strip().startswith(SCHEMES) or piece.strip().split("@")[0] in IMAGE_ENCODERS
-        if in_path and not starts:
+        plain = split_method(piece.strip())[1]
+        in_path = parts and ("@" in parts[-1] or split_method(parts[-1].strip())[1].startswith(SCHEMES))
+        if in_path and not plain.startswith(SCHEMES) and plain.split("@")[0] not in IMAGE_ENCODERS:
             parts[-1] += f"+{piece}"
         else:
             parts.append(piece)
     return [part.strip() for part in parts]
 
 
-def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str, values: bool = False) -> Callable[[], Any]:
-    """Check a name and return a function that builds its encoder; with `values`, a CLIP of attention "values"."""
-    if name.startswith(PROXY) and kind == "image":
+def is_repository(source: str) -> bool:
+    """Return whether a source of weights is a repository OWNER/NAME of the hub."""
+    return source.count("/") == 1 and not Path(source).expanduser().exists()
+
+
+class _Named(NamedTuple):
+    """A checked name with absolute paths, the specs of its encoders with their sources, and how it is built."""
+
+    name: str
+    specs: tuple[EncoderSpec, ...]
+    build: Callable[[], Any]
+
+
+def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str) -> _Named:
+    method, plain = split_method(name) if kind == "image" else ("", name)
+    if method == "proxyclip":
         return _resolve_proxy(name)
+    name, spec = _find(plain, table, kind)
+    if method:
+        name, spec = f"{method}:{name}", _with_attention(spec, method, name)
+    return _Named(name, (spec,), partial(_build, name, spec))
+
+
+def _resolve_proxy(name: str) -> _Named:
+    parts = split_list(name.removeprefix(PROXY))
+    if len(parts) != 2:
+        raise FusionerError(f"{name}: ProxyCLIP takes two encoders, as in {PROXY}clip-vit-b16+dinov2-s")
+    method, plain = method_of(parts[0]), split_method(parts[0])[1]
+    if method not in ("", "maskclip"):
+        plain = plain.replace(f"{method}-", "clip-", 1) if plain == parts[0] else plain
+        raise FusionerError(
+            f"{parts[0]}+{parts[1]}: the second encoder gives the attention, so name a CLIP without one of its own: "
+            f"{plain}"
+        )
+    aligned, spec = _find(plain, IMAGE_ENCODERS, "image")
+    spec = _with_attention(spec, "values", aligned)
+    guide = _resolve(parts[1], IMAGE_ENCODERS, "image")
+    full = f"{PROXY}{aligned}+{guide.name}"
+
+    def build() -> "ImageEncoder":
+        from fusioner.encoders.proxyclip import ProxyEncoder
+
+        return cast("ImageEncoder", ProxyEncoder(_build(aligned, spec), guide.build(), full))
+
+    return _Named(full, (spec, *guide.specs), build)
+
+
+def _find(name: str, table: Mapping[str, EncoderSpec], kind: str) -> tuple[str, EncoderSpec]:
+    """Return the full name of a single encoder, and its spec with the source of the weights."""
     if name.startswith(SCHEMES):
         scheme, _, source = name.partition(":")
         source = _absolute(source)
         if not source:
             raise FusionerError(f"{scheme}: names no model; write {scheme}:OWNER/REPOSITORY or {scheme}:/FOLDER")
         options = {"open_clip": True} if scheme == "openclip" else {}
-        spec = _with_values(EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder", options=options), values)
-        return lambda: _build(spec, f"{scheme}:{source}", source)
+        return f"{scheme}:{source}", EncoderSpec(source, "", 0, loader=f"{kind}.load_{kind}_encoder", options=options)
     base, at, path = name.partition("@")
     if base not in table:
         raise FusionerError(_unknown(base, table, kind))
-    spec = _with_values(table[base], values)
+    spec = table[base]
     if not at:
-        return lambda: _build(spec, base, spec.source)
+        if spec.source.startswith("https:"):
+            raise FusionerError(f"{base}: it is published as a file ({spec.source}); use {base}@/path/FILE.pth.tar")
+        return base, spec
     if not path or not Path(path).expanduser().exists():
         raise FusionerError(f"{base}: there is no {path or 'path after the @'}; write {base}@/path/to/its/weights")
     if not spec.source:
@@ -324,19 +406,25 @@ def _resolve(name: str, table: Mapping[str, EncoderSpec], kind: str, values: boo
             f"{base}: this encoder ships with fusioner and takes no folder; drop the @ and what follows"
         )
     path = _absolute(path)
-    return lambda: _build(spec, f"{base}@{path}", path)
+    return f"{base}@{path}", replace(spec, source=path)
 
 
-def _with_values(spec: EncoderSpec, values: bool) -> EncoderSpec:
-    if not values or spec.loader != "image.load_image_encoder":
-        return spec
-    return replace(spec, options={**spec.options, "attention": "values"})
+_IMAGE_LOADER = EncoderSpec.loader
 
 
-def _build(spec: EncoderSpec, name: str, source: str) -> Any:
+def _with_attention(spec: EncoderSpec, attention: str, name: str) -> EncoderSpec:
+    known = ("maskclip", "values") if name.startswith("siglip") else (*METHODS, "values")
+    if attention not in known or spec.loader != _IMAGE_LOADER or not (spec.text or name.startswith(SCHEMES)):
+        if attention == "values":
+            return spec
+        raise FusionerError(f"{attention}:{name}: {attention} takes a CLIP with a transformer, such as clip-vit-b16")
+    return replace(spec, options={**spec.options, "attention": attention})
+
+
+def _build(name: str, spec: EncoderSpec) -> Any:
     module, function = spec.loader.split(".")
     load = getattr(import_module(f"fusioner.encoders.{module}"), function)
-    return load(source, name, **spec.options) if source else load()
+    return load(spec.source, name, **spec.options) if spec.source else load()
 
 
 def _absolute(path: str) -> str:
@@ -347,8 +435,8 @@ def _absolute(path: str) -> str:
 
 def _unknown(name: str, table: Mapping[str, EncoderSpec], kind: str) -> str:
     other, other_kind = (TEXT_ENCODERS, "a text") if kind == "image" else (IMAGE_ENCODERS, "an image")
-    if name in other:
-        return f"{name!r} is {other_kind} encoder, not one for {kind}s; choose from: {', '.join(table)}"
     near = get_close_matches(name, table, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from: {', '.join(table)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else "see `fusioner models`"
+    if name in other:
+        return f"{name!r} is {other_kind} encoder, not one for {kind}s; {hint}"
     return f"unknown {kind} encoder {name!r}; {hint} (others: hf:REPOSITORY, openclip:REPOSITORY, hf:/FOLDER)"

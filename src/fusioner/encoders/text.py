@@ -29,10 +29,12 @@ from fusioner.errors import FusionerError
 class PretrainedText(TextModel, ABC):
     """Base of the text encoders of transformers."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, dim: int, reserved: int = 0) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, reserved: int = 0) -> None:
+        """`reserved`: positions that the model never uses for tokens."""
         super().__init__()
         self.model = model
-        self.name, self.dim = name, dim
+        projection = getattr(model, "text_projection", None) or getattr(model, "head", None)
+        self.name, self.dim = name, projection.out_features if projection else model.config.hidden_size
         self.context = min(model.config.max_position_embeddings - reserved, tokenizer.model_max_length)
         self._tokenizer, self.pad = tokenizer, (tokenizer.pad_token, tokenizer.pad_token_id)
         self.freeze()
@@ -63,9 +65,6 @@ class PretrainedText(TextModel, ABC):
 class ClipText(PretrainedText):
     """CLIP: projection of the state at the end-of-text token."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
-        super().__init__(model, tokenizer, name, model.text_projection.out_features)
-
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         return self.model(input_ids=ids, attention_mask=mask).text_embeds
 
@@ -75,9 +74,6 @@ class SiglipText(PretrainedText):
 
     padding = "max_length"
     lowercase = True  # not every published tokenizer does so
-
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
-        super().__init__(model, tokenizer, name, model.head.out_features)
 
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         return self.model(input_ids=ids).pooler_output  # the head on the last token's state, padding or not
@@ -91,7 +87,7 @@ class PooledText(PretrainedText):
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, *, reserved: int = 0, cls: bool = False) -> None:
-        super().__init__(model, tokenizer, name, model.config.hidden_size, reserved)
+        super().__init__(model, tokenizer, name, reserved)
         self.pooling = "cls" if cls else "mean"
 
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:

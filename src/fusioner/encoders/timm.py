@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, DenseEncoder
+from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, DenseEncoder, to_grid
 from fusioner.encoders.hub import first_line, locate
 from fusioner.errors import FusionerError
 
@@ -35,7 +35,7 @@ class ClipResNet(DenseEncoder):
         else:
             weight, bias = pool.qkv.weight.chunk(3)[2], pool.qkv.bias.chunk(3)[2]  # rows: query, key, value
         values = F.linear(features.flatten(2).transpose(1, 2), weight, bias)  # (b, gh * gw, c)
-        return pool.proj(values).transpose(1, 2).unflatten(2, features.shape[-2:])
+        return to_grid(pool.proj(values), pixels, self.stride)
 
 
 class TimmVit(DenseEncoder):
@@ -48,9 +48,8 @@ class TimmVit(DenseEncoder):
         self.freeze()
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
-        grid = (pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride)
         states = self.model.forward_features(pixels.to(self.model.patch_embed.proj.weight.dtype))
-        return states[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+        return to_grid(states, pixels, self.stride)
 
 
 def load_clip_resnet(source: str, name: str) -> ClipResNet:

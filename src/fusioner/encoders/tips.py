@@ -4,17 +4,19 @@ As in the authors' zero-shot segmentation, the tokens are MaskCLIP's: in the las
 Images are not normalised; class and register tokens are dropped.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Tipsv2TextConfig, Tipsv2TextModel, Tipsv2VisionConfig, Tipsv2VisionModel
 
-from fusioner.encoders.hub import build_model, locate, read_config, read_json, tower_config
+from fusioner.encoders.hub import Checkpoint, build_model, locate, read_config, read_json, tower_config
 from fusioner.encoders.image import PatchTransformer
 from fusioner.encoders.text import PretrainedText, load_tokenizer
 
+_BLOCK = re.compile(r"vision_encoder\.blocks\.\d+\.norm1\.weight")
 _NO_MEAN, _NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
@@ -34,9 +36,6 @@ class TipsText(PretrainedText):
 
     lowercase = True
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
-        super().__init__(model, tokenizer, name, model.config.hidden_size)
-
     def embed(self, ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]) -> Float[Tensor, "n d"]:
         return self.model(input_ids=ids, attention_mask=mask).pooler_output
 
@@ -55,18 +54,16 @@ def load_tips_image(source: str, name: str, model_types: Sequence[str]) -> TipsV
     checkpoint = locate(source, name)
     state = checkpoint.read()
     config = tower_config(read_config(checkpoint, model_types), "vision_config")
-    first = read_json(checkpoint.folder / "config.json")
-    if "vision_fn" in first:  # the authors' own layout
-        width, mlp = first["embed_dim"], "vision_encoder.blocks.0.mlp."
-        hidden = max(len(value) for key, value in state.items() if key.startswith(mlp))
+    if authors := _authors_config(checkpoint):
+        width, mlp = authors["embed_dim"], "vision_encoder.blocks.0.mlp."
         config = Tipsv2VisionConfig(
             hidden_size=width,
-            num_hidden_layers=_layers(state, "vision_encoder.blocks."),
-            num_attention_heads=first["text_num_heads"],  # the same in all published sizes
-            mlp_ratio=hidden / width,
-            image_size=first["img_size"],
-            patch_size=first["patch_size"],
-            num_register_tokens=first["num_register_tokens"],
+            num_hidden_layers=sum(bool(_BLOCK.fullmatch(key)) for key in state),
+            num_attention_heads=authors["text_num_heads"],  # the same in all published sizes
+            mlp_ratio=max(len(value) for key, value in state.items() if key.startswith(mlp)) / width,
+            image_size=authors["img_size"],
+            patch_size=authors["patch_size"],
+            num_register_tokens=authors["num_register_tokens"],
         )
     return TipsVision(build_model(Tipsv2VisionModel, config, state, name), name)
 
@@ -75,19 +72,16 @@ def load_tips_text(source: str, name: str, model_types: Sequence[str]) -> TipsTe
     """Load the text encoder of a TIPSv2 repository or folder."""
     checkpoint = locate(source, name, tokenizer=True)
     config = tower_config(read_config(checkpoint, model_types), "text_config")
-    first = read_json(checkpoint.folder / "config.json")
-    if "vision_fn" in first:
-        config = Tipsv2TextConfig(
-            hidden_size=first["text_hidden_size"],
-            intermediate_size=first["text_mlp_dim"],
-            num_hidden_layers=first["text_num_layers"],
-            num_attention_heads=first["text_num_heads"],
-            vocab_size=first["vocab_size"],
-            max_position_embeddings=first["max_len"],
-        )
+    if authors := _authors_config(checkpoint):
+        names = {"hidden_size": "text_hidden_size", "intermediate_size": "text_mlp_dim"}
+        names |= {"num_hidden_layers": "text_num_layers", "num_attention_heads": "text_num_heads"}
+        names |= {"vocab_size": "vocab_size", "max_position_embeddings": "max_len"}
+        config = Tipsv2TextConfig(**{key: authors[name] for key, name in names.items()})
     model = build_model(Tipsv2TextModel, config, checkpoint.read(), name)
     return TipsText(model, load_tokenizer(checkpoint.folder, name), name)
 
 
-def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
-    return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})
+def _authors_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the flat configuration of the authors' repositories; empty for one of transformers."""
+    config = read_json(checkpoint.folder / "config.json")
+    return config if "vision_fn" in config else {}

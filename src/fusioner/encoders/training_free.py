@@ -1,12 +1,15 @@
 """Pairs of encoders that segment without training: their names, and the settings of the published methods."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusioner.encoders.registry import (
     PROXY,
     build_image_encoder,
     build_text_encoder,
+    full_names,
     matching_text_encoder,
+    method_of,
     space_mismatch,
     split_list,
 )
@@ -36,11 +39,45 @@ class Protocol(NamedTuple):
 
 def published_protocol(image_encoder: str, image_size: int) -> Protocol:
     """Return the protocol of a method's public code; for others SCLIP's, with windows of the training size."""
-    if image_encoder.startswith(PROXY):
+    method = method_of(image_encoder)
+    if method == "proxyclip":
         return Protocol(336, 336, 112)
-    if image_encoder.startswith("clearclip-"):
+    if method == "clearclip":
         return Protocol(448, 448, 224, 50.0)
     return Protocol(round(1.5 * image_size), image_size, image_size // 2)
+
+
+def check_model_or_pair(
+    model: object, image_encoder: str | None, text_encoder: str | None, background: Sequence[str] | None
+) -> None:
+    """Raise a FusionerError for a model together with a pair of encoders, or a part of a pair."""
+    if model is not None and image_encoder is not None:
+        raise FusionerError("a model names its own encoders: give either a model or an image encoder")
+    if image_encoder is None and not (text_encoder is None and background is None):
+        raise FusionerError(
+            "text encoder and background names belong to a pair without training: name its image encoder"
+        )
+
+
+def resolve_pair(image_encoder: str, text_encoder: str | None) -> tuple[str, str]:
+    """Return the full names of a pair: of A+B, "proxyclip:" and the aligned encoder first; loads nothing.
+
+    Raises:
+        FusionerError: unknown names, or encoders without a shared space, as far as names tell.
+    """
+    parts = split_list(image_encoder.removeprefix(PROXY))
+    if len(parts) == 2 and matching_text_encoder(parts[0]) is None:
+        parts.reverse()
+    if parts[0].startswith("siglip2-"):  # whose aligned tokens are these
+        parts[0] = f"maskclip:{parts[0]}"
+    name = parts[0] if len(parts) == 1 else PROXY + "+".join(parts)
+    text_name = text_encoder or matching_text_encoder(parts[0])
+    image, text = full_names(name, text_name or "minilm-embedded")
+    if text_name is None:
+        raise _not_aligned(parts[0])
+    if problem := space_mismatch(parts[0], text_name):
+        raise FusionerError(f"{parts[0]} and {text_name} do not share a space: {problem}")
+    return image, text
 
 
 def build_pair(image_encoder: str, text_encoder: str | None) -> "tuple[ImageEncoder, TextEncoder]":
@@ -53,20 +90,21 @@ def build_pair(image_encoder: str, text_encoder: str | None) -> "tuple[ImageEnco
     Raises:
         FusionerError: unknown names, or encoders without a shared space; says which text encoder belongs.
     """
-    parts = split_list(image_encoder.removeprefix(PROXY))
-    if len(parts) == 2 and matching_text_encoder(parts[0]) is None:  # the aligned one first
-        parts.reverse()
-    text_name = text_encoder or matching_text_encoder(parts[0])
-    problem = space_mismatch(parts[0], text_name) if text_name else ""  # before any download
-    if not problem:
-        image = build_image_encoder(parts[0] if len(parts) == 1 else PROXY + "+".join(parts))
-        if text_name is None or not image.text_aligned:
-            raise FusionerError(
-                f"{parts[0]} does not share a space with a text encoder, which segmenting without training needs: "
-                "name an aligned encoder such as clip-vit-b16 or effnet-lite2-conse, or train with `fusioner train`"
-            )
-        text = build_text_encoder(text_name)
-        if text.dim == image.dim:
-            return image, text
-        problem = f"its tokens have width {image.dim}, not {text.dim}: name the text encoder of the same model"
-    raise FusionerError(f"{parts[0]} and {text_name} do not share a space: {problem}")
+    name, text_name = resolve_pair(image_encoder, text_encoder)
+    image = build_image_encoder(name)
+    if not image.text_aligned:
+        raise _not_aligned(name)
+    text = build_text_encoder(text_name)
+    if text.dim != image.dim:
+        raise FusionerError(
+            f"{name} and {text_name} do not share a space: the tokens have width {image.dim}, the embeddings "
+            f"{text.dim}: name the text encoder of the same model"
+        )
+    return image, text
+
+
+def _not_aligned(name: str) -> FusionerError:
+    return FusionerError(
+        f"{name} does not share a space with a text encoder, which segmenting without training needs: name an "
+        "aligned encoder such as clip-vit-b16 or effnet-lite2-conse, or train with `fusioner train`"
+    )

@@ -1,14 +1,13 @@
 """Benchmark protocols of the methods that segment without training, as in their public configurations.
 
 SCLIP: github.com/wangf3014/SCLIP, NACLIP: sinahmr/NACLIP, ClearCLIP: mc-lan/ClearCLIP, ProxyCLIP: mc-lan/ProxyCLIP.
-Neither SCLIP's removal of small areas nor NACLIP's refinement of masks (PAMR) is among them.
 """
 
 from dataclasses import dataclass, replace
 
 from fusioner.data.base import SegmentationData
 from fusioner.device import pick_device
-from fusioner.encoders.registry import PROXY
+from fusioner.encoders.registry import method_of
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
 from fusioner.loading import load
 from fusioner.model.fusioner import Fusioner
@@ -26,6 +25,8 @@ class BenchmarkProtocol:
         threshold: least probability of a label; 0: the likeliest label takes the pixel.
         background: names whose pixels are background.
         synonyms: whether persons and monitors have several names, of which the likeliest counts.
+        min_area: labels with at most this share of all labelled pixels are dropped.
+        pamr: iterations of PAMR, which refines scores by the colours of pixels.
     """
 
     method: str
@@ -36,6 +37,8 @@ class BenchmarkProtocol:
     threshold: float = 0.0
     background: tuple[str, ...] = ()
     synonyms: bool = False
+    min_area: float = 0.0
+    pamr: int = 0
 
     def __str__(self) -> str:
         windows = f"windows of {self.window} px every {self.stride} px" if self.window else "whole image"
@@ -46,6 +49,8 @@ class BenchmarkProtocol:
         return (
             f"{self.method}'s: short side {self.short_side} px, {windows}, softmax over cosines x {self.scale:g}, "
             f"background {background}, names per class {known}"
+            + (f", areas up to {self.min_area:.0%} removed" if self.min_area else "")
+            + (f", {self.pamr} iterations of PAMR" if self.pamr else "")
         )
 
 
@@ -54,13 +59,13 @@ _INDOORS = {"lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain",
 _OPEN = tuple(name for name in _SCENES if name not in _INDOORS)
 _WORD = ("background",)
 _SCLIP = BenchmarkProtocol("SCLIP", 336, 224, 112, synonyms=True)
-_NACLIP = replace(_SCLIP, method="NACLIP")
+_NACLIP = replace(_SCLIP, method="NACLIP", pamr=10)
 _CLEAR = BenchmarkProtocol("ClearCLIP", 448, 448, 224, 50.0)
 _PROXY = BenchmarkProtocol("ProxyCLIP", 336, 336, 112)
 PROTOCOLS: dict[str, dict[str, BenchmarkProtocol]] = {
     "sclip": {
         "": _SCLIP,
-        "pas21": replace(_SCLIP, scale=65.0, threshold=0.1, background=_SCENES),
+        "pas21": replace(_SCLIP, scale=65.0, threshold=0.1, background=_SCENES, min_area=0.1),
         "context60": replace(_SCLIP, scale=50.0, threshold=0.1, background=_WORD),
         "coco-object": replace(_SCLIP, scale=50.0, threshold=0.1, background=_SCENES),
         "cityscapes": replace(_SCLIP, short_side=560),
@@ -105,10 +110,10 @@ def benchmark_protocol(image_encoder: str, image_size: int, data: SegmentationDa
 
     Data sets with a background that no paper lists are evaluated as PASCAL VOC is.
     """
-    method = "proxyclip" if image_encoder.startswith(PROXY) else image_encoder.partition("-")[0]
+    method = method_of(image_encoder)
     if method in PROTOCOLS:
         return PROTOCOLS[method].get(data.name, PROTOCOLS[method]["" if data.ignore_unlabeled else "pas21"])
-    sclip = benchmark_protocol("sclip-", image_size, data)
+    sclip = benchmark_protocol("sclip:", image_size, data)
     own = published_protocol(image_encoder, image_size)
     return replace(sclip, short_side=sclip.short_side * own.short_side // 336, window=own.window, stride=own.stride)
 
@@ -144,5 +149,7 @@ def load_pair(
         short_side=protocol.short_side,
         stride=protocol.stride,
         background=protocol.background,
+        min_area=protocol.min_area,
+        pamr=protocol.pamr,
     )
     return Segmenter.from_parts(Fusioner(card.config), image, text, card, pick_device(device)), protocol

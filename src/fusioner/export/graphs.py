@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from math import lcm
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -147,8 +146,9 @@ def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> tupl
 
 def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["ModelProto", int]:
     """Export the image part with dynamic sides if possible, else with those of training."""
-    encoder, side = segmenter.image_encoder, segmenter.card.resolution
-    step = lcm(*(cells * part.stride for part in encoder.parts))
+    encoder, side = cast("Any", segmenter.image_encoder), segmenter.card.resolution
+    unit = getattr(encoder, "size_step", encoder.stride)
+    step = cells * unit if side % (cells * unit) == 0 else unit
     part, batch = ImagePart(encoder), _dim("b", BATCH)
     if side % step == 0:
         try:

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from fusioner.encoders.registry import method_of
 from fusioner.postprocess import decide_logits
 
 if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
 
+MAX_UNDECIDED = 0.25
 LIMITS = {"fp32": (1e-4, 1e-4), "fp16": (float("inf"), 5e-3), "int8": (float("inf"), 1e-2)}
 """Precision -> limits of the logit difference and of the share of pixels whose label changes."""
 COUNTS = (1, 7, 40)
@@ -33,6 +35,7 @@ class Row:
         labels: number of labels.
         logits: maximum logit difference; of pairs without training, of the cosines.
         pixels: share of pixels whose label changes, 0..1.
+        undecided: share of patches left out of `logits`, see `encoders.proxyclip.ProxyEncoder.undecided`.
     """
 
     height: int
@@ -40,19 +43,20 @@ class Row:
     labels: int
     logits: float
     pixels: float
+    undecided: float = 0.0
 
     def holds(self, precision: str) -> bool:
-        """Return whether the differences are within `LIMITS`."""
+        """Return whether the differences are within `LIMITS`, with enough patches compared."""
         max_logits, max_pixels = LIMITS[precision]
-        return self.logits <= max_logits and self.pixels <= max_pixels
+        return self.logits <= max_logits and self.pixels <= max_pixels and self.undecided <= MAX_UNDECIDED
 
 
 def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
-    """Return three input sizes (height, width): landscape, the training size, and a larger portrait."""
+    """Return up to three input sizes (height, width): landscape, the training size, and a larger portrait."""
     if not step:
         return [(resolution, resolution)]
     smaller, larger = (max(1, round(resolution * share / step)) * step for share in (2 / 3, 4 / 3))
-    return [(smaller, resolution), (resolution, resolution), (larger, resolution)]
+    return list(dict.fromkeys([(smaller, resolution), (resolution, resolution), (larger, resolution)]))
 
 
 def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Row]:
@@ -62,23 +66,37 @@ def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt
     for height, width in sizes(card.resolution, exported.network.size_step):
         inputs = [np.asarray(Image.fromarray(photo).resize((width, height)))[None] for photo in photos]
         encoded = [[model.network.encode_images(pixels) for model in (reference, exported)] for pixels in inputs]
+        decided = [_decided(reference, pixels) for pixels in inputs]
+        undecided = 1 - float(np.mean(decided))
         for count in COUNTS:
             differences, changed, total = [0.0], 0, 0
-            for photo, tokens in zip(photos, encoded, strict=True):
+            for photo, tokens, compared in zip(photos, encoded, decided, strict=True):
                 before, after = (
                     model._forward_chunked(own, LABELS[:count], None)[0]
                     for model, own in zip((reference, exported), tokens, strict=True)
                 )
-                differences.append(unit * float(np.abs(before - after).max()))
+                differences.append(unit * float((np.abs(before - after) * compared).max()))
                 old, new = (decide_logits(logits, photo.shape[:2], card.threshold)[0] for logits in (before, after))
                 changed, total = changed + int((old != new).sum()), total + old.size
-            rows.append(Row(height, width, count, max(differences), changed / total))
+            rows.append(Row(height, width, count, max(differences), changed / total, undecided))
     return rows
+
+
+def _decided(reference: "Segmenter", pixels: UInt8[np.ndarray, "1 h w 3"]) -> Bool[np.ndarray, "gh gw"]:
+    """Return the patches whose logits are compared: all, but of a pair A+B those that rounding does not decide."""
+    if method_of(reference.card.image_encoder) != "proxyclip":
+        return np.ones((1, 1), bool)
+    import torch
+
+    encoder: Any = reference.image_encoder
+    images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255
+    return ~encoder.undecided(images)[0].numpy()
 
 
 def table(rows: Sequence[Row], precision: str) -> Iterator[str]:
     """Yield the lines of a table; the last column marks rows over the limit."""
     yield f"{'size':>9}  labels  max |logit difference|  pixels that change"
     for row in rows:
-        note = "" if row.holds(precision) else "  over the limit"
+        note = f"  without {row.undecided:.1%} of the patches" if row.undecided else ""
+        note += "" if row.holds(precision) else "  over the limit"
         yield f"{row.height:>4}x{row.width:<4}  {row.labels:>6}  {row.logits:>22.2e}  {row.pixels:>17.4%}{note}"

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fusioner.encoders.registry import PROXY
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import ENDINGS, MANIFEST, PARTS, Bundle
 from fusioner.export.network import ExportedNetwork
@@ -55,11 +54,6 @@ def export(
     """
     if not photos:
         raise FusionerError("exporting needs photos for its check: name a folder of them")
-    if segmenter.card.image_encoder.startswith(PROXY):
-        raise FusionerError(
-            "a pair A+B cannot be exported: its affinity mask amplifies rounding, so that the "
-            "graphs do not agree with torch; export one encoder such as naclip-vit-b16"
-        )
     from fusioner.export.graphs import build
 
     out = writable_folder(out)

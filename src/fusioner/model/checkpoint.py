@@ -37,6 +37,8 @@ class ModelCard:
             a square, mode slide keeps the resolution.
         stride: default step between the windows of mode slide, px; 0: that of `sliding_window.WindowGrid`.
         background: method "softmax": names that compete with the labels and whose pixels get none.
+        min_area: method "softmax": see `labels.SoftmaxNames`.
+        pamr: method "softmax": iterations of `postprocess.refine_by_pixels`.
         training: data set, fold, classes, steps, command, versions, hash of the image list, settings.
     """
 
@@ -52,6 +54,8 @@ class ModelCard:
     short_side: int = 0
     stride: int = 0
     background: tuple[str, ...] = ()
+    min_area: float = 0.0
+    pamr: int = 0
     training: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:

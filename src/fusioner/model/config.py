@@ -12,6 +12,7 @@ Method = Literal[
 ]
 """The paper's method, its baselines (docs/baselines.md), and "softmax" over training-free cosines."""
 TRAINING_FREE: tuple[Method, ...] = ("cosine", "maskclip", "softmax", "empty")
+WITHOUT_SIMILARITY: tuple[Method, ...] = ("lseg", "mask-transformer", "empty")  # treat all tokens as features
 UNDECODED: tuple[Method, ...] = ("lseg", "mask-transformer", *TRAINING_FREE)
 """Methods without the convolutional decoder: their logits are upsampled from the token grid."""
 

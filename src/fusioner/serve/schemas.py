@@ -160,6 +160,7 @@ class Result(BaseModel):
     mode: str
     tta_scales: list[float] = Field(description="Sizes of the resized image, as multiples of the training size.")
     guided_filter: bool = Field(description="Whether a guided filter aligned the edges.")
+    model: dict[str, str] = Field(description="Encoders of the model, and a hash of its card and prompt templates.")
     notes: list[str] = Field(description="Sentences about labels that cannot be expected to be found.")
     mask: dict[str, Any]
     segments: list[SegmentModel]

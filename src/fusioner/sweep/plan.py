@@ -17,9 +17,9 @@ from fusioner.cli.evaluate import evaluate as evaluate_command
 from fusioner.cli.train import train as train_command
 from fusioner.data.folds import FOLD_DATASETS, FOLDS
 from fusioner.data.registry import DatasetName, TrainableDataset
-from fusioner.encoders.registry import check_names, space_mismatch, value_tokens
+from fusioner.encoders.registry import full_names, named_similarity, space_mismatch, value_tokens
 from fusioner.errors import FusionerError
-from fusioner.model.config import Method
+from fusioner.model.config import TRAINING_FREE, WITHOUT_SIMILARITY, Method
 from fusioner.training.config import SECTIONS, TrainConfig, read_toml
 from fusioner.training.presets import preset as get_preset
 
@@ -145,10 +145,13 @@ def _check_cell(cell: Cell, config: TrainConfig, path: Path) -> None:
     """Raise a FusionerError for encoders that the cell's training would refuse, as far as names tell."""
     problem = ""
     try:
-        check_names(cell.image_encoder, cell.text_encoder)
+        full_names(cell.image_encoder, cell.text_encoder)
         name = value_tokens(cell.image_encoder) if cell.method == "maskclip" else cell.image_encoder
-        if cell.method in ("cosine", "maskclip") or config.model.similarity in ("cosine", "posterior"):
+        similarity, supported = config.model.similarity, named_similarity(name, cell.text_encoder)
+        if cell.method in TRAINING_FREE and supported == "none":
             problem = space_mismatch(name, cell.text_encoder)
+        elif cell.method not in WITHOUT_SIMILARITY and similarity not in ("auto", "none", supported or similarity):
+            problem = space_mismatch(name, cell.text_encoder) or f"{name} supports --similarity {supported}"
     except FusionerError as error:
         problem = str(error)
     if problem:

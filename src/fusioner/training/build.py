@@ -21,7 +21,7 @@ from fusioner.errors import FusionerError
 from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.io import default_cache_folder
-from fusioner.model.config import TRAINING_FREE, FusionerConfig, NetworkOptions
+from fusioner.model.config import TRAINING_FREE, WITHOUT_SIMILARITY, FusionerConfig, NetworkOptions
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
 from fusioner.progress import Track, no_progress
@@ -104,7 +104,7 @@ def resolve_similarity(config: TrainConfig, image: ImageEncoder, text: TextEncod
     """Return the settings with the similarity that method and encoders use, without options that it rules out."""
     method, similarity = config.model.method, config.model.similarity
     supported, last = supported_similarities(image, text), image.parts[-1]
-    if method in ("lseg", "mask-transformer", "empty"):  # these treat all tokens as features
+    if method in WITHOUT_SIMILARITY:
         similarity = "none"
     elif method in TRAINING_FREE:
         similarity = supported[0]
