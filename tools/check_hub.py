@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="names of `fusioner models` (default: all)")
     names = parser.parse_args(arguments).names or [*IMAGE_ENCODERS, *TEXT_ENCODERS]
     failed = 0
+    transformers.logging.set_verbosity_error()  # its reports of other towers' tensors would break up the table
     print(f"{'encoder':<22}{'result':<9}{'difference':>11}  file")
     for name in names:
         try:
