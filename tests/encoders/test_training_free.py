@@ -1,6 +1,7 @@
 """Segmentation by a pair of tiny random encoders without a checkpoint: names, commands, background, export."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,22 @@ def test_skip_existing_compares_pairs(
     assert json.loads((tmp_path / "photo.json").read_text())["model"]["text_encoder"] == f"clip-text-b16@{clip}"
     assert main([*command, *sclip, "dog", "--format", "mask"]) == 2
     assert "needs json among the formats" in capsys.readouterr().err
+
+
+def test_the_line_of_the_readme(
+    hub: Any, text_model: Make, image_model: Make, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("openai/clip-vit-base-patch16", text_model("clip")[0])
+    hub.add("facebook/dinov2-base", image_model("dinov2")[0])
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if "--image-encoder" in line and "predict" in line)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(photo.read_bytes())
+    (tmp_path / "t.txt").write_text("{}\n")
+    words = shlex.split(line, comments=True)[1:]
+    assert main([*words, "--templates", "t.txt", "--short-side", "48", "--window", "32", "--stride", "32"]) == 0
+    written = json.loads((tmp_path / "fusioner-out" / "photo.json").read_text())
+    assert written["model"]["image_encoder"] == "proxyclip:clip-vit-b16+dinov2-b"
 
 
 @pytest.mark.slow

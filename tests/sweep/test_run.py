@@ -185,3 +185,26 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "in all with --jobs 2, a rough guess" in said
     assert not (tmp_path / "out").exists()
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("encoders", "similarity", "says"),
+    [
+        ('["dinov2-s", "clip-vit-b16"]', "auto", ""),
+        ('["dinov2-s", "clip-vit-b61"]', "auto", "did you mean clip-vit-b16"),
+        ('["dinov2-s", "mocov3-vit-s"]', "auto", "mocov3-vit-s: it is published as a file"),
+        ('["clip-vit-b16", "dinov2-s"]', "cosine", "dinov2-s has no text encoder in its space"),
+        ('["clip-vit-b16", "sclip-vit-b16"]', "posterior", "clip-vit-b16 supports --similarity cosine"),
+    ],
+)
+def test_dry_run_finds_what_a_cell_would_refuse(
+    encoders: str, similarity: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "s.toml"
+    grid = f'image_encoders = {encoders}\ntext_encoders = ["clip-text-b16"]\nfolds = [0]\n'
+    train = f'preset = "small"\nsimilarity = "{similarity}"\n'
+    file.write_text(f'[data]\nname = "pascal"\nroot = "x"\n[grid]\n{grid}[train]\n{train}')
+    code = main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run"])
+    out, err = capsys.readouterr()
+    assert code == (2 if says else 0), err
+    assert (says in err) if says else "2 cells" in out
