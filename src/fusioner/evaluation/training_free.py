@@ -113,7 +113,7 @@ def benchmark_protocol(image_encoder: str, image_size: int, data: SegmentationDa
     method = method_of(image_encoder)
     if method in PROTOCOLS:
         return PROTOCOLS[method].get(data.name, PROTOCOLS[method]["" if data.ignore_unlabeled else "pas21"])
-    sclip = benchmark_protocol("sclip:", image_size, data)
+    sclip = benchmark_protocol("sclip-", image_size, data)
     own = published_protocol(image_encoder, image_size)
     return replace(sclip, short_side=sclip.short_side * own.short_side // 336, window=own.window, stride=own.stride)
 
