@@ -30,7 +30,7 @@ class Task:
 
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None:
         speed = self._display.tasks[self._task].speed
-        text = f"{speed:{'.1f' if speed > 1 else '.2g'}} {self._unit}/s" if speed else ""
+        text = f"{speed:{'.1f' if speed > 1 else '.2g'}} {self._unit}/s" if speed and self._unit else ""
         self._display.update(self._task, completed=done, total=total, speed=f"{text}  {note}" if note else text)
         if self._display.console.is_terminal or self._display.tasks[self._task].finished:
             return
@@ -57,10 +57,10 @@ class ProgressBar:
             yield item
             task(done)
 
-    def task(self, what: str, total: float | None, done: int = 0, unit: str = "") -> Task:
-        """Add a task described by `what`; the total may be unknown (None)."""
+    def task(self, what: str, total: float | None, done: int = 0, unit: str | None = None) -> Task:
+        """Add a task described by `what`; the total may be unknown (None). With unit "" no speed is shown."""
         task = self._display.add_task(what, total=total, completed=done, speed="")
-        return Task(self._display, task, unit or self._unit)
+        return Task(self._display, task, self._unit if unit is None else unit)
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""

@@ -179,7 +179,7 @@ def fit_closed_set_head(
     states = []
     for excluded in (-1, *range(CROSS_FIT_FOLDS)):  # -1: none
         name = "full" if excluded < 0 else f"without_{excluded}"
-        title = f"fitting closed-set head {excluded + 2} of {CROSS_FIT_FOLDS + 1}"
+        title = f"closed-set head {excluded + 2}/{CROSS_FIT_FOLDS + 1}"
         state = cache.get(name) if cache else None
         if state is None:
             state = fit_closed_set(dataset, config, device, excluded, track, title).state_dict()

@@ -195,7 +195,7 @@ class Trainer:
         batches = self.loader.training_batches(self.sampler, self.start, rank, self.fabric.world_size)
         live_on_cpu = self.config.data.features == "live" and self.fabric.device.type == "cpu"
         ahead = (0 if live_on_cpu else 2) if self.run.prefetch is None else self.run.prefetch
-        task = self.bar.task("training", self.steps, self.start, "steps")
+        task = self.bar.task("training", self.steps, self.start, unit="")
         for step, (batch, wait) in enumerate(timed(taken_ahead(batches, ahead)), self.start):
             step_start, waited = time.monotonic(), waited + wait
             torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
