@@ -4,16 +4,19 @@
 
 A server of its own and Debian's Chromium without a window; the sample is a photograph with a new pixel each time, so
 that nothing is cached. "page" is from the file's choice until the share of the label is shown, "API" one request with
-the same file and label; "a label added" is from the key until its share is shown. The load is that of the machine
-before and after.
+the same file and label; "a label added" is from the key until its share is shown. API and page take turns, and the
+ratio is the median over the pairs. CPU time is that of the server and of all processes of the browser; unlike wall time
+it hardly depends on what else the machine does. The load is that of the machine before and after.
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
@@ -25,10 +28,19 @@ from playwright.sync_api import sync_playwright
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
 WORDS = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant", "cup", "wall", "floor"]
 
-SHOWN = """word => {
-  const rows = [...document.querySelectorAll("#labels [data-word]")];
-  return rows.some((row) => row.dataset.word === word && /%|found/.test(row.querySelector(".share").textContent));
-}"""
+# Resolves when the share of a label is shown. An observer, because polling at every frame makes the browser paint.
+SHOWN = """word => new Promise((resolve) => {
+  const look = () => {
+    const rows = [...document.querySelectorAll("#labels [data-word]")];
+    const row = rows.find((row) => row.dataset.word === word);
+    if (!/%|found/.test(row?.querySelector(".share").textContent)) return;
+    observer.disconnect();
+    resolve();
+  };
+  const observer = new MutationObserver(look);
+  observer.observe(document.getElementById("labels"), { subtree: true, childList: true, characterData: true });
+  look();
+})"""
 
 
 def photograph(number: int, side: int) -> bytes:
@@ -41,6 +53,15 @@ def photograph(number: int, side: int) -> bytes:
     return file.getvalue()
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process and all its living descendants, s."""
+    spent = 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        spent += sum(cpu_seconds(int(child)) for child in (task / "children").read_text().split())
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return spent + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
@@ -48,41 +69,67 @@ def main() -> None:
     given = parser.parse_args()
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "fusioner", "serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        sync_playwright() as driver,
+    ):
+        file = Path(folder) / "photo.png"
         assert server.stdout
         address = server.stdout.readline().split()[3]
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )
         times: dict[str, list[float]] = {"API": [], "page": [], "a label added": []}
+        cpu: dict[str, list[float]] = {"API: server": [], "page: server": [], "page: browser": []}
+        cpu["a label added: server and browser"] = []
+
+        def measure() -> tuple[float, float, float]:
+            """Return the time and the CPU time of the server and of the browser so far, s."""
+            spent = cpu_seconds(server.pid)
+            return time.perf_counter(), spent, cpu_seconds(os.getpid()) - spent - time.process_time()
+
+        def since(before: tuple[float, float, float]) -> list[float]:
+            return [now - then for now, then in zip(measure(), before, strict=True)]
+
         with httpx.Client(base_url=address, timeout=120) as http:
             for number in range(given.repeats + 1):
                 content = photograph(2 * number, given.side)
-                start = time.perf_counter()
+                start = measure()
                 fields = {"labels": WORDS[0], "mode": "whole"}
                 http.post("/v1/segment", data=fields, files={"image": content}).raise_for_status()
-                times["API"].append(time.perf_counter() - start)
+                for row, value in zip((times["API"], cpu["API: server"]), since(start), strict=False):
+                    row.append(value)
                 page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
                 page.goto(address)
                 page.wait_for_selector("#samples button")
                 page.evaluate("word => sessionStorage.setItem('words', JSON.stringify([word]))", WORDS[0])
-                file = {"name": "photo.png", "mimeType": "image/png", "buffer": photograph(2 * number + 1, given.side)}
-                start = time.perf_counter()
-                page.set_input_files("#file", file)  # pyright: ignore[reportArgumentType]
-                page.wait_for_function(SHOWN, arg=WORDS[0])
-                times["page"].append(time.perf_counter() - start)
+                file.write_bytes(photograph(2 * number + 1, given.side))
+                start = measure()
+                page.set_input_files("#file", file)
+                page.evaluate(SHOWN, WORDS[0])
+                for row, value in zip(
+                    (times["page"], cpu["page: server"], cpu["page: browser"]), since(start), strict=True
+                ):
+                    row.append(value)
                 added = f"{WORDS[1 + number % 12]} {number}"
                 page.fill("#words", added)
-                start = time.perf_counter()
+                start = measure()
                 page.press("#words", "Enter")
-                page.wait_for_function(SHOWN, arg=added)
-                times["a label added"].append(time.perf_counter() - start)
+                page.evaluate(SHOWN, added)
+                seconds, *spent = since(start)
+                times["a label added"].append(seconds)
+                cpu["a label added: server and browser"].append(sum(spent))
                 page.context.close()
         browser.close()
         server.terminate()
-    for name, seconds in times.items():
-        seconds = seconds[1:]  # the first warms up
-        print(f"{name}: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f}")
+    for name, seconds in itertools.chain(times.items(), cpu.items()):
+        del seconds[0]  # it warms up
+        kind = "CPU s" if name in cpu else "s"
+        print(f"{name}: median {statistics.median(seconds):.2f} {kind}, {min(seconds):.2f} to {max(seconds):.2f}")
+    ratio = statistics.median(page / api for page, api in zip(times["page"], times["API"], strict=True))
+    spent = zip(cpu["page: server"], cpu["page: browser"], cpu["API: server"], strict=True)
+    print(f"page / API: {ratio:.2f} by time, {statistics.median((a + b) / c for a, b, c in spent):.2f} by CPU time")
     print(f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
 
 

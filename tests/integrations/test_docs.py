@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fusioner.cli.main import main
-from fusioner.integrations.label_studio import read_label_config
+from fusioner.serve.label_studio import LabelStudio, read_label_config
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs" / "integrations.md").read_text("utf-8")
@@ -66,7 +66,6 @@ def test_fiftyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_label_studio(monkeypatch: pytest.MonkeyPatch) -> None:
     from fusioner.serve import server
-    from fusioner.serve.label_studio import LabelStudio
 
     export, command = block("bash", "--label-studio").splitlines()
     monkeypatch.setenv(*export.removeprefix("export ").split("=", 1))

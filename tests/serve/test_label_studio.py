@@ -14,9 +14,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fusioner.errors import FusionerError
-from fusioner.integrations.label_studio import encode_brush, read_label_config
 from fusioner.segmenter import Segmenter
-from fusioner.serve.label_studio import LabelStudio
+from fusioner.serve.label_studio import LabelStudio, encode_brush, read_label_config
 
 from .conftest import Running
 

@@ -1,1 +1,1 @@
-"""Adapters to tools that annotate and inspect data sets."""
+"""Adapters to CVAT and FiftyOne; that to Label Studio is a part of the server: `fusioner.serve.label_studio`."""

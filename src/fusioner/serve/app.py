@@ -109,7 +109,7 @@ def _api_routes(service: Service) -> APIRouter:
         body = await read_body(request, SegmentRequest)
 
         async def work() -> Response:
-            return await service.segment(await service.encode(body.image, body.name, body.mode), body)
+            return await service.segment(await service.encode(body), body)
 
         return await run_until_disconnect(request, work())
 
@@ -123,9 +123,14 @@ def _api_routes(service: Service) -> APIRouter:
     async def add_image(request: Request) -> dict[str, Any]:
         """Encode an image once, for any number of requests; it is kept until its memory is needed for others."""
         body = await read_body(request, ImageRequest)
-        encoded = await run_until_disconnect(request, service.encode(body.image, body.name, body.mode))
+        encoded = await run_until_disconnect(request, service.encode(body))
         height, width = encoded.size
         return {"id": service.images.add(encoded), "width": width, "height": height, "name": body.name}
+
+    @routes.get("/progress/{id}", response_model=schemas.Progress, responses=schemas.problems(404))
+    async def progress(id: str) -> dict[str, int]:
+        """Report the windows encoded by a request in progress that was sent with this `progress_id`."""
+        return service.progress(id)
 
     @routes.delete("/images/{id}", status_code=204, responses=schemas.problems(404))
     async def remove_image(id: str) -> None:

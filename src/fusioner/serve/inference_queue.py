@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError
 from fusioner.options import InferenceOptions, Mode
-from fusioner.segmenter import EncodedImage, Segmenter
+from fusioner.segmenter import EncodedImage, OnProgress, Segmenter
 from fusioner.serve.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -37,18 +37,20 @@ class Job:
     future: Future[Any] = field(default_factory=Future, init=False)
     abandoned: bool = field(default=False, init=False)
 
-    def on_progress(self, done: int, total: int) -> None:
-        """Stop an abandoned job at the next window."""
-        if self.abandoned:
-            raise AbandonedError
-
 
 @dataclass(eq=False)
 class EncodeJob(Job):
-    """Encode an image."""
+    """Encode an image; `report` is called with the windows done and in total."""
 
     image: UInt8[np.ndarray, "h w 3"]
     options: InferenceOptions
+    report: OnProgress
+
+    def on_progress(self, done: int, total: int) -> None:
+        """Report progress; stop an abandoned job at the next window."""
+        if self.abandoned:
+            raise AbandonedError
+        self.report(done, total)
 
 
 @dataclass(eq=False)
@@ -111,11 +113,11 @@ class InferenceQueue:
             raise ApiError(503, f"the model cannot be loaded: {self.failure}")
         return self.segmenter
 
-    async def encode(self, image: UInt8[np.ndarray, "h w 3"], mode: Mode | None) -> EncodedImage:
+    async def encode(self, image: UInt8[np.ndarray, "h w 3"], mode: Mode | None, report: OnProgress) -> EncodedImage:
         """Encode an image as `Segmenter.encode` does; if cancelled, the job is dropped or stops at the next window."""
         segmenter = await self.loaded()
         options = replace(segmenter.options, mode=mode) if mode else segmenter.options
-        return await self._submit(EncodeJob(image, options), self._encodes)
+        return await self._submit(EncodeJob(image, options, report), self._encodes)
 
     async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
         """Compute logits as `Segmenter.low_res_logits` does."""

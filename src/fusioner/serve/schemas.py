@@ -50,6 +50,9 @@ class ImageRequest(BaseModel):
         "image", description="File name; its last 255 characters are repeated in results."
     )
     mode: Mode | None = Field(None, description="whole: the resized image at once; slide: windows at full resolution.")
+    progress_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_-]{1,64}$", description="A random id of yours, to follow /v1/progress/{id}."
+    )
 
 
 class LabelsRequest(BaseModel):
@@ -91,6 +94,13 @@ class UploadedImage(BaseModel):
     width: int
     height: int
     name: str
+
+
+class Progress(BaseModel):
+    """The progress of a request that encodes an image."""
+
+    done: int = Field(description="Windows encoded.")
+    total: int = Field(description="All windows; 0 while the request waits.")
 
 
 class Model(BaseModel):

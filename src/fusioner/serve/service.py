@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from fusioner.formats import FORMATS
 from fusioner.image import read_image
 from fusioner.labels import label_warnings
-from fusioner.options import ENCODING_OPTIONS, InferenceOptions, Mode
+from fusioner.options import ENCODING_OPTIONS, InferenceOptions
 from fusioner.postprocess import sigmoid
 from fusioner.segmenter import EncodedImage, Segmenter
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
@@ -31,7 +31,7 @@ from fusioner.serve.errors import ApiError
 from fusioner.serve.inference_queue import InferenceQueue
 from fusioner.serve.limits import Limits
 from fusioner.serve.requests import check_image_header, parse_labels
-from fusioner.serve.schemas import LOGITS, LabelsRequest
+from fusioner.serve.schemas import LOGITS, ImageRequest, LabelsRequest
 
 T = TypeVar("T")
 MAX_PLANE_CELLS = 2**20  # of one label's logits; a finer grid looks the same on a screen
@@ -66,6 +66,7 @@ class Service:
         self.inference = InferenceQueue(load, limits.batch, batches.observe, on_failure)
         self.concurrency = ConcurrencyLimit(limits, self.inference)
         self.images = ImageCache(int(limits.cache_mb * 1e6))
+        self._progress: dict[str, tuple[int, int]] = {}
         self._pixels = PixelSemaphore(2 * limits.max_pixels)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "fusioner-images")
         self._gauge("queue_jobs", "Jobs waiting for the model.", lambda: self.inference.waiting)
@@ -88,12 +89,28 @@ class Service:
             return f"the model cannot be loaded: {self.inference.failure}"
         return None if self.inference.segmenter else "the model is being loaded"
 
-    async def encode(self, content: bytes, name: str, mode: Mode | None) -> EncodedImage:
+    async def encode(self, request: ImageRequest) -> EncodedImage:
         """Decode and encode an uploaded image file."""
-        pixels = await self._in_thread(check_image_header, content, self.limits.max_pixels)
-        async with self._pixels.acquire(pixels):
-            rgb = await self._in_thread(read_image, content)
-            return replace(await self.inference.encode(rgb, mode), name=name)
+        id = request.progress_id or ""
+        self._progress[id] = (0, 0)
+
+        def report(done: int, total: int) -> None:
+            self._progress[id] = (done, total)
+
+        try:
+            pixels = await self._in_thread(check_image_header, request.image, self.limits.max_pixels)
+            async with self._pixels.acquire(pixels):
+                rgb = await self._in_thread(read_image, request.image)
+                return replace(await self.inference.encode(rgb, request.mode, report), name=request.name)
+        finally:
+            self._progress.pop(id, None)
+
+    def progress(self, id: str) -> dict[str, int]:
+        """Return the progress of a request that encodes an image; ApiError 404 if there is none of that id."""
+        if id not in self._progress:
+            raise ApiError(404, "there is no request of this progress_id in progress")
+        done, total = self._progress[id]
+        return {"done": done, "total": total}
 
     def image(self, id: str) -> EncodedImage:
         """Return an uploaded image; ApiError 404 if there is none of that id."""

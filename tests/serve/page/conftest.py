@@ -1,7 +1,8 @@
 """A real browser for the tests of the page."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,27 +20,23 @@ def chromium() -> "Iterator[Browser]":
         pytest.skip("no chromium: apt-get install chromium for the tests of the page")
     switches = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
     switches += ["disable-component-update", "disable-sync"]
-    playwright.expect.set_options(timeout=60_000)  # a busy machine is no failure
+    playwright.expect.set_options(timeout=120_000)  # a busy machine is no failure
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=[f"--{switch}" for switch in switches])
         yield browser
         browser.close()
 
 
-@pytest.fixture
-def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
-    """`visit(address, **options of the browser's context)`: the page opened anew.
-
-    Anything the page says on the console fails the test, but for the answers that it provokes on purpose.
-    """
+@contextmanager
+def _visits(browser: "Browser") -> "Iterator[Callable[..., Page]]":
     said: list[str] = []
     contexts = []
 
     def visit(address: str, **options: Any) -> "Page":
         settings: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}} | options
-        context = chromium.new_context(**settings)
+        context = browser.new_context(**settings)
         contexts.append(context)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(120_000)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -53,17 +50,51 @@ def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
 
 
 @pytest.fixture
-def painted() -> "Callable[[Page], int]":
-    """A number that stands for what is painted over the photograph."""
+def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
+    """`visit(address, **options of the browser's context)`: the page opened anew.
 
-    def painted(page: "Page") -> int:
-        return page.locator("#overlay").evaluate("""async canvas => {
+    Anything the page writes to the console fails the test, except failed requests, which tests provoke.
+    """
+    with _visits(chromium) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def visit_once(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
+    """The same for a page that the tests of a module share."""
+    with _visits(chromium) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="session")
+def painted() -> "Callable[..., str]":
+    """`painted(page)`: a hash of the masks; with `unlike` (hashes) or `like` (one), once the masks are so."""
+
+    def painted(page: "Page", unlike: Sequence[str] = (), like: str | None = None) -> str:
+        script = """async ([unlike, like]) => {
           await new Promise(requestAnimationFrame); // sliders repaint with the next frame
+          const canvas = document.getElementById("overlay");
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-          return new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7);
-        }""")
+          const hash = String(new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7));
+          return !unlike.includes(hash) && (like ?? hash) === hash && hash;
+        }"""
+        return page.wait_for_function(script, arg=[list(unlike), like]).json_value()
 
     return painted
+
+
+@pytest.fixture(scope="session")
+def measured() -> "Callable[..., dict[str, float]]":
+    """`measured(page, selector, near, **expected)`: an element's x, y, width and height, once they are as expected."""
+
+    def measured(page: "Page", selector: str, near: float = 0.5, **expected: float) -> dict[str, float]:
+        script = """([selector, near, expected]) => {
+          const box = document.querySelector(selector).getBoundingClientRect().toJSON();
+          return Object.entries(expected).every(([name, value]) => Math.abs(box[name] - value) <= near) && box;
+        }"""
+        return page.wait_for_function(script, arg=[selector, near, expected]).json_value()
+
+    return measured
 
 
 @pytest.fixture

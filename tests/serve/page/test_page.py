@@ -14,7 +14,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-    from fusioner.segmenter import Segmenter
+    from fusioner.segmentation import Segmentation
+    from fusioner.segmenter import EncodedImage, Segmenter
 
 SAMPLES = Path(__file__).resolve().parents[3] / "samples"
 LABELS = ["person", "flag", "space shuttle"]
@@ -33,26 +34,22 @@ def default_model(default_server: Any) -> "Segmenter":
     return default_server.service.inference.segmenter
 
 
-@pytest.fixture
-def astronaut(visit: Callable[..., "Page"], default_server: Any) -> "Page":
-    """The page with the first sample open and its three labels found."""
+@pytest.fixture(scope="module")
+def encoded(default_model: "Segmenter") -> "EncodedImage":
+    return default_model.encode(SAMPLES / "astronaut.jpg")
+
+
+@pytest.fixture(scope="module")
+def first_visit(
+    visit_once: Callable[..., "Page"], default_server: Any, default_model: "Segmenter", painted: Callable[..., str]
+) -> Any:
+    """The page with a photograph and labels, the bodies of its queries, and hashes of the masks after each label."""
     from playwright.sync_api import expect
 
-    page = visit(default_server.address)
-    page.get_by_role("button", name="Eileen Collins").click()
-    expect(page.locator("#live")).to_have_text(re.compile("person .*%"))
-    return page
-
-
-def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
-    visit: Callable[..., "Page"], default_server: Any, default_model: "Segmenter", painted: Callable[["Page"], int]
-):
-    from playwright.sync_api import expect
-
-    page = visit(default_server.address)
-    asked: list[Any] = []
+    page = visit_once(default_server.address)
+    queries: list[Any] = []
     page.on(
-        "request", lambda request: asked.append(request.post_data_json) if request.url.endswith("/segment") else None
+        "request", lambda request: queries.append(request.post_data_json) if request.url.endswith("/segment") else None
     )
     page.locator("#file").set_input_files(SAMPLES / "astronaut.jpg")
     expect(page.locator("#reading")).to_be_visible()
@@ -60,24 +57,42 @@ def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
     for word in LABELS:  # the first while the picture is still being read
         page.get_by_label("What to find").fill(word)
         page.keyboard.press("Enter")
-        row = page.locator(f"#labels li[data-word='{word}'] .share")
-        expect(row).to_have_text(re.compile("%$"))
-        looks.append(painted(page))
-    assert len(set(looks)) == 4
-    assert [question["labels"] for question in asked] == [[word] for word in LABELS]
+        expect(page.locator(f"#labels li[data-word='{word}'] .share")).to_have_text(re.compile("%$"))
+        looks.append(painted(page, unlike=looks))
+    return page, queries, looks
 
-    photograph = np.asarray(Image.open(SAMPLES / "astronaut.jpg").convert("RGB"))
+
+@pytest.fixture
+def astronaut(first_visit: Any) -> "Page":
+    """The shared page with all labels shown and the threshold at 0.25."""
+    page = first_visit[0]
+    page.keyboard.press("Escape")
+    for eye in page.locator(".eye[aria-pressed=true]").all():
+        eye.click()
+    page.get_by_role("switch", name="Background").check()
+    page.get_by_label("Threshold").fill("0.25")
+    return page
+
+
+def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
+    astronaut: "Page", first_visit: Any, default_model: "Segmenter", encoded: "EncodedImage"
+):
+    from playwright.sync_api import expect
+
+    page, (_, queries, looks) = astronaut, first_visit
+    assert len(set(looks)) == 4
     for threshold, background in ((0.25, True), (0.6, True), (0.25, False)):
         page.get_by_role("switch", name="Background").set_checked(background)
         if background:
             page.get_by_label("Threshold").fill(str(threshold))
-        theirs = default_model(photograph, LABELS, threshold=threshold, background=background)
+        theirs = _segment(default_model, encoded, LABELS, threshold=threshold, background=background)
         digits = page.evaluate(_DECIDE, [theirs.width, theirs.height])
         ours = np.array([*digits], int).reshape(theirs.label_map.shape)
         assert (ours == theirs.label_map).mean() > 0.999
         for word, share in theirs.coverage.items():
             expect(page.locator(f"#labels li[data-word='{word}'] .share")).to_have_text(_percent(share))
-    assert len(asked) == 3  # neither threshold nor background was a question to the server
+    assert [query["labels"] for query in queries[:3]] == [[word] for word in LABELS]
+    assert [query for query in queries if query["format"] == "logits"] == queries[:3]  # none to decide anew
 
 
 _DECIDE = """async ([width, height]) => {
@@ -105,14 +120,13 @@ def test_a_redecision_is_instant(astronaut: "Page"):
 
 
 def test_the_pointer_reads_labels_and_a_click_shows_one_alone(
-    astronaut: "Page", default_model: "Segmenter", painted: Callable[["Page"], int]
+    astronaut: "Page", default_model: "Segmenter", encoded: "EncodedImage", painted: Callable[..., str]
 ):
     from playwright.sync_api import expect
 
     page = astronaut
-    probabilities = default_model.probabilities(default_model.encode(SAMPLES / "astronaut.jpg"), LABELS)
-    box = page.locator("#photo").bounding_box()
-    frame = page.locator("#frame").bounding_box()
+    probabilities = default_model.probabilities(encoded, LABELS)
+    box, frame = page.locator("#photo").bounding_box(), page.locator("#frame").bounding_box()
     assert box
     assert frame
     for x, y in ((250, 200), (425, 200), (330, 60)):  # a face, the shuttle, nothing
@@ -132,17 +146,17 @@ def test_the_pointer_reads_labels_and_a_click_shows_one_alone(
     whole = painted(page)
     page.click("#frame", position={"x": frame["width"] / 2, "y": frame["height"] / 2})
     expect(page.get_by_role("button", name="person", exact=True)).to_have_attribute("aria-pressed", "true")
-    assert painted(page) != whole
+    painted(page, unlike=[whole])
     page.keyboard.press("Escape")
-    assert painted(page) == whole
+    painted(page, like=whole)
     page.get_by_role("button", name="flag", exact=True).click()
-    assert painted(page) != whole
+    painted(page, unlike=[whole])
     page.get_by_role("button", name="flag", exact=True).click()
-    assert painted(page) == whole
+    painted(page, like=whole)
 
 
 def test_every_download_opens_and_is_as_decided_on_the_page(
-    astronaut: "Page", default_model: "Segmenter", downloaded: Callable[..., Any]
+    astronaut: "Page", default_model: "Segmenter", encoded: "EncodedImage", downloaded: Callable[..., Any]
 ):
     page = astronaut
     page.get_by_label("Threshold").fill("0.4")
@@ -152,7 +166,7 @@ def test_every_download_opens_and_is_as_decided_on_the_page(
         download = downloaded(page, button)
         files[button.get_attribute("data-format")] = Path(download.path()).read_bytes()
         assert download.suggested_filename.startswith("astronaut.")
-    theirs = default_model(SAMPLES / "astronaut.jpg", ["person", "space shuttle"], threshold=0.4)
+    theirs = _segment(default_model, encoded, ["person", "space shuttle"], threshold=0.4)
     assert set(files) >= {"seen", "overlay", "mask", "json", "coco", "labelme", "yolo", "cvat", "geojson", "npz"}
     for kind in ("seen", "overlay", "mask"):
         Image.open(BytesIO(files[kind])).verify()
@@ -167,23 +181,34 @@ def test_every_download_opens_and_is_as_decided_on_the_page(
     assert np.median(blue[theirs.label_map == 1]) > 50 > abs(np.median(blue[theirs.label_map == 0]))
 
 
-def test_axe_finds_nothing(visit: Callable[..., "Page"], default_server: Any):
+def test_axe_finds_nothing(visit: Callable[..., "Page"], server: Any):
     from playwright.sync_api import expect
 
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
-    phone: Any = {"viewport": {"width": 390, "height": 844}}
-    for options in ({"color_scheme": "light"}, {"color_scheme": "dark", **phone}, {"forced_colors": "active"}):
-        page = visit(default_server.address, reduced_motion="reduce", **options)
-        expect(page.locator("#samples button")).to_have_count(3)
-        findings = axe.run(page).response["violations"]
-        page.get_by_role("button", name="Help").click()
-        findings += axe.run(page).response["violations"]
-        page.keyboard.press("Escape")
-        page.get_by_role("button", name="Chelsea").click()
-        expect(page.locator("#live")).to_have_text(re.compile("cat .*%"))
-        page.get_by_role("switch", name="Before and after").check()
-        findings += axe.run(page).response["violations"]
-        assert [(one["id"], one["nodes"][0]["html"]) for one in findings] == []
+    page = visit(server.address, reduced_motion="reduce")
+    findings: list[Any] = []
+
+    def look() -> None:
+        """Run axe in light colours, in dark ones on a phone, and in forced ones."""
+        for width, media in ((1280, {}), (390, {"color_scheme": "dark"}), (1280, {"forced_colors": "active"})):
+            page.set_viewport_size({"width": width, "height": 800})
+            page.emulate_media(**{"color_scheme": "light", "forced_colors": "none"} | media)  # pyright: ignore
+            findings.extend(axe.run(page).response["violations"])
+
+    expect(page.locator("#samples button")).to_have_count(3)
+    look()
+    page.get_by_role("button", name="Help").click()
+    look()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Chelsea").click()
+    expect(page.locator("#labels .share")).to_have_text(re.compile("%|not found"))
+    page.get_by_role("switch", name="Before and after").check()
+    look()
+    assert [(one["id"], one["nodes"][0]["html"]) for one in findings] == []
+
+
+def _segment(model: "Segmenter", encoded: "EncodedImage", labels: list[str], **changes: Any) -> "Segmentation":
+    return model.decide(encoded, labels, model.low_res_logits(encoded, labels), model.resolve(**changes))
 
 
 def _percent(share: float) -> re.Pattern[str]:

@@ -5,7 +5,7 @@ import { createDownloads, save } from "./downloads.js";
 import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
-import { asSeen, createStage, cutOut } from "./stage.js";
+import { asSeen, createStage, cutOut, isolatedRegion } from "./stage.js";
 import { freeColour } from "./palette.js";
 import { capital, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
@@ -39,10 +39,12 @@ async function open(file, words = session.current?.labels.map((label) => label.w
   const before = session.current;
   const picture = new Picture(file, name, session.model.labels_independent ?? true, { working, planes });
   words.forEach((word) => picture.add(word, styleOf(word)));
+  const sent = picture.upload();
+  sent.catch(() => {}); // awaited below
   await preview(picture);
   if (picture.visible) show(picture);
   try {
-    await picture.upload();
+    await sent;
   } catch (error) {
     picture.close();
     if (session.current === picture) before ? show(before) : (document.body.dataset.state = "empty");
@@ -169,11 +171,13 @@ function rememberedWords() {
   return JSON.parse(sessionStorage.getItem("words") ?? "[]");
 }
 
-function isolate(label) {
-  session.current.isolated = label;
+function isolate(label, spot = null) {
+  const picture = session.current;
+  Object.assign(picture, { isolated: label, spot });
   stage.repaint();
-  showLabels(session.current);
-  say(label ? `probability of ${label.word} alone` : "all labels");
+  showLabels(picture);
+  const { rank, count } = picture.regions?.regions[isolatedRegion(picture)] ?? {};
+  say(!label ? "all labels" : rank ? `${label.word}, region ${rank} of ${count}, alone` : `probability of ${label.word} alone`);
 }
 
 // --- messages
@@ -190,12 +194,15 @@ function decided(picture) {
 }
 
 function settle() {
-  if (unsettled.shown.length) say(summary(unsettled));
-  history.draw(unsettled, stage.layers());
+  const picture = unsettled;
   unsettled = null;
+  clearTimeout(settling);
+  if (picture.shown.length) say(summary(picture));
+  history.draw(picture, stage.layers());
 }
 
 function say(text) {
+  if (unsettled) settle(); // what waits to be announced must not replace what is newer
   $("live").textContent = text;
 }
 
@@ -308,7 +315,7 @@ connect("threshold", stage.draw);
 connect("background", stage.draw);
 connect("opacity", stage.repaint);
 connect("outlines", stage.repaint);
-connect("instances", () => {});
+connect("instances", stage.draw);
 
 function showSettings() {
   $("threshold").value = settings.threshold;

@@ -1,6 +1,8 @@
 // The server's decision rule (fusioner/postprocess.py), in the browser.
 // A plane holds one label's logits, row-major on a grid of { height, width } cells.
 
+const MIN_REGION = 5e-4; // fraction of the picture, as fusioner/regions.py
+
 export const WHOLE = { left: 0, top: 0, width: 1, height: 1 };
 
 /** Decode one plane of the `logits` format: base64 of little-endian uint16, logit = low + step * value. */
@@ -47,6 +49,79 @@ export function countPixels(map, count) {
   const pixels = new Array(count + 1).fill(0);
   for (let i = 0; i < map.length; i++) pixels[map[i]]++;
   return pixels;
+}
+
+/**
+ * Return for planes (indices) that exceed the floor somewhere but win no pixel the index of the plane that wins most of
+ * these cells -> Map, as `find_outscoring` of the server.
+ */
+export function findOutscoring(planes, grid, missing, floor) {
+  const pairs = new Map();
+  const winners = missing.length ? decide(planes, grid, grid, floor) : null;
+  for (const index of missing) {
+    const wins = new Array(planes.length).fill(0);
+    planes[index].forEach((value, cell) => value > floor && winners[cell] && wins[winners[cell] - 1]++);
+    wins[index] = 0;
+    const most = Math.max(...wins);
+    if (most) pairs.set(index, wins.indexOf(most));
+  }
+  return pairs;
+}
+
+/**
+ * Find the 4-connected regions of a label map -> { ids, regions, width, height }.
+ *
+ * `ids` holds for every pixel the index of its region, and `regions` { number, pixels, rank, count }: rank 1 is the
+ * largest of the `count` regions of its number; rank 0 are those below `MIN_REGION`, except the largest.
+ */
+export function findRegions(map, { width, height }) {
+  const ids = new Uint32Array(map.length);
+  const regions = [{ number: 0, pixels: 0, rank: 0, count: 0 }];
+  const stack = [];
+  const visit = (place, region) => {
+    if (ids[place] || map[place] !== region.number) return;
+    ids[place] = regions.length;
+    stack.push(place);
+  };
+  for (let start = 0; start < map.length; start++) {
+    if (!map[start] || ids[start]) continue;
+    const region = { number: map[start], pixels: 0, rank: 0, count: 0 };
+    visit(start, region);
+    while (stack.length) {
+      const place = stack.pop();
+      const x = place % width;
+      region.pixels++;
+      if (x > 0) visit(place - 1, region);
+      if (x < width - 1) visit(place + 1, region);
+      if (place >= width) visit(place - width, region);
+      if (place < map.length - width) visit(place + width, region);
+    }
+    regions.push(region);
+  }
+  const sorted = regions.slice(1).sort((a, b) => b.pixels - a.pixels);
+  for (const number of new Set(sorted.map((region) => region.number))) {
+    const own = sorted.filter((region) => region.number === number);
+    const kept = own.filter((region, index) => !index || region.pixels >= MIN_REGION * map.length);
+    kept.forEach((region, index) => Object.assign(region, { rank: index + 1, count: kept.length }));
+  }
+  return { ids, regions, width, height };
+}
+
+/** Return a part of a label map, which may be finer than the one of the regions, without all but one region. */
+export function restrict(map, part, { ids, regions, width, height }, id) {
+  const data = new Uint16Array(map.data.length);
+  const near = (x, y) => x >= 0 && x < width && y >= 0 && y < height && ids[y * width + x] === id;
+  for (let y = 0, i = 0; y < map.height; y++) {
+    const row = Math.floor((part.top + ((y + 0.5) / map.height) * part.height) * height);
+    for (let x = 0; x < map.width; x++, i++) {
+      if (map.data[i] !== regions[id].number) continue;
+      const column = Math.floor((part.left + ((x + 0.5) / map.width) * part.width) * width);
+      let inside = near(column, row);
+      for (let turn = 0; turn < 9 && !inside; turn++) inside = near(column + (turn % 3) - 1, row + Math.floor(turn / 3) - 1);
+      if (inside) data[i] = map.data[i];
+    }
+  }
+  return { ...map, data };
 }
 
 /** Return a label's probability at the point (u, v) of the picture, both 0..1. */

@@ -57,6 +57,7 @@ export function createLabelList(list, template, on) {
     row.querySelector(".hint").textContent = label.note;
     const found = share ? percent(share) : "not found";
     const waiting = !label.plane && !label.error && picture.working ? "…" : "";
+    row.querySelector(".why").textContent = (!hidden && picture.reasons.get(label)) || "";
     row.querySelector(".share").textContent = hidden ? "hidden" : share === undefined ? waiting : found;
     name.setAttribute("aria-pressed", String(picture.isolated === label));
     name.title = `Show the probability of ${label.word} alone`;

@@ -4,6 +4,8 @@ import { ApiError, request, requestJson } from "./api.js";
 import { decodePlane } from "./decide.js";
 import { capital, names } from "./words.js";
 
+const PROGRESS_MS = 400; // between questions for the progress of windows
+
 export class Picture {
   #uploaded = null; // promise of the server's response to the upload
   #cancel = null; // AbortController while the picture is read in windows
@@ -19,8 +21,11 @@ export class Picture {
     Object.assign(this, { file, name, independent, on });
     this.url = URL.createObjectURL(file);
     this.mode = "whole"; // or "slide"
-    this.labels = []; // { word, style: { colour, hidden }, plane, mode of the plane, error, note }
+    this.labels = []; // { word, style: { colour, hidden }, plane, peak: its highest probability, mode of the plane, error, note }
     this.isolated = null; // the only label shown, if any
+    this.spot = null; // point { u, v } in the only region of it shown, if any
+    this.regions = null; // of the map, if they are apart, see findRegions
+    this.reasons = new Map(); // label -> number of its regions, or why it has no pixels
     this.visible = false; // whether the browser can show the file
     this.size = null; // { width, height }, px
     this.map = null; // { data, width, height }: label numbers, indices into `shown`
@@ -121,7 +126,9 @@ export class Picture {
         const place = words.indexOf(label.word);
         if (place < 0) continue;
         const note = capital((reply.notes ?? []).find((note) => names(note, label.word)) ?? "");
-        Object.assign(label, { plane: decodePlane(reply.planes[place], reply.low, reply.step), mode, note });
+        const plane = decodePlane(reply.planes[place], reply.low, reply.step);
+        const peak = 1 / (1 + Math.exp(-plane.reduce((most, value) => Math.max(most, value), -Infinity)));
+        Object.assign(label, { plane, peak, mode, note });
       }
       this.on.planes(this);
     }
@@ -164,9 +171,21 @@ export class Picture {
   async #send(mode = this.mode, signal = undefined) {
     const form = new FormData();
     form.append("image", this.file, this.name);
-    if (mode === "slide") form.append("mode", mode);
     const reading = mode === "slide" ? "Reading the picture in windows" : "Reading the picture";
-    const progress = (share) => this.#report(share < 1 ? `Sending ${Math.floor(100 * share)} %` : reading, true);
+    let follow = 0; // timer
+    const progress = (share) => {
+      this.#report(share < 1 ? `Sending ${Math.floor(100 * share)} %` : reading, true);
+      if (share === 1 && mode === "slide") follow ||= setInterval(showWindows, PROGRESS_MS);
+    };
+    const id = Array.from(crypto.getRandomValues(new Uint32Array(4)), (value) => value.toString(36)).join("-");
+    if (mode === "slide") {
+      form.append("mode", mode);
+      form.append("progress_id", id);
+    }
+    const showWindows = async () => {
+      const { done, total } = await requestJson("GET", `v1/progress/${id}`).catch(() => ({}));
+      if (total && follow) this.#report(`${reading}, ${Math.floor((100 * done) / total)} %`, true);
+    };
     const start = performance.now();
     progress(0);
     try {
@@ -175,6 +194,8 @@ export class Picture {
       this.size = { width: reply.width, height: reply.height };
       return reply;
     } finally {
+      clearInterval(follow);
+      follow = 0;
       this.#report("");
     }
   }

@@ -1,6 +1,6 @@
 // The picture with its masks, and the labels at the point under the pointer or chosen by keyboard.
 
-import { countPixels, decide, floorOf, probabilities, probability, WHOLE } from "./decide.js";
+import { countPixels, decide, findOutscoring, findRegions, floorOf, probabilities, probability, restrict, WHOLE } from "./decide.js";
 import { paint, paintProbability } from "./paint.js";
 import { createView } from "./view.js";
 import { percent } from "./words.js";
@@ -14,7 +14,7 @@ const $ = (id) => document.getElementById(id);
 
 /**
  * @param settings { threshold, background, opacity, outlines }, read on every draw
- * @param on.isolate(label | null), on.decided(picture), on.say(text)
+ * @param on.isolate(label | null, point of its region | null), on.decided(picture), on.say(text)
  */
 export function createStage(settings, on) {
   const [frame, photo, overlay, probe, split] = ["frame", "photo", "overlay", "probe", "split"].map($);
@@ -45,6 +45,8 @@ export function createStage(settings, on) {
     const { map, pixels } = decided(picture, settings, within(picture.size, SCREEN_SIDE));
     picture.map = map;
     picture.shares = new Map(picture.shown.map((label, index) => [label, pixels[index + 1] / map.data.length]));
+    picture.regions = settings.instances ? findRegions(map.data, map) : null;
+    picture.reasons = reasons(picture, settings);
     repaint();
     on.decided(picture);
   }
@@ -76,7 +78,9 @@ export function createStage(settings, on) {
 
   function isolateAt(point) {
     const label = labelAt(point);
-    on.isolate(label === picture.isolated ? null : label);
+    const region = regionAt(picture, point);
+    const again = label === picture.isolated && region === regionAt(picture, picture.spot);
+    on.isolate(again ? null : label, again || !region ? null : point);
   }
 
   function labelAt({ u, v }) {
@@ -98,7 +102,8 @@ export function createStage(settings, on) {
     if (probe.hidden) return;
     const label = labelAt(point);
     const title = document.createElement("b");
-    title.textContent = label?.word ?? "background";
+    const { rank, count } = picture.regions?.regions[regionAt(picture, point)] ?? {};
+    title.textContent = (label?.word ?? "background") + (rank ? `, region ${rank} of ${count}` : "");
     probe.replaceChildren(title, ...likeliest(point).map(bar));
     probe.style.setProperty("--threshold", settings.threshold);
     const room = frame.getBoundingClientRect();
@@ -167,8 +172,10 @@ export function cutOut(picture, settings, photo) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(photo, 0, 0, size.width, size.height);
   const pixels = context.getImageData(0, 0, size.width, size.height);
-  const shown = picture.shown.includes(picture.isolated) ? [picture.isolated] : picture.shown;
-  const { data } = decided({ ...picture, shown }, settings, size).map;
+  const region = isolatedRegion(picture);
+  const shown = picture.shown.includes(picture.isolated) && !region ? [picture.isolated] : picture.shown;
+  const { map } = decided({ ...picture, shown }, settings, size);
+  const { data } = region ? restrict(map, WHOLE, picture.regions, region) : map;
   for (let i = 0; i < data.length; i++) if (!data[i]) pixels.data[4 * i + 3] = 0;
   context.putImageData(pixels, 0, 0);
   return canvas;
@@ -182,11 +189,42 @@ function decided(picture, { threshold, background }, size, part = WHOLE) {
 
 function paintMap(canvas, picture, { opacity, outlines }, map, thickness, part = WHOLE) {
   const { isolated, grid, shown } = picture;
-  if (shown.includes(isolated)) {
+  const region = isolatedRegion(picture);
+  if (region) map = restrict(map, part, picture.regions, region);
+  if (shown.includes(isolated) && !region) {
     paintProbability(canvas, probabilities(isolated.plane, grid, map, part), map, isolated.style.colour, { opacity });
   } else {
     paint(canvas, map.data, map, shown.map((label) => label.style.colour), { opacity, outlines }, thickness);
   }
+}
+
+/** Return the index of the region at a point, 0 if there is none or regions are not apart. */
+function regionAt({ regions }, point) {
+  if (!regions || !point) return 0;
+  const id = regions.ids[Math.floor(point.v * regions.height) * regions.width + Math.floor(point.u * regions.width)];
+  return regions.regions[id].rank ? id : 0;
+}
+
+/** Return the index of the only region shown, 0 if there is none, as after another decision without it. */
+export function isolatedRegion(picture) {
+  const id = regionAt(picture, picture.spot);
+  return id && picture.shown[picture.regions.regions[id].number - 1] === picture.isolated ? id : 0;
+}
+
+/** Return how many regions the labels have if regions are apart, and why labels have no pixels -> Map of texts. */
+function reasons({ shown, shares, regions, grid }, { threshold }) {
+  const texts = new Map();
+  for (const { number, rank, count } of regions?.regions ?? []) {
+    if (rank === 1) texts.set(shown[number - 1], count === 1 ? "1 region" : `${count} regions`);
+  }
+  const missing = shown.flatMap((label, index) => (shares.get(label) ? [] : [index]));
+  const likely = missing.filter((index) => shown[index].peak > threshold);
+  const winners = findOutscoring(shown.map((label) => label.plane), grid, likely, floorOf(threshold, true));
+  for (const index of missing) {
+    const winner = shown[winners.get(index)];
+    texts.set(shown[index], winner ? `${winner.word} is likelier` : `at most ${percent(shown[index].peak)}`);
+  }
+  return texts;
 }
 
 /** Scale a size to a longest side of `side`. */
