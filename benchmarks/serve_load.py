@@ -1,6 +1,7 @@
 """Load test of the server: compared with a naive one on the same model, or alone for some minutes.
 
     python benchmarks/serve_load.py                      # throughput and latency at 1, 4 and 16 clients
+    python benchmarks/serve_load.py --queue              # 16 clients relative to one, alternating
     python benchmarks/serve_load.py --soak 10            # ten minutes of mixed requests; reports the memory
 
 The naive server runs the whole model on every request, in FastAPI's thread pool, and caches nothing. Both get the same
@@ -205,6 +206,25 @@ def compare(repetitions: int, requests: int, counts: list[int]) -> None:
                 )
 
 
+def queue(repetitions: int, clients: int) -> int:
+    """Compare many clients with one; fail if they get fewer answers, or wait longer than one after the other."""
+    numbers, failed = itertools.count(), False
+    with running(True, 8804) as (address, _):
+        for case, ask in (("new image", new_image(address)), ("labels", changing_labels(address, True))):
+            load(ask, 1, 2, numbers)
+            rates, waits = [], []
+            for _ in range(repetitions):  # alternate, so that both run under the same conditions
+                alone, _ = load(ask, 1, clients // 2, numbers)
+                together, times = load(ask, clients, 2 * clients, numbers)
+                rates.append(together / alone)
+                waits.append(sorted(times)[int(0.95 * len(times))] * alone / clients)
+            rate, wait = statistics.median(rates), statistics.median(waits)
+            failed |= rate < 1 or wait > 1
+            print(f"{case}: {clients} clients get {rate:.2f} times the answers of one a second;", end=" ")
+            print(f"p95 is {wait:.2f} of {clients} answers of one", flush=True)
+    return int(failed)
+
+
 def spread(times: list[float]) -> str:
     times = sorted(times)
     return " / ".join(f"{times[min(len(times) - 1, int(len(times) * share))]:.2f}" for share in (0.5, 0.95, 0.99))
@@ -271,10 +291,13 @@ def hang_up(address: str) -> Ask:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queue", action="store_true")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--requests", type=int, default=16, help="of each repetition")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     wishes = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if wishes.queue:
+        sys.exit(queue(wishes.repetitions, max(wishes.clients)))
     sys.exit(soak(wishes.soak) if wishes.soak else compare(wishes.repetitions, wishes.requests, wishes.clients))

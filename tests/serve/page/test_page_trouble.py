@@ -48,12 +48,46 @@ def test_a_picture_that_the_browser_cannot_show_is_segmented(
     with Image.open(SAMPLES / "chelsea.jpg") as photograph:
         photograph.save(tmp_path / "scan.tiff")
     page = visit(server.address)
+    server.gate.clear()
     page.locator("#file").set_input_files(tmp_path / "scan.tiff")
+    expect(page.locator("#working")).to_have_text("Reading the picture")
+    server.gate.set()
     expect(page.locator("#picture-error")).to_contain_text("This browser cannot show scan.tiff")
     page.get_by_label("What to find").fill("cat,")
     expect(page.locator("#labels .share")).to_have_text(re.compile("%|found"))
     with Image.open(downloaded(page, page.get_by_role("button", name="As seen")).path()) as seen:
         assert seen.size == (451, 300)
+
+
+def test_what_ends_later_leaves_view_and_focus_where_they_are(
+    visit: Callable[..., "Page"], server: Any, tmp_path: Path
+):
+    from playwright.sync_api import expect
+
+    scans = (SAMPLES / "chelsea.jpg").read_bytes() + b"\xff\xda" * 101  # the browser shows it, the server refuses it
+    for name in ("first.jpg", "second.jpg"):
+        (tmp_path / name).write_bytes(scans)
+    page = visit(server.address)
+    said, photo = page.locator("#picture-error"), page.locator("#photo")
+    for name in ("first.jpg", "second.jpg"):
+        page.locator("#file").set_input_files(tmp_path / name)
+        expect(said).to_contain_text(f"{name}: the JPEG has more than 100 scans")
+        expect(page.get_by_role("heading", name="Name things in words")).to_be_visible()
+
+    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
+    expect(page.locator("#pictures li")).to_have_count(1)
+    server.gate.clear()
+    page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
+    expect(photo).to_have_attribute("alt", "coffee.jpg")
+    page.get_by_role("button", name="chelsea.jpg").click()
+    expect(photo).to_have_attribute("alt", "chelsea.jpg")
+    page.get_by_label("Threshold").focus()
+    server.gate.set()
+    expect(page.locator("#pictures li")).to_have_count(3)
+    for thumbnail in page.locator("#pictures canvas").all():
+        expect(thumbnail).to_have_attribute("width", "144")
+    expect(photo).to_have_attribute("alt", "chelsea.jpg")
+    expect(page.get_by_label("Threshold")).to_be_focused()
 
 
 def test_a_dropped_link_is_not_loaded_and_why(visit: Callable[..., "Page"], server: Any):

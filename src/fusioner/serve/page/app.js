@@ -31,7 +31,12 @@ const showLabels = createLabelList($("labels"), $("label-row"), {
 
 // --- pictures
 
-async function open(file, words = session.current?.labels.map((label) => label.word) ?? rememberedWords()) {
+/**
+ * Upload a picture and request its labels -> Picture, undefined if it is refused.
+ *
+ * It is shown at once, unless `quiet`; nothing that ends later takes view or focus from what the person looks at.
+ */
+async function open(file, words = session.current?.labels.map((label) => label.word) ?? rememberedWords(), quiet = false) {
   const name = file.name || "pasted picture";
   complain("picture-error");
   if (file.type && !file.type.startsWith("image/")) return complain("picture-error", `${name} is not a picture.`);
@@ -41,28 +46,35 @@ async function open(file, words = session.current?.labels.map((label) => label.w
   words.forEach((word) => picture.add(word, styleOf(word)));
   const sent = picture.upload();
   sent.catch(() => {}); // awaited below
-  await preview(picture);
-  if (picture.visible) show(picture);
+  const image = await preview(picture);
+  if (!quiet) show(picture);
   try {
     await sent;
   } catch (error) {
     picture.close();
-    if (session.current === picture) before ? show(before) : (document.body.dataset.state = "empty");
+    if (session.current === picture) before ? show(before) : leave();
     return complain("picture-error", `${name}: ${error.message}`, error, () => open(file, words));
   }
   session.pictures.unshift(picture);
   session.pictures.splice(MAX_PICTURES).forEach((old) => old.close());
-  show(picture);
-  if (!picture.visible) complain("picture-error", `This browser cannot show ${name}, but its masks are correct.`);
+  history.show(session.pictures, session.current);
+  if (session.current === picture) {
+    stage.show(picture);
+    if (!picture.visible) complain("picture-error", `This browser cannot show ${name}, but its masks are correct.`);
+  } else if (picture.visible) {
+    history.draw(picture, [image]);
+  }
   await complete(picture);
+  return picture;
 }
 
-/** Show the file immediately if the browser can, before the server has read it. */
+/** Decode the file in the browser, before the server has read it -> Image. */
 async function preview(picture) {
   const image = new Image();
   image.src = picture.url;
   picture.visible = await image.decode().then(() => true, () => false);
   if (picture.visible) picture.size = { width: image.naturalWidth, height: image.naturalHeight };
+  return image;
 }
 
 function show(picture) {
@@ -74,7 +86,14 @@ function show(picture) {
   rememberWords(picture);
   planes(picture);
   working(picture);
+  history.show(session.pictures, picture);
   if (matchMedia("(pointer: fine)").matches) $("words").focus();
+}
+
+/** Return to the empty page, after the first picture was refused. */
+function leave() {
+  session.current = null;
+  document.body.dataset.state = "empty";
 }
 
 function planes(picture) {
@@ -245,8 +264,14 @@ $("file").addEventListener("change", async () => {
   await openAll(files);
 });
 
+/** Open files one after the other; those after the person has turned to another picture open quietly. */
 async function openAll(files) {
-  for (const file of files) await open(file);
+  let expected = session.current;
+  for (const file of files) {
+    const quiet = session.current !== expected;
+    const picture = await open(file, undefined, quiet);
+    if (!quiet) expected = picture ?? session.current;
+  }
 }
 
 document.addEventListener("paste", (event) => {

@@ -21,6 +21,7 @@ export function createStage(settings, on) {
   let picture = null;
   let spot = null; // the point whose labels are shown
   let zooming = 0; // timer
+  let sized = false; // whether the size of the picture is known
   const view = createView(frame, [photo, overlay], {
     tap: (point) => isolateAt(point),
     hover: (point) => read(point),
@@ -28,14 +29,17 @@ export function createStage(settings, on) {
   });
 
   function show(next) {
+    const fresh = picture !== next || !sized;
     if (picture !== next) {
       picture = next;
       photo.src = picture.url;
       photo.alt = picture.name;
       photo.hidden = !picture.visible;
+      Object.assign(overlay, { width: 1, height: 1, piece: undefined }); // without the masks of the picture before
       read(null);
-      if (picture.size) view.show(picture.size);
     }
+    sized = picture.size !== null; // unknown until the server has read a picture that the browser cannot
+    if (fresh && sized) view.show(picture.size);
     draw();
   }
 
