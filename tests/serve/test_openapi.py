@@ -89,9 +89,10 @@ def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path
     check()
 
 
-def test_images_of_any_id_can_be_deleted(openapi: Any) -> None:
+@pytest.mark.parametrize(("path", "method"), [("/v1/images/{id}", "delete"), ("/v1/progress/{id}", "get")])
+def test_any_id_is_answered(openapi: Any, path: str, method: str) -> None:
     @settings(max_examples=20, suppress_health_check=ANY_HEALTH)
-    @given(case=openapi["/v1/images/{id}"]["delete"].as_strategy(generation_mode=GenerationMode.POSITIVE))
+    @given(case=openapi[path][method].as_strategy(generation_mode=GenerationMode.POSITIVE))
     def check(case: Any) -> None:
         case.call_and_validate(timeout=30)
 

@@ -95,7 +95,8 @@ class Service:
         self._progress[id] = (0, 0)
 
         def report(done: int, total: int) -> None:
-            self._progress[id] = (done, total)
+            if id in self._progress:  # not after a cancelled request
+                self._progress[id] = (done, total)
 
         try:
             pixels = await self._in_thread(check_image_header, request.image, self.limits.max_pixels)
