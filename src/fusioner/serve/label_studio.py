@@ -111,9 +111,8 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
                         if control.key not in images:
                             address = _address(label_studio.url, task, control.key)
                             content = await _download(http, address, headers, service.limits.max_body_bytes)
-                            images[control.key] = await service.encode(
-                                ImageRequest(image=content, name=f"task {task.id}")
-                            )
+                            upload = ImageRequest.model_validate({"image": content, "name": f"task {task.id}"})
+                            images[control.key] = await service.encode(upload)
                         request = LabelsRequest.model_validate({"labels": [*control.labels]})
                         response = await service.segment(images[control.key], request)
                         found += regions(json.loads(bytes(response.body)), control)

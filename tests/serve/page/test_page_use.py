@@ -129,7 +129,12 @@ def test_finer_reads_windows_and_can_be_cancelled(
     finer.click()
     expect(page.locator("#working")).to_have_text("Reading the picture in windows")
     expect(finer).to_have_text("Cancel")
-    stop = server.encoder.register_forward_hook(lambda *_: server.encoder.calls < half or server.gate.clear())
+
+    def stop_half_way(*_: Any) -> None:
+        if server.encoder.calls >= half:
+            server.gate.clear()
+
+    stop = server.encoder.register_forward_hook(stop_half_way)
     server.gate.set()
     expect(page.locator("#working")).to_have_text(re.compile(r"^Reading the picture in windows, (4[5-9]|5[0-5]) %$"))
     stop.remove()
