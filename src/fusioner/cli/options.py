@@ -99,14 +99,14 @@ class ModelFlags:
         """Return the arguments of `fusioner.load`, with full names; FusionerError for names that are no pair."""
         listed = self.background_names
         background = None if listed is None else tuple(read_label_flags([listed])) if listed.strip() else ()
-        names: Any = self.image_encoder, self.text_encoder
-        check_model_or_pair(self.model, *names, background)
-        if self.image_encoder is not None:
-            names = resolve_pair(*names)
+        image, text = self.image_encoder, self.text_encoder
+        check_model_or_pair(self.model, image, text, background)
+        if image is not None:
+            image, text = resolve_pair(image, text)
         return {
             "model": self.model,
-            "image_encoder": names[0],
-            "text_encoder": names[1],
+            "image_encoder": image,
+            "text_encoder": text,
             "background": background,
             "templates": read_templates(self.templates) if self.templates else None,
         }
