@@ -2,6 +2,7 @@
 
     python benchmarks/loaded.py [--busy 0 2] [--rounds 3]
     python benchmarks/loaded.py --operators
+    python benchmarks/loaded.py --threads
 
 Waiting threads of OpenMP (torch) and of ONNX Runtime may spin, which takes the cores from the threads that they wait
 for where other processes are busy. Prints the median of the rounds.
@@ -49,6 +50,24 @@ def operators() -> None:
             print(variables, done.stdout.strip(), flush=True)
 
 
+def threads(rounds: int) -> None:
+    """Print CPU and wall seconds of one photograph by threads, in turns, under the load that there is."""
+    import fusioner
+
+    segmenters = {count: fusioner.load(runtime="onnx", threads=count) for count in (1, 2)}
+    measured: dict[int, list[tuple[float, float]]] = {count: [] for count in segmenters}
+    for number in range(rounds + 1):
+        for count, segmenter in segmenters.items():
+            cpu, wall = time.process_time(), time.monotonic()
+            segmenter(PHOTO, ["cup", f"thing {number}"], mode="whole")
+            if number:  # the first round warms up
+                measured[count].append((time.process_time() - cpu, time.monotonic() - wall))
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    for count, times in measured.items():
+        cpu, wall = (statistics.median(column) for column in zip(*times, strict=True))
+        print(f"{count} threads: {cpu:.2f} s CPU, {wall:.2f} s wall")
+
+
 def seconds(runtime: str, variables: Mapping[str, str], folder: str) -> float:
     """Return the wall time of one command."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | {**variables}
@@ -66,7 +85,11 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="numbers of busy processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--operators", action="store_true", help="sixty convolutions instead of whole commands")
+    parser.add_argument("--threads", action="store_true", help="one photograph by threads, in one process")
     parsed = parser.parse_args()
+    if parsed.threads:
+        threads(parsed.rounds)
+        return
     if parsed.operators:
         operators()
         return

@@ -18,6 +18,7 @@ from fusioner.errors import FusionerError
 from fusioner.hub import find_pretrained, push_to_hub, save_pretrained
 from fusioner.model.checkpoint import load_model
 from fusioner.segmenter import Segmenter
+from fusioner.torch_network import TorchNetwork
 
 COMMIT = "c0ffee" + "0" * 34
 SCRIPT = """
@@ -143,11 +144,15 @@ def test_a_folder_keeps_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> 
     tiny_segmenter.card.training = {"command": "fusioner train folder --root toys", "val_miou": 12.5, "steps": 3}
     tiny_segmenter.card.training |= {"dataset": "folder", "extra_datasets": [["coco", "coco|2014"]], "fold": 1}
     folder = tiny_segmenter.save_pretrained(tmp_path / "cats")
-    model, card = load_model(find_pretrained(folder))
+    assert find_pretrained(folder) == folder
+    model, card = load_model(folder)
     assert card == tiny_segmenter.card
     assert all(
         (one == two).all() for one, two in zip(model.parameters(), tiny_segmenter.model.parameters(), strict=True)
     )
+    parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
+    other = Segmenter(TorchNetwork(*parts, card, templates=["a drawing of a {}."])).save_pretrained(tmp_path / "dogs")
+    assert load_model(other)[1].templates == ("a drawing of a {}.",)
     text = (folder / "README.md").read_text("utf-8")
     assert text.startswith("---\n")
     assert "| data | folder, coco (coco\\|2014), fold 1 |" in text
@@ -158,7 +163,7 @@ def test_a_folder_keeps_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda folder: find_pretrained(folder), "holds no model.safetensors"),
+        (lambda folder: load_model(find_pretrained(folder)), "holds no model"),
         (lambda folder: find_pretrained(folder / "none"), "there is no folder"),
     ],
 )

@@ -50,6 +50,12 @@ def masks(mask: np.ndarray, names: str = "background\ncat\n") -> Path:
     return Path()
 
 
+def turned(name: str) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(RGB).save(name, exif=exif.tobytes())
+
+
 def annotations(**entry: object) -> None:
     save("a.jpg", RGB)
     content = {
@@ -58,6 +64,21 @@ def annotations(**entry: object) -> None:
         "annotations": [{"image_id": 1, "category_id": 1, **entry}],
     }
     Path("all.json").write_text(json.dumps(content))
+
+
+def labelme(*shapes: tuple[str, str]) -> list[str]:
+    """Return the notes on shapes, each a label and a kind."""
+    save("a.jpg", RGB)
+    points = [[1, 1], [9, 1], [9, 9]]
+    entries = [{"label": label, "shape_type": kind, "points": points} for label, kind in shapes]
+    Path("a.json").write_text(json.dumps({"imagePath": "a.jpg", "shapes": entries}))
+    return read_annotations("labelme", Path("a.json")).notes
+
+
+def yolo(line: str) -> None:
+    Path("labels").mkdir()
+    Path("labels/a.txt").write_text(line)
+    Path("data.yaml").write_text("names: [cat]")
 
 
 def convert() -> list[str]:
@@ -106,13 +127,25 @@ CASES: dict[str, tuple[Callable[[], object], Callable[[], list[str]]]] = {
         lambda: Path("photo.raf").write_bytes(b"FUJIFILMCCD-RAW" + bytes(99)),
         lambda: notes_of("photo.raf"),
     ),
+    "another kind of picture": (
+        lambda: Path("drawing.psd").write_bytes(b"8BPS" + bytes(99)),
+        lambda: notes_of("drawing.psd"),
+    ),
     "an empty file": (lambda: Path("photo.jpg").touch(), lambda: notes_of("photo.jpg")),
     "no file": (lambda: None, lambda: notes_of("photo.jpg")),
     "a folder of other pictures": (lambda: files("b.cr2", "c.psd"), lambda: inputs_of("photos")),
     "a mask of another size": (lambda: masks(np.zeros((9, 9), np.uint8)), lambda: check(Path())),
+    "a mask of the pixels before the EXIF orientation": (
+        lambda: [masks(np.zeros((12, 16), np.uint8)), Path("images/a.png").unlink(), turned("images/a.jpg")],
+        lambda: check(Path()),
+    ),
     "a value that is no class": (lambda: masks(RGB[..., 0] // 16), lambda: check(Path())),
     "masks of 0 and 255": (lambda: masks((RGB[..., 0] > 99) * np.uint8(255)), lambda: check(Path())),
     "an unknown colour": (lambda: masks(RGB + np.array([1, 2, 3], np.uint8)), lambda: check(Path())),
+    "a class called void, unlabeled or ignore": (
+        lambda: masks(RGB[..., 0] // 100, "background\ncat\nvoid\n"),
+        lambda: check(Path()),
+    ),
     "a JPEG mask": (
         lambda: [masks(RGB[..., 0] * 0), Image.fromarray(RGB).save("masks/a.png", format="JPEG")],
         lambda: check(Path()),
@@ -125,6 +158,19 @@ CASES: dict[str, tuple[Callable[[], object], Callable[[], list[str]]]] = {
         lambda: annotations(segmentation=[[1, 1, 9, 1, 9, 9]], iscrowd=1),
         lambda: read_annotations("coco", Path("all.json")).notes,
     ),
+    "lines, points, tags": (lambda: None, lambda: labelme(("cat", "line"))),
+    "regions of an image that is not listed": (
+        lambda: annotations(image_id=7, segmentation=[[1, 1, 9, 1, 9, 9]]),
+        lambda: read_annotations("coco", Path("all.json")).notes,
+    ),
+    "a shape outside the image": (lambda: annotations(segmentation=[[20, 1, 25, 1, 25, 9]]), convert),
+    "a label called void or unlabeled": (lambda: None, lambda: labelme(("void", "polygon"))),
+    "a name in two spellings": (lambda: None, lambda: labelme(("cat", "polygon"), ("Cat", "polygon"))),
+    "CVAT for video": (
+        lambda: Path("a.xml").write_text("<annotations><track/></annotations>"),
+        lambda: read_annotations("cvat", Path("a.xml")).notes,
+    ),
+    "an unknown class of YOLO": (lambda: yolo("7 0 0 1 0 1 1"), lambda: read_annotations("yolo", Path()).notes),
     "coordinates far outside": (lambda: annotations(segmentation=[[1, 1, 9e9, 1, 9, 9]]), convert),
     "run lengths that do not fill the image": (
         lambda: annotations(segmentation={"size": [12, 16], "counts": [5, 5]}),
@@ -146,6 +192,7 @@ def test_the_sentence_is_the_real_one(title: str, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image, "_register_heif", lambda: None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     make, read = CASES[title]
     make()
     try:

@@ -11,7 +11,7 @@ Importing this package loads neither torch nor any weights; the first use of a n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, missing_package
 
 if TYPE_CHECKING:
     from fusioner.client import AsyncClient, Client
@@ -34,10 +34,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use (PEP 562)."""
+    """Import a public name from its home on first use (PEP 562); FusionerError if that needs an extra."""
     if name not in _HOMES:
         raise AttributeError(f"module 'fusioner' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
 
 
 def __dir__() -> list[str]:

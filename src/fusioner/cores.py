@@ -14,7 +14,10 @@ def available_cores() -> int:
 
 
 def default_threads() -> int:
-    """Return the number of threads for one model: $OMP_NUM_THREADS, else `available_cores`."""
+    """Return the number of threads for one model: $OMP_NUM_THREADS, else `available_cores`.
+
+    The load does not count: as waiting threads sleep, fewer are not clearly faster (benchmarks/loaded.py --threads).
+    """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) else available_cores()
 

@@ -68,9 +68,9 @@ def segment_raster(
         FusionerError: the raster cannot be read, a result cannot be written, or an option does not apply.
     """
     names = check_labels(labels)
-    options = replace(options or segmenter.options, mode="slide")
-    if options.overlap or options.instances:
-        raise FusionerError("a GeoTIFF mask has one label per pixel: omit the options overlap and instances")
+    options = raster_options(options or segmenter.options)
+    if segmenter.is_softmax:
+        raise FusionerError("encoders without training read resized images, not the windows of a raster: give a model")
     for output in outputs.values():
         check_replaceable(output)
     dtype = np.uint8 if len(names) < 255 else np.uint16
@@ -108,6 +108,15 @@ def segment_raster(
     del pixels[nodata]
     total = max(1, pixels.total())
     return {name: pixels[i] / total for i, name in enumerate(names, start=1)}
+
+
+def raster_options(options: InferenceOptions) -> InferenceOptions:
+    """Return the options in mode slide; FusionerError if one does not apply to rasters."""
+    if options.overlap or options.instances:
+        raise FusionerError("a GeoTIFF mask has one label per pixel: omit the options overlap and instances")
+    if options.short_side or options.window or options.stride:
+        raise FusionerError("a raster is read in windows of the training size: omit short-side, window and stride")
+    return replace(options, mode="slide")
 
 
 def _tiles(height: int, width: int, crop: int, labels: int) -> Iterator[tuple[Area, Area]]:

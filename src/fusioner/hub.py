@@ -10,18 +10,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, missing_package
 from fusioner.io import MARK, atomic_write, check_replaceable, writable_folder
-from fusioner.model.checkpoint import save_model
+from fusioner.model.checkpoint import WEIGHTS, save_model
+
+try:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+except ModuleNotFoundError as error:
+    raise missing_package(error) from error
 
 if TYPE_CHECKING:
     from fusioner.model.checkpoint import ModelCard
     from fusioner.segmenter import Segmenter
 
-WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
+CONFIG, README = "config.json", "README.md"
 METRICS = {"val_miou": "mIoU on held-out training images", "train_miou": "mIoU on training images, running"}
 """Scores in a card's `training` and their names."""
 
@@ -46,20 +54,20 @@ def save_pretrained(segmenter: "Segmenter", folder: str | Path, name: str = "") 
 
 
 def find_pretrained(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Return the model file of a folder of `save_pretrained` or of a repository, which is downloaded once.
+    """Return a folder of `save_pretrained`, or the model file of a repository, which is downloaded once.
 
     Raises:
-        FusionerError: there is no such folder or repository, it has no model, or the hub cannot be reached.
+        FusionerError: there is no such folder or repository, the latter has no model, or the hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / WEIGHTS).is_file():
-            raise FusionerError(f"{folder} holds no {WEIGHTS}: give a folder of save_pretrained")
-        return folder / WEIGHTS
+        return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise FusionerError(f"there is no folder {source}, and a repository is named OWNER/NAME")
     try:
         return Path(hf_hub_download(str(source), WEIGHTS, revision=revision, token=token))
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too
+        raise FusionerError(f"cannot download {source}: this machine is offline, and it is not in its cache") from error
     except EntryNotFoundError as error:
         raise FusionerError(f"the repository {source} holds no {WEIGHTS}: it is not a Fusioner model") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Num, Shaped, UInt8
 from PIL import Image, ImageCms, PngImagePlugin
 
 from fusioner.errors import FusionerError
+from fusioner.io import find_path
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +109,12 @@ def image_size(path: Path) -> tuple[int, int]:
         image = _identify(file, str(path))
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
+def is_turned(path: Path) -> bool:
+    """Return whether the EXIF or XMP orientation of an image file turns or flips its stored pixels."""
+    with _open_file(path) as file:
+        return _orientation(_identify(file, str(path))) in _TRANSPOSE
 
 
 def image_suffixes() -> frozenset[str]:
@@ -242,6 +249,8 @@ def _open_file(path: Path) -> BufferedReader:
     try:
         if path.is_dir():
             raise FusionerError(f"{path} is a folder, not an image")
+        if not path.exists() and (found := find_path(path)):
+            path = found
         if not path.exists():
             hint = ": download it first, images are not read from URLs" if ":/" in str(path) else ""
             raise FusionerError(f"there is no image {path}{hint}")
@@ -304,6 +313,8 @@ def _identify(
         if pages and pages[0].get(_BANDS, 1) != 1:
             layout = f"{pages[0][_BANDS]} bands"
             raise FusionerError(f"{name} is a TIFF of {layout}, which is not supported: save three as RGB") from error
+        if kind := unsupported_kind(name):
+            raise FusionerError(f"{name} is not supported ({kind})") from error
         supported = ", ".join(formats)
         raise FusionerError(f"{name} is corrupt or not an image (supported: {supported})") from error
 

@@ -1,4 +1,4 @@
-"""Atomic file writes (temporary file + rename) and advisory file locks."""
+"""Atomic file writes (temporary file + rename), advisory file locks, and finding files by names of other systems."""
 
 import errno
 import math
@@ -8,9 +8,11 @@ import secrets
 import shutil
 import stat
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 from fusioner.errors import FusionerError
@@ -111,6 +113,40 @@ def cannot_write(path: Path, error: OSError) -> FusionerError:
 def cannot_read(path: Path | str, error: OSError) -> FusionerError:
     """Return the error for a failed read of `path`."""
     return FusionerError(f"cannot read {path}: {error.strerror or error}")
+
+
+def find_path(name: str | Path, folder: str | Path = "") -> Path | None:
+    """Return the file or folder of a name that another system or tool may have written; None if there is none.
+
+    An exact match wins. Otherwise backslashes count as slashes, and case and Unicode form do not count where only one
+    entry of a folder matches.
+    """
+    path = Path(folder, name)
+    try:
+        if path.exists():
+            return path
+        path = Path(folder)
+        for part in PurePosixPath(str(name).replace("\\", "/")).parts:
+            if not (path / part).exists():
+                (part,) = _entries(path, path.stat().st_mtime_ns)[name_key(part)]
+            path /= part
+    except (OSError, ValueError, KeyError):  # no such folder, a name that none can have, several entries, none
+        return None
+    return path
+
+
+def name_key(name: str) -> str:
+    """Return what the names of a file on different systems have in common: neither case nor Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@lru_cache(maxsize=64)
+def _entries(folder: Path, changed: int) -> dict[str, list[str]]:
+    """Return the names in a folder by `name_key`; `changed`, its time of change, tells contents apart."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        found.setdefault(name_key(name), []).append(name)
+    return found
 
 
 class FileLocks:

@@ -81,7 +81,7 @@ def read_word_lists(source: str, packaged: str = "synonyms.json") -> dict[str, t
         return {}
     path = Path(str(files("fusioner.data") / packaged)) if source == "packaged" else Path(source).expanduser()
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FusionerError(f"cannot read the words in {path}: {reason}") from error

@@ -34,8 +34,8 @@ def load(
     """Return a segmenter: a trained model, or with `image_encoder` a pair of encoders without training.
 
     Args:
-        model: a file of `fusioner train`, a folder of `fusioner export`, or an official checkpoint (.pth, .pt; see
-            `model.official_checkpoint`); default: the bundled model, which needs no network.
+        model: a file of `fusioner train`, a folder of `save_pretrained` or `fusioner export`, or an official checkpoint
+            (.pth, .pt; see `model.official_checkpoint`); default: the bundled model, which needs no network.
         device: "cpu", "cuda", "mps"; None or "auto": the best available. Exported models run on the CPU.
         templates: prompt templates, each with a `{}` for the label; default: the card's.
         runtime: "torch", or for the bundled and for exported models "onnx" (ONNX Runtime) or "openvino"; "auto": for a

@@ -14,8 +14,8 @@ Mode = Literal["auto", "whole", "multicrop", "slide"]
 class InferenceOptions:
     """How an image is segmented.
 
-    Raises FusionerError for an unknown mode, a scale outside (0, 16], a threshold outside [0, 1], or overlap without
-    background.
+    Raises FusionerError for an unknown mode, a scale outside (0, 16], a threshold outside [0, 1], overlap without
+    background, or an option that does not apply to the mode.
 
     Attributes:
         mode: whole: encode the whole image at once, resized to the training size; multicrop: also four overlapping
@@ -63,11 +63,10 @@ class InferenceOptions:
             raise FusionerError(
                 "overlapping masks are those above the threshold: do not combine overlap and no background"
             )
-
-    def check_slide(self) -> None:
-        """Raise FusionerError if mode slide is combined with an option that does not apply to it."""
         if self.mode == "slide" and (self.guided_filter or self.tta_scales != (1.0,)):
-            raise FusionerError("--tta-scales and --guided-filter do not apply to --mode slide: omit them")
+            raise FusionerError("tta-scales and guided-filter do not apply to mode slide: omit them")
+        if self.mode in ("whole", "multicrop") and (self.window or self.stride):
+            raise FusionerError(f"window and stride apply to mode slide, not to mode {self.mode}: add --mode slide")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-compatible values."""

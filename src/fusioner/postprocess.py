@@ -184,6 +184,18 @@ def _upsample_rows(
     return result
 
 
+def _shrink(planes: Float[np.ndarray, "k h w"], size: tuple[int, int]) -> Float[np.ndarray, "k h2 w2"]:
+    """Average neighbouring cells of the axes that are longer than those of `size` (height, width)."""
+    for axis, target in enumerate(size, start=1):
+        length = planes.shape[axis]
+        if length > target:
+            edges, cells = np.arange(target + 1) * (length / target), np.arange(length)
+            overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+            weights = (overlap.clip(min=0) * (target / length)).astype(planes.dtype)
+            planes = np.moveaxis(np.tensordot(planes, weights, (axis, 1)), -1, axis)
+    return planes
+
+
 def mean_logits(scales: Sequence[Float[np.ndarray, "k _ _"]]) -> Float[np.ndarray, "k h w"]:
     """Average the logits of several sizes of an image, at the finest resolution."""
     if len(scales) == 1:
@@ -238,7 +250,8 @@ class GuidedFilter:
 
     def __call__(self, logits: Float[np.ndarray, "k h w"]) -> Float[np.ndarray, "k s s"]:
         """Return the filtered logits at the guide's size."""
-        planes = upsample(logits, (self.guide.shape[1], self.guide.shape[2]))
+        size = self.guide.shape[1], self.guide.shape[2]
+        planes = upsample(_shrink(logits, size), size)
         return np.stack([self._filter(plane) for plane in planes]).astype(planes.dtype)
 
     def _filter(self, p: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, overload
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, missing_package
 from fusioner.image import ImageSource, read_image
 from fusioner.labels import LabelHierarchy, SoftmaxNames, check_labels
 from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, MAX_LONG_SIDE, InferenceOptions, Mode
@@ -130,14 +130,14 @@ class EncodedImage:
             self.logits_cache.pop(label, None)
             self.logits_cache[label] = logits[label].copy()
         for label in list(self.logits_cache)[: max(0, len(self.logits_cache) - capacity)]:
-            del self.logits_cache[label]
+            self.logits_cache.pop(label, None)  # another thread may have removed it
 
 
 class Segmenter:
     """Segments images by free-form labels.
 
     `seg(image, labels)` segments one image; `seg.set_image(image)` followed by any number of `seg.segment(labels)`
-    encodes the image once.
+    encodes the image once. Threads may share a segmenter and encoded images; `set_image` sets one image for all.
 
     Attributes:
         network, card: the network and its card.
@@ -352,6 +352,8 @@ class Segmenter:
         """Segment the current image by `labels`; `changes` are options of the decision, such as `threshold`."""
         if self._current is None:
             raise FusionerError("there is no current image: call set_image first")
+        if fixed := sorted(set(changes) & set(ENCODING_OPTIONS)):
+            raise FusionerError(f"options of the encoding ({', '.join(fixed)}) belong to set_image, not to segment")
         names = check_labels(labels)
         options = replace(self._current.options, **changes)
         return self.decide(self._current, names, self.low_res_logits(self._current, names), options)
@@ -359,17 +361,24 @@ class Segmenter:
     def resolve(self, options: InferenceOptions | None = None, **changes: Any) -> InferenceOptions:
         """Return the options (default: the segmenter's) with `changes` and the card's defaults.
 
-        Mode slide has neither scales nor a guided filter.
+        Raises:
+            FusionerError: an option does not apply to the mode or to an exported model of one size.
         """
         options = replace(options or self.options, **changes)
         if options.mode == "auto":
             options = replace(options, mode=self.auto_mode)
+        side = options.short_side or self.card.short_side
+        if not self.network.size_step and (options.tta_scales != (1.0,) or side != self.card.short_side):
+            raise FusionerError(
+                f"this exported model takes images of {self.card.resolution} px only: omit tta-scales and short-side, "
+                "or export it with more sizes"
+            )
         filtered = self.card.guided_filter if options.guided_filter is None else options.guided_filter
         threshold = self.card.threshold if options.threshold is None else options.threshold
-        options = replace(options, threshold=threshold, short_side=options.short_side or self.card.short_side or None)
+        options = replace(options, threshold=threshold, short_side=side or None)
         if options.mode == "slide":
             window, stride = options.window or self.card.resolution, options.stride or self.card.stride or None
-            return replace(options, tta_scales=(1.0,), guided_filter=False, window=window, stride=stride)
+            return replace(options, guided_filter=False, window=window, stride=stride)
         return replace(options, guided_filter=filtered)
 
     def encode(
@@ -613,8 +622,10 @@ class Segmenter:
 
 
 def _torch_network() -> "type[TorchNetwork]":
-    from fusioner.torch_network import TorchNetwork
-
+    try:
+        from fusioner.torch_network import TorchNetwork
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
     return TorchNetwork
 
 

@@ -174,7 +174,10 @@ def children(root: int, name: str) -> list[int]:
         (["--model", "missing.safetensors"], "cannot read the model"),
         (["--threshold", "2"], "the threshold must be a probability"),
         (["--format", "mask", "--overlap"], "--format mask holds one label per pixel: omit it with --overlap"),
-        (["--column", "x", "--device", "gpu"], "there is no device 'gpu'"),
+        (["--device", "gpu"], "there is no device 'gpu'"),
+        (["--column", "x"], "--column names a column of Parquet files"),
+        (["--mode", "slide", "--batch-size", "4"], "--batch-size applies to mode whole, not to mode slide"),
+        (["--window", "100"], "window and stride apply to mode slide, not to mode whole"),
     ],
 )
 def test_wrong_words_are_one_sentence(

@@ -14,7 +14,7 @@ import pytest
 from fusioner import __version__
 from fusioner.cli import main as main_module
 from fusioner.cli.main import VERBS, build, main
-from fusioner.errors import FusionerError
+from fusioner.errors import DEPENDENCIES, EXTRAS, FusionerError
 
 HEAVY = {"torch", "transformers", "lightning_fabric", "onnxruntime", "pyarrow", "fastapi", "av"}
 ARRAYS = {"numpy", "PIL"}
@@ -149,12 +149,12 @@ def test_a_missing_package_is_one_line(
 
 
 def test_every_dependency_has_its_command() -> None:
-    """The tables of main.py name the modules of all dependencies that pyproject.toml declares."""
+    """The tables of errors.py name the modules of all dependencies that pyproject.toml declares."""
     project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
     names = {re.split(r"[>\[]", text)[0].replace("-", "_") for text in project["dependencies"]}
     modules = {"pillow": "PIL", "pyyaml": "yaml"}
-    assert {modules.get(name, name) for name in names} - {"cyclopts"} <= set(main_module.DEPENDENCIES)
-    assert set(main_module.EXTRAS.values()) <= set(project["optional-dependencies"])
+    assert {modules.get(name, name) for name in names} - {"cyclopts"} <= set(DEPENDENCIES)
+    assert set(EXTRAS.values()) <= set(project["optional-dependencies"])
 
 
 def test_models_lists_the_encoders(capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,8 +234,9 @@ def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
     [
         (("--tta-scales", "1,big"), "write comma-separated numbers"),
         (("--tta-scales", "0"), "above 0 and at most 16"),
-        (("--tta-scales", "1,2", "--mode", "slide"), "do not apply to --mode slide"),
-        (("--guided-filter", "--mode", "slide"), "do not apply to --mode slide"),
+        (("--tta-scales", "1,2", "--mode", "slide"), "do not apply to mode slide"),
+        (("--guided-filter", "--mode", "slide"), "do not apply to mode slide"),
+        (("--stride", "100", "--mode", "whole"), "window and stride apply to mode slide"),
     ],
 )
 def test_scales_that_cannot_be_are_one_sentence(run: Run, options: tuple[str, ...], says: str) -> None:

@@ -1,5 +1,6 @@
 """Small trees in the exact official formats: what loads, what is reported, what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,19 @@ def test_an_unlabeled_class_zero_is_ignored(own: Path, name: str):
     assert data.ignore_unlabeled
     assert data.classes[0] == name
     assert set(np.unique(data.read(data.items[0])[1])) == {1, 2, 255}
+
+
+@pytest.mark.parametrize(("first", "last"), [("background", 2), ("background", 255), ("wall", 2)])
+def test_a_class_called_void_is_ignored_wherever_it_stands(own: Path, first: str, last: int):
+    (own / "classes.txt").unlink()
+    (own / "classes.json").write_text(json.dumps({first: 0, "cat": 1, "Void": last}))
+    for mask in (own / "masks").iterdir():
+        indexed(mask, mask_of(0, 1, last))
+    data = folder(own)
+    ordinary = first != "background"
+    assert "class 'Void'" in data.problems[-1]
+    assert [data.classes[i] for i in data.class_ids] == (["wall", "cat"] if ordinary else ["cat"])
+    assert set(np.unique(data.read(data.items[0])[1])) == ({1, 2, 255} if ordinary else {0, 1, 255})
 
 
 def test_an_ordinary_class_zero_moves_all_ids_up(own: Path):

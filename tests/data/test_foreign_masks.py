@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fusioner.cli.main import main
+from fusioner.data.check import check_dataset
 from fusioner.data.folder import folder
 from fusioner.data.masks import VOC_PALETTE, read_mask
 from fusioner.data.paths import NameIndex
@@ -87,8 +88,10 @@ def test_sizes_are_compared_where_masks_are_read_alone(tmp_path: Path):
     exif[0x112] = 6
     Image.new("RGB", (8, 6)).save(root / "images" / "a.jpg", exif=exif.tobytes())
     data = folder(root)
-    with pytest.raises(FusionerError, match=r"is 8x6 .* is 6x8; they must be equal"):
+    with pytest.raises(FusionerError, match=r"is 8x6 .* is 6x8 \(its EXIF orientation turns it.*; they must be equal"):
         data.read_mask(data.items[0])
+    report = check_dataset(data, iter)
+    assert "1 images are turned by their EXIF orientation; so must their masks be" in report.warnings(data)
     with pytest.raises(FusionerError, match="must be equal"):
         open_split("folder", root)
 

@@ -230,10 +230,13 @@ def test_images_are_linked_copied_or_rewritten(tmp_path: Path):
         assert (tmp_path / "out" / "images" / "a.jpg").is_symlink() != copy
     prepare_folder(read_annotations("coco", source, None), tmp_path / "out", copy=False)
     assert not (tmp_path / "out" / "images" / "a.jpg").is_symlink(), "a file is never replaced by a link"
-    source = coco_file(tmp_path / "a.json", ["cow"], [], "b.bmp")
-    picture(tmp_path / "b.bmp")
-    prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
-    with Image.open(tmp_path / "out" / "images" / "b.png") as rewritten:
+    for name in ("b.bmp", "c.bin"):
+        picture(tmp_path / "b.bmp").rename(tmp_path / name)
+        prepare_folder(
+            read_annotations("coco", coco_file(tmp_path / "a.json", ["cow"], [], name), None), tmp_path / "out"
+        )
+    assert (tmp_path / "out" / "images" / "b.bmp").is_symlink()
+    with Image.open(tmp_path / "out" / "images" / "c.png") as rewritten:
         assert rewritten.size == (WIDTH, HEIGHT)
 
 

@@ -1,12 +1,16 @@
 """What `data prepare` finds on the disk stays there, and every annotation is painted or reported."""
 
 import base64
+import io
 import json
 import math
 import random
+import re
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -29,6 +33,12 @@ def picture(path: Path, shade: int = 90) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (WIDTH, HEIGHT), (shade, 120, 30)).save(path)
     return path
+
+
+def picture_bytes(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", size, 255).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def instances(path: Path, annotations: list[dict[str, Any]], file_name: str = "a.jpg", **image: Any) -> Path:
@@ -172,6 +182,121 @@ def test_every_region_is_painted_reported_or_refused(
     data.read(data.items[0])
 
 
+BITMAP = base64.b64encode(picture_bytes((2, 2))).decode()
+KINDS = {
+    "labelme": ("polygon", "rectangle", "circle", "mask", "rotation", "line", "point", None),
+    "cvat": ("polygon", "box", "ellipse", "mask", "polyline", "points", "tag", "skeleton"),
+    "supervisely": ("polygon", "rectangle", "bitmap", "line", "point", "cuboid"),
+    "label-studio": ("polygonlabels", "rectanglelabels", "ellipselabels", "brushlabels", "choices", "relation"),
+    "yolo": ("polygon",),
+    "voc": ("polygon", "box"),
+}
+
+
+def write_shapes(root: Path, source_format: str, shapes: list[tuple[str, Any, list[Any]]]) -> None:
+    """Write an annotation of `a.jpg` whose shapes (kind, label, numbers) may be nonsense, as a tool would write it."""
+    pairs = [
+        (kind, label, values, [values[i : i + 2] for i in range(0, len(values), 2)]) for kind, label, values in shapes
+    ]
+    text = ""
+    if source_format == "labelme":
+        entries = [
+            {"label": label, "shape_type": kind, "points": points, "mask": BITMAP} for kind, label, _, points in pairs
+        ]
+        text = json.dumps({"imagePath": "a.jpg", "shapes": entries, "imageHeight": HEIGHT, "imageWidth": WIDTH})
+    elif source_format == "cvat":
+        document = ElementTree.Element("annotations")
+        image = ElementTree.SubElement(document, "image", name="a.jpg", width=str(WIDTH), height=str(HEIGHT))
+        names = ("xtl", "ytl", "xbr", "ybr", "cx", "cy", "rx", "ry", "left", "top", "width", "height", "rotation")
+        for kind, label, values, points in pairs:
+            given = dict(zip(names, map(str, [*values, *values, *values]), strict=False))
+            given |= {"points": ";".join(",".join(map(str, point)) for point in points)}
+            given |= {"rle": ",".join(map(str, values))} | ({} if label is None else {"label": str(label)})
+            ElementTree.SubElement(image, str(kind), given)
+        text = ElementTree.tostring(document, "unicode")
+    elif source_format == "supervisely":
+        entries = [
+            {"classTitle": label, "geometryType": kind, "points": {"exterior": points, "interior": []}}
+            | {
+                "bitmap": {
+                    "origin": values[:2],
+                    "data": base64.b64encode(zlib.compress(base64.b64decode(BITMAP))).decode(),
+                }
+            }
+            for kind, label, values, points in pairs
+        ]
+        text = json.dumps({"size": {"height": HEIGHT, "width": WIDTH}, "objects": entries})
+    elif source_format == "label-studio":
+        names = ("x", "y", "width", "height", "radiusX", "radiusY", "rotation")
+        entries = [
+            {"type": kind, "value": {kind: None if label is None else [label], "points": points, "rle": values}
+             | dict(zip(names, values, strict=False))}
+            for kind, label, values, points in pairs
+        ]  # fmt: skip
+        text = json.dumps([{"data": {"image": "/data/upload/a.jpg"}, "annotations": [{"result": entries}]}])
+    elif source_format == "yolo":
+        lines = [
+            " ".join(map(str, [{"cat": 0, "dog": 1}.get(label, label or "x"), *values]))
+            for _, label, values, _ in pairs
+        ]
+        text = "\n".join(line.replace("\n", " ") for line in lines)
+    elif source_format == "voc":
+        document = ElementTree.Element("annotation")
+        for kind, label, values, _ in pairs:
+            entry = ElementTree.SubElement(document, "object")
+            ElementTree.SubElement(entry, "name").text = None if label is None else str(label)
+            outline = ElementTree.SubElement(entry, kind if kind == "polygon" else "bndbox")
+            for i, value in enumerate(values):
+                ElementTree.SubElement(outline, f"{'xy'[i % 2]}{i // 2 + 1}").text = str(value)
+        text = ElementTree.tostring(document, "unicode")
+    places = {"cvat": "a.xml", "supervisely": "s/ann/a.jpg.json", "yolo": "labels/a.txt", "voc": "Annotations/a.xml"}
+    path = root / places.get(source_format, "a.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+    (root / "meta.json" if source_format == "supervisely" else root / "data.yaml").write_text(
+        json.dumps({"classes": []} if source_format == "supervisely" else {"names": ["cat", "dog"]})
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(KINDS)).flatmap(
+        lambda name: st.tuples(
+            st.just(name),
+            st.lists(
+                st.tuples(
+                    st.sampled_from(KINDS[name]),
+                    st.sampled_from(["cat", "cat", "dog", "Void", "background", 3, None, "", "a\nb"]),
+                    st.one_of(st.just(SQUARE), st.lists(st.integers(0, 12), max_size=8), st.lists(numbers, max_size=8)),
+                ),
+                max_size=4,
+            ),
+        )
+    )
+)
+def test_every_shape_of_every_format_is_painted_reported_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, case: tuple[str, list[tuple[str, Any, list[Any]]]]
+):
+    source_format, shapes = case
+    root = tmp_path_factory.mktemp("set")
+    for place in ("a.jpg", "s/img/a.jpg") if source_format == "supervisely" else ("a.jpg",):
+        picture(root / place)
+    write_shapes(root, source_format, shapes)
+    project, mask, message = None, None, ""
+    try:
+        project = read_annotations(source_format, root, root if source_format in ("yolo", "voc") else None)
+        (image,) = project.images
+        mask = project.paint(image, (HEIGHT, WIDTH), 255)
+    except FusionerError as error:
+        message = str(error)
+    if project is None or mask is None:
+        assert str(root) in message or re.search(r"\ba\b", message)
+        return
+    assert project.painted + sum(project.left_out.values()) == len(shapes)
+    assert set(np.unique(mask)) <= {*range(len(project.classes) + 1), 255}
+    assert all(count >= 0 for count in project.left_out.values())
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 9), st.integers(1, 9))
 def test_pasted_masks_are_cut_at_the_frame(left: int, top: int, height: int, width: int):
@@ -234,7 +359,8 @@ def test_results_of_label_studio(tmp_path: Path):
     expected[3:7, 3:6], expected[8:, 9:11], expected[:2, :3] = 1, 2, 2
     data = folder(tmp_path / "out")
     np.testing.assert_array_equal(data.read(data.items[0])[1], expected)
-    assert project.notes == ["1 shapes of kind keypointlabels mark no area or are not supported and were left out"]
+    told = "1 shapes of kind {} mark no area or are not supported and were left out"
+    assert project.notes == [told.format("choices"), told.format("keypointlabels")]
     with pytest.raises(ValueError, match="cut short"):
         fill_brush(pack_brush(brush)[:40], (HEIGHT, WIDTH))
 

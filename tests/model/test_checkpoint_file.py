@@ -1,6 +1,8 @@
 """Model files: what goes in comes out, and what is wrong with one is said in a sentence."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +52,17 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(FusionerError, match="not a Fusioner model"):
         load_model(path)
+
+
+def test_a_card_of_any_other_content_is_one_sentence() -> None:
+    card = json.loads(CARD.to_json())
+    other: dict[type, Any] = {bool: 3, int: "3", float: "3", str: 3, list: 3, dict: None, type(None): [1, "b"]}
+    broken = ["{", "[1]", "null", json.dumps(card | {"newer": 1}), json.dumps({**card, "training": {"classes": 4}})]
+    broken += [json.dumps(card | {name: other[type(value)]}) for name, value in card.items()]
+    broken += [json.dumps(card | {"config": card["config"] | {name: []}}) for name in ("width", "method", "dropout")]
+    for text in broken:
+        with pytest.raises(FusionerError, match="card is corrupt or of another version"):
+            ModelCard.from_json(text)
 
 
 def test_weights_of_other_encoders_are_named(tmp_path: Path) -> None:

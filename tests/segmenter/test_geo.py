@@ -136,12 +136,24 @@ def test_the_command(
     err = capsys.readouterr().err
     assert "scene.geojson exists and was not written by fusioner" in err
     assert "bad.tif cannot be segmented as a raster" in err
-    for words in (
-        ("--format", "geotiff,json"),
-        ("--format", "geotiff", "--mode", "whole"),
-        ("--format", "geotiff", "--overlap"),
+    made = (tmp_path / "scene.mask.tif").stat().st_mtime_ns
+    assert main(command("scene.tif", "--format", "geotiff", "--skip-existing")) == 0
+    assert (tmp_path / "scene.mask.tif").stat().st_mtime_ns == made
+    assert "scene.tif: skipped" in capsys.readouterr().out
+    for words, reason in (
+        (("--mode", "whole"), "in --mode slide"),
+        (("--overlap",), "omit the options overlap and instances"),
+        (("--tta-scales", "1,2"), "do not apply to mode slide"),
+        (("--mode", "slide", "--window", "64"), "omit short-side, window and stride"),
+        (("--csv", "a.csv"), "writes neither --csv nor --contact-sheet"),
+        (("--contact-sheet", "a.png"), "writes neither --csv nor --contact-sheet"),
     ):
-        assert main(command("scene.tif", *words)) == 2
+        assert main(command("scene.tif", "--format", "geotiff", *words)) == 2
+        assert reason in capsys.readouterr().err
+    assert main(command("scene.tif", "--format", "geotiff,json")) == 2
+    assert "together with geojson only" in capsys.readouterr().err
+    assert main(command("-", "--format", "geotiff")) == 2
+    assert "not the standard input" in capsys.readouterr().err
 
 
 def test_unknown_options_are_refused(tiny_segmenter: Segmenter, tmp_path: Path) -> None:

@@ -350,6 +350,9 @@ def test_heic_and_camera_raw_are_named(photo: np.ndarray, tmp_path: Path, monkey
     ):
         with pytest.raises(FusionerError, match="camera raw: develop it"):
             read_image(content)
+    for name, kind in (("a.NEF", "camera raw"), ("a.psd", "Photoshop")):
+        with pytest.raises(FusionerError, match=rf"{name} is not supported \({kind}"):
+            read_image(bytes(100), name)
     for name in ("a.jpg", "b.HEIC", "c.dng", "d.nef", "e.txt"):
         (tmp_path / name).touch()
     kinds: list[str] = []
@@ -357,12 +360,22 @@ def test_heic_and_camera_raw_are_named(photo: np.ndarray, tmp_path: Path, monkey
     assert kinds == [HEIF, CAMERA_RAW, CAMERA_RAW]
 
 
-def test_heic(photo: np.ndarray) -> None:
+def image_size_of(content: bytes, path: Path) -> tuple[int, int]:
+    path.write_bytes(content)
+    return image_size(path)
+
+
+def test_heic(photo: np.ndarray, tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     stream = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(photo)).save(stream, quality=95)
+    exif = Image.Exif()
+    exif[0x112] = 6  # stored turned to the left
+    pillow_heif.from_pillow(Image.fromarray(np.rot90(photo))).save(stream, quality=95, exif=exif.tobytes())
     assert close(read_image(stream.getvalue()), photo, 8.0)
+    assert image_size_of(stream.getvalue(), tmp_path / "a.heic") == photo.shape[:2]
     assert ".heic" in image_suffixes()
+    with pytest.raises(FusionerError, match="corrupt"):
+        read_image(stream.getvalue()[:600])
 
 
 def test_a_png_with_long_texts(photo: np.ndarray) -> None:

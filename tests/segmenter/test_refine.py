@@ -63,6 +63,14 @@ def test_it_is_linear_in_the_logits_and_leaves_constants_alone(seed: int, level:
     torch.testing.assert_close(edges(logits)[1:], edges(logits[1:]))
 
 
+def test_finer_logits_are_averaged_not_sampled():
+    flat = GuidedFilter(torch.full((3, 8, 8), 0.5), radius=1)
+    checker = torch.from_numpy((np.indices((24, 24)).sum(0) % 2).astype(np.float32) * 2 - 1)[None]
+    assert flat(checker).abs().max() < 0.2, "sampling every third cell would give 1 or -1"
+    coarse = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(flat(coarse.repeat_interleave(3, 1).repeat_interleave(3, 2)), flat(coarse))
+
+
 def test_it_is_the_filter_of_the_paper_written_out_for_one_pixel():
     g = torch.Generator().manual_seed(3)
     guide, p, r, eps = torch.rand(3, 12, 12, generator=g).double(), torch.randn(12, 12, generator=g).double(), 1, 0.01
@@ -89,7 +97,7 @@ def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Se
     found = tiny_segmenter.low_res_logits(encoded, ["cat", "dog"])
     assert encoded.guide is not None
     torch.testing.assert_close(found, encoded.guide(plain))
-    assert tiny_segmenter.encode(rgb, mode="slide", guided_filter=True).guide is None
+    assert tiny_segmenter.encode(rgb, mode="slide").guide is None
     found = tiny_segmenter(rgb, ["cat"], guided_filter=True)
     assert found.label_map.shape == (40, 60)
     assert found.options == InferenceOptions("whole", (1.0,), True, threshold=0.5)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,43 @@ def test_reprs_are_short(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
 def test_without_an_image(tiny_segmenter: Segmenter) -> None:
     with pytest.raises(FusionerError, match="call set_image first"):
         tiny_segmenter.segment(["cat"])
+
+
+def test_options_that_would_have_no_effect_are_refused(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
+    segmenter = make_tiny_segmenter()
+    with pytest.raises(FusionerError, match="do not apply to mode slide"):
+        segmenter(photo, "cat", mode="slide", guided_filter=True)
+    with pytest.raises(FusionerError, match="do not apply to mode slide"):
+        segmenter(photo, "cat", mode="slide", tta_scales=(1, 1.5))
+    with pytest.raises(FusionerError, match="apply to mode slide, not to mode whole"):
+        segmenter(photo, "cat", window=16)
+    with pytest.raises(FusionerError, match=r"options of the encoding \(mode\) belong to set_image"):
+        segmenter.set_image(photo).segment("cat", mode="slide")
+    segmenter.network.size_step = 0  # as of a model exported for one size
+    with pytest.raises(FusionerError, match="takes images of 32 px only"):
+        segmenter(photo, "cat", tta_scales=(1, 1.5))
+
+
+def test_threads_share_a_segmenter_and_an_image(
+    make_tiny_segmenter: Make, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)
+    encoded = segmenter.encode(photo)
+    names = [f"thing {i}" for i in range(40)]
+    expected = {name: segmenter.low_res_logits(segmenter.encode(photo), [name])[0] for name in names}
+    monkeypatch.setattr(segmenter_module, "LOGITS_CACHE_BYTES", 3 * expected[names[0]].nbytes)
+    monkeypatch.setattr("fusioner.encoders.prompt_templates.CACHE_SIZE", 3)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            queries = [names[i % 37 : i % 37 + 3] for i in range(200)]
+            for labels, logits in zip(
+                queries, pool.map(lambda labels: segmenter.low_res_logits(encoded, labels), queries), strict=True
+            ):
+                np.testing.assert_allclose(logits, [expected[label] for label in labels], atol=1e-4)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_calling_leaves_the_kept_image_alone(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:

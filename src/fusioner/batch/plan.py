@@ -28,7 +28,7 @@ from jaxtyping import Bool
 
 from fusioner.batch.sources import OnLeftOut, Picture, Source
 from fusioner.errors import FusionerError, first_difference
-from fusioner.io import FileLocks, cannot_write, writable_folder
+from fusioner.io import FileLocks, cannot_write, find_path, writable_folder
 
 FORMAT = "fusioner-batch-3"
 DEFAULT_SHARD_SIZE = 256
@@ -79,7 +79,7 @@ class Plan:
             file.seek(shard.start)
             for line in islice(file, shard.count):
                 name = json.loads(line)
-                yield Picture(name, source.base / name)
+                yield Picture(name, find_path(name, source.base) or source.base / name)
 
     def result(self, number: int) -> Path:
         """Return the path of a shard's results."""

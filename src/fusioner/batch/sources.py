@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes, list_images, unsupported_kind
-from fusioner.io import cannot_read
+from fusioner.io import cannot_read, find_path
 
 Kind = Literal["files", "parquet", "tar"]
 OnLeftOut = Callable[[str], None]
@@ -94,7 +94,15 @@ class Source:
 
 def open_source(text: str, column: str | None = None) -> Source:
     """Return the source that a path or glob names; its kind follows from the file names."""
-    path = Path(text).expanduser()
+    source = _open_source(text, column)
+    if column and source.kind != "parquet":
+        raise FusionerError(f"--column names a column of Parquet files, and {text} is none: omit it")
+    return source
+
+
+def _open_source(text: str, column: str | None) -> Source:
+    path = find_path(Path(text).expanduser()) or Path(text).expanduser()
+    text = str(path) if path.exists() else text
     if path.is_dir():
         return Source(_kind({Path(entry.name).suffix for entry in os.scandir(path)}), path.absolute(), text, column)
     if path.exists():
@@ -180,7 +188,7 @@ def _parquet_picture(value: Any, name: Any, path: Path, row: int) -> Picture:
     if isinstance(value, bytes):
         return Picture(str(name or f"row {row}"), value)
     if isinstance(value, str) and value:
-        return Picture(value, path.parent / value)
+        return Picture(value, find_path(value, path.parent) or path.parent / value)
     return Picture(str(name or f"row {row}"), FusionerError(f"row {row} of {path.name} holds no picture"))
 
 

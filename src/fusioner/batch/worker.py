@@ -99,6 +99,7 @@ class Worker:
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
         self.segmenter = load(device=job.device, threads=job.threads, **job.model)
+        self.options = self.segmenter.resolve(job.options)
         self.segmenter.embed(job.labels)
 
     def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:
@@ -157,13 +158,13 @@ class Worker:
 
     def _segment(self, images: list[np.ndarray]) -> list[Segmentation | Exception]:
         """Return a result or error per image; if a batch fails, its images are segmented one by one."""
-        job, segmenter = self.job, self.segmenter
+        labels, options, segmenter = self.job.labels, self.options, self.segmenter
         try:
-            if len(images) == 1 or segmenter.resolve(job.options).mode != "whole":
-                return [segmenter(image, job.labels, job.options) for image in images]
-            encoded = segmenter.encode_batch(images, job.options) if images else []
-            logits = ((image, segmenter.low_res_logits(image, job.labels)) for image in encoded)
-            return [segmenter.decide(image, job.labels, plane, job.options) for image, plane in logits]
+            if len(images) == 1 or options.mode != "whole":
+                return [segmenter(image, labels, options) for image in images]
+            encoded = segmenter.encode_batch(images, options) if images else []
+            logits = ((image, segmenter.low_res_logits(image, labels)) for image in encoded)
+            return [segmenter.decide(image, labels, plane, options) for image, plane in logits]
         except Exception as error:  # any error of one image; the others of the input must still be segmented
             return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]
 

@@ -7,7 +7,7 @@
 Every tenth image of the input is a validation image.
 """
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 import yaml
 from PIL import Image
@@ -22,7 +22,7 @@ _MAX_STEM = 100  # characters
 def write_example(out: Path, number: int, picture: Picture, result: Segmentation) -> None:
     """Write an image and its regions; `number` is its place in the input."""
     split = "train" if number % 10 else "val"
-    stem = f"{number:09}-{PurePosixPath(picture.name).stem[:_MAX_STEM]}"
+    stem = f"{number:09}-{PureWindowsPath(picture.name).stem[:_MAX_STEM]}"
     content = picture.content.read_bytes() if isinstance(picture.content, Path) else picture.content
     is_jpeg = isinstance(content, bytes) and content.startswith(b"\xff\xd8")
     with atomic_write(out / "images" / split / f"{stem}{'.jpg' if is_jpeg else '.png'}") as temporary:

@@ -75,23 +75,25 @@ def batch(
             files; one of them; or a text file with the path of a picture on each line, relative to that file.
         out: Folder of the results, see docs/batch.md.
         format: Also write files, separated by commas: mask (an indexed PNG per image), yolo (a data set that
-            Ultralytics trains on: copies of the images, polygons, data.yaml).
-        column: Column of the pictures in Parquet files: bytes, or paths relative to the file.
+            Ultralytics trains on: copies of the images, polygons, data.yaml). Default: tables only.
+        column: Column of the pictures in Parquet files: bytes, or paths relative to the file. Default: the first called
+            image, bytes, jpg, path or similar.
         engine: local: processes of this machine; ray: Ray Data, on this machine or a cluster.
         address: Ray cluster to join (auto: the one of this machine). Default: start Ray on this machine.
         workers: Number of workers, each with its own model. Default: one per GPU, else one per --threads cores.
         threads: CPU threads per worker.
         batch_size: Pictures encoded at once. Default: 16 on a GPU, 1 on a CPU, where more is not faster.
         shard_size: Maximum number of pictures per shard: what an interruption costs each worker. Default: 256.
-        hourly_price: Price of a worker per hour, in any currency: reports the cost of 1,000 images.
+        hourly_price: Price of a worker per hour, in any currency: reports the cost of 1,000 images. Default: no report.
     """
-    options.check_slide()
     label_list = read_label_flags(labels)
     formats = tuple(sorted({name.strip() for name in format.split(",")})) if format else ()
     if unknown := set(formats) - {"mask", "yolo"}:
         raise FusionerError(f"--format {', '.join(sorted(unknown))}: a batch writes mask and yolo besides its tables")
     if "mask" in formats and options.overlap:
         raise FusionerError("--format mask holds one label per pixel: omit it with --overlap")
+    if batch_size and options.mode in ("multicrop", "slide"):
+        raise FusionerError(f"--batch-size applies to mode whole, not to mode {options.mode}: omit it")
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
     from fusioner.batch.run import run_shards
@@ -185,6 +187,8 @@ def _ray_engine(
 
     start_ray(address)
     capacity, gpus = cluster_workers(job.threads)
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
+        raise FusionerError(f"--device {device} is not in the Ray cluster: omit it, or name cpu or cuda")
     gpus = gpus and device != "cpu"
     job = replace(job, device="cuda" if gpus else "cpu", batch_size=batch_size or (16 if gpus else 1))
     count = workers or capacity

@@ -24,7 +24,7 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
     Args:
         run_a: Folder of an evaluation (its --out).
         run_b: Folder of another evaluation of the same data set and folds.
-        out: Folder for compare.json, compare.md and compare.html (with a plot of all differences).
+        out: Folder for compare.json, compare.md and compare.html (with a plot of all differences). Default: none.
         n_resamples: Samples of the bootstrap and of the randomisation.
         seed: Random seed of both.
     """

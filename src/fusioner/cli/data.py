@@ -112,7 +112,7 @@ def folder_command(
         Parameter(name="--from", help="Format of the annotations."),
     ],
     root: Annotated[Path, Parameter(help="Folder to write.")],
-    images: Annotated[Path | None, Parameter(help="Folder of the images, if not beside the annotations.")] = None,
+    images: Annotated[Path | None, Parameter(help="Folder of the images. Default: where the format has them.")] = None,
     copy: Annotated[bool, Parameter(help="Copy the images instead of linking to them.")] = False,
     skip_missing: Annotated[bool, Parameter(help="Leave out images that are not found.")] = False,
     mask_values: MaskValues = "",

@@ -5,11 +5,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
 
-from fusioner.cli.options import Dataset, Device, MaskValues, Root, TtaScales
+from fusioner.cli.options import COMPUTE, INFERENCE, MODEL, Dataset, Device, MaskValues, Root, TtaScales
 from fusioner.data.base import SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
 from fusioner.data.registry import open_dataset
@@ -17,7 +18,7 @@ from fusioner.errors import FusionerError
 from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.protocols import make_plans
 from fusioner.evaluation.results import Plan
-from fusioner.io import writable_folder
+from fusioner.io import find_path, writable_folder
 from fusioner.loading import load
 from fusioner.options import InferenceOptions, Mode
 from fusioner.progress import progress
@@ -32,19 +33,19 @@ def evaluate(
     *,
     root: Root,
     mask_values: MaskValues = "",
-    model: Path | None = None,
-    method: Literal["cosine", "maskclip", "empty", "prompt-ablated"] | None = None,
-    image_encoder: str | None = None,
-    text_encoder: str | None = None,
+    model: Annotated[Path | None, Parameter(group=MODEL)] = None,
+    method: Annotated[Literal["cosine", "maskclip", "empty", "prompt-ablated"] | None, Parameter(group=MODEL)] = None,
+    image_encoder: Annotated[str | None, Parameter(group=MODEL)] = None,
+    text_encoder: Annotated[str | None, Parameter(group=MODEL)] = None,
     out: Path = Path("evaluation"),
     fold: Literal["0", "1", "2", "3", "all"] = "all",
     split: str | None = None,
     options: EvaluationOptions = DEFAULT_OPTIONS,
-    mode: Mode | None = None,
-    tta_scales: TtaScales = (1.0,),
-    tta_flip: bool = False,
-    guided_filter: bool | None = None,
-    cache: Path | None = None,
+    mode: Annotated[Mode | None, Parameter(group=INFERENCE)] = None,
+    tta_scales: Annotated[TtaScales, Parameter(group=INFERENCE)] = (1.0,),
+    tta_flip: Annotated[bool, Parameter(group=INFERENCE)] = False,
+    guided_filter: Annotated[bool | None, Parameter(group=INFERENCE)] = None,
+    cache: Annotated[Path | None, Parameter(group=COMPUTE)] = None,
     allow_leak: bool = False,
     device: Device = "auto",
 ) -> None:
@@ -72,7 +73,7 @@ def evaluate(
             neutral text in place of every prompt. Default: the method that the model was trained with. See
             docs/baselines.md.
         image_encoder: Image encoder of a pair that is evaluated without training, or A+B (see docs/training-free.md);
-            with --method cosine or maskclip its encoder, by default effnet-lite2.
+            with --method cosine or maskclip its encoder. Default: none; of these methods effnet-lite2.
         text_encoder: Its text encoder; default: that of the same model.
         out: Folder for the reports.
         fold: Fold of pascal, coco or coco-to-pascal, or all four and their mean.
@@ -115,7 +116,8 @@ def evaluate(
     notes += [f"protocol {protocol}"] if protocol else []
     if options.threshold == "model":
         options = replace(options, threshold=segmenter.card.threshold)
-    segmenter.options = InferenceOptions(mode, tta_scales, guided_filter)
+    # In mode slide the scales are those of the predictor.
+    segmenter.options = InferenceOptions(mode, (1.0,) if mode == "slide" else tta_scales, guided_filter)
     filtered = segmenter.resolve().guided_filter
     start = time.monotonic()
     with progress() as track:
@@ -141,7 +143,7 @@ def evaluation_split(dataset: str, root: Path, split: str | None) -> str | None:
     if split is not None:
         return None if split == "all" else split
     if dataset == "folder":
-        return "val" if (root / "val.txt").is_file() else None
+        return "val" if find_path("val.txt", root) else None
     return "test" if dataset in ("fss1000", "mosaic4", "camvid") else "val"
 
 

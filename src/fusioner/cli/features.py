@@ -1,11 +1,11 @@
 """`fusioner features`: build and maintain the feature cache."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from fusioner.cli.options import CacheFolder, Device, Root
+from fusioner.cli.options import COMPUTE, MODEL, CacheFolder, Device, Root
 from fusioner.data.registry import TrainableDataset, open_dataset
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.io import default_cache_folder, format_bytes
@@ -26,11 +26,11 @@ def build(
     root: Root,
     out: CacheFolder = None,
     split: str | None = None,
-    views: int | None = None,
-    image_encoder: str | None = None,
-    resolution: int | None = None,
-    batch_size: int | None = None,
-    workers: int = 2,
+    views: Annotated[int | None, Parameter(group=MODEL)] = None,
+    image_encoder: Annotated[str | None, Parameter(group=MODEL)] = None,
+    resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
+    batch_size: Annotated[int | None, Parameter(group=COMPUTE)] = None,
+    workers: Annotated[int, Parameter(group=COMPUTE)] = 2,
     device: Device = "auto",
 ) -> None:
     """Encode the images of a data set and augmented views of them; cached entries are not encoded again.

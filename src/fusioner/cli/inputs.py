@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error, list_images
+from fusioner.io import find_path
 
 STDIN = Path("-")
 VIDEO_SUFFIXES = (
@@ -93,6 +94,7 @@ def is_video(path: Path) -> bool:
 
 def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerError]) -> dict[Path, Path]:
     path = Path(name).expanduser()
+    path = path if path == STDIN else find_path(path) or path
     if path != STDIN and path.is_dir():
         known_errors, left_out = len(errors), list[str]()
         images = list(list_images(path, out, recursive, errors.append, left_out.append))
@@ -102,7 +104,8 @@ def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerE
             errors.append(FusionerError(f"folder {path} holds no pictures"))
         return {image: image.parent.relative_to(path) for image in images}
     if any(letter in name for letter in "*?[") and not path.exists():
-        matches = sorted(match for match in map(Path, glob(str(path), recursive=True)) if not match.is_dir())
+        matches = glob(str(path), recursive=True) or glob(str(path).replace("\\", "/"), recursive=True)
+        matches = sorted(match for match in map(Path, matches) if not match.is_dir())
         if not matches:
             errors.append(FusionerError(f"no file matches {name}"))
         return dict.fromkeys(matches, Path())

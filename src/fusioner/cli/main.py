@@ -9,7 +9,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from fusioner import __version__
-from fusioner.errors import FusionerError
+from fusioner.errors import FusionerError, missing_package
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # exit codes; the last two as shells give for SIGINT and SIGPIPE
 
@@ -31,26 +31,6 @@ VERBS = {
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 """Variables by which torch's waiting threads sleep instead of spinning, read when torch is imported: beside other busy
 processes, spinning makes it many times slower (benchmarks/loaded.py)."""
-EXTRAS = {
-    **dict.fromkeys(("fastapi", "uvicorn", "multipart", "python_multipart", "prometheus_client", "httpx"), "serve"),
-    **dict.fromkeys(("torch", "transformers", "huggingface_hub", "lightning_fabric"), "train"),
-    **dict.fromkeys(("onnx", "onnxscript"), "export"),
-    "av": "video",
-    "openvino": "openvino",
-    "pyarrow": "batch",
-    "rasterio": "geo",
-    "ray": "ray",
-    "tensorboard": "tensorboard",
-    "timm": "timm",
-}
-"""Optional module -> the extra of fusioner that installs it."""
-DEPENDENCIES = {
-    "PIL": "pillow",
-    "yaml": "pyyaml",
-    **{name: name for name in ("numpy", "onnxruntime", "tokenizers", "safetensors")},
-    **{name: name for name in ("pycocotools", "rich", "jaxtyping")},
-}
-"""Required module -> its distribution, for installations made without dependencies."""
 
 
 def build(requested: str | None = None) -> App:
@@ -92,7 +72,7 @@ def run(command: Callable[[], Any]) -> int:
     except (FusionerError, CycloptsError) as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(_missing_package(error))
+        return _fail(str(missing_package(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -110,16 +90,6 @@ def run(command: Callable[[], Any]) -> int:
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return BAD_INPUT
-
-
-def _missing_package(error: ModuleNotFoundError) -> str:
-    """Return the sentence for a module that is not installed; raises `error` when it is none of ours (a bug)."""
-    module = (error.name or "").partition(".")[0]
-    if module in EXTRAS:
-        return f"this needs {module}: pip install 'fusioner[{EXTRAS[module]}]'"
-    if module in DEPENDENCIES:
-        return f"this needs {module}: pip install {DEPENDENCIES[module]}"
-    raise error
 
 
 def _stdout_is_broken() -> bool:

@@ -79,9 +79,11 @@ class ModelFlags:
     """What segments: a trained model, or a pair of encoders without training.
 
     Attributes:
-        model: Model file of `fusioner train` or folder of `fusioner export`. Default: bundled model.
+        model: Model file of `fusioner train`, or folder of `save_pretrained` or `fusioner export`. Default: bundled
+            model.
         image_encoder: Segment without a trained model: a text-aligned image encoder such as naclip-vit-b16, or A+B,
-            where B gives the attention (ProxyCLIP), such as clip-vit-b16+dinov2-b. See docs/training-free.md.
+            where B gives the attention (ProxyCLIP), such as clip-vit-b16+dinov2-b. See docs/training-free.md. Default:
+            none, --model.
         text_encoder: Text encoder of --image-encoder. Default: that of the same model.
         background_names: Names that compete with the labels of --image-encoder and whose pixels get none, separated by
             commas or in a .txt file; "" for none. Default: 26 words, such as sky, wall and floor.

@@ -22,7 +22,8 @@ from fusioner.cli.options import (
     print_notes,
     read_label_flags,
 )
-from fusioner.cli.predict_runner import CSV_MARK, Run, Settings, found_text, read_stdin
+from fusioner.cli.predict_runner import CSV_MARK, Run, Settings, found_text, is_newer, read_stdin
+from fusioner.encoders.prompt_templates import IMAGENET
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, get_format
 from fusioner.image import read_image
@@ -77,14 +78,14 @@ def predict(
         skip_existing: Skip pictures whose results all exist, are newer than the picture, --model and --templates, and
             (with json among the formats) have the same labels, options and encoders.
         contact_sheet: Picture (.png or .jpg) of all results, 60 to a page; further pages are NAME-2, NAME-3 ...
+            Default: none.
         csv: Table (.csv) with a row per picture and label (found, pixels, coverage, score, peak, outscored_by, box as
-            x y width height) and per error; with --instances a row per region.
+            x y width height) and per error; with --instances a row per region. Default: none.
         workers: Threads that read pictures ahead, and as many that write results. About twice as many pictures are in
             memory.
     """
     if not images:
         raise FusionerError("name at least one picture, folder, glob or video")
-    options.check_slide()
     label_list = read_label_flags(labels)
     to_stdout = str(out) == "-"
     if csv and csv.suffix.lower() != ".csv":
@@ -100,12 +101,14 @@ def predict(
         return fusioner.load(device=device, runtime=runtime, **arguments)
 
     found, errors = find_inputs(images, recursive, out)
+    dependencies = tuple(file for file in (model.model, model.templates) if file and str(file) != IMAGENET)
     if "geotiff" in names:
-        return _rasters(found, errors, out, names, label_list, options, load)
+        if csv or contact_sheet:
+            raise FusionerError("--format geotiff writes neither --csv nor --contact-sheet: omit them")
+        return _rasters(found, errors, out, names, label_list, options, dependencies if skip_existing else None, load)
     formats = {name: get_format(name, options) for name in names}
     if skip_existing and model.image_encoder and "json" not in formats:
         raise FusionerError("--skip-existing with --image-encoder needs json among the formats: it names the encoders")
-    dependencies = tuple(file for file in (model.model, model.templates) if file)
     settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
 
     if to_stdout:
@@ -143,19 +146,27 @@ def _rasters(
     formats: list[str],
     labels: list[str],
     options: InferenceFlags,
+    dependencies: tuple[Path, ...] | None,
     load: "Callable[[], Segmenter]",
 ) -> int:
-    """Segment GeoTIFF files window by window."""
-    from fusioner.geo import SUFFIXES, segment_raster
+    """Segment GeoTIFF files window by window; with `dependencies` skip those whose results are newer."""
+    from fusioner.geo import SUFFIXES, raster_options, segment_raster
 
     if not set(formats) <= SUFFIXES.keys() or options.mode not in ("auto", "slide") or str(out) == "-":
         raise FusionerError("--format geotiff is written to a folder, in --mode slide and together with geojson only")
+    if STDIN in found:
+        raise FusionerError("--format geotiff reads windows of a file, not the standard input: name a file")
+    raster_options(options)
     jobs = name_results(found, out, [SUFFIXES[name] for name in formats])
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    segmenter = load()
+    segmenter = None
     for job in jobs:
         outputs = {name: job.folder / f"{job.stem}{SUFFIXES[name]}" for name in formats}
+        if dependencies is not None and is_newer((job.path, *dependencies), outputs.values()):
+            print(f"{job.path}: skipped (its results are there)")
+            continue
+        segmenter = segmenter or load()
         notes: list[str] = []
         try:
             with progress(after=2.0) as bar:

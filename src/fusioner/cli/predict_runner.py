@@ -207,14 +207,9 @@ class Run:
         item.skipped, self._rows[item.number] = True, rows
 
     def _is_newer(self, source: Path, results: Sequence[Path]) -> bool:
-        """Return whether all results exist and none is older than its source or dependencies."""
-        if not self.settings.skip_existing or source == STDIN:
-            return False
-        try:
-            changed = max(path.stat().st_mtime for path in (source, *self.settings.dependencies))
-            return all(path.stat().st_mtime >= changed for path in results)
-        except OSError:
-            return False
+        """Return whether the results need not be made again, as far as the times of the files tell."""
+        skips = self.settings.skip_existing and source != STDIN
+        return skips and is_newer((source, *self.settings.dependencies), results)
 
     def _predict(self, item: Item) -> Item:
         if not item.error and not item.skipped:
@@ -287,6 +282,15 @@ class Run:
         except FusionerError as error:
             self.fail(error, job.path)
             self._report_all(items)
+
+
+def is_newer(sources: Iterable[Path], results: Iterable[Path]) -> bool:
+    """Return whether all results exist and none is older than one of the sources."""
+    try:
+        changed = max(path.stat().st_mtime for path in sources)
+        return all(path.stat().st_mtime >= changed for path in results)
+    except OSError:
+        return False
 
 
 def read_stdin() -> bytes:

@@ -43,13 +43,14 @@ def serve(
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on; 0 takes a free one.
         open: Open the page in the browser.
-        api_key_file: File with the key that requests must send as `Authorization: Bearer`; or set FUSIONER_API_KEY.
+        api_key_file: File with the key that requests must send as `Authorization: Bearer`. Default: FUSIONER_API_KEY,
+            else no key.
         cors_origin: Another web page that may call the API, such as https://example.org; may be repeated.
         allowed_host: Host name of requests, such as the name under which a reverse proxy shows this server; may be
             repeated.
         root_path: Path prefix under which a reverse proxy shows this server, such as /segment.
         label_studio: Address of a Label Studio, such as http://localhost:8080, to predict its tasks; its token is read
-            from LABEL_STUDIO_API_KEY.
+            from LABEL_STUDIO_API_KEY. Default: none.
     """
     for origin in cors_origin:
         if not origin.startswith(("http://", "https://")) or origin.endswith("/"):
@@ -58,7 +59,6 @@ def serve(
         raise FusionerError(f"--root-path must be like /segment, not {root_path}")
     if label_studio and not label_studio.startswith(("http://", "https://")):
         raise FusionerError(f"--label-studio must be like http://localhost:8080, not {label_studio}")
-    options.check_slide()
     key = read_key(api_key_file)
     if key is None and not allowed_host and host not in ("localhost", "127.0.0.1", "::1"):
         raise FusionerError(
@@ -89,7 +89,7 @@ def read_key(file: Path | None) -> str | None:
     """Return the key in `file`, else in the environment, else None; FusionerError if it is empty or not ASCII."""
     source = file or KEY_VARIABLE
     try:
-        key = file.read_text("utf-8").strip() if file else os.environ.get(KEY_VARIABLE)
+        key = file.read_text("utf-8-sig").strip() if file else os.environ.get(KEY_VARIABLE)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise FusionerError(f"cannot read the API key from {file}: {reason}") from error

@@ -6,17 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from fusioner.cli.options import Device, MaskValues, Root
+from fusioner.cli.options import COMPUTE, Device, MaskValues, Root
 from fusioner.data.registry import TrainableDataset
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
 from fusioner.progress import format_duration
-from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions, read_toml
+from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions, flatten, read_toml
 from fusioner.training.dataset import open_split
+from fusioner.training.presets import PRESETS
 from fusioner.training.presets import preset as get_preset
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
@@ -34,13 +35,25 @@ else:
         Inherited fields come last.
         """
         entries = [
-            (entry.name, entry.type | None, field(default=None, metadata=entry.metadata))
+            (entry.name, entry.type | None, field(default=None, metadata={"help": _with_default(entry)}))
             for entry in sorted(fields(options), key=lambda entry: entry.name not in options.__annotations__)
             if entry.name not in without
         ]
         made = make_dataclass(options.__name__, entries)
         made.__module__ = __name__  # cyclopts does not read dataclasses of the module `types`
         return made
+
+    def _with_default(entry: Any) -> str:
+        """Return the help of an option with the presets' values: that of small, and those that differ."""
+        values = {name: _format(flatten(preset.to_dict())[entry.name]) for name, preset in PRESETS.items()}
+        small = values.pop("small")
+        others = "; ".join(f"{name}: {value}" for name, value in values.items() if value != small)
+        return f"{entry.metadata['help']} Default: {small}" + (f" ({others})." if others else ".")
+
+    def _format(value: Any) -> str:
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
     ModelFlags = _flags(ModelOptions, "templates")
     DataFlags = _flags(DataOptions, "features")
@@ -59,13 +72,13 @@ def train(
     config: Path | None = None,
     extra_dataset: list[str] | None = None,
     templates: Path | None = None,
-    cache: str | None = None,
+    cache: Annotated[str | None, Parameter(group=COMPUTE)] = None,
     init_from: Path | None = None,
     resume: bool = False,
-    checkpoint_minutes: float = 5.0,
+    checkpoint_minutes: Annotated[float, Parameter(group=COMPUTE)] = 5.0,
     device: Device = "auto",
-    devices: int = 1,
-    compile: bool = False,
+    devices: Annotated[int, Parameter(group=COMPUTE)] = 1,
+    compile: Annotated[bool, Parameter(group=COMPUTE)] = False,
     seed: int | None = None,
     model: Annotated[ModelFlags | None, Parameter(name="*", group="Model", consume_multiple=True)] = None,
     data: Annotated[DataFlags | None, Parameter(name="*", group="Data")] = None,
@@ -89,17 +102,18 @@ def train(
         fold: Hold back the classes of this fold of pascal or coco; all trains on every class.
         preset: small: minutes on two cores, no downloads; paper: the official defaults, CLIP ViT-L/14; proxy: small on
             DINOv2 and CLIP ViT-B/16; aligned: small on TIPSv2 alone.
-        config: TOML file with settings in the tables [model], [data] and [optim]; flags take precedence.
-        extra_dataset: A further data set, NAME=FOLDER, with its own vocabulary; repeatable.
-        templates: File of prompt templates, one per line, each with {} for the label.
-        cache: Folder of the feature cache, or off to encode every step under full augmentation.
+        config: TOML file with settings in the tables [model], [data] and [optim]; flags take precedence. Default: none.
+        extra_dataset: A further data set, NAME=FOLDER, with its own vocabulary; repeatable. Default: none.
+        templates: File of prompt templates, one per line, each with {} for the label. Default: those of the preset.
+        cache: Folder of the feature cache, or off to encode every step under full augmentation. Default:
+            $FUSIONER_CACHE, or the platform's folder for caches; in preset paper off.
         init_from: Model file with the initial weights, or default for the bundled model. Its network shape takes
-            precedence over the settings, and its closed-set head is kept beside the new one.
+            precedence over the settings, and its closed-set head is kept beside the new one. Default: random weights.
         resume: Continue the interrupted run in --out.
         checkpoint_minutes: Time between checkpoints.
         devices: Number of devices.
         compile: Compile the network first: worth its minute on a GPU.
-        seed: Seed of weights, order, views, prompts and words.
+        seed: Seed of weights, order, views, prompts and words. Default: 0.
     """
 
     from fusioner.training.train import train as run_training

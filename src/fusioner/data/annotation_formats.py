@@ -21,15 +21,22 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from fusioner.data.classes import CLASS_FILES, PASCAL_CLASSES, read_class_colours, read_class_names, read_names_file
+from fusioner.data.classes import (
+    CLASS_FILES,
+    PASCAL_CLASSES,
+    UNLABELED_NAMES,
+    read_class_colours,
+    read_class_names,
+    read_names_file,
+)
 from fusioner.data.masks import Colour, read_mask
-from fusioner.data.paths import NameIndex, find_file, read_lines
+from fusioner.data.paths import find_file, read_lines
 from fusioner.data.shapes import DRAWERS, MALFORMED, Drawers, Mask, Size
 from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes
 
 _BACKGROUND = frozenset({"background", "_background_", "__background__", "bg"})
-_IGNORE = frozenset({"__ignore__", "ignore"})
+_IGNORE = frozenset({"__ignore__", *UNLABELED_NAMES})
 
 
 class Shape(NamedTuple):
@@ -125,6 +132,8 @@ class AnnotationProject:
             if not name or len(name.splitlines()) > 1:
                 raise FusionerError(f"{self.source} has a class called {label!r}: rename it to a name of one line")
             if label_key(name) in _BACKGROUND | _IGNORE:
+                if label_key(name) in UNLABELED_NAMES - {"ignore"}:
+                    self.merged.append(f"{name!r} is not a class: its pixels are ignored")
                 continue
             if names.setdefault(label_key(name), name) != name:
                 self.merged.append(f"class name {name!r} was merged into {names[label_key(name)]!r}")
@@ -148,10 +157,9 @@ def read_annotations(
     if mask_values and not (source_format in ("cvat", "voc") and (source / "SegmentationClass").is_dir()):
         raise FusionerError(f"--mask-values applies to the masks of --from voc and cvat, but {source} holds none")
     project = voc(source, mask_values) if mask_values else READERS[source_format](source)
-    indexes: dict[Path, NameIndex] = {}
     project.remove_lines()
     for image in project.images:
-        image.path = find_file(image.files, [images] if images else image.folders, indexes)
+        image.path = find_file(image.files, [images] if images else image.folders)
         if image.path is not None:
             image.name = str(Path(image.name.replace("\\", "/")).with_name(image.path.name))
     missing = [image for image in project.images if image.path is None and image.content is None]
@@ -179,7 +187,7 @@ def _reading(message: str) -> Iterator[None]:
     try:
         yield
     except MALFORMED as error:
-        raise FusionerError(f"{message}: {error!r}") from error
+        raise FusionerError(f"{message}: {error if type(error) is ValueError else repr(error)}") from error
 
 
 def _read_json(path: Path) -> Any:
@@ -251,8 +259,8 @@ def cvat(source: Path) -> AnnotationProject:
         root = ElementTree.parse(path).getroot()
         project.classes = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
         for entry in root.iter("image"):
-            elements = sorted(entry.iterfind("*[@label]"), key=lambda element: int(element.get("z_order", "0")))
-            shapes = [Shape(e.attrib["label"], e.tag, dict(e.attrib)) for e in elements if e.tag != "tag"]
+            elements = sorted(entry, key=lambda element: int(element.get("z_order", "0")))
+            shapes = [Shape(_label(e.get("label")), e.tag, dict(e.attrib)) for e in elements]
             name, folders = entry.attrib["name"], [path.parent, path.parent / "images"]
             project.images.append(AnnotatedImage(name, shapes, _size(entry.attrib), [name], folders))
         if root.find("track") is not None:
@@ -283,9 +291,10 @@ def label_studio(source: Path) -> AnnotationProject:
             is_image = [Path(url).suffix.lower() in image_suffixes() for url in urls]
             url = unquote(urls[is_image.index(True)] if any(is_image) else urls[0]).split("?d=")[-1]
             results = [r for a in task["annotations"] if not a.get("was_cancelled") for r in a["result"]]
-            regions = [r for r in results if r["type"] not in ("choices", "textarea")]  # which are of the whole image
-            shapes = [Shape(label, r["type"], r["value"]) for r in regions for label in r["value"].get(r["type"], ())]
-            unlabelled = sum(not r["value"].get(r["type"]) for r in regions)
+            values = [(r["type"], r.get("value") or {}) for r in results]  # relations have none
+            labelled = [(kind, value, list(value.get(kind) or ())) for kind, value in values]
+            shapes = [Shape(_label(label), kind, value) for kind, value, labels in labelled for label in labels]
+            unlabelled = sum(not labels for _, _, labels in labelled)
             project.left_out["regions have no label and were left out"] += unlabelled
             name = url.rsplit("/", 1)[-1]
             files = [url, name.partition("-")[2] or name]  # uploads are renamed to HASH-NAME
@@ -304,7 +313,8 @@ def yolo(source: Path) -> AnnotationProject:
     names = read_names_file(config)
     project = AnnotationProject(source, DRAWERS["yolo"], list(names.values()))
     for path in sorted(root.rglob("*.txt")):
-        parts = list(path.relative_to(root).parts)
+        parts = [*path.relative_to(root).parts]
+        parts[:-1] = ("labels" if part.casefold() == "labels" else part for part in parts[:-1])
         if "labels" not in parts[:-1] or path == config:
             continue
         shapes = []
@@ -378,8 +388,8 @@ def _voc_objects(path: Path) -> list[Shape]:
     objects = []
     with _reading(f"{path} is no annotation file of PASCAL VOC"):
         for entry in ElementTree.parse(path).iter("object"):
-            numbers = [number.text or "" for number in entry.iterfind("polygon//*") if number.tag[0] in "xy"]
-            objects.append(Shape(entry.findtext("name") or "", "polygon" if numbers else "box", numbers))
+            polygons = [[one.text for one in polygon.iter() if one.tag[0] in "xy"] for polygon in entry.iter("polygon")]
+            objects.append(Shape(entry.findtext("name") or "", "polygon" if polygons else "box", polygons))
     return objects
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusioner.data.masks import Colour, read_mask
 from fusioner.errors import FusionerError
-from fusioner.image import image_size, read_image
+from fusioner.image import image_size, is_turned, read_image
 
 Pair = tuple[str, int]
 """(image id, class id): one image and one class to prompt, the unit of the few- and zero-shot protocols."""
@@ -175,9 +175,13 @@ class SegmentationData:
 
 def _check_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
     if tuple(image) != tuple(mask):
+        turned = is_turned(item.image) and tuple(image) == tuple(mask[::-1])
+        hint = (
+            " (its EXIF orientation turns it, the mask was drawn on the stored pixels: turn the mask)" if turned else ""
+        )
         raise FusionerError(
             f"mask {item.mask} is {mask[1]}x{mask[0]} pixels (width x height), "
-            f"its image {item.image} is {image[1]}x{image[0]}; they must be equal"
+            f"its image {item.image} is {image[1]}x{image[0]}{hint}; they must be equal"
         )
 
 

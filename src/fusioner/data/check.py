@@ -9,6 +9,7 @@ from PIL import Image
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.errors import FusionerError
+from fusioner.image import is_turned
 from fusioner.visualization import arrange_grid, overlay, resize_with_maps
 
 
@@ -20,12 +21,14 @@ class DatasetReport:
         readable: number of images that can be read, with masks.
         images: class id (0 for background, and the ignored value) -> number of images that contain it.
         pixels: the same -> number of pixels.
+        turned: number of images that their EXIF orientation turns.
         broken: one sentence for each image or mask that cannot be used.
     """
 
     readable: int = 0
     images: Counter[int] = field(default_factory=Counter)
     pixels: Counter[int] = field(default_factory=Counter)
+    turned: int = 0
     broken: list[str] = field(default_factory=list)
 
     def warnings(self, data: SegmentationData) -> list[str]:
@@ -37,6 +40,8 @@ class DatasetReport:
             found.append(data.no_class_note())
         elif absent:
             found.append(f"{len(absent)} of {len(data.class_ids)} classes are in no mask: {', '.join(absent[:8])}")
+        if self.turned:
+            found.append(f"{self.turned} images are turned by their EXIF orientation; so must their masks be")
         if ignored > total / 2:
             found.append(f"{100 * ignored / total:.0f} % of all pixels are ignored")
         return found
@@ -47,6 +52,7 @@ def check_dataset(data: SegmentationData, track: Callable[[Sequence[Item]], Iter
     report = DatasetReport()
     for item in track(data.items):
         try:
+            report.turned += any(map(is_turned, item.image_files))
             counts = np.bincount(data.read(item)[1].ravel())
         except FusionerError as error:
             report.broken.append(str(error))

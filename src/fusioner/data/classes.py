@@ -8,9 +8,10 @@ from pathlib import Path
 import yaml
 
 from fusioner.errors import FusionerError
+from fusioner.io import find_path, name_key
 
 UNLABELED_NAMES = frozenset({"null", "unlabeled", "unlabelled", "unknown", "ignore", "void"})
-"""Names of class 0 (in any case) that mean "not annotated" instead of background."""
+"""Names of classes (in any case) that mean "not annotated": their pixels are ignored."""
 CLASS_FILES = ("classes.txt", "classes.json", "classes.yaml", "classes.yml")
 MAX_ID = 65534
 _PANOPTIC = ("-other-merged", "-merged", "-other", "-stuff")  # suffixes of COCO's class names that are no words
@@ -59,9 +60,8 @@ def read_names_file(path: Path) -> dict[int, str]:
         raise FusionerError(f"{path} has a mask value outside 0..{MAX_ID}")
     seen: dict[str, int] = {}
     for value, name in names.items():
-        if name.casefold() in seen:
-            raise FusionerError(f"{path} gives the name {name!r} to both {seen[name.casefold()]} and {value}")
-        seen[name.casefold()] = value
+        if (first := seen.setdefault(name_key(name), value)) != value:
+            raise FusionerError(f"{path} gives the name {name!r} to both {first} and {value}")
     return names
 
 
@@ -75,11 +75,11 @@ def read_class_colours(root: Path) -> dict[tuple[int, ...], int]:
     entries = content.get("colors") if isinstance(content, Mapping) else None
     if entries is None:
         return {}
-    values = {name: value for value, name in read_names_file(path).items()}
+    values = {name_key(name): value for value, name in read_names_file(path).items()}
     try:
         return {
             tuple(bytes.fromhex(colour.lstrip("#")) if isinstance(colour, str) else bytes(colour)): (
-                values[name] if name in values else int(name)
+                values[name_key(str(name))] if name_key(str(name)) in values else int(name)
             )
             for name, colour in entries.items()
         }
@@ -88,7 +88,7 @@ def read_class_colours(root: Path) -> dict[tuple[int, ...], int]:
 
 
 def _class_file(root: Path) -> Path:
-    path = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
+    path = next(filter(None, (find_path(name, root) for name in CLASS_FILES)), None)
     if path is None:
         raise FusionerError(f"{root} has no classes.txt, classes.json or classes.yaml with the names of the classes")
     return path

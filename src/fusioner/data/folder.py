@@ -6,7 +6,6 @@ from pathlib import Path, PureWindowsPath
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import UNLABELED_NAMES, prompt_of, read_class_colours, read_class_names
 from fusioner.data.paths import (
-    IMAGE_SUFFIXES,
     MASK_SUFFIXES,
     NameIndex,
     files_by_stem,
@@ -17,9 +16,11 @@ from fusioner.data.paths import (
     summarize,
 )
 from fusioner.errors import FusionerError
+from fusioner.image import image_suffixes, left_out_error, unsupported_kind
+from fusioner.io import find_path
 
 TREE = """\
-    images/NAME.jpg ...   (jpg, jpeg, png or webp)
+    images/NAME.jpg ...   (or another picture format)
     masks/NAME.png ...   (indexed or grey, pixel values are class ids, 255 = ignore)
     classes.txt   (line i names value i; or classes.json, classes.yaml)
     train.txt, val.txt   (optional: one NAME a line)"""
@@ -28,8 +29,8 @@ TREE = """\
 def folder(root: Path, split: str | None = None) -> SegmentationData:
     """Open a folder of images and masks under `root`.
 
-    Class 0 is background if it is called background or has no name; its pixels are ignored if it is called null,
-    unlabeled, unknown, ignore or void; with any other name it is an ordinary class, and all ids move up by one.
+    Class 0 is background if it is called background or has no name; with any other name it is an ordinary class, and
+    all ids move up by one. Pixels of classes called null, unlabeled, unknown, ignore or void are ignored.
 
     Args:
         root: holds `images`, `masks` and `classes.txt` (or .json, .yaml).
@@ -37,7 +38,10 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
             val.txt does not list. None: everything.
     """
     root, problems = Path(root), list[str]()
-    images = files_by_stem(find_folder(root, ("images",), TREE), IMAGE_SUFFIXES)
+    image_folder, left_out = find_folder(root, ("images",), TREE), Counter[str]()
+    images = files_by_stem(image_folder, image_suffixes())
+    left_out.update(filter(None, (unsupported_kind(path.name) for path in image_folder.iterdir())))
+    problems += [str(left_out_error(image_folder, left_out))] if left_out else []
     masks = files_by_stem(find_folder(root, ("masks",), TREE), MASK_SUFFIXES)
     names = read_class_names(root)
     items = _select(root, split, pair_files(images, masks, str(root), problems), problems)
@@ -45,10 +49,16 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
         raise no_images(split, root, TREE)
 
     first = names.get(0, "background")
-    classes = [first, *(names.get(i, "") for i in range(1, max(names) + 1))]
-    unlabeled, mask_values = first.casefold() in UNLABELED_NAMES, {}
-    if not unlabeled and first.casefold() != "background":  # an ordinary class
-        mask_values = {i: i + 1 for i, name in enumerate(classes) if name}
+    ignored = {i: name for i, name in names.items() if i and name.casefold() in UNLABELED_NAMES}
+    problems += [f"class {name!r} (value {i}) is not a class: its pixels are ignored" for i, name in ignored.items()]
+    named = {i: name for i, name in names.items() if i not in ignored}
+    classes = [first, *(named.get(i, "") for i in range(1, max(named, default=0) + 1))]
+    unlabeled = first.casefold() in UNLABELED_NAMES
+    shift = int(not unlabeled and first.casefold() != "background")  # class 0 is an ordinary one
+    mask_values: dict[int, int | None] = {}
+    if shift or ignored:
+        mask_values = {i: i + shift for i, name in enumerate(classes) if name} | dict.fromkeys(ignored)
+    if shift:
         unlabeled, classes = True, ["unlabeled", *classes]
     prompts = [prompt_of(name) for name in classes]
     count = Counter(map(str.casefold, prompts))
@@ -69,11 +79,14 @@ def _select(root: Path, split: str | None, items: list[Item], problems: list[str
     """Items of a split, in the order of its list."""
     if split is None:
         return items
-    path = root / f"{split}.txt"
-    if not path.is_file():
+    path = find_path(f"{split}.txt", root)
+    if path is None:
         if split != "train":
-            raise FusionerError(f"list {path} is missing: put the names of the split's images there, one a line")
-        val = set(_listed(root / "val.txt", items)) if (root / "val.txt").is_file() else set()
+            raise FusionerError(
+                f"list {root / split}.txt is missing: put the names of the split's images there, one a line"
+            )
+        val_list = find_path("val.txt", root)
+        val = set(_listed(val_list, items)) if val_list else set()
         return [item for item in items if item.id not in val]
     listed, by_id = _listed(path, items), {item.id: item for item in items}
     if missing := [stem for stem in listed if stem not in by_id]:
@@ -86,6 +99,6 @@ def _listed(path: Path, items: list[Item]) -> list[str]:
     index, stems = NameIndex(item.id for item in items), dict[str, None]()
     for line in read_lines(path):
         name = PureWindowsPath(line)
-        stem = name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name
+        stem = name.stem if name.suffix.lower() in image_suffixes() else name.name
         stems[index.find(stem) or stem] = None
     return list(stems)

@@ -1,12 +1,12 @@
 """Finding the files of a data set's directory tree and matching images with masks."""
 
 import re
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
 from fusioner.data.base import Item
 from fusioner.errors import FusionerError
+from fusioner.io import find_path, name_key
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -18,8 +18,8 @@ def find_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
     if not root.is_dir():
         raise FusionerError(f"there is no folder {root}; --root must be the folder that holds\n{tree}")
     for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
+        if (folder := find_path(candidate, root)) and folder.is_dir():
+            return folder
     raise FusionerError(f"folder {root / candidates[0]} is missing; {root} must hold\n{tree}")
 
 
@@ -32,7 +32,7 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def files_by_stem(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Return the files of one folder, sorted, by name without extension, which must be unique; omit hidden files."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -45,43 +45,35 @@ def files_by_stem(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dic
 
 
 class NameIndex:
-    """Finds names as other systems and tools write them.
-
-    An exact match wins; otherwise names are compared without folders, case and Unicode form, if only one matches.
-    """
+    """Finds names as other systems and tools write them; see `io.find_path`. Folders do not count."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names, self._by_key = set[str](), dict[str, list[str]]()
         for name in names:
             self._names.add(name)
-            self._by_key.setdefault(_name_key(name), []).append(name)
+            self._by_key.setdefault(_last_key(name), []).append(name)
 
     def find(self, name: str) -> str | None:
         """Return the name that is meant, None if there is none or more than one."""
-        candidates = self._by_key.get(_name_key(name), [])
+        candidates = self._by_key.get(_last_key(name), [])
         return name if name in self._names else candidates[0] if len(candidates) == 1 else None
 
 
-def _name_key(name: str) -> str:
-    return unicodedata.normalize("NFC", name.replace("\\", "/").rsplit("/", 1)[-1]).casefold()
+def _last_key(name: str) -> str:
+    return name_key(name.replace("\\", "/").rsplit("/", 1)[-1])
 
 
-def find_file(names: Iterable[str], folders: Sequence[Path], indexes: dict[Path, NameIndex]) -> Path | None:
+def find_file(names: Iterable[str], folders: Sequence[Path]) -> Path | None:
     """Return the file of the first name (with or without its folders) in the first folder that has one.
 
-    `indexes` caches the contents of folders between calls.
+    Exact matches come before those of `io.find_path`.
     """
-    candidates = [form for name in names for form in (name, name.replace("\\", "/"), PureWindowsPath(name).name)]
-    for folder in folders:
-        for name in candidates:
-            if name and (folder / name).is_file():
-                return folder / name
-    for folder in filter(Path.is_dir, folders):
-        if folder not in indexes:
-            indexes[folder] = NameIndex(path.name for path in folder.iterdir() if path.is_file())
-        for name in candidates:
-            if found := indexes[folder].find(name):
-                return folder / found
+    candidates = [form for name in names for form in (name, PureWindowsPath(name).name)]
+    for find in (lambda name, folder: folder / name, find_path):
+        for folder in folders:
+            for name in candidates:
+                if (path := find(name, folder)) and path.is_file():
+                    return path
     return None
 
 
@@ -108,10 +100,13 @@ def pair_listed(
     ids: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path], where: str, problems: list[str]
 ) -> list[Item]:
     """Match the images of a list with their masks; report those without image or mask in `problems`."""
-    ids = list(ids)
-    if missing := [i for i in ids if i not in images or i not in masks]:
+    image_index, mask_index = NameIndex(images), NameIndex(masks)
+    found = [(listed, image_index.find(listed), mask_index.find(listed)) for listed in ids]
+    if missing := [listed for listed, image, mask in found if image is None or mask is None]:
         problems.append(f"{len(missing)} images of {where} have no image or mask file: {summarize(missing)}")
-    return [Item(i, images[i], masks[i]) for i in ids if i in images and i in masks]
+    return [
+        Item(image, images[image], masks[mask]) for _, image, mask in found if image is not None and mask is not None
+    ]
 
 
 def no_images(split: str | None, root: Path, tree: str) -> FusionerError:

@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from fusioner.data.annotation_formats import AnnotatedImage, AnnotationProject, coco, label_key
 from fusioner.data.classes import CLASS_FILES, COCO_CLASSES, MAX_ID, read_class_names
 from fusioner.data.masks import read_mask
-from fusioner.data.paths import IMAGE_SUFFIXES, MASK_SUFFIXES
+from fusioner.data.paths import MASK_SUFFIXES
 from fusioner.errors import FusionerError
-from fusioner.image import image_size, read_image
+from fusioner.image import image_size, image_suffixes, read_image
 from fusioner.io import atomic_write, cannot_write
 
 Track = Callable[[Sequence[Any]], Iterable[Any]]
@@ -51,7 +51,7 @@ def prepare_coco(instances: Path, root: Path, track: Track = iter) -> tuple[int,
 def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, track: Track = iter) -> None:
     """Write a project as a folder of `images` (links, or copies), `masks` and `classes.txt`.
 
-    Images in formats that the folder cannot hold are converted to PNG. Only masks and images that were written by this
+    Images whose names have no suffix of a picture are converted to PNG. Only masks and images that were written by this
     function are replaced; all other files stay as they are.
     """
     if not project.images:
@@ -63,7 +63,7 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
     if has_classes and read_class_names(out) != dict(enumerate(names)):
         raise FusionerError(f"{out} holds a set of other classes: choose an empty folder")
     ignore = 255 if len(names) <= 255 else 65535
-    images, masks = _files_by_name(out / "images", IMAGE_SUFFIXES), _files_by_name(out / "masks", MASK_SUFFIXES)
+    images, masks = _files_by_name(out / "images", image_suffixes()), _files_by_name(out / "masks", MASK_SUFFIXES)
     for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
         rgb = read_image(image.path or image.content or b"", str(image.path or image.name))
         if image.size is not None and image.size != rgb.shape[:2]:
@@ -81,7 +81,7 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
             temporary.write_text("".join(f"{name}\n" for name in names), "utf-8")
 
 
-def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+def _files_by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     """Files of a folder by stem, without regard to case and Unicode form."""
     return {label_key(path.stem): path for path in folder.glob("*") if path.suffix.lower() in suffixes}
 
@@ -113,7 +113,7 @@ def _place_image(
 ) -> None:
     """Link, copy or convert an image to `stem` with its suffix, unless it is there; replace only links to it."""
     source, suffix = image.path, PurePosixPath(image.path.name if image.path else image.name).suffix.lower()
-    takes_format = suffix in IMAGE_SUFFIXES
+    takes_format = suffix in image_suffixes()
     target = stem.with_name(stem.name + (suffix if takes_format else ".png"))
     if existing is not None and existing.exists():
         linked = source is not None and existing.samefile(source)

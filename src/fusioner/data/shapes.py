@@ -237,6 +237,6 @@ DRAWERS: dict[str, Drawers] = {
         "brushlabels": lambda shape, size: fill_brush(bytes(shape["rle"]), size),
     },
     "yolo": {"polygon": lambda points, size: fill_polygons([points.reshape(-1, 2) * [size[1], size[0]]], size)},
-    "voc": {"polygon": lambda numbers, size: fill_polygons([numbers], size)},
+    "voc": {"polygon": fill_polygons},
 }
 """Format of annotations -> kinds of shapes that have an area."""

@@ -62,7 +62,10 @@ CACHE_SIZE = 4096  # labels, 2 kB each
 
 
 class LabelEmbedder:
-    """Embeds labels as the mean of their templates' unit vectors, scaled to unit length; caches the latest labels."""
+    """Embeds labels as the mean of their templates' unit vectors, scaled to unit length; caches the latest labels.
+
+    Threads may share it.
+    """
 
     def __init__(
         self, encoder: "TextEncoder | ExportedTextEncoder", templates: Sequence[str] = DEFAULT_TEMPLATES
@@ -73,14 +76,16 @@ class LabelEmbedder:
 
     def __call__(self, labels: Sequence[str]) -> Float[Array, "k d"]:
         """Return one row per label, in order, on the encoder's device."""
-        new = [label for label in dict.fromkeys(labels) if label not in self._cache]
+        known = {label: self._cache.get(label) for label in labels}
+        new = [label for label, row in known.items() if row is None]
         if new:
-            self._cache.update(zip(new, self._embed(new), strict=True))
+            known |= zip(new, self._embed(new), strict=True)
+            self._cache |= {label: known[label] for label in new}
         if not labels:
             return self.encoder([])
-        rows = [self._cache[label] for label in labels]
+        rows: list[Any] = [known[label] for label in labels]
         for label in list(self._cache)[:-CACHE_SIZE]:
-            del self._cache[label]
+            self._cache.pop(label, None)
         if isinstance(rows[0], np.ndarray):
             return np.stack(rows)
         import torch

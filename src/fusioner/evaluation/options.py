@@ -9,7 +9,7 @@ Protocol = Literal["official", "hsnet", "full"]
 Images = Literal["fold", "all"]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Protocol")
 @dataclass(frozen=True)
 class EvaluationOptions:
     """What is evaluated and how it is scored."""
@@ -27,7 +27,7 @@ class EvaluationOptions:
     eval_size: int | None = None
     """Score at this side in pixels, as the papers' 224; default: each mask's own size."""
     limit: int | None = None
-    """Maximum number of images per fold, spread evenly."""
+    """Maximum number of images per fold, spread evenly; default: all."""
     seed: int = 0
     """Seed of hsnet's samples, the mosaics, the choice of absent classes and the bootstrap."""
     n_resamples: int = 1000

@@ -5,6 +5,7 @@ Letters as in `segmenter`; T tokens of a text.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,14 @@ class ExportedNetwork:
         self.folder = folder
         self.bundle = bundled_model() if folder is None else read_bundle(folder)
         self.card, self.stride, self.size_step = self.bundle.card, self.bundle.stride, self.bundle.step
+        self.card = replace(self.card, templates=tuple(templates)) if templates else self.card
         self.runtime = pick_runtime(runtime, self.bundle.format)
         parts = self.bundle.parts
         with ThreadPoolExecutor(len(parts)) as pool:
             opened = pool.map(lambda part: open_graph(self.bundle.graph(part), self.runtime, threads), parts)
             self._graphs = dict(zip(parts, opened, strict=True))
         text = ExportedTextEncoder(self.bundle, self._graphs["text"])
-        self.embed = LabelEmbedder(text, templates or self.card.templates)
+        self.embed = LabelEmbedder(text, self.card.templates)
         self._cached: list[tuple[Float[np.ndarray, "n d gh gw"], dict[str, np.ndarray]]] = []
 
     def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write, check_replaceable
-from fusioner.model.config import FusionerConfig
+from fusioner.model.config import FusionerConfig, check_value
 
 if TYPE_CHECKING:  # exported models read cards where torch is not installed
     import torch
@@ -19,6 +19,25 @@ if TYPE_CHECKING:  # exported models read cards where torch is not installed
     from fusioner.model.fusioner import Fusioner
 
 FORMAT = "fusioner-1"
+WEIGHTS = "model.safetensors"
+"""Name of the model file in a folder of `Segmenter.save_pretrained`."""
+
+
+_FIELDS: dict[str, Any] = {
+    "image_encoder": str,
+    "text_encoder": str,
+    "resolution": int,
+    "short_side": int,
+    "stride": int,
+    "threshold": float,
+    "guided_filter": bool,
+    "training": dict,
+    "templates": tuple[str, ...],
+    "background": tuple[str, ...],
+    "mean": tuple[float, ...],
+    "std": tuple[float, ...],
+}
+"""Fields of a card and their types in JSON; mean and std may be None."""
 
 
 @dataclass
@@ -70,8 +89,12 @@ class ModelCard:
             values["config"] = FusionerConfig.from_dict(values["config"])
             for name in ("templates", "mean", "std", "background"):
                 values[name] = None if values.get(name, ()) is None else tuple(values.get(name, ()))
+            for name, kind in _FIELDS.items():
+                if values.get(name) is not None or (name in values and name not in ("mean", "std")):
+                    values[name] = check_value(name, values[name], kind)
+            tuple(values.get("training", {}).get("classes", ()))
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, FusionerError) as error:
             raise FusionerError(f"the model card is corrupt or of another version of Fusioner ({error})") from error
 
 
@@ -94,14 +117,28 @@ def save_tensors(path: str | Path, state: "Mapping[str, Tensor]", metadata: dict
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
+def find_model(path: str | Path) -> Path:
+    """Return the model file that a path names: itself, or the one in a folder of `Segmenter.save_pretrained`.
+
+    Raises:
+        FusionerError: there is none.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() and (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    if path.is_dir():
+        raise FusionerError(f"folder {path} holds no model ({WEIGHTS}, or fusioner.json of `fusioner export`)")
+    if not path.is_file():
+        raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
+    return path
+
+
 def read_card(path: str | Path) -> ModelCard:
     """Read the card of a file of `save_model`, without torch.
 
     Raises FusionerError if the file is missing, truncated, not a Fusioner model or of a newer version.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
+    path = find_model(path)
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
@@ -127,6 +164,7 @@ def load_model(path: str | Path) -> "tuple[Fusioner, ModelCard]":
     """
     from fusioner.model.fusioner import Fusioner
 
+    path = find_model(path)
     card = read_card(path)
     try:
         with safe_open(path, "pt") as file:

@@ -116,7 +116,11 @@ class InferenceQueue:
     async def encode(self, image: UInt8[np.ndarray, "h w 3"], mode: Mode | None, report: OnProgress) -> EncodedImage:
         """Encode an image as `Segmenter.encode` does; if cancelled, the job is dropped or stops at the next window."""
         segmenter = await self.loaded()
-        options = replace(segmenter.options, mode=mode) if mode else segmenter.options
+        options = segmenter.options
+        if mode == "slide":  # the server's defaults of other modes do not apply
+            options = replace(options, mode=mode, tta_scales=(1.0,), guided_filter=None)
+        elif mode:
+            options = replace(options, mode=mode, window=None, stride=None)
         return await self._submit(EncodeJob(image, options, report), self._encodes)
 
     async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:

@@ -9,7 +9,7 @@ Count: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Amount: TypeAlias = Annotated[float, Parameter(validator=validators.Number(gt=0))]
 
 
-@Parameter(name="*")
+@Parameter(name="*", group="Limits")
 @dataclass(frozen=True)
 class Limits:
     """Limits of one server.

@@ -167,7 +167,7 @@ SECTIONS: dict[str, str] = {"seed": ""} | {
 def read_toml(path: Path, content: str = "the settings") -> dict[str, Any]:
     """Read a TOML file; FusionerError, naming its `content`, if it cannot be read or parsed."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FusionerError(f"cannot read {content} in {path}: {reason}") from error
