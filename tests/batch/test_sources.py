@@ -196,11 +196,11 @@ def test_another_input_or_other_settings_are_refused(tmp_path: Path) -> None:
     source, out = open_source(str(tmp_path / "list.txt")), tmp_path / "out"
     make_plan(source, out, 1, {"labels": ["cat"]})
     assert make_plan(source, out, None, {"labels": ["cat"]}).shards == 2
-    with pytest.raises(FusionerError, match=r"begun with another labels \(\['cat'\] then, \['dog'\] now\)"):
+    with pytest.raises(FusionerError, match=r"begun with other settings: labels \(\['cat'\] then, \['dog'\] now\)"):
         make_plan(source, out, 1, {"labels": ["dog"]})
-    with pytest.raises(FusionerError, match=r"begun with another guided filter \(the default then, True now\)"):
+    with pytest.raises(FusionerError, match=r"begun with other settings: guided filter \(the default then, True now\)"):
         make_plan(source, out, 1, {"labels": ["cat"], "guided_filter": True})
-    with pytest.raises(FusionerError, match="another shard size"):
+    with pytest.raises(FusionerError, match="settings: shard size"):
         make_plan(source, out, 2, {"labels": ["cat"]})
     (tmp_path / "list.txt").write_text("a.jpg\nc.jpg\n")
     with pytest.raises(FusionerError, match="begun with another input"):

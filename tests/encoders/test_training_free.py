@@ -130,9 +130,9 @@ def test_predict_and_batch(
     batch = ["batch", str(photo), *common, "--workers", "1", "--out", str(tmp_path / "batch")]
     assert main(batch) == 0
     assert main([*batch, "--background-names", "tree"]) == 2
-    assert "begun with another background names" in capsys.readouterr().err
+    assert "begun with other settings: background names" in capsys.readouterr().err
     assert main([f"sclip-vit-b16@{clip}" if word == pair[1] else word for word in batch]) == 2
-    assert "begun with another image encoder" in capsys.readouterr().err
+    assert "begun with other settings: image encoder" in capsys.readouterr().err
     typo = ["batch", str(photo), "--labels", "cat", "--image-encoder", "sclip-vit-b61", "--out", str(tmp_path / "new")]
     assert main(typo) == 2, "before anything is written"
     assert "did you mean sclip-vit-b16" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_resuming_with_other_settings_is_refused(
     voc_tree: Path, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     run(voc_tree, tmp_path, tiny(steps=1))
-    with pytest.raises(FusionerError, match=rf"cannot resume .*: it was begun with another {named}") as caught:
+    with pytest.raises(FusionerError, match=rf"cannot resume .*: it was begun with other settings: {named}") as caught:
         run(voc_tree, tmp_path, tiny(**({"steps": 1} | changes)), resume=True)
     assert str(caught.value).count("\n") == 0
 
@@ -177,7 +177,7 @@ def test_a_run_can_be_resumed_by_a_version_with_further_settings(voc_tree: Path,
 
 def test_resuming_with_other_data_is_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     run(voc_tree, tmp_path, tiny(steps=1))
-    with pytest.raises(FusionerError, match="begun with another data"):
+    with pytest.raises(FusionerError, match="begun with other settings: data"):
         run(voc_tree, tmp_path, tiny(steps=1), resume=True, fold=0)
 
 

@@ -149,7 +149,7 @@ def _check_same(
 ) -> None:
     new = {**settings, "shard size": size or plan.settings["shard size"]}
     if change := first_difference(plan.settings, new):
-        raise FusionerError(f"{plan.out} was begun with another {change}: choose another --out")
+        raise FusionerError(f"{plan.out} was begun with other settings: {change}: choose another --out")
     digest = hashlib.sha256()
     for name in source.names(plan.out, on_left_out):
         digest.update(json.dumps(source.identity(name)).encode() + b"\n")

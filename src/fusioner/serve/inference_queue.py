@@ -121,7 +121,7 @@ class InferenceQueue:
             options = replace(options, mode=mode, tta_scales=(1.0,), guided_filter=None)
         elif mode:
             options = replace(options, mode=mode, window=None, stride=None)
-        return await self._submit(EncodeJob(image, options, report), self._encodes)
+        return await self._submit(EncodeJob(image, segmenter.resolve(options), report), self._encodes)
 
     async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
         """Compute logits as `Segmenter.low_res_logits` does."""
@@ -171,11 +171,10 @@ class InferenceQueue:
         return True
 
     def _next_batch(self) -> list[EncodeJob]:
-        """Take the images that have waited longest; all of one mode, and one in mode slide by itself."""
+        """Take the image that has waited longest; in mode whole, where images share a forward pass, several."""
         batch: list[EncodeJob] = []
         while self._encodes and len(batch) < self._batch_size:
-            mode = self._encodes[0].options.mode
-            if batch and (mode == "slide" or mode != batch[0].options.mode):
+            if batch and not batch[0].options.mode == self._encodes[0].options.mode == "whole":
                 break
             job = self._encodes.popleft()
             if job.future.set_running_or_notify_cancel():

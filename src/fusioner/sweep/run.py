@@ -64,7 +64,7 @@ def claimed(sweep: Sweep, out: Path) -> Iterator[None]:
         file = out / SWEEP
         before = json.loads(file.read_text("utf-8")) if file.is_file() else sweep.identity()
         if change := first_difference(before, sweep.identity()):
-            raise FusionerError(f"{out} holds a sweep begun with another {change}: choose another --out")
+            raise FusionerError(f"{out} holds a sweep begun with other settings: {change}: choose another --out")
         with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(sweep.identity(), indent=2) + "\n", "utf-8")
         yield

@@ -164,8 +164,8 @@ class Trainer:
         state = read_state(self.out, self.fabric.device)
         if change := first_difference(state["identity"], self.identity):
             raise FusionerError(
-                f"cannot resume {self.out}: it was begun with another {change}; repeat its command with --resume, or "
-                "choose another --out"
+                f"cannot resume {self.out}: it was begun with other settings: {change}; repeat its command "
+                "with --resume, or choose another --out"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
