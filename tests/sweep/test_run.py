@@ -97,11 +97,11 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         other.kill()
     claim()
     claim(cells=cells(0))  # the grid may grow
-    with pytest.raises(FusionerError, match=r"another steps \(10 then, 11 now\): choose another --out"):
+    with pytest.raises(FusionerError, match=r"settings: steps \(10 then, 11 now\): choose another --out"):
         claim(train={"preset": "small", "steps": 11})
-    with pytest.raises(FusionerError, match=r"another limit \(the default then, 3 now\)"):
+    with pytest.raises(FusionerError, match=r"settings: limit \(the default then, 3 now\)"):
         claim(evaluate={"limit": 3})
-    with pytest.raises(FusionerError, match=r"another test set \(pascal then, coco-to-pascal now\)"):
+    with pytest.raises(FusionerError, match=r"settings: test set \(pascal then, coco-to-pascal now\)"):
         claim(test_set="coco-to-pascal")
 
 
