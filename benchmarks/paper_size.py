@@ -15,12 +15,13 @@ from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import ModelCard
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
+from fusioner.progress import progress
 from fusioner.training.build import build_fabric
 from fusioner.training.data_loader import Batch, DataLoader
 from fusioner.training.dataset import BatchSampler, build_corpus, open_split
 from fusioner.training.presets import PAPER
 from fusioner.training.prompt_sampling import Vocabulary
-from fusioner.training.trainer import Trainer
+from fusioner.training.trainer import RunConfig, Trainer
 
 SIDE = 224
 
@@ -62,7 +63,10 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
     found = {}
     for name, source in (("text cached", live), ("everything cached", cached)):
         batches = DataLoader(corpus, [source], Vocabulary(corpus.names()), table, config)
-        trainer = Trainer(build_fabric("cpu", 1, "32"), model, batches, config, card, folder / "run", {})
+        with progress() as bar:
+            trainer = Trainer(
+                build_fabric("cpu", 1, "32"), model, batches, config, card, RunConfig(folder / "run"), {}, bar
+            )
         made = batches.training_batches(BatchSampler(corpus.samples, batch, 0), 0)
         found[name] = (_gradients(trainer, made), lambda trainer=trainer: trainer._update(1))
     return found

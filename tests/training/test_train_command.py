@@ -60,7 +60,7 @@ def test_train_as_a_user_types_it(
     assert main(words) == 2  # never over an earlier run
     assert "--resume" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 2  # without --steps 5 it is another training
-    assert "another steps" in capsys.readouterr().err
+    assert "settings: steps" in capsys.readouterr().err
     assert main([*words, "--steps", "5", "--resume"]) == 0
 
 

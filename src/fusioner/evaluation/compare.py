@@ -87,7 +87,8 @@ def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) ->
         a.classes,
         len(images),
         of_kind(differences, "measure"),
-        *(_adjust(of_kind(differences, kind)) for kind in ("class", "argmax")),
+        _adjust(of_kind(differences, "class")),
+        _adjust(of_kind(differences, "argmax")),
         _notes(a, b, folds, len(images)),
     )
 
