@@ -194,7 +194,7 @@ def test_exported_encoders_give_the_same_masks(tmp_path: Path, photo: Path, imag
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
     labels, modes = ["cat", "dog", "table"], ("slide", "whole")
     for name in (f"naclip-vit-b16@{folder}", f"clip-vit-b16@{folder}+dinov2-b@{image_model('dinov2')[0]}"):
-        out = tmp_path / name.partition("-")[0]
+        out = tmp_path / f"{name.partition('-')[0]}-exported"
         assert main(["export", "--image-encoder", name, "--photos", str(photo.parent), "--out", str(out)]) == 0
         parity = json.loads((out / "fusioner.json").read_text())["parity"]
         assert max(row["logits"] for row in parity) < 1e-4

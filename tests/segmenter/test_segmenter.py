@@ -274,22 +274,21 @@ def test_a_checkpoint_whose_encoder_is_unknown(make_tiny_segmenter: Make, tmp_pa
 
 
 @pytest.mark.slow
-def test_five_hundred_labels_on_three_megapixels_stay_below_three_gigabytes(tmp_path: Path) -> None:
-    """Peak of a process of its own, on logits as fine as the embedded model's, decided and saved."""
+def test_two_hundred_labels_on_three_megapixels_stay_below_one_gigabyte(tmp_path: Path) -> None:
+    """Peak of a process of its own, on logits as fine as the bundled model's; upsampled together, they take 2.4 GB."""
     script = tmp_path / "many.py"
     script.write_text(
         "import resource, sys, numpy as np\n"
         "from fusioner.options import InferenceOptions\n"
-        "from fusioner.options import InferenceOptions\n"
         "from fusioner.segmentation import Segmentation\n"
         "rng = np.random.default_rng(0)\n"
-        "logits = rng.standard_normal((500, 296, 296), np.float32)\n"
+        "logits = rng.standard_normal((200, 37, 37), np.float32).repeat(8, 1).repeat(8, 2)\n"
         "image = np.zeros((1500, 2000, 3), np.uint8)\n"
-        "names = [f'thing {i}' for i in range(500)]\n"
+        "names = [f'thing {i}' for i in range(200)]\n"
         "result = Segmentation.from_logits(image, names, logits, InferenceOptions(background=False))\n"
         "assert result.probability('thing 7').shape == (1500, 2000)\n"
         "result.save(sys.argv[1])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
     )
     done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 3 * 1024
+    assert int(done.stdout) < 1024

@@ -30,6 +30,8 @@ _FIELDS: dict[str, Any] = {
     "short_side": int,
     "stride": int,
     "threshold": float,
+    "min_area": float,
+    "pamr": int,
     "guided_filter": bool,
     "training": dict,
     "templates": tuple[str, ...],
