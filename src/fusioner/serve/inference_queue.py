@@ -73,11 +73,14 @@ class InferenceQueue:
     def __init__(
         self,
         load: Callable[[], Segmenter],
-        batch_size: int,
+        batch_size: int | None,
         on_batch: Callable[[int], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """`on_batch` is called with the size of every batch, `on_failure` if the model cannot be loaded."""
+        """`on_batch` is called with the size of every batch, `on_failure` if the model cannot be loaded.
+
+        `batch_size` defaults to the network's.
+        """
         self._load, self._batch_size = load, batch_size
         self._on_batch, self._on_failure = on_batch, on_failure
         self._encodes: deque[EncodeJob] = deque()
@@ -158,7 +161,7 @@ class InferenceQueue:
         for job in queries:
             if job.future.set_running_or_notify_cancel():
                 self._finish([job], lambda job=job: [segmenter.low_res_logits(job.encoded, job.labels)])
-        batch = self._next_batch()
+        batch = self._next_batch(self._batch_size or segmenter.network.window_batch_size)
         if batch:
             self._on_batch(len(batch))
         if len(batch) > 1:
@@ -170,10 +173,10 @@ class InferenceQueue:
             self._finish([job], lambda encode=encode: [encode()])
         return True
 
-    def _next_batch(self) -> list[EncodeJob]:
+    def _next_batch(self, size: int) -> list[EncodeJob]:
         """Take the image that has waited longest; in mode whole, where images share a forward pass, several."""
         batch: list[EncodeJob] = []
-        while self._encodes and len(batch) < self._batch_size:
+        while self._encodes and len(batch) < size:
             if batch and not batch[0].options.mode == self._encodes[0].options.mode == "whole":
                 break
             job = self._encodes.popleft()
