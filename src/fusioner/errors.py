@@ -1,4 +1,4 @@
-"""The exception for all errors that a user can cause and mend, and the packages of the optional parts."""
+"""The exception for all errors that a user can cause and mend, and sentences that several parts share."""
 
 from collections.abc import Mapping
 from typing import Any

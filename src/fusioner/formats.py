@@ -307,7 +307,7 @@ class Format:
         media_type: of HTTP responses.
         write: writes a segmentation to an open binary file.
         description: for menus and help.
-        mark: part of each file, by which an earlier result is told from the file of another program.
+        mark: part of each file, which distinguishes an earlier result from the file of another program.
     """
 
     suffix: str

@@ -142,7 +142,7 @@ def name_key(name: str) -> str:
 
 @lru_cache(maxsize=64)
 def _entries(folder: Path, changed: int) -> dict[str, list[str]]:
-    """Return the names in a folder by `name_key`; `changed`, its time of change, tells contents apart."""
+    """Return the names in a folder by `name_key`; `changed` is its modification time."""
     found: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         found.setdefault(name_key(name), []).append(name)

@@ -88,7 +88,7 @@ def _torch_network(model: object, runtime: str, threads: int) -> "type[TorchNetw
 
     from fusioner.torch_network import TorchNetwork
 
-    if threads or available_cores() < torch.get_num_threads():  # torch does not know the quota of a container
+    if threads or available_cores() < torch.get_num_threads():  # torch ignores the quota of a container
         torch.set_num_threads(threads or available_cores())
     return TorchNetwork
 

@@ -89,7 +89,7 @@ class Item:
         return self.job.stem + ("" if self.frame is None else f"-{self.frame:06}")
 
     def title(self, path: str | Path) -> str:
-        """Return a name of the input with the frame number."""
+        """Return the name of the input, with the number of a video's frame."""
         return str(path) + ("" if self.frame is None else f" frame {self.frame}")
 
 
@@ -207,7 +207,7 @@ class Run:
         item.skipped, self._rows[item.number] = True, rows
 
     def _is_newer(self, source: Path, results: Sequence[Path]) -> bool:
-        """Return whether the results need not be made again, as far as the times of the files tell."""
+        """Return whether the results can be skipped, by the modification times of the files."""
         skips = self.settings.skip_existing and source != STDIN
         return skips and is_newer((source, *self.settings.dependencies), results)
 

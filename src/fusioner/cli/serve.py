@@ -65,11 +65,8 @@ def serve(
             f"--host {host} lets other machines in: require a key with --api-key-file or FUSIONER_API_KEY, or name the "
             "hosts that may be used with --allowed-host"
         )
-    try:
-        from fusioner.serve.label_studio import LabelStudio
-        from fusioner.serve.server import serve as run
-    except ModuleNotFoundError as error:
-        raise FusionerError(f"serving needs {error.name}: pip install 'fusioner[serve]'") from error
+    from fusioner.serve.label_studio import LabelStudio
+    from fusioner.serve.server import serve as run
 
     arguments = model.arguments()
 

@@ -449,7 +449,7 @@ def _size(entry: Mapping[str, Any], height: str = "height", width: str = "width"
 
 
 def _only(source: Path, pattern: str) -> Path:
-    """The file itself, or the only match in a folder."""
+    """Return the file itself, or the only match in a folder."""
     if source.is_file():
         return source
     files = sorted(source.glob(pattern))

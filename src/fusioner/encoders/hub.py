@@ -171,7 +171,7 @@ def _snapshots(repository: str) -> list[Path]:
 
 
 class _Download(NamedTuple):
-    """The weight files to download: a repository's revision, patterns of names, and what to tell the user."""
+    """The weight files to download: a repository's revision, patterns of names, and a note to the user."""
 
     repository: str
     patterns: list[str]
@@ -217,7 +217,7 @@ def _download(repository: str, name: str, fallback: str, open_clip: bool) -> Non
 
 
 def download_megabytes(repository: str, fallback: str = "", open_clip: bool = False) -> int | None:
-    """Return the size of the weights that `locate` would download; None if the hub cannot be asked."""
+    """Return the size of the weights that `locate` would download; None if the hub does not give it."""
     try:
         chosen = _choose_weights(repository, fallback, open_clip)
         if chosen is None:

@@ -245,7 +245,7 @@ def pending_download(image_encoder: str, text_encoder: str) -> str:
 
 
 def space_mismatch(image_encoder: str, text_encoder: str) -> str:
-    """Return why (the last part of) an image encoder and a text encoder do not share a space, as far as names tell.
+    """Return why (the last part of) an image encoder and a text encoder do not share a space, by their names.
 
     Empty if they do, and for `hf:` and other unregistered encoders.
     """
@@ -267,7 +267,7 @@ def space_mismatch(image_encoder: str, text_encoder: str) -> str:
 
 
 def named_similarity(image_encoder: str, text_encoder: str) -> str | None:
-    """Return "posterior", "cosine" or "none", the similarity that a pair supports; None if names do not tell."""
+    """Return "posterior", "cosine" or "none", the similarity of a pair; None if the names do not decide it."""
     base = split_method(split_list(image_encoder)[-1])[1].partition("@")[0]
     if base not in IMAGE_ENCODERS or text_encoder.partition("@")[0] not in TEXT_ENCODERS:
         return None

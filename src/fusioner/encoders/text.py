@@ -83,7 +83,7 @@ class PooledText(PretrainedText):
     """BERT-like models, sentence encoders included: mean of the last states over the text's tokens.
 
     BERT and RoBERTa were not trained for sentence vectors, and the mean suits them better than the [CLS] state. Only
-    sentence-transformers folders that ask for [CLS] get it.
+    sentence-transformers folders that request [CLS] get it.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, *, reserved: int = 0, cls: bool = False) -> None:

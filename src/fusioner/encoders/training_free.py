@@ -63,7 +63,7 @@ def resolve_pair(image_encoder: str, text_encoder: str | None) -> tuple[str, str
     """Return the full names of a pair: of A+B, "proxyclip:" and the aligned encoder first; loads nothing.
 
     Raises:
-        FusionerError: unknown names, or encoders without a shared space, as far as names tell.
+        FusionerError: unknown names, or encoders without a shared space, by their names.
     """
     parts = split_list(image_encoder.removeprefix(PROXY))
     if len(parts) == 2 and matching_text_encoder(parts[0]) is None:

@@ -142,7 +142,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _check_cell(cell: Cell, config: TrainConfig, path: Path) -> None:
-    """Raise a FusionerError for encoders that the cell's training would refuse, as far as names tell."""
+    """Raise a FusionerError for encoders that the cell's training refuses, where the names decide it."""
     problem = ""
     try:
         full_names(cell.image_encoder, cell.text_encoder)
