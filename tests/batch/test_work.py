@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from fusioner.batch.plan import CrashLog, make_plan
-from fusioner.batch.worker import Job, Worker
+from fusioner.batch.worker import Job, Worker, peak_memory
 from fusioner.errors import FusionerError
 from fusioner.loading import load
 from fusioner.options import InferenceOptions
@@ -173,3 +173,11 @@ def test_an_image_on_which_two_careful_attempts_end_is_fatal(tmp_path: Path) -> 
     with attempt:
         pass
     assert not attempt.path.exists()
+
+
+def test_peak_memory_is_that_of_the_process_alone() -> None:
+    """A child's `ru_maxrss` begins with the peak of the process that started it on Linux."""
+    held = np.ones(150_000_000)  # 1.2 GB
+    script = "from fusioner.batch.worker import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 1e7 < int(child.stdout) < 8e8 < held.nbytes < peak_memory()

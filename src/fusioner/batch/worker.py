@@ -4,7 +4,6 @@ read and decode (threads, a few ahead) ──▶ segment (here) ──▶ rows �
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -112,7 +111,7 @@ class Worker:
             finally:
                 self.locks.release(number)
         notes = sum(bool(row["note"]) for row in rows)
-        return ShardResult(number, len(rows), _count_errors(rows), _peak_memory(), notes)
+        return ShardResult(number, len(rows), _count_errors(rows), peak_memory(), notes)
 
     def _segment_shard(self, shard: Shard, on_progress: OnProgress) -> list[dict[str, Any]]:
         with CrashLog(self.job.out, shard.number, self.job.run) as crash_log:
@@ -219,11 +218,14 @@ def _count_errors(rows: list[dict[str, Any]]) -> int:
     return sum("error" in row for row in rows)
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Return the peak memory of this process in bytes; 0 where the system does not report it (Windows)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, whose ru_maxrss begins with the peak of the process that started this one
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
