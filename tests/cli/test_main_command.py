@@ -83,7 +83,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "--lables", "cat"], "--labels"),
         (["predict", "a.jpg", "--labels", "cat", "--threshold", "high"], "--threshold"),
         (["predict", "a.jpg", "--labels", "cat", "--mode", "huge"], "--mode"),
-        (["predict", "a.jpg", "--labels"], "--labels"),
+        (["predict", "a.jpg", "--labels"], "fusioner predict needs --labels: see fusioner predict --help"),
+        (["export"], "fusioner export needs --out: see fusioner export --help"),
+        (["serve", "8000"], "fusioner serve takes no argument 8000: see fusioner serve --help"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_2(

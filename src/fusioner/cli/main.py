@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from fusioner import __version__
 from fusioner.errors import FusionerError, missing_package
@@ -69,8 +69,10 @@ def run(command: Callable[[], Any]) -> int:
     try:
         code = command()
         sys.stdout.flush()
-    except (FusionerError, CycloptsError) as error:
+    except FusionerError as error:
         return _fail(str(error))
+    except CycloptsError as error:
+        return _fail(_describe(error))
     except ModuleNotFoundError as error:
         return _fail(str(missing_package(error)))
     except KeyboardInterrupt:
@@ -85,6 +87,16 @@ def run(command: Callable[[], Any]) -> int:
         _discard_stdout()
         return _fail(f"cannot write to the standard output: {error.strerror}")
     return code if isinstance(code, int) else 0
+
+
+def _describe(error: CycloptsError) -> str:
+    """Return one sentence; cyclopts' own is unclear about missing and superfluous arguments."""
+    command = " ".join(["fusioner", *(error.command_chain or ())])
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{command} needs {error.argument.name}: see {command} --help"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{command} takes no argument {' '.join(error.unused_tokens or ())}: see {command} --help"
+    return str(error)
 
 
 def _fail(message: str) -> int:
