@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, shape_inference
 
 from fusioner.encoders.bundled import read_weights
 from fusioner.encoders.efficientnet import EfficientNetLite2
@@ -126,6 +126,7 @@ def share_weights(model: ModelProto, stored: dict[str, Stored]) -> bytes:
         if found.dtype == "F16":
             constant.name = f"{name}.half"
             casts.append(helper.make_node("Cast", [constant.name], [name], f"{name}.cast", to=TensorProto.FLOAT))
+    fold_casts(model)
     nodes = [*casts, *graph.node]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
@@ -135,6 +136,21 @@ def share_weights(model: ModelProto, stored: dict[str, Stored]) -> bytes:
         part.ClearField("doc_string")
     model.metadata_props.add(key="built with", value=built_with())
     return model.SerializeToString(deterministic=True)
+
+
+def fold_casts(model: ModelProto) -> None:
+    """Replace constants cast like another tensor by constants of its type, without which Conv and Clip are not fused."""
+    graph = shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+    constants = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}
+    for node in model.graph.node:
+        if node.op_type != "CastLike" or node.input[0] not in constants or node.input[1] not in types:
+            continue
+        (attribute,) = constants[node.input[0]].attribute
+        value = helper.get_attribute_value(attribute)
+        array = numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.array(value)
+        cast = numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(types[node.input[1]])))
+        node.CopyFrom(helper.make_node("Constant", [], node.output, node.name, value=cast))
 
 
 def simplify(graph: GraphProto) -> None:
