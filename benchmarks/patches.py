@@ -1,5 +1,6 @@
 """Average precision of similarity maps before any training: single patches of training images.
 
+    pip install torchmetrics
     python benchmarks/patches.py coco=data/coco --every 6 --bank 60
 
 A patch's score for a name is the sum of the log of the softened posterior mass and the mean logit (`model.similarity`).
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision  # pyright: ignore[reportMissingImports]
 
 from fusioner.encoders.dense_classifier import Posteriors
 from fusioner.encoders.prompt_templates import LabelEmbedder

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fusioner.device import pick_device
-from fusioner.encoders.base import ImageEncoder, TextEncoder
+from fusioner.encoders.base import PUBLISHED_NORMALISATION, ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import IMAGENET, LabelEmbedder, read_templates
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.encoders.training_free import BACKGROUND_NAMES, THRESHOLD, build_pair, published_protocol
@@ -112,7 +112,7 @@ class TorchNetwork:
         cls, path: str | Path, device: str | torch.device | None, templates: Sequence[str] | None, dataset: str
     ) -> Self:
         """Load an official checkpoint with the published normalisation of `dataset`."""
-        from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION, load_official
+        from fusioner.model.official_checkpoint import load_official
 
         dataset = dataset if dataset in PUBLISHED_NORMALISATION else "pascal"
         model, image_encoder, text_encoder, card = load_official(path, dataset=dataset)

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 import fusioner
+from fusioner.encoders.base import PUBLISHED_NORMALISATION
 from fusioner.errors import FusionerError
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION, load_official
+from fusioner.model.official_checkpoint import load_official
 
 State = dict[str, Tensor]
 WORDS = ["<pad>", "<unk>", "a", "photo", "of", "cat", "sofa", "<s>", "</s>"]  # OpenAI's ends come last

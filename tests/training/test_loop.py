@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from fusioner.encoders.base import PUBLISHED_NORMALISATION
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError, first_difference
 from fusioner.model.checkpoint import load_model
-from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
 from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.dataset import open_split
 from fusioner.training.resume import read_state

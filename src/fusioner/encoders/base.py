@@ -22,6 +22,11 @@ RGB = tuple[float, float, float]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF: RGB = (0.5, 0.5, 0.5)
+PUBLISHED_NORMALISATION: dict[str, tuple[RGB, RGB]] = {
+    "pascal": ((0.4554, 0.4298, 0.3955), (0.1181, 0.1189, 0.1338)),
+    "coco": ((0.4650, 0.4357, 0.3973), (0.1152, 0.1153, 0.1352)),
+}
+"""Mean and std of the official recipe per data set; its checkpoints do not store them."""
 TEXT_BATCH = 64  # strings encoded at once; bounds the memory of many labels times templates
 
 

@@ -225,13 +225,16 @@ def pending_download(image_encoder: str, text_encoder: str) -> str:
 
     Sizes that the tables do not state are read from the hub; "about": it cannot be reached.
     """
-    from fusioner.encoders.hub import download_megabytes, is_cached
-
     named = [_resolve(part, IMAGE_ENCODERS, "image") for part in split_list(image_encoder)]
     named += [_resolve(text_encoder.strip(), TEXT_ENCODERS, "text")]
+    remote = [spec for part in named for spec in part.specs if is_repository(spec.source)]
+    if not remote:  # then without the import of transformers, seconds
+        return ""
+    from fusioner.encoders.hub import download_megabytes, is_cached
+
     missing: dict[str, int] = {}
     about = ""
-    for spec in (spec for part in named for spec in part.specs if is_repository(spec.source)):
+    for spec in remote:
         place = spec.source, spec.options.get("fallback", ""), "open_clip" in spec.options
         if spec.source in missing or is_cached(*place):
             continue

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from fusioner.encoders.base import RGB
+from fusioner.encoders.base import PUBLISHED_NORMALISATION
 from fusioner.encoders.image import ClipVision, clip_vision_from_openai
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES
 from fusioner.encoders.text import ClipText, clip_text_from_openai, load_tokenizer
@@ -26,11 +26,6 @@ from fusioner.model.fusioner import Fusioner
 
 SUFFIXES = (".pth", ".pt")
 """File name suffixes of official checkpoints."""
-PUBLISHED_NORMALISATION: dict[str, tuple[RGB, RGB]] = {
-    "pascal": ((0.4554, 0.4298, 0.3955), (0.1181, 0.1189, 0.1338)),
-    "coco": ((0.4650, 0.4357, 0.3973), (0.1152, 0.1153, 0.1352)),
-}
-"""Mean and std of the official recipe per data set; checkpoints do not store them."""
 TOKENIZER = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _PARTS = ("img_model", "text_model", "fusion", "decoder")

@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from fusioner.data.augment import COCO_AUGMENT, PASCAL_AUGMENT, Augmentation
 from fusioner.device import pick_device
-from fusioner.encoders.base import ImageEncoder, TextEncoder
+from fusioner.encoders.base import PUBLISHED_NORMALISATION, ImageEncoder, TextEncoder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, space_mismatch
 from fusioner.errors import FusionerError
 from fusioner.features.build import cache_features
@@ -23,7 +23,6 @@ from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.io import default_cache_folder
 from fusioner.model.config import TRAINING_FREE, WITHOUT_SIMILARITY, FusionerConfig, NetworkOptions
 from fusioner.model.fusioner import Fusioner
-from fusioner.model.official_checkpoint import PUBLISHED_NORMALISATION
 from fusioner.progress import Track, no_progress
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import Corpus
