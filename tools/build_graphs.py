@@ -139,7 +139,7 @@ def share_weights(model: ModelProto, stored: dict[str, Stored]) -> bytes:
 
 
 def fold_casts(model: ModelProto) -> None:
-    """Replace constants cast like another tensor by constants of its type, without which Conv and Clip are not fused."""
+    """Replace constants cast like another tensor by constants of its type, as Conv and Clip are fused without casts."""
     graph = shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     constants = {node.output[0]: node for node in model.graph.node if node.op_type == "Constant"}
