@@ -249,14 +249,13 @@ def _open_file(path: Path) -> BufferedReader:
     try:
         if path.is_dir():
             raise FusionerError(f"{path} is a folder, not an image")
-        if not path.exists() and (found := find_path(path)):
-            path = found
-        if not path.exists():
+        found = path if path.exists() else find_path(path)
+        if found is None:
             hint = ": download it first, images are not read from URLs" if ":/" in str(path) else ""
             raise FusionerError(f"there is no image {path}{hint}")
-        if not path.is_file():
+        if not found.is_file():
             raise FusionerError(f"{path} is not a regular file")
-        return path.open("rb")
+        return found.open("rb")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FusionerError(f"cannot read image {path}: {reason}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fusioner.cores import available_cores
 from fusioner.encoders.training_free import check_model_or_pair
 from fusioner.errors import FusionerError
-from fusioner.segmenter import Segmenter
+from fusioner.segmenter import Segmenter, import_torch_network
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def load(
     """
     check_model_or_pair(model, image_encoder, text_encoder, background)
     if image_encoder is not None:
-        network = _torch_network(image_encoder, runtime, threads)
+        network = _prepare_torch(image_encoder, runtime, threads)
         return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))
     if model is None and runtime == "auto":
         runtime = "torch" if _prefers_torch(device) else "onnx"
@@ -65,7 +65,7 @@ def load(
             raise FusionerError(f"an exported model runs on the CPU, not on '{device}'")
         segmenter = Segmenter(ExportedNetwork(model, runtime, templates, threads))
     else:
-        network = _torch_network(model, runtime, threads)
+        network = _prepare_torch(model, runtime, threads)
         if model is not None and Path(model).suffix in (".pth", ".pt"):
             segmenter = Segmenter(network.from_official(model, device, templates, dataset))
             segmenter.overlap_blending = False  # as its published scores were measured
@@ -76,21 +76,19 @@ def load(
     return segmenter
 
 
-def _torch_network(model: object, runtime: str, threads: int) -> "type[TorchNetwork]":
+def _prepare_torch(model: object, runtime: str, threads: int) -> "type[TorchNetwork]":
+    """Check the runtime of `model`, set torch's threads, and return the class of its networks."""
     if runtime not in ("auto", "torch"):
         raise FusionerError(
             f"{model} is not an exported model: run `fusioner export`, then pass its folder as the model to "
             f"--runtime {runtime}"
         )
-    if not find_spec("torch"):
-        raise FusionerError("this model or device needs torch: pip install 'fusioner[train]'")
+    network = import_torch_network()
     import torch
-
-    from fusioner.torch_network import TorchNetwork
 
     if threads or available_cores() < torch.get_num_threads():  # torch ignores the quota of a container
         torch.set_num_threads(threads or available_cores())
-    return TorchNetwork
+    return network
 
 
 def _prefers_torch(device: "str | torch.device | None") -> bool:

@@ -168,7 +168,7 @@ class Segmenter:
         Raises:
             FusionerError: the network was trained on encoders of other widths, or there is no such device.
         """
-        return cls(_torch_network()(model, image_encoder, text_encoder, card, device))
+        return cls(import_torch_network()(model, image_encoder, text_encoder, card, device))
 
     @classmethod
     def from_checkpoint(
@@ -182,7 +182,7 @@ class Segmenter:
         Raises:
             FusionerError: the file is missing, corrupt or not a Fusioner model, or an encoder is not available.
         """
-        return cls(_torch_network().from_checkpoint(path, device, templates))
+        return cls(import_torch_network().from_checkpoint(path, device, templates))
 
     @classmethod
     def from_pretrained(
@@ -248,7 +248,7 @@ class Segmenter:
             return self.network
         if self.network.folder is not None:  # type: ignore[attr-defined]
             raise FusionerError("this needs the model that was exported: load its .safetensors file")
-        return _torch_network().from_checkpoint(None, "cpu", self.network.embed.templates)
+        return import_torch_network().from_checkpoint(None, "cpu", self.network.embed.templates)
 
     @cached_property
     def model_id(self) -> dict[str, str]:
@@ -621,7 +621,8 @@ class Segmenter:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def _torch_network() -> "type[TorchNetwork]":
+def import_torch_network() -> "type[TorchNetwork]":
+    """Return `TorchNetwork`, whose module imports torch; FusionerError where a package is missing."""
     try:
         from fusioner.torch_network import TorchNetwork
     except ModuleNotFoundError as error:
