@@ -17,16 +17,16 @@ from transformers import CLIPVisionModelWithProjection, PretrainedConfig, PreTra
 
 from fusioner.encoders.attention import Attention, LastLayer
 from fusioner.encoders.base import CLIP_MEAN, CLIP_STD, HALF, IMAGENET_MEAN, IMAGENET_STD, RGB, DenseEncoder, to_grid
-from fusioner.encoders.hub import (
+from fusioner.encoders.hub import locate
+from fusioner.encoders.open_clip import is_openai, remap_openai_visual, vision_config
+from fusioner.encoders.pretrained import (
     accepts,
     build_model,
     fingerprinted_settings,
-    locate,
     read_config,
     read_normalisation,
     tower_config,
 )
-from fusioner.encoders.open_clip import is_openai, remap_openai_visual, vision_config
 from fusioner.errors import FusionerError
 
 

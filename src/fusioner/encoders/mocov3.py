@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
-from fusioner.encoders.hub import build_model, read_tensors, rename_keys
+from fusioner.encoders.hub import read_tensors
 from fusioner.encoders.image import PatchTransformer
+from fusioner.encoders.pretrained import build_model, rename_keys
 from fusioner.errors import FusionerError
 
 _PREFIXES = ("module.base_encoder.", "base_encoder.", "module.momentum_encoder.", "momentum_encoder.", "module.", "")

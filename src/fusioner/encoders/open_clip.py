@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
-from fusioner.encoders.hub import clip_config, rename_keys
+from fusioner.encoders.pretrained import clip_config, rename_keys
 from fusioner.errors import FusionerError
 
 _LAYER = r"transformer\.resblocks\.(\d+)\."

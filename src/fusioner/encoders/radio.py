@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import RadioConfig, RadioModel
 
-from fusioner.encoders.hub import build_model, locate, read_config, read_json
+from fusioner.encoders.hub import locate, read_json
 from fusioner.encoders.image import CLIP_MEAN, CLIP_STD, PatchTransformer
+from fusioner.encoders.pretrained import build_model, read_config
 from fusioner.errors import FusionerError
 
 _PREFIX = "radio_model.model."

@@ -12,17 +12,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
 from fusioner.encoders.base import TextModel, portable_tokenizer
-from fusioner.encoders.hub import (
-    build_model,
-    fingerprinted_settings,
-    has_tokenizer,
-    loading,
-    locate,
-    read_config,
-    read_json,
-    tower_config,
-)
+from fusioner.encoders.hub import has_tokenizer, locate, read_json
 from fusioner.encoders.open_clip import is_openai, remap_openai_text, text_config
+from fusioner.encoders.pretrained import build_model, fingerprinted_settings, loading, read_config, tower_config
 from fusioner.errors import FusionerError
 
 

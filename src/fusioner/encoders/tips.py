@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Tipsv2TextConfig, Tipsv2TextModel, Tipsv2VisionConfig, Tipsv2VisionModel
 
-from fusioner.encoders.hub import Checkpoint, build_model, locate, read_config, read_json, tower_config
+from fusioner.encoders.hub import Checkpoint, locate, read_json
 from fusioner.encoders.image import PatchTransformer
+from fusioner.encoders.pretrained import build_model, read_config, tower_config
 from fusioner.encoders.text import PretrainedText, load_tokenizer
 
 _BLOCK = re.compile(r"vision_encoder\.blocks\.\d+\.norm1\.weight")
