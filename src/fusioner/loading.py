@@ -56,13 +56,13 @@ def load(
     if image_encoder is not None:
         network = _prepare_torch(image_encoder, runtime, threads)
         return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))
-    if model is None and runtime == "auto":
-        runtime = "torch" if _prefers_torch(device) else "onnx"
-    if (runtime != "torch") if model is None else (Path(model) / EXPORT_MANIFEST).is_file():
+    if not runs_on_torch(model, device, runtime):
         from fusioner.export.network import ExportedNetwork
 
         if device not in (None, "auto", "cpu"):
             raise FusionerError(f"an exported model runs on the CPU, not on '{device}'")
+        if model is None and runtime == "auto":
+            runtime = "onnx"
         segmenter = Segmenter(ExportedNetwork(model, runtime, templates, threads))
     else:
         network = _prepare_torch(model, runtime, threads)
@@ -74,6 +74,21 @@ def load(
     if model is None:
         segmenter.auto_mode = "multicrop"
     return segmenter
+
+
+def runs_on_torch(
+    model: str | Path | None = None,
+    device: "str | torch.device | None" = None,
+    runtime: str = "auto",
+    image_encoder: str | None = None,
+    **_: object,
+) -> bool:
+    """Return whether `load` runs these arguments with torch; exported models always run without it, on the CPU."""
+    if image_encoder is not None:
+        return True
+    if model is not None:
+        return not (Path(model) / EXPORT_MANIFEST).is_file()
+    return _prefers_torch(device) if runtime == "auto" else runtime == "torch"
 
 
 def _prepare_torch(model: object, runtime: str, threads: int) -> "type[TorchNetwork]":

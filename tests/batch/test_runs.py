@@ -1,20 +1,20 @@
 """Real processes through the real command: killed, doubled, interrupted; nothing lost, nothing twice."""
 
 import os
-import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
 
+from fusioner.batch.plan import make_plan
 from fusioner.batch.run import RunStats
-from fusioner.batch.worker import Progress, ShardResult
+from fusioner.batch.worker import Job, Progress, ShardResult, Worker
 from fusioner.cli.main import main
+from fusioner.io import FileLocks
 
 Cli = Callable[..., Any]
 
@@ -23,24 +23,38 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return ds.dataset(out / "shards").to_table().sort_by("index").to_pylist()
 
 
+REPEATS, SHARD = 4, 3
+IMAGES = 30 * REPEATS
+SHARDS = IMAGES // SHARD
+
+
 @pytest.fixture
 def many(photos: Path) -> Path:
-    """A list of the photographs, each twenty times: enough that no machine has done them before it is killed."""
+    """A list of the photographs, each several times."""
     path = photos / "many.txt"
-    path.write_text("".join(f"{folder}/{number:02}.jpg\n" for folder in "ab" for number in range(15)) * 20)
+    path.write_text("".join(f"{folder}/{number:02}.jpg\n" for folder in "ab" for number in range(15)) * REPEATS)
     return path
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """The last shard is locked by this process, so that no command can finish, until the function is called."""
+    locks = FileLocks(tmp_path / "out" / ".locks")
+    with locks:
+        assert locks.acquire(SHARDS - 1)
+        yield lambda: locks.release(SHARDS - 1)
 
 
 def check(out: Path, many: Path) -> None:
     found, names = rows(out), many.read_text().splitlines()
-    assert [row["index"] for row in found] == list(range(600))
+    assert [row["index"] for row in found] == list(range(IMAGES))
     assert [row["image"] for row in found] == names
     assert {row["image"] for row in found if row["error"]} == {"b/07.jpg", "b/12.jpg"}
     assert not list(out.rglob(".part-*"))
 
 
 def with_errors(process: Any) -> str:
-    """The output of a command that has done everything, unreadable images among it."""
+    """Return the output of a command that has done everything, unreadable images among it."""
     out, err = process.finish()
     assert process.returncode == 2, err
     return out
@@ -50,75 +64,92 @@ def results(out: Path) -> int:
     return len(list(out.glob("shards/*/part-*.parquet")))
 
 
-def until(condition: Callable[[], Any], process: Any) -> None:
-    while not condition() and process.poll() is None:
+def wait_for(condition: Callable[[], Any], process: Any) -> None:
+    while not condition():
+        if process.poll() is not None:
+            assert condition(), process.finish()[1]
         time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_killed_anywhere_and_run_again(many: Path, cli: Cli, tmp_path: Path) -> None:
-    """Kill -9 of the whole group: once while it plans or loads, then after some of the shards."""
-    out, rng = tmp_path / "out", random.Random(1)
-    process = cli(many, out, "--shard-size", 3, "--workers", 2, "--format", "mask")
-    until((out / "plan").is_dir, process)
-    for wanted in (0, 3, 40):
-        until(lambda wanted=wanted: results(out) >= wanted, process)
-        time.sleep(rng.uniform(0, 0.05))
+def test_killed_and_repeated(many: Path, cli: Cli, tmp_path: Path, unfinished: Callable[[], None]) -> None:
+    """Kill -9 of the whole group: while it loads, and after the first and some more of the shards."""
+    out, words = tmp_path / "out", ("--shard-size", SHARD, "--workers", 2, "--format", "mask")
+    process = cli(many, out, *words)
+    wait_for((out / "plan").is_dir, process)
+    finished: dict[Path, int] = {}
+    for wanted in (0, 1, SHARDS // 2):
+        wait_for(lambda wanted=wanted: results(out) >= wanted, process)
         process.kill_group()
-        assert process.returncode == -9
-        whole = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
-        process = cli(many, out, "--shard-size", 3, "--workers", 2, "--format", "mask")
-    assert "600 images are in" in with_errors(process)
+        assert process.returncode == -signal.SIGKILL
+        assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was done twice
+        finished = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
+        process = cli(many, out, *words)
+    unfinished()
+    assert f"{IMAGES} images are in" in with_errors(process)
     check(out, many)
-    assert {path: path.stat().st_mtime_ns for path in whole} == whole  # what was done was not done again
-    assert len(list(out.glob("masks/*/*.png"))) == 560
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(list(out.glob("masks/*/*.png"))) == IMAGES - 2 * REPEATS
     assert "nothing was left to do" in cli(many, out, "--format", "mask").succeed()
 
 
 @pytest.mark.slow
-def test_two_commands_share_the_work(many: Path, cli: Cli, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    both = [cli(many, out, "--shard-size", 3, "--workers", 1) for _ in range(2)]
-    told = [process.finish()[0] for process in both]
+def test_two_commands_share_the_work(many: Path, cli: Cli, tmp_path: Path, unfinished: Callable[[], None]) -> None:
+    """The first is suspended in the middle of its work until the second has done the rest."""
+    out, words = tmp_path / "out", ("--shard-size", SHARD, "--workers", 1)
+    first = cli(many, out, *words)
+    wait_for(lambda: results(out) > 2, first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    unfinished()
+    second = cli(many, out, *words)
+    wait_for(lambda: results(out) >= SHARDS - 1, second)  # all but the one the first was at
+    os.killpg(first.pid, signal.SIGCONT)
+    done = [int(process.finish()[0].partition("; ")[2].partition(" ")[0]) for process in (first, second)]
     check(out, many)
-    done = [int(one.partition("; ")[2].partition(" ")[0]) if "done now" in one else 0 for one in told]
-    assert sum(done) == 600
+    assert min(done) >= SHARD
+    assert sum(done) == IMAGES
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done_and_leaves_no_process(many: Path, cli: Cli, tmp_path: Path) -> None:
-    """Of 3,000 images, which last longer than any pause of a busy machine; going on is tested above."""
+def test_ctrl_c_saves_finished_shards_and_leaves_no_process(
+    many: Path, cli: Cli, tmp_path: Path, unfinished: Callable[[], None]
+) -> None:
     out = tmp_path / "out"
-    many.write_text(many.read_text() * 5)
-    process = cli(many, out, "--shard-size", 3, "--workers", 1)
-    until(lambda: results(out) > 2, process)
+    process = cli(many, out, "--shard-size", SHARD, "--workers", 1)
+    wait_for(lambda: results(out) > 2, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, complained = process.finish()
-    assert process.returncode == 130, complained
-    assert complained.splitlines()[-1] == "interrupted"
+    _, err = process.finish()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "interrupted"
     while group(process.pid):  # multiprocessing's own helper goes a moment later
         time.sleep(0.05)
-    assert 9 <= len(rows(out)) < 3000
+    assert 3 * SHARD <= len(rows(out)) < IMAGES
 
 
-POISON = """
-import os, fusioner.batch.worker as worker
-read_picture = worker.read_picture
-def deadly(picture, on_note):
-    if picture.name == "a/05.jpg":
-        os.kill(os.getpid(), 9)
-    return read_picture(picture, on_note)
-worker.read_picture = deadly
+KILL = "os.kill(os.getpid(), 9)"
+
+
+def poison(name: str, action: str) -> str:
+    """Return start-up code by which the workers run `action` when they read an image."""
+    return f"""
+import os
+if any(word in " ".join(sys.orig_argv) for word in ("multiprocessing.spawn", "default_worker")):
+    import fusioner.batch.worker as worker
+    read_picture = worker.read_picture
+    def deadly(picture, on_note):
+        if picture.name == {name!r}:
+            {action}
+        return read_picture(picture, on_note)
+    worker.read_picture = deadly
 """
 
 
 @pytest.mark.slow
 def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli, tmp_path: Path) -> None:
     """As a crashing decoder would, or the system where memory runs out."""
-    (tmp_path / "sitecustomize.py").write_text(POISON)
     out = tmp_path / "out"
-    told = with_errors(cli(photos, out, "--shard-size", 10, "--workers", 1, path=[str(tmp_path)]))
-    assert "3 errors" in told
+    process = cli(photos, out, "--shard-size", 10, "--workers", 1, start_up=poison("a/05.jpg", KILL))
+    assert "3 errors" in with_errors(process)
     deadly = [row for row in rows(out) if row["image"] == "a/05.jpg"]
     assert [row["index"] for row in deadly] == [5]
     assert deadly[0]["error"].startswith("the process died twice while working on this image")
@@ -126,43 +157,42 @@ def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli
 
 
 @pytest.mark.slow
-def test_ray_does_the_same_and_survives_kills(many: Path, cli: Cli, tmp_path: Path) -> None:
-    """The command is killed once; of the second start an actor is killed, which Ray replaces."""
+def test_ray_does_the_same_and_survives_kills(
+    many: Path,
+    cli: Cli,
+    tmp_path: Path,
+    unfinished: Callable[[], None],
+    exported_model: Path,
+    make_job: Callable[..., Job],
+) -> None:
+    """The command is killed once; in the second start an actor dies in the middle of a shard, and Ray replaces it."""
     pytest.importorskip("ray")
-    out, words = tmp_path / "out", ("--shard-size", 3, "--workers", 1, "--engine", "ray")
+    out, words = tmp_path / "out", ("--shard-size", SHARD, "--workers", 1, "--engine", "ray")
     process = cli(many, out, *words)
-    until(lambda: results(out) > 2, process)
+    wait_for(lambda: results(out) > 2, process)
     process.kill_group()
-    assert process.returncode == -9
-    process = cli(many, out, *words)
-    until(lambda: children(process.pid, "MapWorker"), process)
-    before = results(out)
-    until(lambda: results(out) > before, process)
-    for actor in children(process.pid, "MapWorker"):
-        os.kill(actor, signal.SIGKILL)
-    assert "600 images are in" in with_errors(process)
+    assert process.returncode == -signal.SIGKILL
+    unfinished()
+    died = tmp_path / "died"
+    once = f"os.path.exists({str(died)!r}) or (os.mkdir({str(died)!r}), {KILL})"
+    process = cli(many, out, *words, start_up=poison("b/14.jpg", once))  # the last image
+    assert f"{IMAGES} images are in" in with_errors(process)
+    assert died.exists()
     check(out, many)
-    with_errors(cli(many, tmp_path / "local", "--workers", 1))
-    assert rows(out) == rows(tmp_path / "local")
+    local = make_job(many, out=tmp_path / "local", model={"model": exported_model})
+    plan, worker = make_plan(local.source, local.out, None, {}), Worker(local)
+    for number in range(plan.shards):
+        worker.run(number)
+    assert rows(out) == rows(local.out)
 
 
 def group(number: int) -> bool:
-    """Whether anything of a process group is alive."""
+    """Return whether anything of a process group is alive."""
     try:
         os.killpg(number, 0)
     except ProcessLookupError:
         return False
     return True
-
-
-def children(root: int, name: str) -> list[int]:
-    """Processes below one whose command line holds a name."""
-    family = {root}
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-    lines = [line.split(None, 2) for line in table.splitlines()]
-    while more := {int(pid) for pid, parent, _ in lines if int(parent) in family} - family:
-        family |= more
-    return [int(pid) for pid, _, words in lines if int(pid) in family and name in words]
 
 
 @pytest.mark.parametrize(

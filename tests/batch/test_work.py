@@ -19,7 +19,7 @@ from pycocotools import mask as coco
 from fusioner.batch.plan import CrashLog, make_plan
 from fusioner.batch.worker import Job, Worker, peak_memory
 from fusioner.errors import FusionerError
-from fusioner.loading import load
+from fusioner.loading import load, runs_on_torch
 from fusioner.options import InferenceOptions
 
 MakeJob = Callable[..., Job]
@@ -181,3 +181,12 @@ def test_peak_memory_is_that_of_the_process_alone() -> None:
     script = "from fusioner.batch.worker import peak_memory; print(peak_memory())"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert 1e7 < int(child.stdout) < 8e8 < held.nbytes < peak_memory()
+
+
+def test_exported_models_never_run_on_torch(exported_model: Path, tiny_model: Path) -> None:
+    """A batch must not look for a GPU, or send them to one."""
+    assert not runs_on_torch(exported_model)
+    assert not runs_on_torch(exported_model, "cuda")
+    assert runs_on_torch(tiny_model, "cpu")
+    assert (runs_on_torch(device="cpu"), runs_on_torch(device="cuda")) == (False, True)
+    assert runs_on_torch(image_encoder="naclip-vit-b16", device="cpu")

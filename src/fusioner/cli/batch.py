@@ -162,11 +162,12 @@ def _local_engine(
 ) -> "tuple[int, Engine]":
     """Return the number of workers and the engine."""
     from fusioner.batch.multiprocessing_engine import run_multiprocessing
+    from fusioner.loading import runs_on_torch
 
     if address:
         raise FusionerError("--address is that of a Ray cluster: add --engine ray")
     chosen, gpus = "cpu", 0
-    if device != "cpu" and (device != "auto" or find_spec("torch")):
+    if device not in ("auto", "cpu") or (device == "auto" and runs_on_torch(**job.model) and find_spec("torch")):
         import torch
 
         from fusioner.device import pick_device
@@ -184,12 +185,13 @@ def _ray_engine(
     job: "Job", workers: int | None, device: str, batch_size: int | None, address: str | None
 ) -> "tuple[int, Engine]":
     from fusioner.batch.ray_engine import cluster_workers, run_ray, start_ray
+    from fusioner.loading import runs_on_torch
 
     start_ray(address)
     capacity, gpus = cluster_workers(job.threads)
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
         raise FusionerError(f"--device {device} is not in the Ray cluster: omit it, or name cpu or cuda")
-    gpus = gpus and device != "cpu"
+    gpus = gpus and device != "cpu" and (device == "cuda" or runs_on_torch(**job.model, device="cuda"))
     job = replace(job, device="cuda" if gpus else "cpu", batch_size=batch_size or (16 if gpus else 1))
     count = workers or capacity
     return count, lambda shards: run_ray(job, shards, count, gpus)
