@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fusioner.torch_network import TorchNetwork
 
 CROP_SCALE = 1.5  # mode multicrop: size of the resized image, as a multiple of a crop; chosen on training images
+MIN_CROP_LOGIT = -4.0  # mode multicrop: names below it everywhere in the whole image are not looked for in the crops
 MAX_TOKEN_BYTES = 2**30  # of one encoded image
 LOGITS_CACHE_BYTES = 2**23  # of one encoded image
 MAX_CANVAS_SIZE = 2**27  # float32 logits of all labels of one image: 512 MiB
@@ -508,7 +509,7 @@ class Segmenter:
                 for tokens in (encoded.tokens, *encoded.extra_scale_tokens):
                     scales += [self._forward_chunked(tokens, names, None)[0]]
                 if encoded.crop_tokens is not None:
-                    scales = [mean_logits(scales), self._merge_crops(encoded.crop_tokens, names)]
+                    scales = [self._add_crops(mean_logits(scales), encoded.crop_tokens, names)]
                 logits = self._reduce(mean_logits(scales), new, encoded.image)
                 logits = logits if encoded.guide is None else encoded.guide(logits)
                 if not self.labels_independent:
@@ -595,13 +596,25 @@ class Segmenter:
         side = round(crop * CROP_SCALE)
         return WindowGrid(side, side, crop, max(1, side - crop), smooth=True)
 
-    def _merge_crops(self, tokens: Float[np.ndarray, "n d gh gw"], names: list[str]) -> Float[np.ndarray, "k h w"]:
-        """Average the logits of the crops."""
-        grid, logits = self._crop_grid(), self._forward_chunked(tokens, names, None)
-        canvas = Canvas(grid, logits.shape[-1])
-        for crop_logits, origin in zip(logits, grid.origins, strict=True):
-            canvas.add(crop_logits, origin)
-        return canvas.mean()
+    def _add_crops(
+        self, whole: Float[np.ndarray, "k h w"], tokens: Float[np.ndarray, "n d gh gw"], names: Sequence[str]
+    ) -> Float[np.ndarray, "k h2 w2"]:
+        """Average the logits of the whole image and of its crops.
+
+        Names that the whole image makes likely nowhere keep its logits (docs/lab-notes/inference.md#multicrop); this is
+        decided for each name by itself.
+        """
+        likely = [i for i, logits in enumerate(whole) if not self.labels_independent or logits.max() >= MIN_CROP_LOGIT]
+        grid = self._crop_grid()
+        canvas = Canvas(grid, tokens.shape[-1] * 2 ** (len(self.card.config.decoder_widths) - 1))
+        height, width = (max(sides) for sides in zip(whole.shape[1:], canvas.size, strict=True))
+        mean = upsample(whole, (height, width))
+        if likely:
+            crops = self._forward_chunked(tokens, [names[i] for i in likely], None)
+            for logits, origin in zip(crops, grid.origins, strict=True):
+                canvas.add(logits, origin)
+            mean[likely] = mean_logits([mean[likely], canvas.mean()])
+        return mean
 
     def _forward_chunked(
         self, tokens: Float[np.ndarray, "n d gh gw"], labels: Sequence[str], size: tuple[int, int] | None

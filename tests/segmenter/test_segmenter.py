@@ -125,7 +125,9 @@ def test_the_order_of_labels_does_not_matter(tiny_segmenter: Segmenter, photo: n
     assert there.std() > 0.1  # the toy does tell pixels apart
 
 
-def test_multicrop_averages_the_whole_image_and_four_crops(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
+def test_multicrop_averages_the_whole_image_and_four_crops(
+    make_tiny_segmenter: Make, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels are independent
     done: list[tuple[int, int]] = []
     encoded = segmenter.encode(photo, mode="multicrop", on_progress=lambda *step: done.append(step))
@@ -141,6 +143,14 @@ def test_multicrop_averages_the_whole_image_and_four_crops(make_tiny_segmenter: 
     np.testing.assert_allclose(crops[:, :corner, :corner], first[:, :corner, :corner], atol=1e-4)
     alone = segmenter.low_res_logits(segmenter.encode(photo, mode="multicrop"), ["sofa"])[0]
     np.testing.assert_allclose(alone, found[1], atol=1e-4)
+    monkeypatch.setattr(segmenter_module, "MIN_CROP_LOGIT", whole[0].max() + 1e-3)  # "cat" is nowhere likely
+    assert whole[1].max() > whole[0].max() + 1e-3
+    pruned = segmenter.low_res_logits(segmenter.encode(photo, mode="multicrop"), ["cat", "sofa"])
+    np.testing.assert_allclose(pruned[0], upsample(whole, pruned.shape[1:])[0], atol=1e-4)
+    np.testing.assert_allclose(pruned[1], found[1], atol=1e-4)
+    (none,) = segmenter.low_res_logits(segmenter.encode(photo, mode="multicrop"), ["cat"])
+    np.testing.assert_allclose(none, pruned[0], atol=1e-4)
+    monkeypatch.undo()
     (batched,) = segmenter.encode_batch([photo], segmenter.resolve(mode="multicrop"))
     np.testing.assert_allclose(segmenter.low_res_logits(batched, ["cat", "sofa"]), found, atol=1e-4)
     segmenter.auto_mode = "multicrop"
