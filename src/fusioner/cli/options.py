@@ -76,7 +76,7 @@ CacheFolder: TypeAlias = Annotated[Path | None, Parameter(help=_CACHE_HELP)]
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True)
 class ModelFlags:
-    """What segments: a trained model, or a pair of encoders without training.
+    """Flags that choose the model: a trained one, or a pair of encoders without training.
 
     Attributes:
         model: Model file of `fusioner train`, or folder of `save_pretrained` or `fusioner export`. Default: bundled

@@ -90,7 +90,7 @@ class AnnotationProject:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out or changed, one sentence each."""
+        """One sentence on each kind of annotation that was left out or changed."""
         return [*self.merged, *(f"{count} {kind}" for kind, count in sorted(self.left_out.items()) if count)]
 
     def paint(self, image: AnnotatedImage, size: Size, ignore: int) -> np.ndarray:

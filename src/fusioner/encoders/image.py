@@ -134,7 +134,7 @@ class SiglipVision(AlignedPatches):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """How a transformers `model_type` becomes an image encoder.
+    """The construction of an image encoder from a transformers `model_type`.
 
     Attributes:
         model: class in transformers.

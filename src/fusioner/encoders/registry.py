@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How a named encoder is loaded, and what `fusioner models` prints about it.
+    """The loader of a named encoder and its row in the table of `fusioner models`.
 
     Attributes:
         source: Hugging Face repository or web page of the weights; empty if they ship with the package.

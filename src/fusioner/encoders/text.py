@@ -92,7 +92,7 @@ class PooledText(PretrainedText):
 
 @dataclass(frozen=True)
 class TextBackboneSpec:
-    """How a transformers `model_type` becomes a text encoder.
+    """The construction of a text encoder from a transformers `model_type`.
 
     Attributes:
         model: class in transformers.

@@ -23,7 +23,7 @@ BACKGROUND_NAMES = (
     "cloud", "lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair", "floor", "hill", "rail",
     "fence",
 )  # fmt: skip
-"""What SCLIP and NACLIP count as background on PASCAL VOC and COCO-Object."""
+"""Background names of SCLIP and NACLIP on PASCAL VOC and COCO-Object."""
 THRESHOLD = 0.1
 """Probability below which SCLIP and NACLIP leave a pixel to the background, beside the names above."""
 

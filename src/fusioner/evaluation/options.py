@@ -12,7 +12,7 @@ Images = Literal["fold", "all"]
 @Parameter(name="*", group="Protocol")
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is evaluated and how it is scored."""
+    """Options of the protocol and of scoring."""
 
     folds: Annotated[tuple[int, ...], Parameter(parse=False)] = (0, 1, 2, 3)
     """Folds of pascal, coco and coco-to-pascal; other data sets have none."""

@@ -1,4 +1,4 @@
-"""What an evaluation prompts (`Plan`) and what it counts (`Counts`), and the file that stores the counts.
+"""The prompts (`Plan`) and counts (`Counts`) of an evaluation, and the file that stores the counts.
 
 Counts are kept per image, so that every measure and its bootstrap interval are sums over resampled rows.
 """

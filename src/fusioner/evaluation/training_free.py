@@ -16,7 +16,7 @@ from fusioner.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """How a benchmark is evaluated without training.
+    """The protocol of a benchmark without training.
 
     Attributes:
         method: whose configuration it is.

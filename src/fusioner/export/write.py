@@ -127,7 +127,7 @@ def halve(model: "ModelProto") -> "ModelProto":
     casts = []
     for constant in model.graph.initializer:
         values = numpy_helper.to_array(constant)
-        large = values.ndim > 1 and values.size >= HALVED  # what scales 8 bits stays as it is
+        large = values.ndim > 1 and values.size >= HALVED  # scales of 8-bit weights stay in fp32
         if values.dtype != np.float32 or not large or np.abs(values).max() > np.finfo(np.float16).max:
             continue
         name = constant.name

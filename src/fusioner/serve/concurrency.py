@@ -1,4 +1,4 @@
-"""How many requests and pixels are processed at once, and cancellation when a client disconnects."""
+"""Limits on the requests and pixels processed at once, and cancellation when a client disconnects."""
 
 import asyncio
 import logging

@@ -28,7 +28,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Access:
-    """Who may call the server.
+    """Access rules of the server.
 
     Attributes:
         key: required by /v1 and /metrics as `Authorization: Bearer`; None requires nothing.

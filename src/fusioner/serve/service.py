@@ -1,4 +1,4 @@
-"""What the routes share: decode, encode, segment, write; the image cache and the metrics."""
+"""The steps behind the routes: decode, encode, segment, write; the image cache and the metrics."""
 
 import asyncio
 import base64

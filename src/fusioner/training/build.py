@@ -29,7 +29,7 @@ from fusioner.training.dataset import Corpus
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _TIMEOUT = timedelta(hours=6)
-"""How long processes wait for each other: one of them fits the closed-set head for all."""
+"""Time limit for processes that wait for each other: one of them fits the closed-set head for all."""
 
 
 def build_fabric(device: str, devices: int, precision: str) -> Fabric:

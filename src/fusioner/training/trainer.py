@@ -38,7 +38,7 @@ from fusioner.training.resume import Log, read_state, write_state
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how fast a training computes; without influence on the weights.
+    """Devices, processes and speed of a training; without influence on the weights.
 
     Attributes:
         out: folder of last.safetensors, best.safetensors, resume.pt, metrics.jsonl, and closed_set/ if fitted.
