@@ -150,14 +150,18 @@ def test_polygons_cover_the_masks(
 def test_predictions_pass_label_studios_own_checks(backend: Running) -> None:
     interface: Any = pytest.importorskip("label_studio_sdk.label_interface", reason="no package label-studio-sdk")
     brush: Any = pytest.importorskip("label_studio_sdk.converter.brush")
-    for config in (BRUSH.replace(' alias="couch"', ""), POLYGON.replace(' alias="couch"', "")):
+    for config in (BRUSH, POLYGON):
         (prediction,) = predict(backend, config, "/data/upload/1/cat.jpg")
-        assert prediction["result"]
+        labels = {label for region in prediction["result"] for label in region["value"][region["type"]]}
+        assert labels == {"cat", "couch"}
         assert interface.LabelInterface(config).validate_prediction(prediction, return_errors=True) == []
+        interface.objects.PredictionValue.model_validate(prediction)
         for region in prediction["result"]:
             if "rle" in region["value"]:
                 rle = region["value"]["rle"]
                 assert np.array_equal(brush.decode_rle(rle), decode(rle))
+            else:
+                assert 0 <= np.min(region["value"]["points"]) < np.max(region["value"]["points"]) <= 100
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,12 @@ class Service:
 
     async def encode(self, request: ImageRequest) -> EncodedImage:
         """Decode and encode an uploaded image file."""
-        id = request.progress_id or ""
-        self._progress[id] = (0, 0)
+        id = request.progress_id
+        if id:
+            self._progress[id] = (0, 0)
 
         def report(done: int, total: int) -> None:
-            if id in self._progress:  # not after a cancelled request
+            if id in self._progress:  # not without an id, nor after a cancelled request
                 self._progress[id] = (done, total)
 
         try:
@@ -104,7 +105,8 @@ class Service:
                 rgb = await self._in_thread(read_image, request.image)
                 return replace(await self.inference.encode(rgb, request.mode, report), name=request.name)
         finally:
-            self._progress.pop(id, None)
+            if id:
+                self._progress.pop(id, None)
 
     def progress(self, id: str) -> dict[str, int]:
         """Return the progress of a request that encodes an image; ApiError 404 if there is none of that id."""

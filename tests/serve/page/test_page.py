@@ -187,15 +187,17 @@ def test_axe_finds_nothing(visit: Callable[..., "Page"], server: Any):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
     page = visit(server.address, reduced_motion="reduce")
     findings: list[Any] = []
+    dark = {"color_scheme": "dark"}
 
     def look() -> None:
-        """Run axe in light colours, in dark ones on a phone, and in forced ones."""
-        for width, media in ((1280, {}), (390, {"color_scheme": "dark"}), (1280, {"forced_colors": "active"})):
+        """Run axe in light colours, in dark ones on a phone, and in forced dark ones."""
+        for width, media in ((1280, {}), (390, dark), (1280, dark | {"forced_colors": "active"})):
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(**{"color_scheme": "light", "forced_colors": "none"} | media)  # pyright: ignore
             findings.extend(axe.run(page).response["violations"])
 
     expect(page.locator("#samples button")).to_have_count(3)
+    page.wait_for_function("[...document.querySelectorAll('#samples img')].every((image) => image.naturalWidth)")
     look()
     page.get_by_role("button", name="Help").click()
     look()

@@ -479,12 +479,12 @@ def test_a_phone_has_all_in_one_column_and_the_picture_in_view(
         is_mobile=True,
     )
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    for part in page.locator("button:visible, input:visible").all():
+    for part in page.locator("button:visible, input:not([role=switch]):visible, .switch").all():
         box = part.bounding_box()
         assert box
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
-        assert min(box["width"], box["height"]) >= 24, part.evaluate("it => it.outerHTML")
+        assert min(box["width"], box["height"]) >= 40, part.evaluate("it => it.outerHTML")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         red = int(re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
@@ -492,6 +492,12 @@ def test_a_phone_has_all_in_one_column_and_the_picture_in_view(
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     page.wait_for_function("() => scrollY > 100")
     measured(page, ".stage", y=0)
+    page.get_by_label("Colour of cat").focus()  # below the picture, not behind it
+    assert page.evaluate("""document.activeElement.getBoundingClientRect().top >=
+      document.querySelector(".stage").getBoundingClientRect().bottom""")
+    page.set_viewport_size({"width": 844, "height": 390})  # on its side: two columns that fit
+    measured(page, "body", height=390)
+    assert page.evaluate("document.documentElement.scrollWidth") == 844
 
 
 def test_many_labels_scroll_by_themselves_found_first_and_the_rest_folded(opened: Callable[..., "Page"]):
@@ -560,7 +566,8 @@ def test_files_are_named_as_their_programs_expect_and_hold_the_labels_shown(
     expect(said).to_have_text("No label is shown: show at least one to download its mask.")
     for word in ("cat", "sofa"):
         page.get_by_role("button", name=f"Remove {word}").click()
-    page.get_by_role("button", name="Mask", exact=True).click()
+    expect(page.get_by_label("What to find")).to_be_focused()
+    page.get_by_role("button", name="Cut-out", exact=True).click()
     expect(said).to_have_text("There are no labels yet: add one.")
 
 

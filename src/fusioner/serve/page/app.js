@@ -6,10 +6,11 @@ import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
 import { asSeen, createStage, cutOut, isolatedRegion } from "./stage.js";
-import { freeColour } from "./palette.js";
+import { colour, freeColour } from "./palette.js";
 import { capital, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
 const MAX_PICTURES = 24; // of the session
+const NAMED_CLASSES = 8; // in the sentence under the downloads; the file has all
 const SETTLE_MS = 400; // without a change before the result is announced
 const OWN_NAMES = { labelme: ".json", yolo: ".txt" }; // suffixes of files that belong beside the picture
 
@@ -38,9 +39,9 @@ const showLabels = createLabelList($("labels"), $("label-row"), {
  */
 async function open(file, words = session.current?.labels.map((label) => label.word) ?? rememberedWords(), quiet = false) {
   const name = file.name || "pasted picture";
+  if (!(await modelKnown)) return;
   complain("picture-error");
   if (file.type && !file.type.startsWith("image/")) return complain("picture-error", `${name} is not a picture.`);
-  await modelKnown;
   const before = session.current;
   const picture = new Picture(file, name, session.model.labels_independent ?? true, { working, planes });
   words.forEach((word) => picture.add(word, styleOf(word)));
@@ -178,6 +179,7 @@ function remove(label) {
   stage.draw();
   history.show(session.pictures, picture);
   rememberWords(picture);
+  if (!picture.labels.length) $("words").focus(); // the row with the focus is gone
   complete(picture);
 }
 
@@ -352,6 +354,7 @@ function showSettings() {
 
 $("home").addEventListener("click", () => {
   document.body.dataset.state = "empty";
+  complain("picture-error");
   $("samples").querySelector("button")?.focus();
 });
 $("help-open").addEventListener("click", () => $("help").showModal());
@@ -364,6 +367,7 @@ window.addEventListener("beforeunload", (event) => {
 
 async function make(format) {
   const picture = session.current;
+  if (format !== "seen") picture.requireLabels();
   if (!["seen", "cutout"].includes(format)) {
     const { blob, name } = await picture.download(format, settings);
     if (format === "yolo") offerClasses(picture);
@@ -380,10 +384,13 @@ async function make(format) {
 /** A YOLO file holds numbers of classes only: show their names, and offer them as a file. */
 function offerClasses(picture) {
   const words = picture.shown.map((label) => label.word);
+  const named = words.slice(0, NAMED_CLASSES).map((word, index) => `${index} ${word}`);
+  if (words.length > named.length) named.push(`and ${words.length - named.length} more`);
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: "classes.txt" });
   button.className = "link";
   button.addEventListener("click", () => save(new Blob([words.join("\n") + "\n"]), "classes.txt"));
-  $("classes").replaceChildren(`Classes: ${words.map((word, index) => `${index} ${word}`).join(", ")}. `, button);
+  $("classes").replaceChildren(`Classes: ${named.join(", ")}. `, button);
+  $("classes").scrollIntoView({ block: "nearest" });
 }
 
 $("copy").hidden = !navigator.clipboard?.write; // absent on pages without TLS of other machines
@@ -400,20 +407,32 @@ $("copy").addEventListener("click", async () => {
 
 async function showSamples() {
   for (const sample of await requestJson("GET", "v1/samples")) {
-    const button = document.createElement("button");
-    button.type = "button";
-    const image = Object.assign(new Image(), { src: sample.url, alt: "" });
-    const words = document.createElement("span");
-    words.textContent = sample.labels.join(", ");
+    const row = $("sample-card").content.firstElementChild.cloneNode(true);
+    const button = row.firstElementChild;
+    const [photo, masks] = button.querySelectorAll("img");
+    photo.src = sample.url;
+    masks.src = sample.url.replace(/\w+$/, "png");
+    button.querySelector(".words").append(...sample.labels.map(sampleLabel));
     button.title = `${sample.name}. ${sample.credit}`;
-    button.setAttribute("aria-label", `${sample.name}: find ${words.textContent}`);
-    button.append(image, words);
-    button.addEventListener("click", async () => {
-      const { blob } = await request("GET", sample.url);
-      await open(new File([blob], sample.url.split("/").at(-1), { type: blob.type }), sample.labels);
-    });
-    $("samples").append(Object.assign(document.createElement("li"), {}));
-    $("samples").lastChild.append(button);
+    button.setAttribute("aria-label", `${sample.name}: find ${sample.labels.join(", ")}`);
+    button.addEventListener("click", () => openSample(sample));
+    $("samples").append(row);
+  }
+}
+
+function sampleLabel(word, index) {
+  const label = document.createElement("span");
+  label.append(document.createElement("i"), word);
+  label.style.setProperty("--colour", colour(index));
+  return label;
+}
+
+async function openSample({ url, labels }) {
+  try {
+    const { blob } = await request("GET", url);
+    await open(new File([blob], url.split("/").at(-1), { type: blob.type }), labels);
+  } catch (error) {
+    complain("picture-error", capital(error.message));
   }
 }
 
@@ -429,5 +448,9 @@ async function loadModel() {
   $("api").textContent = new URL("v1/segment", location).href;
 }
 
-const modelKnown = showSamples().then(loadModel);
-modelKnown.catch((error) => complain("picture-error", capital(error.message), error, () => location.reload()));
+/** Promise of whether the samples and the model could be loaded. */
+const modelKnown = showSamples().then(loadModel).then(() => true, (error) => {
+  $("where").textContent = "";
+  complain("picture-error", capital(error.message), error, () => location.reload());
+  return false;
+});

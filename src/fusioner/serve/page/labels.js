@@ -17,6 +17,7 @@ export function createLabelList(list, template, on) {
   fold.firstChild.addEventListener("click", () => {
     fold.firstChild.ariaExpanded = String(fold.firstChild.ariaExpanded === "false");
     arrange(shown);
+    fold.nextElementSibling?.scrollIntoView({ block: "nearest" });
   });
   let shown = null; // the picture
 

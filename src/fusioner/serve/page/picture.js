@@ -94,10 +94,14 @@ export class Picture {
     this.#cancel.abort();
   }
 
-  /** Request a file in one of the output formats -> { blob, name }. */
-  async download(format, { threshold, background, instances }) {
+  /** Throw an ApiError unless a label is shown. */
+  requireLabels() {
     if (!this.labels.length) throw new ApiError("there are no labels yet: add one.");
     if (!this.shown.length) throw new ApiError("no label is shown: show at least one to download its mask.");
+  }
+
+  /** Request a file in one of the output formats -> { blob, name }. */
+  async download(format, { threshold, background, instances }) {
     const labels = this.shown.map((label) => label.word);
     return this.#segment(request, { labels, threshold, background, instances, format });
   }
