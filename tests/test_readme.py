@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fusioner.cli.main import main
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text("utf-8")
@@ -28,16 +28,16 @@ def test_the_python_lines_find_the_cat(tmp_path: Path, monkeypatch: pytest.Monke
     assert {"cat.png", "out"} <= set(os.listdir(tmp_path))
 
 
-def test_the_commands_and_their_flags_exist() -> None:
+def test_the_commands_and_their_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
     calls = [line.removeprefix(".venv/bin/").split() for line in lines if re.match(r"(\.venv/bin/)?fusioner ", line)]
     assert len(calls) > 5
     verbs = sorted({tuple(call[1:3]) if call[1] in ("data", "features") else (call[1],) for call in calls})
     for verb in verbs:
-        shown = subprocess.run([sys.executable, "-m", "fusioner", *verb, "--help"], capture_output=True, text=True)
-        assert shown.returncode == 0, shown.stderr
+        assert main([*verb, "--help"]) == 0
+        output = capsys.readouterr().out
         used = {w for call in calls if tuple(call[1 : 1 + len(verb)]) == verb for w in call if w.startswith("--")}
-        assert used <= set(re.findall(r"--[a-z-]+", shown.stdout)), verb
+        assert used <= set(re.findall(r"--[a-z-]+", output)), verb
 
 
 def test_every_file_it_points_at_is_there() -> None:

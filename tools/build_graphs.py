@@ -1,14 +1,15 @@
 """Rebuild the ONNX graphs of the bundled model; their weights stay in the safetensors files (ONNX external data).
 
-python tools/build_graphs.py            write src/fusioner/weights/*.onnx
-python tools/build_graphs.py --check    compare with the files there; exit code 2 if they differ
+python tools/build_graphs.py                        write src/fusioner/weights/*.onnx
+python tools/build_graphs.py --check                compare with the files there; exit code 2 if they differ
+python tools/build_graphs.py --check --parts text   the same for some of image, text, labels and features
 """
 
 import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -20,7 +21,7 @@ from fusioner.encoders.bundled import read_weights
 from fusioner.encoders.efficientnet import EfficientNetLite2
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import PARTS
-from fusioner.export.graphs import build
+from fusioner.export.graphs import features_graph, image_graph, labels_graph, text_graph
 from fusioner.loading import load
 from fusioner.segmenter import Segmenter
 from fusioner.weights import weights_file
@@ -50,9 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the graphs and write or compare them; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with the shipped graphs instead of writing them")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="graphs to build; default: all")
     options = parser.parse_args(arguments)
     try:
-        for name, content in build_graphs().items():
+        for name, content in build_graphs(options.parts).items():
             path = weights_file(FILES[0]).parent / name
             if options.check and path.read_bytes() != content:
                 raise FusionerError(f"the rebuilt {name} differs from {path}")
@@ -65,11 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_graphs() -> dict[str, bytes]:
-    """Return the content of each graph's file."""
+def build_graphs(parts: Sequence[str] = PARTS) -> dict[str, bytes]:
+    """Return the content of the file of each graph in `parts`."""
     stored = {key: tensor for name in FILES for key, tensor in index_tensors(weights_file(name))}
-    graphs, _ = build(unfused_model(), cells=1, optimize=False)
-    return {f"{part}.onnx": share_weights(graphs[part], stored) for part in PARTS}
+    model, graphs = unfused_model(), {"text": text_graph, "labels": labels_graph, "features": features_graph}
+    built = {
+        part: graphs[part](model, optimize=False) if part in graphs else image_graph(model, 1, optimize=False)[0]
+        for part in parts
+    }
+    return {f"{part}.onnx": share_weights(graph, stored) for part, graph in built.items()}
 
 
 def unfused_model() -> Segmenter:

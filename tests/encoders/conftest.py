@@ -231,15 +231,13 @@ class Hub:
                 return 404, b"{}", {"X-Error-Code": "EntryNotFound"}
             content = file.read_bytes()
             return 200, content, {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": commit}
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
         if verb == "tree":
-            files = [file for file in folder.rglob("*") if file.is_file()]
-            entries = [
-                {"type": "file", "path": str(file.relative_to(folder)), "size": file.stat().st_size, "oid": file.name}
-                for file in files
-            ]
+            entries = [{"type": "file", "path": path, "size": size, "oid": path} for path, size in sizes.items()]
             return 200, json.dumps(entries).encode(), {}
-        info = {"id": repository, "modelId": repository, "sha": commit, "private": False, "tags": [], "siblings": []}
-        return 200, json.dumps({**info, "downloads": 0, "likes": 0}).encode(), {}
+        siblings = [{"rfilename": path, "size": size} for path, size in sizes.items()]
+        info = {"id": repository, "modelId": repository, "sha": commit, "private": False, "siblings": siblings}
+        return 200, json.dumps({**info, "tags": [], "downloads": 0, "likes": 0}).encode(), {}
 
     def list_discussions(self, repository: str) -> dict[str, Any]:
         entries = [

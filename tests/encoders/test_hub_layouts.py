@@ -2,10 +2,8 @@
 
 import json
 import logging
-import os
+import runpy
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging as transformers_logging
 
+from fusioner.cli import main as cli
 from fusioner.encoders.hub import download_megabytes
 from fusioner.encoders.image import IMAGE_BACKBONES
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
@@ -259,12 +259,13 @@ def test_texts_are_padded_on_the_right_whatever_the_tokenizer_says(text_model: M
     torch.testing.assert_close(build_text_encoder(f"hf:{tmp_path}")(TEXTS), build_text_encoder(f"hf:{folder}")(TEXTS))
 
 
-def test_the_table_of_models() -> None:
-    command = [sys.executable, "-m", "fusioner", "models"]
-    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_the_table_of_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    table = capsys.readouterr().out
     assert "dinov3-s              DINOv3" in table
     assert "accept its licence" in table
-    rows = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert cli.main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
     found = {row["name"]: row for row in rows}
     assert found["clip-vit-b32"]["download_mb"] == 605
     assert found["dinov3-s"]["gated"]
@@ -272,8 +273,9 @@ def test_the_table_of_models() -> None:
     assert found["minilm-embedded"]["source"] == "in the package"
 
 
-def test_the_tool_that_checks_the_hub(hub: Any, image_model: Make, text_model: Make, tmp_path: Path) -> None:
-    """In its own process, with the hub's address in HF_ENDPOINT."""
+def test_the_tool_that_checks_the_hub(
+    hub: Any, image_model: Make, text_model: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     served = {
         "facebook/dinov2-small": image_model("dinov2")[0],
         "facebook/dinov3-vits16plus-pretrain-lvd1689m": image_model("dinov3_vit")[0],
@@ -287,11 +289,14 @@ def test_the_tool_that_checks_the_hub(hub: Any, image_model: Make, text_model: M
     names = ["dinov2-s", "dinov3-splus", "metaclip2-b16", "metaclip2-text-b16", "siglip2-b16", "siglip2-text-b16"]
     names += ["clip-vit-b32", "maskclip-vit-b32", "clip-text-b32", "minilm", "minilm-embedded"]
     names += ["mocov3-vit-s", "bert-base"]
-    tool = Path(__file__).resolve().parents[2] / "tools" / "check_hub.py"
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, str(tool), *names], capture_output=True, text=True, env=environment)
-    lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:]}
+    tool = runpy.run_path(str(Path(__file__).resolve().parents[2] / "tools" / "check_hub.py"))
+    verbosity = transformers_logging.get_verbosity()
+    try:
+        assert tool["main"](names) == 1
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    output = capsys.readouterr().out
+    lines = {line.split()[0]: line.split()[1] for line in output.splitlines()[1:]}
     loaded = dict.fromkeys(("maskclip-vit-b32", "minilm-embedded"), "loaded")
     expected = dict.fromkeys(names, "ok") | loaded | {"mocov3-vit-s": "skipped", "bert-base": "failed"}
-    assert lines == expected, done.stdout + done.stderr
-    assert done.returncode == 1
+    assert lines == expected, output

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,9 @@ from fusioner.encoders.prompt_templates import read_templates
 from fusioner.encoders.registry import METHODS, build_image_encoder
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
 from fusioner.errors import FusionerError
+from fusioner.export.graphs import image_graph
 from fusioner.export.parity import LABELS
+from fusioner.export.runtime import open_graph
 from fusioner.labels import SoftmaxNames
 from fusioner.model.checkpoint import ModelCard
 
@@ -181,7 +184,7 @@ def test_exported_encoders_give_the_same_masks(tmp_path: Path, photo: Path, imag
     words = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     text = {**shape, "vocab_size": len(words), "max_position_embeddings": 20, "eos_token_id": 2, "bos_token_id": 1}
     vision = {**shape, "image_size": 32, "patch_size": 8}
     torch.manual_seed(0)
@@ -192,14 +195,23 @@ def test_exported_encoders_give_the_same_masks(tmp_path: Path, photo: Path, imag
     folder = tmp_path / "clip"
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
-    labels, modes = ["cat", "dog", "table"], ("slide", "whole")
-    for name in (f"naclip-vit-b16@{folder}", f"clip-vit-b16@{folder}+dinov2-b@{image_model('dinov2')[0]}"):
-        out = tmp_path / f"{name.partition('-')[0]}-exported"
-        assert main(["export", "--image-encoder", name, "--photos", str(photo.parent), "--out", str(out)]) == 0
-        parity = json.loads((out / "fusioner.json").read_text())["parity"]
-        assert max(row["logits"] for row in parity) < 1e-4
-        assert all((0 < row["undecided"] < 0.25) == ("+" in name) for row in parity)
-        torch_segmenter, exported = fusioner.load(image_encoder=name, device="cpu"), fusioner.load(out)
-        for mode in modes:
-            first, second = (segmenter(photo, labels, mode=mode) for segmenter in (torch_segmenter, exported))
-            assert (first.label_map != second.label_map).mean() < 1e-3
+    naclip = fusioner.load(image_encoder=f"naclip-vit-b16@{folder}", device="cpu")
+    graph, step = image_graph(naclip)
+    onnx.save(graph, tmp_path / "naclip.onnx")
+    run = open_graph(tmp_path / "naclip.onnx", "onnx")
+    for sides in ((4 * step, 3 * step), (step, 2 * step)):
+        images = torch.rand(1, 3, *sides)
+        tokens = naclip.image_encoder(images).numpy()
+        np.testing.assert_allclose(run(pixels=images.numpy())["tokens"], tokens, atol=1e-5)
+
+    pair, out = f"clip-vit-b16@{folder}+dinov2-b@{image_model('dinov2')[0]}", tmp_path / "exported"
+    assert main(["export", "--image-encoder", pair, "--photos", str(photo.parent), "--out", str(out)]) == 0
+    parity = json.loads((out / "fusioner.json").read_text())["parity"]
+    assert max(row["logits"] for row in parity) < 1e-4
+    assert all(0 < row["undecided"] < 0.25 for row in parity)
+    torch_segmenter, exported = fusioner.load(image_encoder=pair, device="cpu"), fusioner.load(out)
+    for mode in ("slide", "whole"):
+        first, second = (
+            segmenter(photo, ["cat", "dog", "table"], mode=mode) for segmenter in (torch_segmenter, exported)
+        )
+        assert (first.label_map != second.label_map).mean() < 1e-3

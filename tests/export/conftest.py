@@ -1,4 +1,4 @@
-"""A tiny model with encoders in transformers' format, and what `fusioner export` makes of it."""
+"""A tiny model with encoders in transformers' format, and its export."""
 
 import os
 import subprocess
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fusioner.image import read_image
+from fusioner.loading import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 WORDS = ["a", "photo", "of", "the", "cat", "person", "cup", "dog", "table", "car", "sofa", "."]
@@ -44,8 +47,12 @@ def run_without_torch(without_torch: list[str]) -> Callable[..., subprocess.Comp
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file with random weights; it names its encoders by their folders."""
+def make_trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_trained(**config)`: a model file with random weights; it names its encoders by their folders."""
+    return lambda **config: _save_random(tmp_path_factory.mktemp("trained"), config)
+
+
+def _save_random(home: Path, options: dict[str, Any]) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
@@ -54,7 +61,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fusioner.model.config import FusionerConfig
     from fusioner.model.fusioner import Fusioner
 
-    home = tmp_path_factory.mktemp("trained")
     image, text = home / "image", home / "text"
     body: dict[str, Any] = {
         "hidden_size": 32,
@@ -72,9 +78,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         vision = Dinov2Model(Dinov2Config(**body, image_size=32, patch_size=8))
         words = BertModel(BertConfig(**body, vocab_size=len(vocabulary), max_position_embeddings=20))
-        config = FusionerConfig(
-            image_dim=32, text_dim=32, width=16, layers=1, heads=2, decoder_widths=(16, 16), logit_bias=True
-        )
+        sizes: dict[str, Any] = {"text_dim": 32, "width": 16, "layers": 1, "heads": 2, "decoder_widths": (16, 16)}
+        config = FusionerConfig(**{"image_dim": 32, "logit_bias": True, **sizes, **options})
         network = Fusioner(config)
         for module in (vision, words, network):
             for weight in module.parameters():  # small initial weights would hide a mistake
@@ -90,10 +95,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `fusioner export` of it, in ONNX."""
-    from fusioner.cli.main import main
+def trained(make_trained: Callable[..., Path]) -> Path:
+    """The paper's network at toy size."""
+    return make_trained()
+
+
+@pytest.fixture(scope="session")
+def photo() -> Any:
+    """A photograph for the parity check, as an array."""
+    return read_image(SAMPLES / "chelsea.jpg")
+
+
+@pytest.fixture(scope="session")
+def traced(trained: Path) -> Any:
+    """The graphs of `trained`, traced once for all formats and precisions."""
+    from fusioner.export.graphs import build
+
+    return build(load(trained, "cpu"))
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Path, traced: Any, photo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `trained` as ONNX in single precision."""
+    from fusioner.export.write import export
 
     out = tmp_path_factory.mktemp("exported") / "onnx"
-    assert main(["export", "--model", str(trained), "--out", str(out)]) == 0
+    export(load(trained, "cpu"), out, photos=[photo], traced=traced)
     return out

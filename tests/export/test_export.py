@@ -1,12 +1,14 @@
-"""Exported models: the same answers as torch's, from the real command line, also where there is no torch."""
+"""Exported models: the masks of torch, also from the command line without torch; formats and precisions."""
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from fusioner.errors import FusionerError
 from fusioner.export.bundle import read_bundle
 from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import COUNTS, LIMITS, Row
+from fusioner.export.write import export
 from fusioner.loading import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -25,7 +28,7 @@ LABELS = ["cat", "sofa", "cup"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_says_how_far_it_agrees_and_keeps_it(exported: Path, trained: Path) -> None:
+def test_the_manifest_contains_the_parity_table(exported: Path, trained: Path) -> None:
     bundle = read_bundle(exported)
     rows = [Row(**row) for row in bundle.parity]
     assert [row.labels for row in rows] == 3 * list(COUNTS)
@@ -36,7 +39,7 @@ def test_says_how_far_it_agrees_and_keeps_it(exported: Path, trained: Path) -> N
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_finds_what_torch_finds(exported: Path, trained: Path, runtime: str, mode: str) -> None:
+def test_agrees_with_torch(exported: Path, trained: Path, runtime: str, mode: str) -> None:
     ours, theirs = load(trained, "cpu"), load(exported, runtime=runtime)
     photo = np.asarray(Image.open(SAMPLES / "chelsea.jpg").resize((97, 70)))
     one, two = (each(photo, LABELS, mode=mode, guided_filter=mode == "whole") for each in (ours, theirs))  # pyright: ignore
@@ -46,7 +49,7 @@ def test_finds_what_torch_finds(exported: Path, trained: Path, runtime: str, mod
     assert all(abs(one.scores[label] - two.scores[label]) < 0.01 for label in LABELS)
 
 
-def test_asks_again_and_encodes_many(exported: Path) -> None:
+def test_encodes_once_or_in_batches(exported: Path) -> None:
     segmenter = load(exported)
     photos = [np.asarray(Image.open(SAMPLES / name)) for name in ("chelsea.jpg", "coffee.jpg")]
     many = [segmenter.low_res_logits(one, LABELS) for one in segmenter.encode_batch(photos)]
@@ -58,9 +61,7 @@ def test_asks_again_and_encodes_many(exported: Path) -> None:
     assert segmenter.embed([]).shape == (0, 32)
 
 
-def test_predicts_from_words_where_there_is_no_torch(
-    exported: Path, trained: Path, tmp_path: Path, run_without_torch: Run
-) -> None:
+def test_predicts_without_torch(exported: Path, trained: Path, tmp_path: Path, run_without_torch: Run) -> None:
     kinds = "overlay,mask,json,coco,npz,geojson,yolo,labelme,cvat"
     words = ("predict", SAMPLES / "chelsea.jpg", "--labels", ", ".join(LABELS), "--format", kinds)
     done = run_without_torch(*words, "--model", exported, "--runtime", "onnx", "--out", "alone", cwd=tmp_path)
@@ -71,7 +72,7 @@ def test_predicts_from_words_where_there_is_no_torch(
     assert len(list((tmp_path / "alone").iterdir())) == 9
 
 
-def test_serves_where_there_is_no_torch(exported: Path, trained: Path, without_torch: list[str]) -> None:
+def test_serves_without_torch(exported: Path, trained: Path, without_torch: list[str]) -> None:
     command = [*without_torch, "serve", "--port", "0", "--model", exported, "--runtime", "openvino"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -95,24 +96,29 @@ def test_serves_where_there_is_no_torch(exported: Path, trained: Path, without_t
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--runtime", "torch", "--model", "{exported}"), "torch cannot read an exported model"),
         (("--runtime", "onnx", "--model", "{trained}"), "is not an exported model"),
         (("--device", "cuda", "--model", "{exported}"), "runs on the CPU"),
     ],
 )
-def test_a_runtime_that_does_not_fit_is_told(
-    words: tuple[str, ...], told: str, exported: Path, trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_runtime_that_does_not_fit_is_an_error(
+    words: tuple[str, ...],
+    message: str,
+    exported: Path,
+    trained: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     given = [word.format(exported=exported, trained=trained) for word in words]
     out = ["--out", str(tmp_path)]
     assert main(["predict", str(SAMPLES / "chelsea.jpg"), "--labels", "cat", *out, *given]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["image.onnx", "tokenizer.json", "fusioner.json", "missing"])
-def test_a_damaged_folder_is_told(exported: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_folder_is_an_error(exported: Path, tmp_path: Path, damage: str) -> None:
     for file in exported.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     if damage == "missing":
@@ -124,26 +130,47 @@ def test_a_damaged_folder_is_told(exported: Path, tmp_path: Path, damage: str) -
 
 
 @pytest.mark.slow
-def test_an_export_that_does_not_agree_is_not_kept(
+def test_an_export_that_disagrees_is_not_written(
     exported: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a limit that no arithmetic keeps; what was there before stays."""
-    for file in exported.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    monkeypatch.setitem(LIMITS, "fp16", (0.0, 0.0))
-    assert main(["export", "--model", str(trained), "--out", str(tmp_path), "--fp16"]) == 2
-    told = capsys.readouterr()
-    assert "does not agree with torch: nothing was written" in told.err
-    assert "over the limit" in told.out
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    """With a limit of zero; the previous export stays."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    shutil.copy(SAMPLES / "chelsea.jpg", photos)
+    shutil.copytree(exported, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    monkeypatch.setitem(LIMITS, "int8", (0.0, 0.0))
+    words = ["export", "--model", trained, "--out", out, "--photos", photos, "--format", "openvino", "--int8"]
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert "calibrating int8 on 1 photographs" in captured.out
+    assert "over the limit" in captured.out
+    assert "the int8 openvino model does not agree with torch: nothing was written" in captured.err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
-@pytest.mark.slow
-def test_openvino_in_half_precision(trained: Path, exported: Path, tmp_path: Path) -> None:
-    assert main(["export", "--model", str(trained), "--out", str(tmp_path), "--format", "openvino", "--fp16"]) == 0
+def test_openvino_in_half_precision(trained: Path, exported: Path, traced: Any, photo: Any, tmp_path: Path) -> None:
+    export(load(trained, "cpu"), tmp_path, "openvino", "fp16", [photo], traced=traced)
     assert json.loads((tmp_path / "fusioner.json").read_text())["precision"] == "fp16"
     assert (tmp_path / "image.bin").stat().st_size < 0.7 * (exported / "image.onnx").stat().st_size
-    assert load(tmp_path)(SAMPLES / "chelsea.jpg", LABELS).labels == tuple(LABELS)
+    assert load(tmp_path)(photo, LABELS).labels == tuple(LABELS)
     with pytest.raises(FusionerError, match="cannot read openvino files"):
         load(tmp_path, runtime="onnx")
+
+
+def test_onnx_in_half_precision(trained: Path, exported: Path, traced: Any, photo: Any, tmp_path: Path) -> None:
+    export(load(trained, "cpu"), tmp_path, "onnx", "fp16", [photo], traced=traced)
+    assert (tmp_path / "image.onnx").stat().st_size < (exported / "image.onnx").stat().st_size
+    assert load(tmp_path, runtime="onnx")(photo, LABELS).labels == tuple(LABELS)
+
+
+def test_int8_preserves_the_masks(
+    trained: Path, exported: Path, traced: Any, photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit for random weights, whose logits are closer to each other than trained ones."""
+    monkeypatch.setitem(LIMITS, "int8", (float("inf"), 0.2))
+    export(load(trained, "cpu"), tmp_path, "onnx", "int8", [photo], traced=traced)
+    assert read_bundle(tmp_path).precision == "int8"
+    assert (tmp_path / "image.onnx").stat().st_size < (exported / "image.onnx").stat().st_size
+    one, two = (load(folder)(photo, ["cat", "sofa"]).label_map for folder in (exported, tmp_path))
+    assert (one != two).mean() < 0.2

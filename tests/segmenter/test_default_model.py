@@ -1,4 +1,4 @@
-"""`fusioner.load()` as a user meets it: no network, real photographs, things where everybody sees them."""
+"""The bundled model without a network: objects of real photographs are found where they are."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def seg() -> "fusioner.Segmenter":
     return loaded
 
 
-def test_a_cat_is_a_cat_and_nothing_else(seg: "fusioner.Segmenter", tmp_path: Path) -> None:
+def test_a_cat_is_found_and_a_sofa_is_not(seg: "fusioner.Segmenter", tmp_path: Path) -> None:
     path = tmp_path / "chelsea.jpg"
     Image.fromarray(data.chelsea()).save(path)
     result = seg(path, ["cat", "sofa"])
@@ -29,7 +29,7 @@ def test_a_cat_is_a_cat_and_nothing_else(seg: "fusioner.Segmenter", tmp_path: Pa
     assert sorted(result.save(tmp_path / "out", path.stem)) == ["json", "mask", "overlay"]
 
 
-def test_one_encoding_many_questions(seg: "fusioner.Segmenter") -> None:
+def test_one_encoding_many_queries(seg: "fusioner.Segmenter") -> None:
     seg.set_image(data.astronaut())
     person = seg.segment("person").mask("person")
     assert person[80:160, 190:260].mean() > 0.9  # the face
@@ -39,15 +39,15 @@ def test_one_encoding_many_questions(seg: "fusioner.Segmenter") -> None:
     assert everything.label_map.min() == 1
 
 
-def test_a_label_does_not_depend_on_its_company(seg: "fusioner.Segmenter") -> None:
-    encoded = seg.encode(data.coffee())
+def test_logits_do_not_depend_on_the_other_labels(seg: "fusioner.Segmenter") -> None:
+    encoded = seg.encode(data.coffee(), mode="whole")
     alone = seg.low_res_logits(encoded, ["cup"])
     among = seg.low_res_logits(encoded, ["table", "cup", "spoon"])
     if seg.model.config.labels_independent:
         assert np.allclose(alone[0], among[1], atol=1e-3)
 
 
-def test_mirrored_in_mirrored_out(seg: "fusioner.Segmenter") -> None:
-    there = seg(data.chelsea(), ["cat"]).mask("cat")
-    back = seg(data.chelsea()[:, ::-1], ["cat"]).mask("cat")[:, ::-1]
-    assert (there == back).mean() > 0.95
+def test_a_mirrored_image_has_a_mirrored_mask(seg: "fusioner.Segmenter") -> None:
+    photo = data.chelsea()
+    mask, mirrored = (seg(image, ["cat"], mode="whole").mask("cat") for image in (photo, photo[:, ::-1]))
+    assert (mask == mirrored[:, ::-1]).mean() > 0.95

@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from torch import Tensor
@@ -152,7 +151,7 @@ class _Download(NamedTuple):
 
 def _choose_weights(repository: str, fallback: str, open_clip: bool) -> _Download | None:
     """Return the preferred weight files: safetensors, their conversion, open_clip's, a pickle; None: there are none."""
-    files = set(HfApi().list_repo_files(repository))
+    files = set(_file_sizes(repository))
     for names in (OPEN_CLIP,) if open_clip else (SAFETENSORS, OPEN_CLIP):
         if files & {*names}:
             return _Download(repository, _patterns(names))
@@ -161,7 +160,7 @@ def _choose_weights(repository: str, fallback: str, open_clip: bool) -> _Downloa
         return _Download(repository, _patterns(SAFETENSORS), revision, note)
     if fallback:
         try:
-            if {*OPEN_CLIP} & set(HfApi().list_repo_files(fallback)):
+            if {*OPEN_CLIP} & set(_file_sizes(fallback)):
                 return _Download(fallback, _patterns(OPEN_CLIP), note=f"downloading {OPEN_CLIP[0]} of {fallback}")
         except HfHubHTTPError:
             logger.info("%s cannot be read", fallback)
@@ -193,11 +192,17 @@ def download_megabytes(repository: str, fallback: str = "", open_clip: bool = Fa
         chosen = _choose_weights(repository, fallback, open_clip)
         if chosen is None:
             return None
-        entries = HfApi().list_repo_tree(chosen.repository, revision=chosen.revision)
-        files = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        files = _file_sizes(chosen.repository, chosen.revision)
     except Exception:  # offline, gated, not found: the download itself reports it
         return None
-    return round(sum(files[path] for path in filter_repo_objects(files, allow_patterns=chosen.patterns)) / 1e6)
+    return round(sum(files[path] or 0 for path in filter_repo_objects(files, allow_patterns=chosen.patterns)) / 1e6)
+
+
+def _file_sizes(repository: str, revision: str | None = None) -> dict[str, int | None]:
+    """Return the names and sizes of a repository's files, without the 23 s of retries of `list_repo_files`."""
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=timeout)
+    return {file.rfilename: file.size for file in info.siblings or ()}
 
 
 def _conversion(repository: str) -> str | None:

@@ -100,54 +100,29 @@ def unflatten_features(tensors: dict[str, Tensor]) -> ImageFeatures | None:
     return ImageFeatures(**own, closed_set=ClosedSetScores(**scores) if scores else None)
 
 
-def build(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> tuple[dict[str, "ModelProto"], int]:
+def build(segmenter: "Segmenter") -> tuple[dict[str, "ModelProto"], int]:
     """Return the graphs of a torch model on the CPU, by the names of `PARTS`, and the step of image sides (`Bundle`).
+
+    Raises FusionerError if a part cannot be exported.
+    """
+    image, step = image_graph(segmenter)
+    graphs = {"image": image, "text": text_graph(segmenter)}
+    if segmenter.model.similarity is not None:
+        graphs["features"] = features_graph(segmenter)
+    return graphs | {"labels": labels_graph(segmenter)}, step
+
+
+def image_graph(segmenter: "Segmenter", cells: int = 2, optimize: bool = True) -> tuple["ModelProto", int]:
+    """Export the image encoder; return its graph and the step of image sides.
 
     Args:
         segmenter: the model.
         cells: sides of images are multiples of this many token strides; a strided network pads even grids all alike.
+            If the encoder cannot be exported with dynamic sides, the only side is that of training and the step 0.
         optimize: fold constants, weights included.
-
-    Raises FusionerError if a part cannot be exported.
     """
-    model, encoder = segmenter.model, cast("Any", segmenter.text_encoder)
-    graphs: dict[str, ModelProto] = {}
-    graphs["image"], step = _image_graph(segmenter, cells, optimize)
-    words = {0: _dim("n", TEXTS), 1: _dim("t", encoder.context)}
-    graphs["text"] = _onnx(
-        "text encoder",
-        TextPart(encoder),
-        {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)},
-        {"ids": words, "mask": words},
-        ["vectors"],
-        optimize,
-    )
-    config, k, size = model.config, _dim("k", LABELS), (_dim("h", 2**14), _dim("w", 2**14))
-    grid = {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
-    tokens = F.normalize(torch.rand(2, config.image_dim + config.similarity_dim, 10, 12), dim=1)
-    vectors = F.normalize(torch.rand(3, config.text_dim), dim=1)
-    with torch.no_grad():
-        values = {name: value.contiguous() for name, value in flatten_features(model.encode_image(tokens)).items()}
-    if values:
-        names, part = [f"{FEATURES}{name}" for name in values], FeaturesPart(model)
-        graphs["features"] = _onnx("image features", part, {"tokens": tokens}, {"tokens": grid}, names, optimize)
-    varying = {name: (0, value.ndim - 1) for name, value in values.items()} | {"affinity": (0, 1, 2)}
-    patches = {name: dict.fromkeys(varying[name], Dim.AUTO) for name in values}
-    graphs["labels"] = _onnx(
-        "fusion network",
-        LabelPart(model),
-        {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25), "features": values},
-        {"tokens": grid, "text": {0: k}, "canvas": {0: size[0], 1: size[1]}, "features": patches},
-        ["logits"],
-        optimize,
-    )
-    return graphs, step
-
-
-def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["ModelProto", int]:
-    """Export the image part with dynamic sides if possible, else with those of training."""
     encoder, side = cast("Any", segmenter.image_encoder), segmenter.card.resolution
-    unit = getattr(encoder, "size_step", encoder.stride)
+    unit = encoder.size_step
     step = cells * unit if side % (cells * unit) == 0 else unit
     part, batch = ImagePart(encoder), _dim("b", BATCH)
     if side % step == 0:
@@ -159,6 +134,52 @@ def _image_graph(segmenter: "Segmenter", cells: int, optimize: bool) -> tuple["M
             pass
     pixels = torch.rand(2, 3, side, side)
     return _onnx("image encoder", part, {"pixels": pixels}, {"pixels": {0: batch}}, ["tokens"], optimize), 0
+
+
+def text_graph(segmenter: "Segmenter", optimize: bool = True) -> "ModelProto":
+    """Export the text encoder; `optimize` as in `image_graph`."""
+    encoder = cast("Any", segmenter.text_encoder)
+    words = {0: _dim("n", TEXTS), 1: _dim("t", encoder.context)}
+    example = {"ids": torch.ones(2, 7, dtype=torch.int64), "mask": torch.ones(2, 7, dtype=torch.int64)}
+    return _onnx("text encoder", TextPart(encoder), example, {"ids": words, "mask": words}, ["vectors"], optimize)
+
+
+def features_graph(segmenter: "Segmenter", optimize: bool = True) -> "ModelProto":
+    """Export the image features of a model with similarity maps; `optimize` as in `image_graph`."""
+    tokens, features = _example(segmenter.model)
+    names = [f"{FEATURES}{name}" for name in features]
+    return _onnx(
+        "image features", FeaturesPart(segmenter.model), {"tokens": tokens}, {"tokens": _grid()}, names, optimize
+    )
+
+
+def labels_graph(segmenter: "Segmenter", optimize: bool = True) -> "ModelProto":
+    """Export the fusion network; `optimize` as in `image_graph`."""
+    tokens, features = _example(segmenter.model)
+    vectors = F.normalize(torch.rand(3, segmenter.card.config.text_dim), dim=1)
+    canvas = {0: _dim("h", 2**14), 1: _dim("w", 2**14)}
+    varying = {name: (0, value.ndim - 1) for name, value in features.items()} | {"affinity": (0, 1, 2)}
+    patches = {name: dict.fromkeys(varying[name], Dim.AUTO) for name in features}
+    return _onnx(
+        "fusion network",
+        LabelPart(segmenter.model),
+        {"tokens": tokens, "text": vectors, "canvas": torch.zeros(20, 25), "features": features},
+        {"tokens": _grid(), "text": {0: _dim("k", LABELS)}, "canvas": canvas, "features": patches},
+        ["logits"],
+        optimize,
+    )
+
+
+def _example(model: Fusioner) -> tuple[Float[Tensor, "b d gh gw"], dict[str, Tensor]]:
+    """Return random tokens and their features."""
+    tokens = F.normalize(torch.rand(2, model.config.image_dim + model.config.similarity_dim, 10, 12), dim=1)
+    with torch.no_grad():
+        features = flatten_features(model.encode_image(tokens))
+    return tokens, {name: value.contiguous() for name, value in features.items()}
+
+
+def _grid() -> dict[int, Dim]:
+    return {0: _dim("b", BATCH), 2: _dim("gh", GRID), 3: _dim("gw", GRID)}
 
 
 def _dim(name: str, most: int) -> Dim:

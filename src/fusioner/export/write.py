@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +37,7 @@ def export(
     precision: Precision = "fp32",
     photos: Photos = (),
     say: Callable[[str], object] = print,
+    traced: tuple[dict[str, "ModelProto"], int] | None = None,
 ) -> list[Row]:
     """Export a model to the folder `out`; return its differences from torch.
 
@@ -48,6 +50,7 @@ def export(
         format, precision: of the graphs.
         photos: real photographs: for the check, and for "int8" to learn the range of every number from.
         say: called with progress messages.
+        traced: `graphs.build(segmenter)`, to write a model in several formats or precisions; None: trace it now.
 
     Raises FusionerError if a part cannot be exported, a package is missing, the answers differ by more than
     `parity.LIMITS`, or the folder cannot be written to.
@@ -60,18 +63,18 @@ def export(
     tokenizer, text = text_settings(segmenter.text_encoder)
     for abandoned in out.glob(".part-*"):  # of a killed run
         shutil.rmtree(abandoned, ignore_errors=True)
-    say("tracing image encoder, text encoder and fusion network")
-    graphs, step = build(segmenter)
+    if traced is None:
+        say("tracing image encoder, text encoder and fusion network")
+        traced = build(segmenter)
+    graphs, step = traced
     if precision == "int8":
         from fusioner.export.quantization import quantize
 
         say(f"calibrating int8 on {len(photos)} photographs")
         side = segmenter.card.resolution
         resized = (Image.fromarray(photo).resize((side, side), Image.Resampling.BILINEAR) for photo in photos)
-        graphs["image"] = quantize(
-            graphs["image"],
-            [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in resized],
-        )
+        pixels = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in resized]
+        graphs = graphs | {"image": quantize(graphs["image"], pixels)}
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
         made = Path(beside), format, precision, segmenter.card, step, segmenter.image_encoder.stride, text
         bundle = Bundle(*made, features="features" in graphs)
@@ -121,10 +124,10 @@ def _save(model: "ModelProto", path: Path, format: Format, half: bool) -> None:
 
 
 def halve(model: "ModelProto") -> "ModelProto":
-    """Store large constants in half precision, cast back to single precision when the graph is loaded."""
+    """Return a copy with large constants in half precision, cast back to single precision when it is loaded."""
     from onnx import TensorProto, helper, numpy_helper
 
-    casts = []
+    model, casts = deepcopy(model), []
     for constant in model.graph.initializer:
         values = numpy_helper.to_array(constant)
         large = values.ndim > 1 and values.size >= HALVED  # scales of 8-bit weights stay in fp32
