@@ -48,7 +48,7 @@ class Hub(BaseHTTPRequestHandler):
     keys: set[str]
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing."""
+        """Write no log."""
 
     def do_POST(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
@@ -56,8 +56,8 @@ class Hub(BaseHTTPRequestHandler):
         self.keys.add(self.headers.get("Authorization", ""))
         name = "/".join(self.path.split("/")[3:5])
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            request = json.loads(body)
+            name = "/".join(filter(None, (request.get("organization"), request["name"])))
             self.repositories.setdefault(name, {})
             self._answer({"url": f"http://{self.headers['Host']}/{name}", "id": name})
         elif "/preupload/" in self.path:
@@ -106,7 +106,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, type[Hub]]]:
-    """The server's address and what it holds."""
+    """The address of a server and its state."""
     handler = type("OneHub", (Hub,), {"repositories": {"someone/empty": {}}, "keys": set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -117,8 +117,8 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
     server.server_close()
 
 
-def test_a_model_goes_to_the_hub_and_comes_back(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
-    address, held = hub
+def test_a_model_is_uploaded_and_downloaded(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
+    address, server = hub
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
     settings |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-c", SCRIPT]
@@ -130,17 +130,17 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub: tuple[str, type[Hub]], tmp_
     assert "has no repository someone/dogs" in missing
     assert "someone/empty holds no model.safetensors" in empty
     assert "a repository is named OWNER/NAME" in malformed
-    files = held.repositories["someone/cats"]
+    files = server.repositories["someone/cats"]
     assert set(files) == {"model.safetensors", "config.json", "README.md"}
     assert len(files["model.safetensors"]) < 10e6, "frozen encoders do not belong into the repository"
     card = files["README.md"].decode()
     assert 'from_pretrained("someone/cats")' in card
     assert "fusioner train pascal --root" in card
     assert "mIoU on held-out training images" in card
-    assert "Bearer hf_secret" in held.keys
+    assert "Bearer hf_secret" in server.keys
 
 
-def test_a_folder_keeps_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> None:
+def test_a_folder_contains_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> None:
     tiny_segmenter.card.training = {"command": "fusioner train folder --root toys", "val_miou": 12.5, "steps": 3}
     tiny_segmenter.card.training |= {"dataset": "folder", "extra_datasets": [["coco", "coco|2014"]], "fold": 1}
     folder = tiny_segmenter.save_pretrained(tmp_path / "cats")
@@ -161,14 +161,14 @@ def test_a_folder_keeps_the_model(tiny_segmenter: Segmenter, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda folder: load_model(find_pretrained(folder)), "holds no model"),
         (lambda folder: find_pretrained(folder / "none"), "there is no folder"),
     ],
 )
-def test_what_is_not_there_is_told(call: Callable[[Path], object], told: str, tmp_path: Path) -> None:
-    with pytest.raises(FusionerError, match=told):
+def test_a_missing_model_is_an_error(call: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(FusionerError, match=message):
         call(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Words for groups: found where a member is, never above a member that is asked for by its own name."""
+"""Hypernyms are found where a member is, below the logits of members that are labels themselves."""
 
 from collections.abc import Callable
 from dataclasses import replace
