@@ -95,6 +95,44 @@ def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sp
         process.kill_group()
 
 
+START_UP = """
+import os, signal, sys, time
+if {"train", "fusioner.sweep.cell"} & set(sys.orig_argv):
+    from fusioner.training.trainer import Trainer
+    update = Trainer._update
+    def update_after(trainer, step):
+        CODE
+        update(trainer, step)
+    Trainer._update = update_after
+"""
+
+
+@pytest.fixture
+def before_update(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """`before_update(code)`: environment of training commands that run `code` of `trainer` and `step` at every step.
+
+    A step is logged after its update, and its checkpoint written before.
+    """
+
+    def environment(code: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("site")
+        (folder / "sitecustomize.py").write_text(START_UP.replace("CODE", code))
+        return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+    return environment
+
+
+@pytest.fixture
+def pause_before(before_update: Callable[[str], dict[str, str]]) -> Callable[..., dict[str, str]]:
+    """`pause_before(step, condition)`: environment of training commands that wait at a step for a signal."""
+
+    def environment(step: int, condition: str = "True") -> dict[str, str]:
+        waiting = f"step == {step} and {condition} and callable(signal.getsignal(signal.SIGTERM))"  # no signal yet
+        return before_update(f"while {waiting}: time.sleep(0.01)")
+
+    return environment
+
+
 @pytest.fixture(scope="session")
 def make_tiny_segmenter() -> "Callable[..., Segmenter]":
     """`make_tiny_segmenter(resolution=32, **config)`: a Segmenter with random weights that answers in milliseconds.

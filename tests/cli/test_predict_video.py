@@ -99,7 +99,8 @@ def test_without_pyav_pictures_are_still_done(
 
 @pytest.mark.slow
 def test_masks_move_with_the_camera(clip: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fusioner", "predict", str(clip), "--labels", "person", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "fusioner", "predict", str(clip), "--labels", "person", "--mode", "whole"]
+    command += ["--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, "error" in done.stderr) == (0, False)
     masks = [np.asarray(Image.open(tmp_path / f"clip-{index:06}.png")) == 1 for index in (0, 10, 20, 30)]

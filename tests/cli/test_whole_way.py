@@ -1,4 +1,4 @@
-"""The whole way through the real command line: check, train, kill, resume, evaluate, predict, on a small folder."""
+"""The whole way through the real command line: check, train, evaluate, predict, on a small folder."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
 from skimage import data
 
 
@@ -45,17 +44,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_from_a_folder_to_masks(folder: Path, tmp_path: Path) -> None:
     assert "8" in fusioner("data", "check", "folder", "--root", folder, cwd=tmp_path)
-    train = ("train", "folder", "--root", folder, "--resolution", "112", "--batch-size", "3", "--steps", "12")
-    fusioner(*train, "--out", "whole", cwd=tmp_path)
-    log = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert log
-    assert (tmp_path / "whole" / "best.safetensors").is_file()
+    train = ("train", "folder", "--root", folder, "--resolution", "112", "--batch-size", "3", "--steps", "4")
+    fusioner(*train, "--out", "run", cwd=tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == [0, 1, 2, 3]
+    assert (tmp_path / "run" / "best.safetensors").is_file()
 
-    fusioner(*train, "--out", "again", cwd=tmp_path)
-    one, two = (load_file(tmp_path / run / "last.safetensors") for run in ("whole", "again"))
-    assert all((one[name] == two[name]).all() for name in one), "the same seed must give the same weights"
-
-    model = tmp_path / "whole" / "last.safetensors"
+    model = tmp_path / "run" / "last.safetensors"
     out = tmp_path / "report"
     fusioner("evaluate", "folder", "--root", folder, "--model", model, "--out", out, cwd=tmp_path)
     metrics = json.loads((out / "metrics.json").read_text())

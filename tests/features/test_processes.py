@@ -13,13 +13,13 @@ KILL9 = Path(__file__).resolve().parents[2] / "benchmarks" / "cache_kill9.py"
 @pytest.mark.slow
 def test_builders_killed_at_random_moments_leave_nothing_stale_broken_or_lost():
     """Two at a time share the work; the script checks every entry after every kill. It does the many by itself."""
-    command = [sys.executable, str(KILL9), "--kills", "4", "--images", "8", "--seed", "3"]
+    command = [sys.executable, str(KILL9), "--kills", "2", "--images", "5", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shares = re.search(r"2 builders left alone encode (\d+) \+ (\d+) views", done.stdout)
     assert shares, done.stdout
-    assert 8 * 3 <= int(shares[1]) + int(shares[2]) <= 2 * 8 * 3
+    assert 5 * 3 <= int(shares[1]) + int(shares[2]) <= 2 * 5 * 3
     killed = re.search(r"(\d+) builders killed", done.stdout)
     assert killed, done.stdout
-    assert int(killed[1]) >= 4
+    assert int(killed[1]) >= 2
     assert "nothing stale, broken or lost" in done.stdout

@@ -177,9 +177,9 @@ def test_threads_share_a_segmenter_and_a_cached_image(make_tiny_segmenter: Calla
 def test_whoever_does_not_read_keeps_the_place(
     start_server: Callable[..., Running], make_tiny_segmenter: Callable[..., Any], photo: bytes
 ) -> None:
-    server = start_server(lambda: make_tiny_segmenter(256), limits=Limits(timeout=8))
+    server = start_server(lambda: make_tiny_segmenter(256), limits=Limits(timeout=3))
     kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
-    body = b'{"format":"logits","labels":"' + ",".join(f"thing {i}" for i in range(200)).encode() + b'"}'
+    body = b'{"format":"logits","labels":"' + ",".join(f"thing {i}" for i in range(100)).encode() + b'"}'
     head = f"POST /v1/images/{kept}/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with connect(server) as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -90,7 +90,7 @@ def test_truncated_at_every_part(fuzzed: Running, kind: str) -> None:
             assert cut > len(whole) // 2
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(KINDS),
     flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=20),
@@ -104,7 +104,7 @@ def test_flipped_bits(fuzzed: Running, kind: str, flips: list[tuple[float, int]]
         refused(answer, 413, 422)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(KINDS), tail=st.binary(max_size=200), head=st.integers(0, 64))
 def test_noise_behind_a_header(fuzzed: Running, kind: str, tail: bytes, head: int) -> None:
     answer = send(fuzzed, FILES[kind][:head] + tail)

@@ -76,7 +76,7 @@ def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path
     """Requests as described and requests as forbidden; every answer is one that the description announces."""
     kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
 
-    @settings(max_examples=40, suppress_health_check=ANY_HEALTH)
+    @settings(max_examples=25, suppress_health_check=ANY_HEALTH)
     @given(case=openapi[path]["post"].as_strategy(generation_mode=mode), known=st.booleans())
     def check(case: Any, known: bool) -> None:
         if known and case.path_parameters:

@@ -1,4 +1,4 @@
-"""A sweep as a user starts it: killed in the middle, gone on with, with a cell that fails."""
+"""A sweep as a user starts it: killed, terminated and repeated, with a cell that fails."""
 
 import json
 import signal
@@ -28,7 +28,7 @@ resolution = 28
 width = 8
 layers = 1
 heads = 2
-steps = 80
+steps = 16
 batch_size = 2
 val_images = 0
 checkpoint_minutes = 0
@@ -56,55 +56,54 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def start(spawn: Callable[..., Any]) -> Callable[[str], Any]:
-    return lambda out: spawn(
-        [sys.executable, "-m", "fusioner", "sweep", "sweep.toml", "--out", out], OMP_NUM_THREADS="1"
-    )
+def start(spawn: Callable[..., Any]) -> Callable[..., Any]:
+    command = [sys.executable, "-m", "fusioner", "sweep", "sweep.toml", "--out", "out"]
+    return lambda **environment: spawn(command, OMP_NUM_THREADS="1", **environment)
 
 
-def cell(out: str, method: str) -> Path:
-    return next(Path(out, "cells").glob(f"{method}-effnet*"))
+def cell(method: str) -> Path:
+    return next(Path("out", "cells").glob(f"{method}-effnet*"))
 
 
-def steps_of(out: str, method: str) -> int:
-    logs = Path(out).glob(f"cells/{method}-effnet*/run/metrics.jsonl")
-    return sum(len(log.read_text().splitlines()) for log in logs)
+def wait_for_steps(process: Any, method: str, count: int) -> None:
+    def steps() -> int:
+        logs = Path("out").glob(f"cells/{method}-effnet*/run/metrics.jsonl")
+        return sum(len(log.read_text().splitlines()) for log in logs)
 
-
-def wait_for_steps(process: Any, out: str, method: str, count: int) -> None:
-    while steps_of(out, method) < count:
+    while steps() < count:
         assert process.poll() is None, process.finish()[1]
         time.sleep(0.02)
 
 
 @pytest.mark.slow
-def test_killed_gone_on_with_and_finished(here: Path, start: Callable[[str], Any]) -> None:
-    killed = start("out")
-    wait_for_steps(killed, "out", "mask-transformer", 4)
-    killed.send_signal(signal.SIGKILL)  # it alone: its cells must see for themselves that it is gone
+@pytest.mark.usefixtures("here")
+def test_killed_terminated_and_finished(start: Callable[..., Any], pause_before: Callable[..., dict[str, str]]) -> None:
+    second = "trainer.config.model.method == 'mask-transformer'"
+    killed = start(**pause_before(6, second))
+    wait_for_steps(killed, "mask-transformer", 4)
+    killed.send_signal(signal.SIGKILL)  # it alone: its cells must notice
     killed.wait()
-    first = cell("out", "lseg") / "done.json"
+    first = cell("lseg") / "done.json"
     before = first.stat().st_mtime_ns
-    terminated, reached = start("out"), steps_of("out", "mask-transformer")
-    wait_for_steps(terminated, "out", "mask-transformer", reached + 4)
+    terminated = start(**pause_before(10, second))
+    wait_for_steps(terminated, "mask-transformer", 8)
     terminated.send_signal(signal.SIGTERM)
     terminated.finish()
     assert terminated.returncode == 128 + signal.SIGTERM
-    again = start("out")
-    said, told = again.finish()
-    assert again.returncode == 1, told  # for the folder holds no model
-    assert "failed: lseg hf:own minilm-embedded seed 0: hf:" in told
-    assert "/own has no weights" in told
-    assert "2 of 4 cells failed" in told
-    assert "| effnet-lite2 | minilm-embedded | mask-transformer | " in said
+    again = start()
+    out, err = again.finish()
+    assert again.returncode == 1, err  # for the folder holds no model
+    assert "failed: lseg hf:own minilm-embedded seed 0: hf:" in err
+    assert "/own has no weights" in err
+    assert "2 of 4 cells failed" in err
+    assert "| effnet-lite2 | minilm-embedded | mask-transformer | " in out
     assert first.stat().st_mtime_ns == before
-    assert "resuming" in (cell("out", "mask-transformer") / "log.txt").read_text()
+    assert (cell("mask-transformer") / "log.txt").read_text().count("resuming") == 2
     table = json.loads(Path("out", "table.json").read_text())
     assert [row["cells"] for row in table["rows"]] == [1, 1, 0, 0]
     assert "value" in table["rows"][0]["miou"]["mean"]
-    for method in ("lseg", "mask-transformer"):  # against trainings that nothing happened to
-        train = json.loads((cell("out", method) / "cell.json").read_text())["commands"]["train"]
-        train[train.index("--out") + 1] = method
-        assert main(train) == 0
-        one, other = (load_model(run / "best.safetensors")[0] for run in (cell("out", method) / "run", Path(method)))
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    train = json.loads((cell("mask-transformer") / "cell.json").read_text())["commands"]["train"]
+    train[train.index("--out") + 1] = "alone"
+    assert main(train) == 0
+    one, other = (load_model(run / "best.safetensors")[0] for run in (cell("mask-transformer") / "run", Path("alone")))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

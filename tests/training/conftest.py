@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,25 @@ def voc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lists.joinpath("train_aug.txt").write_text("\n".join(ids))
     lists.joinpath("val.txt").write_text("2008_000000\n")
     return root
+
+
+@pytest.fixture
+def train_words(
+    voc_tree: Path, tiny: Callable[..., TrainConfig], to_toml: Callable[[TrainConfig], str], tmp_path: Path
+) -> Callable[..., list[str]]:
+    """`train_words(out, flags..., setting=value...)`: a `train` command line of the tiny network.
+
+    On the bundled encoders, because importing transformers would take most of the time.
+    """
+
+    def make(out: Path, *flags: str, **changes: Any) -> list[str]:
+        encoders = {"image_encoder": "effnet-lite2", "text_encoder": "minilm-embedded", "similarity": "none"}
+        settings = tmp_path / "tiny.toml"
+        settings.write_text(to_toml(tiny(**encoders, **changes)))
+        given = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu"]
+        return [*given, "--cache", str(tmp_path / "cache"), "--out", str(out), *flags]
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,13 @@ class Toy(ClosedSetDataset):
         return PatchBatch(self.seen[numbers], rows, torch.tensor([look.sample.split for look in views]))
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well it is fitted does not matter."""
+    monkeypatch.setattr(memory, "MIN_STEPS", 5)
+    monkeypatch.setattr(memory, "MAX_STEPS", 5)
+
+
 def right(lessons: Toy, network: torch.nn.Module, split: int = 0) -> float:
     """Share of patches named right among the names of their own set."""
     mine = [i for i, sample in enumerate(lessons.samples) if sample.split == split]
@@ -61,20 +68,21 @@ def right(lessons: Toy, network: torch.nn.Module, split: int = 0) -> float:
 
 
 def test_what_a_patch_shows_is_learnt_from_the_patches_around_it_whatever_the_scale() -> None:
-    network = fit_closed_set(Toy(200), CONFIG)
-    assert right(Toy(100), network) > 0.95
+    network = fit_closed_set(Toy(100), CONFIG)
+    assert right(Toy(60), network) > 0.95
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_a_share_of_the_patches_at_a_time_teaches_all_of_them() -> None:
     """Two of the six in a step: the one that tells is among them now and then, and no patch is left out for good."""
-    lessons = Toy(200)
-    lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(200, PATCHES)  # every patch hints at the answer
+    lessons = Toy(100)
+    lessons.seen[..., 0] = lessons.seen[:, :1, 0] + 20.0 * torch.randn(100, PATCHES)  # every patch hints at the answer
     one, other = (fit_closed_set(lessons, CONFIG.override(closed_set_patch_ratio=share)) for share in (1.0, 0.34))
     assert min(right(lessons, one), right(lessons, other)) > 0.95
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_what_is_common_is_no_likelier_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
     """A patch that could be either goes to what is shown more often, unless that is taken away again."""
     lessons = Toy(100)
@@ -91,7 +99,7 @@ def test_what_is_common_is_no_likelier_for_that(monkeypatch: pytest.MonkeyPatch)
 def test_names_of_other_sets_do_not_compete() -> None:
     """Two sets show the same looks, each with words of its own: neither teaches that the other's are wrong."""
     sets = ((0, 1), (2, 3))
-    network, new = fit_closed_set(Toy(200, sets, 4), CONFIG), Toy(100, sets, 4)
+    network, new = fit_closed_set(Toy(100, sets, 4), CONFIG), Toy(60, sets, 4)
     assert min(right(new, network, split) for split in range(2)) > 0.95
 
 
@@ -100,9 +108,10 @@ def test_a_portion_left_out_is_not_looked_at() -> None:
     for i, sample in enumerate(lessons.samples):  # what that portion shows is nonsense
         if cross_fit_fold(sample.item.id) == 0:
             lessons.kinds[i] = 1 - lessons.kinds[i]
-    assert right(Toy(100), fit_closed_set(lessons, CONFIG, excluded_fold=0)) > 0.9
+    assert right(Toy(50), fit_closed_set(lessons, CONFIG, excluded_fold=0)) > 0.9
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from fusioner.cli.main import main
 from fusioner.encoders.base import PUBLISHED_NORMALISATION
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError, first_difference
@@ -256,57 +257,38 @@ def test_only_the_val_split_is_never_opened(voc_tree: Path, tiny: Tiny, tmp_path
     assert run(voc_tree, tmp_path, tiny(steps=8)).step == 8
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from fusioner.training.config import TrainConfig
-from fusioner.training.dataset import open_split
-from fusioner.training.train import train
-from fusioner.training.trainer import RunConfig
-import json
-root, out, settings, resume = sys.argv[1:]
-config = TrainConfig().merge(json.loads(settings))
-result = train([open_split("pascal", Path(root))], config,
-               RunConfig(Path(out), device="cpu", resume=resume == "1", checkpoint_minutes=0))
-print("signal", result.signal, "step", result.step)
-"""
-
-
-@pytest.fixture
-def start(spawn: Callable[..., Any]) -> Callable[..., Any]:
-    def run(root: Path, out: Path, config: TrainConfig, resume: bool = False) -> Any:
-        words = [str(root), str(out), json.dumps(config.to_dict()), str(int(resume))]
-        return spawn([sys.executable, "-c", SCRIPT, *words], OMP_NUM_THREADS="1")
-
-    return run
-
-
 def wait_for_steps(out: Path, count: int, process: Any) -> None:
     log = out / "metrics.jsonl"
     while not log.is_file() or len(log.read_text().splitlines()) < count:
         assert process.poll() is None, process.finish()[1]
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_killed_and_interrupted_runs_go_on_to_the_same_weights(
-    voc_tree: Path, tiny: Tiny, start: Callable[..., Any], tmp_path: Path
+def test_killed_and_interrupted_runs_resume_to_the_same_weights(
+    train_words: Callable[..., list[str]],
+    pause_before: Callable[..., dict[str, str]],
+    spawn: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
-    """A kill -9 and a Ctrl-C, at moments nobody chose, against a run left alone."""
-    config, out = tiny(steps=80), tmp_path / "run"
-    killed = start(voc_tree, out, config)
-    wait_for_steps(out, 5, killed)
+    """A kill -9 and a Ctrl-C of the command, against a run left alone."""
+    out = tmp_path / "run"
+    words = train_words(out, "--checkpoint-minutes", "0", "--resume", steps=16)
+    command = [sys.executable, "-m", "fusioner", *words]
+    killed = spawn(command, OMP_NUM_THREADS="1", **pause_before(7))
+    wait_for_steps(out, 4, killed)
     killed.kill_group()
     done = read_state(out, torch.device("cpu"))["step"]
-    assert 0 < done < 80
-    interrupted = start(voc_tree, out, config, resume=True)
-    wait_for_steps(out, done + 5, interrupted)
+    assert 3 <= done <= 7
+    interrupted = spawn(command, OMP_NUM_THREADS="1", **pause_before(11))
+    wait_for_steps(out, done + 2, interrupted)
     interrupted.send_signal(signal.SIGINT)
-    said, _ = interrupted.finish()
-    stopped = read_state(out, torch.device("cpu"))["step"]
-    assert said == f"signal 2 step {stopped}\n"
-    assert done < stopped < 80
-    run(voc_tree, out, config, resume=True)
-    run(voc_tree, tmp_path / "alone", config)
+    said, err = interrupted.finish()
+    assert interrupted.returncode == 130, err
+    assert f"continue with --resume --out {out}" in said
+    assert f"resuming {out} at step {done}" in err
+    assert done < read_state(out, torch.device("cpu"))["step"] <= 12
+    assert main(words) == 0
+    assert main(train_words(tmp_path / "alone", steps=16)) == 0
     for name in ("last.safetensors", "best.safetensors"):
         assert same(weights(out / name), weights(tmp_path / "alone" / name))

@@ -42,14 +42,15 @@ def remembering(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainCon
         similarity="posterior",
         closed_set_head=True,
         resolution=64,
+        steps=1,
     )
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
-    voc_tree: Path, remembering: TrainConfig
+    voc_tree: Path, remembering: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(memory, "MIN_STEPS", 40)
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     image, text = build_image_encoder(remembering.model.image_encoder), minilm_embedded()
     embed = LabelEmbedder(text, ("{}",))
