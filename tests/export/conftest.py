@@ -1,16 +1,22 @@
 """A tiny model with encoders in transformers' format, and its export."""
 
+import contextlib
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from fusioner.cli.main import main
+from fusioner.export.bundle import read_bundle
 from fusioner.image import read_image
-from fusioner.loading import load
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 WORDS = ["a", "photo", "of", "the", "cat", "person", "cup", "dog", "table", "car", "sofa", "."]
@@ -48,11 +54,11 @@ def run_without_torch(without_torch: list[str]) -> Callable[..., subprocess.Comp
 
 @pytest.fixture(scope="session")
 def make_trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_trained(**config)`: a model file with random weights; it names its encoders by their folders."""
-    return lambda **config: _save_random(tmp_path_factory.mktemp("trained"), config)
+    """`make_trained(resolution=48, **config)`: a model file with random weights; it names its encoders by folders."""
+    return lambda resolution=48, **config: _save_random(tmp_path_factory.mktemp("trained"), resolution, config)
 
 
-def _save_random(home: Path, options: dict[str, Any]) -> Path:
+def _save_random(home: Path, resolution: int, options: dict[str, Any]) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
@@ -85,11 +91,12 @@ def _save_random(home: Path, options: dict[str, Any]) -> Path:
             for weight in module.parameters():  # small initial weights would hide a mistake
                 if weight.ndim > 1:
                     weight.copy_(0.3 * torch.randn(weight.shape))
-        network.get_parameter("logit_bias").fill_(0.0)
+        if hasattr(network, "logit_bias"):
+            network.logit_bias.fill_(0.0)
     vision.save_pretrained(image)
     words.save_pretrained(text)
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(text)
-    card = ModelCard(config, f"hf:{image}", f"hf:{text}", resolution=48)
+    card = ModelCard(config, f"hf:{image}", f"hf:{text}", resolution=resolution)
     save_model(home / "model.safetensors", network, card)
     return home / "model.safetensors"
 
@@ -107,18 +114,30 @@ def photo() -> Any:
 
 
 @pytest.fixture(scope="session")
-def traced(trained: Path) -> Any:
-    """The graphs of `trained`, traced once for all formats and precisions."""
-    from fusioner.export.graphs import build
-
-    return build(load(trained, "cpu"))
+def exported(trained: Path, page_commands: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the command of docs/export.md writes, here of `trained` and with one photograph for the check."""
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "photos").mkdir()
+    shutil.copy(SAMPLES / "chelsea.jpg", folder / "photos")
+    command = page_commands[0]
+    assert command[0] == "export"
+    with contextlib.chdir(folder):
+        assert main([*command, "--model", str(trained), "--photos", "photos"]) == 0
+    return folder / "exported"
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Path, traced: Any, photo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `trained` as ONNX in single precision."""
-    from fusioner.export.write import export
+def page_commands() -> list[list[str]]:
+    """The commands of docs/export.md, as words behind `fusioner`."""
+    page = (SAMPLES.parent / "docs" / "export.md").read_text("utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    commands = [shlex.split(line) for line in block.splitlines()]
+    assert [command[0] for command in commands] == ["fusioner"] * len(commands)
+    return [command[1:] for command in commands]
 
-    out = tmp_path_factory.mktemp("exported") / "onnx"
-    export(load(trained, "cpu"), out, photos=[photo], traced=traced)
-    return out
+
+@pytest.fixture(scope="session")
+def traced(exported: Path) -> Any:
+    """The graphs of `exported`, to write them in other formats and precisions."""
+    bundle = read_bundle(exported)
+    return {part: onnx.load(bundle.graph(part)) for part in bundle.parts}, bundle.step

@@ -1,10 +1,7 @@
 """The commands and Python lines of docs/export.md run; the core dependencies hold no torch."""
 
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +9,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.export.bundle import PARTS, read_bundle
+from fusioner.cli.main import main
 from fusioner.loading import load
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = (REPO / "docs" / "export.md").read_text("utf-8")
 
 
-@pytest.mark.slow
-def test_the_commands_run(make_trained: Callable[..., Path], tmp_path: Path) -> None:
-    """With a tiny model that has all four graphs, and one photograph for the check."""
-    model = make_trained(image_dim=0, similarity="cosine", similarity_dim=32, affinity_refinement=True)
+def test_the_commands_run(
+    exported: Path, trained: Path, page_commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first made `exported`."""
     (tmp_path / "samples").symlink_to(REPO / "samples")
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "cat.jpg").symlink_to(REPO / "samples" / "chelsea.jpg")
-    commands = "".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL))
-    commands = commands.replace("export --out", f"export --model '{model}' --photos one --out")
-    script = f'set -e\nfusioner() {{ "{sys.executable}" -m fusioner "$@"; }}\n{commands}'
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert read_bundle(tmp_path / "exported").parts == PARTS
-    found = np.asarray(Image.open(tmp_path / "masks" / "chelsea.png"))
-    expected = load(model, "cpu")(REPO / "samples" / "chelsea.jpg", ["cat", "sofa"]).label_map
-    assert (found != expected).mean() < 0.01
-    assert (tmp_path / "masks" / "chelsea.overlay.png").is_file()
+    (tmp_path / "exported").symlink_to(exported)
+    monkeypatch.chdir(tmp_path)
+    assert page_commands[1:]
+    for command in page_commands[1:]:
+        assert main(command) == 0
+    expected = load(trained, "cpu")("samples/chelsea.jpg", ["cat", "sofa"]).label_map
+    assert (np.asarray(Image.open("masks/chelsea.png")) != expected).mean() < 0.01
+    assert Path("masks/chelsea.overlay.png").is_file()
 
 
 def test_the_python_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
