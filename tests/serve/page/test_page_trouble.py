@@ -162,7 +162,9 @@ def test_a_server_that_is_gone_can_be_tried_again(visit: Callable[..., "Page"], 
 def test_a_server_with_a_key_asks_for_it_in_place(visit: Callable[..., "Page"], start_server: Callable[..., Any]):
     from playwright.sync_api import expect
 
-    page = visit(start_server(key="open sesame").address)
+    page = visit(start_server(key="open sesame").address, viewport={"width": 390, "height": 844})
+    expect(page.locator("#key-form")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
     for key in ("wrong", "open sesame"):
         page.get_by_label("This server requires an API key").fill(key)
         page.get_by_role("button", name="Continue").click()
