@@ -241,15 +241,16 @@ class Trainer:
         for number, micro_batch in enumerate(micro_batches):
             micro_batch = micro_batch.to(self.fabric.device)
             final = number == len(micro_batches) - 1
-            with nullcontext() if learn else torch.no_grad():
+            # DDP synchronises where the forward pass is not inside no_backward_sync
+            unsynchronised = self.fabric.no_backward_sync(self.network, enabled=not final)
+            with nullcontext() if learn else torch.no_grad(), unsynchronised:
                 size = (micro_batch.labels.shape[1], micro_batch.labels.shape[2])
                 logits = self.network(micro_batch.tokens, micro_batch.text, size, micro_batch.folds)
                 loss = masked_bce(logits, micro_batch.target(), micro_batch.ignore(), max(1.0, counts[0]))
                 if weight := self.config.optim.ce_weight:
                     ce = multiclass_ce(logits, micro_batch.labels, micro_batch.padded, max(1.0, counts[1]))
                     loss = loss + weight * ce
-            if learn:
-                with self.fabric.no_backward_sync(self.network, enabled=not final):
+                if learn:
                     self.fabric.backward(loss * self.fabric.world_size)  # DDP averages, the loss is a sum
             total += loss.detach()
             iou += iou_counts(logits.detach(), micro_batch, len(iou))
