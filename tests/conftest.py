@@ -1,4 +1,4 @@
-"""Fixtures every test file may use."""
+"""Fixtures of all tests."""
 
 import os
 import signal
@@ -65,14 +65,14 @@ class Spawned(subprocess.Popen[bytes]):
     def finish(self) -> tuple[str, str]:
         """Wait for the end -> what it wrote to stdout and stderr."""
         self.wait()
-        said, complained = (file.read_text("utf-8") for file in self.files)
-        return said, complained
+        output, errors = (file.read_text("utf-8") for file in self.files)
+        return output, errors
 
     def succeed(self) -> str:
         """Wait for the end, which has to be a good one -> what it wrote to stdout."""
-        said, complained = self.finish()
-        assert self.returncode == 0, complained
-        return said
+        output, errors = self.finish()
+        assert self.returncode == 0, errors
+        return output
 
     def kill_group(self) -> None:
         """kill -9 of it and of all it started."""

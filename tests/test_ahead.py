@@ -1,4 +1,4 @@
-"""Results in order, made ahead, and never more of them than there is room for."""
+"""Results in order, computed ahead, and never more of them than allowed."""
 
 import threading
 

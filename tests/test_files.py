@@ -1,4 +1,4 @@
-"""Writing is all or nothing, and the system's refusals are one sentence."""
+"""Writing is all or nothing, and the system's refusals become one sentence."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""docs/inputs.md quotes the real sentences: each of its inputs is made and read here."""
+"""docs/inputs.md quotes the real messages: each of its inputs is made and read here."""
 
 import json
 import re
@@ -197,7 +197,7 @@ def test_the_sentence_is_the_real_one(title: str, tmp_path: Path, monkeypatch: p
     make, read = CASES[title]
     make()
     try:
-        said = read()
+        output = read()
     except FusionerError as error:
-        said = [str(error)]
-    assert said == [tables().get(title)]
+        output = [str(error)]
+    assert output == [tables().get(title)]

@@ -70,8 +70,8 @@ def test_segments_in_an_empty_environment(version: str, wheel: Path, tmp_path: P
     bin, photo = tmp_path / "venv" / "bin", REPO / "samples" / "chelsea.jpg"
     run(bin / "python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:", f"{wheel}[serve]", cwd=tmp_path)
     assert "torch" not in run(bin / "python", "-m", "pip", "list", cwd=tmp_path)
-    told = run(bin / "fusioner", "predict", photo, "--labels", "cat, sofa", "--mode", "whole", cwd=tmp_path)
-    assert "cat" in told
+    output = run(bin / "fusioner", "predict", photo, "--labels", "cat, sofa", "--mode", "whole", cwd=tmp_path)
+    assert "cat" in output
     assert {path.name for path in (tmp_path / "fusioner-out").iterdir()} == {
         *("chelsea.json", "chelsea.overlay.png", "chelsea.png")
     }

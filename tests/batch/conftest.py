@@ -1,4 +1,4 @@
-"""Tiny models in files, which worker processes can load, and photographs with bad ones among them."""
+"""Tiny model files that worker processes can load, and photographs, two of them unreadable."""
 
 import os
 import sys

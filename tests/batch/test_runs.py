@@ -1,4 +1,4 @@
-"""Real processes through the real command: killed, doubled, interrupted; nothing lost, nothing twice."""
+"""`fusioner batch` in processes: killed, run twice at once, interrupted; every image is done exactly once."""
 
 import os
 import signal
@@ -196,7 +196,7 @@ def group(number: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--labels", "missing.txt"], "cannot read labels from missing.txt"),
         (["--workers", "0"], 'Invalid value "0" for --workers. Must be >= 1.'),
@@ -215,16 +215,16 @@ def test_wrong_words_are_one_sentence(
     labels: Path,
     tmp_path: Path,
     words: list[str],
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["--labels", str(labels)] if "--labels" not in words else []
     assert main(["batch", str(photos), "--out", "out", *given, *words]) == 2
-    complained = capsys.readouterr().err
-    assert told in complained
-    assert complained.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
 
 
 def test_each_image_is_counted_once() -> None:

@@ -1,4 +1,4 @@
-"""Every kind of input, cut and read back: each picture once, in order, whatever is broken."""
+"""Every kind of input, split and read back: each picture once and in order, also with unreadable ones."""
 
 import io
 import tarfile
@@ -167,13 +167,13 @@ def test_pictures_of_other_kinds_are_counted(tmp_path: Path) -> None:
 def test_what_cannot_be_an_input(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"")
     (tmp_path / "empty").mkdir()
-    for text, told in (
+    for text, output in (
         ("nowhere", "there is no "),
         ("*.jpg", "no file matches"),
         ("x.tar.gz", "unpack it"),
         ("empty", "holds no pictures"),
     ):
-        with pytest.raises(FusionerError, match=told):
+        with pytest.raises(FusionerError, match=output):
             read(tmp_path / text, tmp_path / "out")
     assert not (tmp_path / "out" / "plan").exists()
 

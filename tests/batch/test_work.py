@@ -1,4 +1,4 @@
-"""What a worker makes of a shard."""
+"""The rows and files that a worker writes for a shard."""
 
 import json
 import os
@@ -157,10 +157,10 @@ def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     assert done.returncode == -9
     attempt = CrashLog(out, 3, run)
     os.close(attempt._file)
-    told = attempt.one_by_one, attempt.poison_images
+    output = attempt.one_by_one, attempt.poison_images
     lines = attempt.path.read_text().splitlines()
     attempt.path.write_text("\n".join(lines[:-1]) + "\n")  # as if we had not looked
-    return told
+    return output
 
 
 def test_an_image_on_which_two_careful_attempts_end_is_fatal(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The data set that `fusioner batch --format yolo` leaves."""
+"""The data set written by `fusioner batch --format yolo`."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -34,7 +34,7 @@ def tiny_predict(
         for name, value in (("--labels", "cat, cup"), ("--out", "out")):
             given += [] if name in given else [name, value]
         code = main(["predict", *given])
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     return call

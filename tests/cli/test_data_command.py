@@ -1,4 +1,4 @@
-"""`fusioner data check` and `fusioner data show` on small folders of one's own."""
+"""`fusioner data check` and `fusioner data show` on small folders."""
 
 import json
 from pathlib import Path
@@ -43,8 +43,8 @@ def test_every_broken_file_is_named_and_the_others_still_counted(own: Path, caps
         check("folder", root=own)
     printed = capsys.readouterr().out
     assert "1 images, 1 classes" in printed
-    for said in ("images/0.png", "masks/1.png holds value 9", "masks/2.png is 81x50", "no image", "extra"):
-        assert said in printed
+    for output in ("images/0.png", "masks/1.png holds value 9", "masks/2.png is 81x50", "no image", "extra"):
+        assert output in printed
 
 
 def test_masks_painted_in_white_get_a_hint(own: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""`fusioner evaluate` from the folder to the report, with the embedded encoders and a network nobody trained."""
+"""`fusioner evaluate` from the folder to the report, with the embedded encoders and an untrained network."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""`fusioner features` as it is typed, with the embedded encoder on small pictures."""
+"""`fusioner features` with the embedded encoder on small pictures."""
 
 from collections.abc import Callable
 from pathlib import Path

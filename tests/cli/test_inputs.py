@@ -1,4 +1,4 @@
-"""Which files a run takes, and how their results are told apart."""
+"""The input files of a run and the names of its results."""
 
 import os
 from collections.abc import Iterable

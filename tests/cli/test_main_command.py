@@ -1,4 +1,4 @@
-"""The command line as a whole: quick to start, and every way out is clean."""
+"""The command line as a whole: start-up time, help, and exit codes."""
 
 import errno
 import os
@@ -92,26 +92,26 @@ def test_wrong_arguments_are_one_line_and_exit_2(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("error: ")
-    assert reason in told.err
-    assert told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert reason in output.err
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "told"),
+    ("raised", "code", "message"),
     [(FusionerError("no such thing"), 2, "error: no such thing\n"), (KeyboardInterrupt(), 130, "interrupted\n")],
 )
 def test_errors_of_a_verb(
-    raised: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
         raise raised
 
     monkeypatch.setattr("fusioner.cli.models.models", fail)
     assert main(["models"]) == code
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize(

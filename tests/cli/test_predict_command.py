@@ -43,8 +43,8 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             part for name, value in options.items() if value is not None and name not in words for part in (name, value)
         ]
         code = main(["predict", *map(str, (*words, *chosen))])
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     return call
 
@@ -54,14 +54,14 @@ def test_one_picture(run: Run, photos: Path) -> None:
     assert (code, err) == (0, "")
     assert sorted(os.listdir("out")) == ["chelsea.json", "chelsea.overlay.png", "chelsea.png"]
     line, summary = out.splitlines()
-    told = json.loads(Path("out/chelsea.json").read_text())
-    assert told["image"] == "chelsea.jpg"
-    assert told["labels"] == ["cat", "cup"]
+    content = json.loads(Path("out/chelsea.json").read_text())
+    assert content["image"] == "chelsea.jpg"
+    assert content["labels"] == ["cat", "cup"]
     with Image.open("out/chelsea.png") as mask:
         assert mask.size == (160, 120)
         counts = np.bincount(np.asarray(mask).ravel(), minlength=3)
-    assert [segment["pixels"] for segment in told["segments"]] == counts[1:].tolist()
-    for segment in told["segments"]:
+    assert [segment["pixels"] for segment in content["segments"]] == counts[1:].tolist()
+    for segment in content["segments"]:
         if segment["pixels"]:
             assert f"{segment['label']} {100 * segment['coverage']:.1f} %" in line
     assert line.startswith(f"{photos}/chelsea.jpg: ")
@@ -104,15 +104,15 @@ def test_overlap_and_instances(run: Run, photos: Path) -> None:
     assert code == 0
     assert err.startswith("note: parts of things")
     assert sorted(os.listdir("out")) == ["coffee.json", "coffee.masks.zip", "coffee.overlay.png"]
-    told = json.loads(Path("out/coffee.json").read_text())
-    assert (told["overlap"], told["instances"]) == (True, True)
-    assert len(told["notes"]) == 1
+    content = json.loads(Path("out/coffee.json").read_text())
+    assert (content["overlap"], content["instances"]) == (True, True)
+    assert len(content["notes"]) == 1
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert [(row["label"], row["pixels"]) for row in rows] == [
-        (one["label"], str(one["pixels"])) for one in told["segments"]
+        (one["label"], str(one["pixels"])) for one in content["segments"]
     ]
-    for label in {one["label"] for one in told["segments"] if one["pixels"]}:
-        count = sum(one["label"] == label for one in told["segments"])
+    for label in {one["label"] for one in content["segments"] if one["pixels"]}:
+        count = sum(one["label"] == label for one in content["segments"])
         assert re.search(rf"{label} \d+\.\d % in {count} region", out)
     assert run(photos / "coffee.png", *words, "--skip-existing")[1].startswith("0 pictures segmented into out, 1 skip")
     assert list(csv.DictReader(Path("out.csv").read_text().splitlines())) == rows

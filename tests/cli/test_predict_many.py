@@ -1,4 +1,4 @@
-"""`fusioner predict` over many pictures: formats, folders, what is there already, tables, sheets, pipes, Ctrl-C."""
+"""`fusioner predict` on many pictures: formats, folders, --skip-existing, tables, contact sheets, pipes, Ctrl-C."""
 
 import csv
 import io
@@ -148,8 +148,8 @@ def test_the_table_says_what_the_json_says(tiny_predict: Predict, tree: Path) ->
         (f"{tree}/cut.jpg", "", f"{tree}"[:10]),
         *((f"{tree}/more/cat.jpg", label, "") for label in ("cat", "cup")),
     ]
-    told = json.loads(Path("out/cat-2.json").read_text())
-    for row, segment in zip(rows[3:5], told["segments"], strict=True):
+    content = json.loads(Path("out/cat-2.json").read_text())
+    for row, segment in zip(rows[3:5], content["segments"], strict=True):
         assert (int(row["pixels"]), float(row["coverage"])) == (segment["pixels"], segment["coverage"])
         assert float(row["score"]) == segment["score"]
         assert row["found"] == ("true" if segment["pixels"] else "false")

@@ -1,4 +1,4 @@
-"""`fusioner predict` on videos: a toy network for the ways through, the model inside the package for what is seen."""
+"""`fusioner predict` on videos: a toy network for files and errors, the bundled model for masks."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What is seen of the work where stderr is no terminal."""
+"""Progress where stderr is no terminal."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The whole way through the real command line: check, train, evaluate, predict, on a small folder."""
+"""The real commands from a small folder to masks: check, train, evaluate, predict."""
 
 import json
 import os

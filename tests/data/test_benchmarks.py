@@ -1,4 +1,4 @@
-"""The benchmarks on small trees in their official formats: every value a mask may hold, and what becomes of it."""
+"""The benchmarks on small trees in their official formats: the meaning of every mask value."""
 
 from pathlib import Path
 

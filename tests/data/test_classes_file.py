@@ -1,4 +1,4 @@
-"""Class lists in every shape a user may bring."""
+"""Class lists in every supported format."""
 
 from pathlib import Path
 

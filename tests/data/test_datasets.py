@@ -1,4 +1,4 @@
-"""Small trees in the exact official formats: what loads, what is reported, what is refused."""
+"""Small trees in the exact official formats: loading, reports and errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mosaics of a small FSS-like tree whose pictures tell their class and number."""
+"""Mosaics of a small FSS-like tree whose pictures encode their class and number."""
 
 from collections import Counter
 from pathlib import Path

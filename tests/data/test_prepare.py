@@ -255,9 +255,13 @@ def test_what_cannot_be_converted_is_one_sentence(tmp_path: Path):
     source = coco_file(tmp_path / "a.json", ["goat"], [])
     with pytest.raises(FusionerError, match="set of other classes"):
         prepare_folder(read_annotations("coco", source, None), tmp_path / "out")
-    for kind, said in (("labelme", "no annotated image"), ("cvat", r"holds 0 files \*\.xml"), ("supervisely", "meta")):
+    for kind, output in (
+        ("labelme", "no annotated image"),
+        ("cvat", r"holds 0 files \*\.xml"),
+        ("supervisely", "meta"),
+    ):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(FusionerError, match=said):
+        with pytest.raises(FusionerError, match=output):
             prepare_folder(read_annotations(kind, tmp_path / "empty", None), tmp_path / "other")
     (tmp_path / "empty" / "a.json").write_text('{"shapes": 3}')
     with pytest.raises(FusionerError, match="no LabelMe file"):

@@ -1,4 +1,4 @@
-"""What `data prepare` finds on the disk stays there, and every annotation is painted or reported."""
+"""`data prepare` leaves existing files as they are, and paints, reports or refuses every annotation."""
 
 import base64
 import io
@@ -359,8 +359,8 @@ def test_results_of_label_studio(tmp_path: Path):
     expected[3:7, 3:6], expected[8:, 9:11], expected[:2, :3] = 1, 2, 2
     data = folder(tmp_path / "out")
     np.testing.assert_array_equal(data.read(data.items[0])[1], expected)
-    told = "1 shapes of kind {} mark no area or are not supported and were left out"
-    assert project.notes == [told.format("choices"), told.format("keypointlabels")]
+    output = "1 shapes of kind {} mark no area or are not supported and were left out"
+    assert project.notes == [output.format("choices"), output.format("keypointlabels")]
     with pytest.raises(ValueError, match="cut short"):
         fill_brush(pack_brush(brush)[:40], (HEIGHT, WIDTH))
 

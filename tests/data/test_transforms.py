@@ -1,4 +1,4 @@
-"""Image and mask move together, the classes only shrink, and a seed is a picture."""
+"""Augmentation: image and mask move together, no new classes appear, and a seed repeats."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tiny random models in transformers' own format, saved to disk: what the adapters read is what the library wrote."""
+"""Tiny random models in transformers' own format, saved to disk."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The bundled DINOv2 and MiniLM against transformers' own forward, and that similar things have similar vectors."""
+"""The bundled DINOv2 and MiniLM against transformers' own forward; similar things have similar vectors."""
 
 import hashlib
 import json

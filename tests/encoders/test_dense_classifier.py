@@ -143,8 +143,8 @@ def test_garments_are_written_as_worn_by_a_person(names: list[ClassName]):
     assert {"jean", "suit", "bikini", "ballplayer", "scuba diver"} <= worn.keys()
     assert not {one.synonyms[0] for one in names[:398]} & worn.keys(), "animals have coats, and nobody wears them"
     anchors = read_weights("imagenet_anchors.safetensors")["worn"]
-    said = [bool(NAME_VARIANTS["worn"](one)) for one in names]
-    torch.testing.assert_close(anchors.norm(dim=1), torch.tensor(said).float(), rtol=0, atol=1e-3)
+    output = [bool(NAME_VARIANTS["worn"](one)) for one in names]
+    torch.testing.assert_close(anchors.norm(dim=1), torch.tensor(output).float(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", NAME_VARIANTS)

@@ -1,4 +1,4 @@
-"""From a name to weights: a hub on 127.0.0.1, the cache, folders, and their errors."""
+"""Weights by name: a hub on 127.0.0.1, the cache, folders, and errors."""
 
 import json
 import shutil

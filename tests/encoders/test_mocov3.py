@@ -1,4 +1,4 @@
-"""MoCo v3: a checkpoint in the published key layout, and a plain forward written from the paper's description."""
+"""MoCo v3: a checkpoint in the published key layout, and a forward pass written from the paper's description."""
 
 from pathlib import Path
 from typing import Any

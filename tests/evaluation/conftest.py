@@ -1,4 +1,4 @@
-"""A PASCAL tree whose pictures show each class in a colour of its own, so that predictors can really look at them."""
+"""A PASCAL tree whose pictures show each class in a colour of its own, so that predictors can recognise it."""
 
 from pathlib import Path
 

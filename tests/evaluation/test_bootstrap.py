@@ -1,4 +1,4 @@
-"""The vectorised bootstrap against one written out by hand."""
+"""The vectorised bootstrap against an explicit loop."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Two runs against each other: what must come out where the truth is known."""
+"""Comparison of two runs whose true difference is known."""
 
 import json
 from collections.abc import Sequence
@@ -120,15 +120,15 @@ def test_equally_good_runs_are_seldom_told_apart():
 
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(8)), st.integers(2, 8))
-def test_order_does_not_matter_and_only_common_images_count(order: list[int], kept: int):
+def test_order_does_not_matter_and_only_common_images_count(order: list[int], remaining: int):
     a, b = evidence(8, 0), evidence(8, 1, better=0.1)
-    names = [b.plan.images[i] for i in order[:kept]]
+    names = [b.plan.images[i] for i in order[:remaining]]
     partly = compare(stored(a), stored(select_images(b, names)), n_resamples=20)
     both = compare(stored(select_images(a, sorted(names))), stored(select_images(b, sorted(names))), n_resamples=20)
     assert partly.measures == both.measures
     assert partly.per_class == both.per_class
-    assert partly.images == kept
-    assert bool(partly.notes) == (kept < 8)
+    assert partly.images == remaining
+    assert bool(partly.notes) == (remaining < 8)
 
 
 def test_classes_are_adjusted_for_being_many():

@@ -1,4 +1,4 @@
-"""Whole evaluations with predictors whose figures are known beforehand."""
+"""Whole evaluations with predictors whose scores are known beforehand."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -77,20 +77,20 @@ def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
 
 
 def test_single_prompts_are_asked_alone_and_groups_together(voc_data: SegmentationData):
-    asked: list[tuple[str, ...]] = []
+    requested: list[tuple[str, ...]] = []
 
     def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-        asked.append(tuple(labels))
+        requested.append(tuple(labels))
         return oracle(rgb, labels)
 
     plan, _ = fold_plan(voc_data, 0)
     joint = evaluate(FunctionPredictor(listen), voc_data, FAST)
-    assert {len(labels) for labels in asked} == {1, 5, 15}
-    assert sum(len(labels) == 5 for labels in asked) == len(plan.images)
-    asked.clear()
+    assert {len(labels) for labels in requested} == {1, 5, 15}
+    assert sum(len(labels) == 5 for labels in requested) == len(plan.images)
+    requested.clear()
     independent = evaluate(FunctionPredictor(listen, independent=True), voc_data, FAST)
     assert figures(independent) == figures(joint)
-    assert sum(len(labels) for labels in asked) == 21 * len(plan.images), "each label once an image"
+    assert sum(len(labels) for labels in requested) == 21 * len(plan.images), "each label once an image"
 
 
 def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
@@ -276,10 +276,10 @@ def test_fss1000_is_prompted_class_by_class(shared: Path):
 
 def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Path):
     data = open_dataset("coco-to-pascal", colour_voc, "val")
-    asked: set[str] = set()
+    requested: set[str] = set()
 
     def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-        asked.update(labels)
+        requested.update(labels)
         ours = [next((k for k, v in PASCAL_TO_COCO.items() if v == label), label) for label in labels]
         return oracle(rgb, ours)
 
@@ -287,8 +287,8 @@ def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Pa
     assert (content["dataset"], content["protocol"]) == ("coco-to-pascal", "official")
     assert content["miou"] == content["argmax_miou"] == 100
     assert set(content["per_class"]) <= {"aeroplane", "boat", "chair", "diningtable", "dog", "person"}
-    assert {"airplane", "dining table", "tv", "couch"} <= asked
-    assert "aeroplane" not in asked
+    assert {"airplane", "dining table", "tv", "couch"} <= requested
+    assert "aeroplane" not in requested
 
 
 def outdoors(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
@@ -326,11 +326,11 @@ def mosaics(tmp_path: Path) -> SegmentationData:
 
 
 def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData):
-    asked: list[tuple[str, ...]] = []
+    requested: list[tuple[str, ...]] = []
 
     def near(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
         """The oracle for JPEG's colours."""
-        asked.append(tuple(labels))
+        requested.append(tuple(labels))
         seen = np.rint(rgb[..., 0] / 10).astype(int)
         return np.stack([seen == PASCAL_CLASSES.index(x) if x != "object" else seen > 0 for x in labels]).astype(float)
 
@@ -338,8 +338,8 @@ def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData)
     content = to_metrics(outcome)
     assert content["protocol"] == "mosaic4"
     assert (content["images"], content["pairs"]) == (2, 8)
-    assert {len(labels) for labels in asked} == {1, 4}
-    assert len({name for labels in asked if len(labels) == 4 for name in labels}) == 8
+    assert {len(labels) for labels in requested} == {1, 4}
+    assert len({name for labels in requested if len(labels) == 4 for name in labels}) == 8
     assert content["miou"] == content["single_prompt_miou"] == content["background_iou"] == 100
     assert content["prompt_ablated_miou"] == pytest.approx(25)
     assert set(content["per_class"]) == set(PASCAL_CLASSES[1:9])

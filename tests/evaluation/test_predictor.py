@@ -1,4 +1,4 @@
-"""A real Segmenter (toy size) in the evaluation: encoded live, from a store, in windows."""
+"""A toy Segmenter in the evaluation: encoded on the fly, from a cache, in windows."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a finished evaluation leaves behind."""
+"""Files and tables of an evaluation."""
 
 import base64
 import io
@@ -106,15 +106,15 @@ def test_markdown_and_terminal_say_the_same(outcome: EvaluationResult):
     for row in class_table(outcome).rows:
         assert row[0] in printed
         assert f"| {' | '.join(row)} |" in text
-    for said in (
+    for output in (
         "multi-class mIoU (argmax)",
         "prompt-ablated mIoU",
         "specificity",
         "fold 0",
         "listed pairs are not on disk",
     ):
-        assert said in printed
-        assert said in text
+        assert output in printed
+        assert output in text
 
 
 def test_figures_are_shown_with_their_doubt():

@@ -1,4 +1,4 @@
-"""A tiny model with encoders in transformers' format, and its export."""
+"""A tiny model with encoders in transformers' format, and its exports."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Exported models: the masks of torch, also from the command line without torch; formats and precisions."""
+"""Exported models against torch, from the real command line, also without torch."""
 
 import json
 import os

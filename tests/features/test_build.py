@@ -1,4 +1,4 @@
-"""Building: what it needs is said first, what cannot be done is refused, what is done is kept."""
+"""Building a cache: refused settings, and the entries written."""
 
 import os
 import shutil
@@ -31,16 +31,16 @@ def test_the_plan_counts_what_is_missing_and_how_much_it_takes(data: Segmentatio
 
 
 def test_what_is_needed_is_said_before_anything_is_encoded(data, encoder, tmp_path: Path):
-    said: list[tuple[str, int]] = []
-    cache_features(tmp_path, data, encoder, SIDE, views=2, say=lambda line: said.append((line, encoder.encoded)))
-    (first, encoded), (last, _) = said
+    output: list[tuple[str, int]] = []
+    cache_features(tmp_path, data, encoder, SIDE, views=2, say=lambda line: output.append((line, encoder.encoded)))
+    (first, encoded), (last, _) = output
     assert encoded == 0
     assert "0 views are in" in first
     assert "12 are missing and need 21.5 kB of" in first
     assert last.startswith("encoded 12 views in")
-    said.clear()
-    cache_features(tmp_path, data, encoder, SIDE, say=lambda line: said.append((line, 0)))
-    assert [line.split(", ")[-1] for line, _ in said] == ["none is missing"]
+    output.clear()
+    cache_features(tmp_path, data, encoder, SIDE, say=lambda line: output.append((line, 0)))
+    assert [line.split(", ")[-1] for line, _ in output] == ["none is missing"]
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_encoded(data, encoder, full_disk: Path):

@@ -1,4 +1,4 @@
-"""What is served is what was asked for: never stale, never of another encoder."""
+"""Cached tokens are those of the requested image, encoder and resolution, never stale."""
 
 import os
 import subprocess

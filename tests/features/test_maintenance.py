@@ -1,4 +1,4 @@
-"""Damage is found wherever it is and costs one view; unwanted entries are removed."""
+"""Damage is found and costs one view; unwanted entries are removed."""
 
 import os
 import shutil

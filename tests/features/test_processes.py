@@ -1,4 +1,4 @@
-"""Real processes: killed at any moment, or two at once."""
+"""Cache builders as processes: killed at any moment, or two at once."""
 
 import re
 import subprocess

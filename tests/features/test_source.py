@@ -1,4 +1,4 @@
-"""Cached or encoded now: the same tokens, under the same masks."""
+"""Cached and newly encoded tokens are the same, under the same masks."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The baselines: what each may look at, and what it must not."""
+"""The baselines and the inputs that they may use."""
 
 from typing import Any, get_args
 

@@ -1,4 +1,4 @@
-"""Model files: what goes in comes out, and what is wrong with one is said in a sentence."""
+"""Model files: round trips, and an error sentence for everything wrong in one."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The head answers for resized features without resizing them, and wide convolutions give the library's gradients."""
+"""The head equals that of resized features without resizing them; gradients of wide convolutions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The memory: names found, what is left out left out, and nothing of it changed by training."""
+"""The closed-set head: names found, classes left out, frozen during training."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The network at any number of labels and any grid, its ablation, and what goes beyond the paper."""
+"""The network at any number of labels and any grid, its ablations, and the extensions of the paper."""
 
 from typing import Any
 

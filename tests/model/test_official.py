@@ -1,4 +1,4 @@
-"""The official checkpoint's layout: hand-made ones of odd sizes, and one made of the golden tensors."""
+"""The official checkpoint's layout: synthetic ones of odd sizes, and one made of the golden tensors."""
 
 import argparse
 from collections.abc import Callable
@@ -192,13 +192,13 @@ def test_the_golden_tensors_through_the_checkpoint(
     model, image, text, _ = load_official(path, heads=int(sizes["heads"]), clip_heads=int(clip_sizes["heads"]))
     image.mean, image.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the golden image is normalised already
     assert text.dim == network["input.text"].shape[-1]
-    crop, asked = int(window_sizes["crop"]), windows["input.text"]
+    crop, requested = int(window_sizes["crop"]), windows["input.text"]
     for name in [key for key in windows if key.endswith(".image")]:
         with torch.no_grad():
             logits = sliding_windows(
                 windows[name],
                 crop,
-                lambda cut: model(image(cut), asked.expand(len(cut), -1, -1), (crop, crop)),
+                lambda cut: model(image(cut), requested.expand(len(cut), -1, -1), (crop, crop)),
                 pad=-1.0,
             )
         expected = windows[name.replace(".image", ".logits")]

@@ -1,4 +1,4 @@
-"""The decision: thresholds, ties, order of labels, and the streaming form against the plain one."""
+"""The decision: thresholds, ties, order of labels; band by band and at once."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The bundled model without a network: objects of real photographs are found where they are."""
+"""`fusioner.load()`: no network, real photographs, obvious objects."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What other tools' readers make of our files: the same mask, or as much of it as their rasterisation keeps."""
+"""Result files read by other tools: the same mask, up to their rasterisation."""
 
 import json
 from pathlib import Path
@@ -110,10 +110,10 @@ def nearly(read: np.ndarray, mask: np.ndarray) -> bool:
 
 
 def test_labelme_reads_back_the_simplified_masks(result: Segmentation) -> None:
-    told = json.loads(result.to_bytes("labelme"))
-    assert (told["imagePath"], told["imageHeight"], told["imageWidth"]) == ("photo.jpg", 40, 60)
+    content = json.loads(result.to_bytes("labelme"))
+    assert (content["imagePath"], content["imageHeight"], content["imageWidth"]) == ("photo.jpg", 40, 60)
     for name in result.found:
-        shapes = [np.array(shape["points"]) for shape in told["shapes"] if shape["label"] == name]
+        shapes = [np.array(shape["points"]) for shape in content["shapes"] if shape["label"] == name]
         read = np.any([painted(points, (40, 60)) for points in shapes], axis=0)
         bridges = np.zeros((40, 60), bool)
         if name == "cat":  # a hole hangs on a line, which is painted too
@@ -134,12 +134,12 @@ def test_polygons_to_edit_have_few_points_and_tell_their_distance() -> None:
     shapes = json.loads(segmentation(mask.astype(np.uint16)).to_bytes("labelme"))["shapes"]
     assert 100 < max(len(shape["points"]) for shape in shapes) <= 200
     for polygon, shape in zip(trace_polygons(mask), shapes, strict=True):
-        told = float(shape["description"].removeprefix("simplified by up to ").removesuffix(" px"))
+        output = float(shape["description"].removeprefix("simplified by up to ").removesuffix(" px"))
         start = np.array(shape["points"], float)
         line = np.roll(start, -1, axis=0) - start
         offset = polygon[0][:, None] - start  # from every vertex of the mask to every edge
         share = np.clip((offset * line).sum(-1) / (line**2).sum(-1), 0, 1)
-        assert np.hypot(*(offset - share[..., None] * line).T).min(axis=0).max() <= told + 0.05
+        assert np.hypot(*(offset - share[..., None] * line).T).min(axis=0).max() <= output + 0.05
 
 
 @given(arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3)))

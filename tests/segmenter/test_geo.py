@@ -1,4 +1,4 @@
-"""Rasters are segmented tile by tile as a whole picture is, and results keep their place on the earth."""
+"""Rasters segmented tile by tile equal the whole, and results keep their coordinates."""
 
 import json
 from collections.abc import Callable

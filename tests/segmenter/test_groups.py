@@ -1,4 +1,4 @@
-"""Hypernyms are found where a member is, below the logits of members that are labels themselves."""
+"""Group words: found where a member is, never above a member that is a label itself."""
 
 from collections.abc import Callable
 from dataclasses import replace

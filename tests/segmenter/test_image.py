@@ -1,4 +1,4 @@
-"""Every kind of picture a user may hand over, made here and read back."""
+"""Every kind of picture, written here and read back."""
 
 import io
 import os

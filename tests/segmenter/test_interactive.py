@@ -1,4 +1,4 @@
-"""The engine behind the page: progress, cancelling, batches, answers kept, and windows that leave no seam."""
+"""Repeated queries of one image: progress, cancelling, batches, cached logits, windows without seams."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,10 +28,10 @@ def photo() -> np.ndarray:
 
 
 def test_progress_is_told_after_every_window(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
-    told: list[tuple[int, int]] = []
-    tiny_segmenter(photo, LABELS, mode="slide", on_progress=lambda *numbers: told.append(numbers))
+    output: list[tuple[int, int]] = []
+    tiny_segmenter(photo, LABELS, mode="slide", on_progress=lambda *numbers: output.append(numbers))
     windows = len(WindowGrid(90, 130, 32, smooth=True).origins)
-    assert told == [(done, windows) for done in range(1, windows + 1)]
+    assert output == [(done, windows) for done in range(1, windows + 1)]
 
 
 @pytest.mark.parametrize("work", ["call", "encode"])
@@ -51,8 +51,8 @@ def test_what_on_progress_raises_stops_the_work(tiny_segmenter: Segmenter, photo
 
 def test_native_is_the_same_at_once_and_after_encoding(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     at_once = tiny_segmenter(photo, LABELS, mode="slide")
-    kept = tiny_segmenter.set_image(photo, mode="slide").segment(LABELS)
-    torch.testing.assert_close(at_once.logits, kept.logits, atol=1e-3, rtol=1e-3)  # other batches
+    stored = tiny_segmenter.set_image(photo, mode="slide").segment(LABELS)
+    torch.testing.assert_close(at_once.logits, stored.logits, atol=1e-3, rtol=1e-3)  # other batches
 
 
 def test_many_images_take_one_forward_and_are_as_one_by_one(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
@@ -91,12 +91,12 @@ def test_a_label_asked_again_is_not_computed_again(
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels do not see each other
     assert segmenter.model.config.labels_independent
-    asked: list[int] = []
-    segmenter.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1].shape[1]))
+    requested: list[int] = []
+    segmenter.model.register_forward_pre_hook(lambda _, inputs: requested.append(inputs[1].shape[1]))
     encoded = segmenter.encode(photo)
     first = segmenter.low_res_logits(encoded, ["cat", "sofa"])
     again = segmenter.low_res_logits(encoded, ["sofa", "dog", "cat"])
-    assert asked == [2, 1]
+    assert requested == [2, 1]
     assert np.array_equal(again[[2, 0]], first)
     assert encoded.nbytes == encoded.image.nbytes + encoded.tokens.nbytes + LOGITS_CACHE_BYTES
 

@@ -1,4 +1,4 @@
-"""Typed labels become a clean list or one sentence."""
+"""Parsing of labels: a clean list or one error sentence."""
 
 from pathlib import Path
 

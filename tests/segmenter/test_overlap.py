@@ -105,10 +105,10 @@ def test_reasons_tell_absent_labels_from_outscored_ones() -> None:
     assert result.outscored == {"calf": "cows"}
     assert result.peaks["calf"] == pytest.approx(1 / (1 + np.exp(-2.5)))
     assert result.peaks["dog"] == pytest.approx(1 / (1 + np.exp(4)))
-    told = {one["label"]: one for one in json.loads(result.to_bytes("json"))["segments"]}
-    assert told["calf"]["outscored_by"] == "cows"
-    assert told["calf"]["peak"] == pytest.approx(result.peaks["calf"], abs=1e-6)
-    assert told["dog"]["outscored_by"] is None
+    content = {one["label"]: one for one in json.loads(result.to_bytes("json"))["segments"]}
+    assert content["calf"]["outscored_by"] == "cows"
+    assert content["calf"]["peak"] == pytest.approx(result.peaks["calf"], abs=1e-6)
+    assert content["dog"]["outscored_by"] is None
 
 
 def test_notes_are_those_of_the_labels() -> None:

@@ -1,4 +1,4 @@
-"""The edge filter on pictures whose edges are known."""
+"""The guided filter on pictures whose edges are known."""
 
 from dataclasses import replace
 from typing import Any

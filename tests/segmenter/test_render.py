@@ -1,4 +1,4 @@
-"""The overlay: right colours in the right places, at any size, with any names."""
+"""The overlay: the right colours in the right places, at any size, with any names."""
 
 import itertools
 

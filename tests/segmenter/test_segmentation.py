@@ -1,4 +1,4 @@
-"""The answer object, and the files it is saved as."""
+"""Segmentation and its files."""
 
 import io
 import json
@@ -101,14 +101,14 @@ def test_the_files(result: Segmentation, tmp_path: Path) -> None:
         assert mask.mode == "P"
         assert np.array_equal(np.asarray(mask), result.label_map)
         assert mask.getpalette() == [value for number in range(4) for value in colour(number)]
-    told = json.loads(paths["json"].read_text("utf-8"))
-    assert told["image"] == "chelsea.png"
-    assert (told["width"], told["height"]) == (90, 60)
-    assert told["labels"] == ["cat", "sofa", "dog"]
-    assert told["threshold"] == 0.5
-    assert told["background"] is True
-    assert told["mask"]["bits"] == 8
-    for number, segment in enumerate(told["segments"], start=1):
+    content = json.loads(paths["json"].read_text("utf-8"))
+    assert content["image"] == "chelsea.png"
+    assert (content["width"], content["height"]) == (90, 60)
+    assert content["labels"] == ["cat", "sofa", "dog"]
+    assert content["threshold"] == 0.5
+    assert content["background"] is True
+    assert content["mask"]["bits"] == 8
+    for number, segment in enumerate(content["segments"], start=1):
         assert segment["id"] == number
         assert segment["pixels"] == result.areas[segment["label"]]
         assert segment["score"] == pytest.approx(result.scores[segment["label"]], abs=1e-6)
@@ -135,10 +135,10 @@ def test_more_than_255_labels_make_a_16_bit_mask(tmp_path: Path) -> None:
     mode, mask = read_png(paths["mask"])
     assert mode == "I;16"
     assert mask[:, 0].tolist() == [300, 256, 0, 0]
-    told = json.loads(paths["json"].read_text())
-    assert told["mask"]["bits"] == 16
-    assert len(told["segments"]) == 300
-    assert coco.decode(told["segments"][299]["rle"]).sum() == 5
+    content = json.loads(paths["json"].read_text())
+    assert content["mask"]["bits"] == 16
+    assert len(content["segments"]) == 300
+    assert coco.decode(content["segments"][299]["rle"]).sum() == 5
 
 
 def test_255_labels_still_fit_a_palette(tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_labels_of_any_language_are_kept(tmp_path: Path) -> None:
     result = Segmentation.from_logits(
         np.zeros((40, 50, 3), np.uint8), names, torch.randn(5, 4, 5).numpy(), name="a\udcff.jpg"
     )
-    told = json.loads(result.save(tmp_path)["json"].read_text("utf-8"))
-    assert told["labels"] == names
-    assert told["image"] == "a?.jpg"
+    content = json.loads(result.save(tmp_path)["json"].read_text("utf-8"))
+    assert content["labels"] == names
+    assert content["image"] == "a?.jpg"
 
 
 @pytest.mark.parametrize("stem", ["", "a/b", "..", "/etc/x", "."])

@@ -1,4 +1,4 @@
-"""From picture and names to an answer, on a toy network that runs every line of the real one's way."""
+"""Segmenter on a toy network, from picture and labels to the result."""
 
 import subprocess
 import sys
@@ -110,9 +110,9 @@ def test_threads_share_a_segmenter_and_an_image(
 
 
 def test_calling_leaves_the_kept_image_alone(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
-    kept = tiny_segmenter.set_image(photo).segment(LABELS)
+    stored = tiny_segmenter.set_image(photo).segment(LABELS)
     tiny_segmenter(photo[::-1].copy(), LABELS)
-    assert np.array_equal(tiny_segmenter.segment(LABELS).label_map, kept.label_map)
+    assert np.array_equal(tiny_segmenter.segment(LABELS).label_map, stored.label_map)
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])

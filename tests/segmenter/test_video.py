@@ -1,4 +1,4 @@
-"""Videos read and written, against files that PyAV made of a photograph."""
+"""Videos read and written, against files that PyAV makes of a photograph."""
 
 import struct
 import sys

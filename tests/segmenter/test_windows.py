@@ -1,4 +1,4 @@
-"""Windows cover every pixel, stay within bounds, and average what they say. (Official values: tests/reference.)"""
+"""Windows cover every pixel, stay within bounds, and are averaged. (Official values: tests/reference.)"""
 
 from typing import Any
 

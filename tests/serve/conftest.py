@@ -1,4 +1,4 @@
-"""Real servers on free ports: the toy model behind uvicorn, in a thread of the test's own process."""
+"""Real servers on free ports: the toy model behind uvicorn, in a thread of the test's process."""
 
 import asyncio
 import threading

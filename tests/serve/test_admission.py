@@ -1,4 +1,4 @@
-"""Too many, too slow, gone: what the server does with requests it cannot or need not answer."""
+"""Load, slow clients and disconnects: refusals, time limits and cancellation."""
 
 import signal
 import socket
@@ -178,16 +178,16 @@ def test_whoever_does_not_read_keeps_the_place(
     start_server: Callable[..., Running], make_tiny_segmenter: Callable[..., Any], photo: bytes
 ) -> None:
     server = start_server(lambda: make_tiny_segmenter(256), limits=Limits(timeout=3))
-    kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
+    stored = server.http.post("/v1/images", files={"image": photo}).json()["id"]
     body = b'{"format":"logits","labels":"' + ",".join(f"thing {i}" for i in range(100)).encode() + b'"}'
-    head = f"POST /v1/images/{kept}/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = f"POST /v1/images/{stored}/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with connect(server) as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert reader.recv(15) == b"HTTP/1.1 200 OK"
         assert server.busy == 1
         until(lambda: server.busy == 0)  # the time limit is over
-    assert server.http.post(f"/v1/images/{kept}/segment", json={"labels": "cat"}).status_code == 200
+    assert server.http.post(f"/v1/images/{stored}/segment", json={"labels": "cat"}).status_code == 200
 
 
 def test_nobody_works_for_a_client_that_left(small: Running, photo: bytes, closed: Any) -> None:

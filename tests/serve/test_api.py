@@ -1,4 +1,4 @@
-"""Every route of the API, over TCP, on the toy model: what it answers is what the Segmenter says."""
+"""Every route of the API, over TCP, on the toy model: responses equal the Segmenter's results."""
 
 import base64
 import io
@@ -47,20 +47,20 @@ def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, mode
         fields |= {"image": base64.b64encode(small).decode(), "labels": LABELS, "name": "cat.jpg"}
         answer = server.http.post("/v1/segment", json=fields)
     assert answer.status_code == 200, answer.text
-    told = answer.json()
+    message = answer.json()
     result = segmenter(small, LABELS, threshold=0.3, background=False, mode=mode)
-    assert told["image"] == "cat.jpg"
-    assert told["threshold"] == 0.3
-    assert not told["background"]
-    assert [one["pixels"] for one in told["segments"]] == [result.areas[label] for label in LABELS]
+    assert message["image"] == "cat.jpg"
+    assert message["threshold"] == 0.3
+    assert not message["background"]
+    assert [one["pixels"] for one in message["segments"]] == [result.areas[label] for label in LABELS]
     assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''cat.json"
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_is_what_the_segmenter_writes(
-    server: Any, segmenter: Segmenter, photo: bytes, kept: str, kind: str
+    server: Any, segmenter: Segmenter, photo: bytes, stored: str, kind: str
 ) -> None:
-    answer = server.http.post(f"/v1/images/{kept}/segment", json={"labels": LABELS, "format": kind})
+    answer = server.http.post(f"/v1/images/{stored}/segment", json={"labels": LABELS, "format": kind})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].partition(";")[0] == FORMATS[kind].media_type
     assert answer.headers["content-disposition"].endswith(f"''chelsea{FORMATS[kind].suffix}")
@@ -74,15 +74,15 @@ def test_every_format_is_what_the_segmenter_writes(
         assert answer.content == result.to_bytes(kind)
 
 
-def test_overlap_instances_and_reasons(server: Any, segmenter: Segmenter, photo: bytes, kept: str) -> None:
+def test_overlap_instances_and_reasons(server: Any, segmenter: Segmenter, photo: bytes, stored: str) -> None:
     def ask(**fields: Any) -> Any:
-        return server.http.post(f"/v1/images/{kept}/segment", json={"labels": [*LABELS, "wheel"]} | fields)
+        return server.http.post(f"/v1/images/{stored}/segment", json={"labels": [*LABELS, "wheel"]} | fields)
 
-    told = ask(overlap=True, instances=True, threshold=0.4).json()
+    content = ask(overlap=True, instances=True, threshold=0.4).json()
     result = segmenter(photo, [*LABELS, "wheel"], overlap=True, instances=True, threshold=0.4)
-    assert (told["overlap"], told["instances"], told["notes"]) == (True, True, result.notes)
-    assert told["notes"]
-    assert [one["pixels"] for one in told["segments"] if one["pixels"]] == [one.pixels for one in result.regions]
+    assert (content["overlap"], content["instances"], content["notes"]) == (True, True, result.notes)
+    assert content["notes"]
+    assert [one["pixels"] for one in content["segments"] if one["pixels"]] == [one.pixels for one in result.regions]
     plain = segmenter(photo, [*LABELS, "wheel"])
     for one in ask().json()["segments"]:
         assert one["peak"] == pytest.approx(plain.peaks[one["label"]], abs=1e-6)
@@ -92,15 +92,15 @@ def test_overlap_instances_and_reasons(server: Any, segmenter: Segmenter, photo:
         assert "overlap" in refused.json()["error"]["message"]
 
 
-def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, photo: bytes, kept: str) -> None:
-    told = server.http.post(f"/v1/images/{kept}/segment", json={"labels": LABELS, "format": "logits"}).json()
-    grid = told["grid"]["height"], told["grid"]["width"]
-    planes = np.stack([np.frombuffer(base64.b64decode(plane), "<u2").reshape(grid) for plane in told["planes"]])
-    logits = told["low"] + told["step"] * planes.astype(np.float64)
+def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, photo: bytes, stored: str) -> None:
+    content = server.http.post(f"/v1/images/{stored}/segment", json={"labels": LABELS, "format": "logits"}).json()
+    grid = content["grid"]["height"], content["grid"]["width"]
+    planes = np.stack([np.frombuffer(base64.b64decode(plane), "<u2").reshape(grid) for plane in content["planes"]])
+    logits = content["low"] + content["step"] * planes.astype(np.float64)
     own = segmenter.low_res_logits(segmenter.encode(photo), LABELS)
-    assert np.abs(logits - own).max() <= told["step"] * 0.51
-    assert (told["width"], told["height"], told["labels"], told["threshold"]) == (451, 300, LABELS, 0.5)
-    assert told["notes"] == []
+    assert np.abs(logits - own).max() <= content["step"] * 0.51
+    assert (content["width"], content["height"], content["labels"], content["threshold"]) == (451, 300, LABELS, 0.5)
+    assert content["notes"] == []
     found = np.array([[[2.0, -3.0]], [[-3.0, -4.0]]], np.float32)
     missed = json.loads(encode_logits(found, ["cat", "Katze"], (2, 1), threshold=0.4))
     assert missed["notes"] == ["not found, and no common English words: Katze"]
@@ -123,10 +123,10 @@ def test_keep_ask_and_forget(server: Any, photo: bytes) -> None:
         "/v1/images", json={"image": "data:image/jpeg;base64," + base64.b64encode(photo).decode()}
     )
     assert answer.status_code == 201, answer.text
-    told = answer.json()
-    assert told == {"id": told["id"], "width": 451, "height": 300, "name": "image"}
-    assert len(told["id"]) >= 22  # 128 bits
-    path = f"/v1/images/{told['id']}"
+    content = answer.json()
+    assert content == {"id": content["id"], "width": 451, "height": 300, "name": "image"}
+    assert len(content["id"]) >= 22  # 128 bits
+    path = f"/v1/images/{content['id']}"
     assert server.http.post(f"{path}/segment", json={"labels": "cat"}).json()["labels"] == ["cat"]
     assert server.http.delete(path).status_code == 204
     for gone in (server.http.delete(path), server.http.post(f"{path}/segment", json={"labels": "cat"})):
@@ -147,8 +147,8 @@ def test_models_samples_and_health(server: Any, segmenter: Segmenter) -> None:
 
 def test_labels_with_commas(server: Any, photo: bytes) -> None:
     wanted = ["cat, the grey one", "sofa"]
-    told = server.http.post("/v1/segment", files={"image": photo}, data={"labels": json.dumps(wanted)})
-    assert told.json()["labels"] == wanted
+    output = server.http.post("/v1/segment", files={"image": photo}, data={"labels": json.dumps(wanted)})
+    assert output.json()["labels"] == wanted
 
 
 def test_the_page_may_load_nothing_from_elsewhere(server: Any) -> None:
@@ -163,13 +163,13 @@ def test_the_page_may_load_nothing_from_elsewhere(server: Any) -> None:
         assert server.http.get(path).status_code == 404
 
 
-def test_metrics(server: Any, photo: bytes, kept: str) -> None:
+def test_metrics(server: Any, photo: bytes, stored: str) -> None:
     def read() -> dict[str, float]:
         lines = server.http.get("/metrics").text.splitlines()
         return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if x[0] != "#")}
 
     before = read()
-    server.http.post(f"/v1/images/{kept}/segment", json={"labels": "cat"})
+    server.http.post(f"/v1/images/{stored}/segment", json={"labels": "cat"})
     server.http.post("/v1/images/nonsense/segment", json={"labels": "cat"})
     server.http.get("/nowhere/at/all")
     after = read()

@@ -1,4 +1,4 @@
-"""The Dockerfile's parts exist and agree with the package; where there is no Docker, this is what can be seen of it."""
+"""The Dockerfile's parts exist and agree with the package; checked without Docker."""
 
 import json
 import re
@@ -20,10 +20,10 @@ def arguments(instruction: str) -> list[str]:
 
 
 def test_what_it_copies_is_there_and_not_ignored() -> None:
-    kept = {line[1:] for line in (REPO / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    stored = {line[1:] for line in (REPO / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
     copied = {source for line in arguments("COPY") for source in line.split()[:-1]}
     assert copied
-    assert copied == kept
+    assert copied == stored
     assert all((REPO / source).exists() for source in copied)
 
 

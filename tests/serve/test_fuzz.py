@@ -1,4 +1,4 @@
-"""Hostile and broken images: each is answered with a sentence, the server lives on, nothing reaches the disk."""
+"""Hostile and broken images: each is refused in a sentence, the server goes on, nothing reaches the disk."""
 
 import io
 import os
@@ -198,9 +198,9 @@ def test_hostile_file_names(fuzzed: Running) -> None:
         for sent in requests:
             answer = fuzzed.http.post("/v1/segment", **sent)
             assert answer.status_code == 200
-            told = answer.json()["image"]
-            assert told
-            assert not set("/\\\r\n\0") & set(told)
+            message = answer.json()["image"]
+            assert message
+            assert not set("/\\\r\n\0") & set(message)
             assert "set-cookie" not in answer.headers
             assert answer.headers["content-disposition"].isascii()
 

@@ -1,4 +1,4 @@
-"""Who may ask, and from where."""
+"""Access rules: keys, hosts, origins, limits."""
 
 import io
 import socket
@@ -138,7 +138,7 @@ def tight(start_server: Callable[..., Running]) -> Running:
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "output"),
     [
         ("a, b, c, d", "4 labels are over this server's limit of 3"),
         ("a, abcdefghijk", "label 2 has 11 characters, the limit is 10"),
@@ -147,10 +147,10 @@ def tight(start_server: Callable[..., Running]) -> Running:
         ("a, A", "named twice"),
     ],
 )
-def test_limits_on_labels(tight: Running, photo: bytes, labels: str, told: str) -> None:
+def test_limits_on_labels(tight: Running, photo: bytes, labels: str, output: str) -> None:
     answer = tight.http.post("/v1/segment", files={"image": photo}, data={"labels": labels})
     assert answer.status_code == 422
-    assert told in answer.json()["error"]["message"]
+    assert output in answer.json()["error"]["message"]
 
 
 def png(width: int, height: int) -> bytes:
@@ -162,8 +162,8 @@ def png(width: int, height: int) -> bytes:
 def test_limits_on_pixels(tight: Running) -> None:
     answer = tight.http.post("/v1/images", files={"image": png(1000, 501)})
     assert answer.status_code == 413
-    told = answer.json()["error"]["message"]
-    assert told == "the image has 1000 x 501 pixels, over this server's limit of 0.5 megapixels"
+    content = answer.json()["error"]["message"]
+    assert content == "the image has 1000 x 501 pixels, over this server's limit of 0.5 megapixels"
     assert tight.http.post("/v1/segment", files={"image": png(1000, 500)}, data={"labels": "a"}).status_code == 200
 
 
@@ -184,7 +184,7 @@ def test_images_make_room_for_others(tight: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "output"),
     [
         ({"json": {"labels": "cat", "format": "gif"}}, "format: must be one of overlay, "),
         ({"json": {"labels": "cat", "threshold": 2}}, "threshold: "),
@@ -195,13 +195,13 @@ def test_images_make_room_for_others(tight: Running) -> None:
         ({"json": ["cat"]}, "the body: "),
     ],
 )
-def test_wrong_fields(server: Running, photo: bytes, content: dict[str, Any], told: str) -> None:
-    kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
-    answer = server.http.post(f"/v1/images/{kept}/segment", **content)
+def test_wrong_fields(server: Running, photo: bytes, content: dict[str, Any], output: str) -> None:
+    stored = server.http.post("/v1/images", files={"image": photo}).json()["id"]
+    answer = server.http.post(f"/v1/images/{stored}/segment", **content)
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert error["code"] == "invalid"
-    assert error["message"].startswith(told)
+    assert error["message"].startswith(output)
     assert "\n" not in error["message"]
 
 

@@ -1,4 +1,4 @@
-"""The ML backend, called as Label Studio calls it; a small web server stands for Label Studio's files and tokens."""
+"""The ML backend, called as Label Studio calls it; a small web server provides Label Studio's files and tokens."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The API's own description: its examples work, and nothing it allows or forbids makes the server fail."""
+"""The API's schema: its examples work, and no generated request makes the server fail."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +26,16 @@ def check(described: dict[str, Any], schema: dict[str, Any], value: Any) -> None
 
 
 def test_examples_of_requests_work(server: Running, described: dict[str, Any]) -> None:
-    kept = ""
+    stored = ""
     for path in ("/v1/images", "/v1/images/{id}/segment", "/v1/segment"):
         operation = described["paths"][path]["post"]
         media = operation["requestBody"]["content"]["application/json"]
         check(described, media["schema"], media["example"])
-        answer = server.http.post(path.format(id=kept), json=media["example"])
+        answer = server.http.post(path.format(id=stored), json=media["example"])
         assert answer.is_success, answer.text
         schema = operation["responses"][str(answer.status_code)]["content"]["application/json"]["schema"]
         check(described, schema, answer.json())
-        kept = answer.json().get("id", kept)
+        stored = answer.json().get("id", stored)
 
 
 def test_examples_of_answers_are_valid(described: dict[str, Any]) -> None:
@@ -74,13 +74,13 @@ def openapi(server: Running) -> Any:
 @pytest.mark.parametrize("path", POSTS)
 def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path: str, mode: GenerationMode) -> None:
     """Requests as described and requests as forbidden; every answer is one that the description announces."""
-    kept = server.http.post("/v1/images", files={"image": photo}).json()["id"]
+    stored = server.http.post("/v1/images", files={"image": photo}).json()["id"]
 
     @settings(max_examples=25, suppress_health_check=ANY_HEALTH)
     @given(case=openapi[path]["post"].as_strategy(generation_mode=mode), known=st.booleans())
     def check(case: Any, known: bool) -> None:
         if known and case.path_parameters:
-            case.path_parameters["id"] = kept
+            case.path_parameters["id"] = stored
         # Whether bytes are an image, and labels are words, is more than a schema tells; in a form all values are text.
         form = case.media_type == "multipart/form-data"
         excluded = [positive_data_acceptance, *([negative_data_rejection] if form else [])]

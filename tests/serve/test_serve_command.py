@@ -1,4 +1,4 @@
-"""`fusioner serve` as a process of its own, with the model inside the package."""
+"""`fusioner serve` as a process, with the bundled model."""
 
 import os
 import re
@@ -61,8 +61,8 @@ def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
         assert found.coverage["cat"] > 0.5
         assert found.scores["cat"] > 0.6
         form = {"files": {"image": PHOTO.read_bytes()}, "data": {"labels": "cat"}}
-        told = httpx.post(f"{address}/v1/segment", **form, timeout=60).json()
-        assert (told["mode"], told["tta_scales"], told["guided_filter"]) == ("whole", [1.0, 1.2], True)
+        content = httpx.post(f"{address}/v1/segment", **form, timeout=60).json()
+        assert (content["mode"], content["tta_scales"], content["guided_filter"]) == ("whole", [1.0, 1.2], True)
         with pytest.raises(fusioner.FusionerError, match="limit of 2"):
             client.segment(PHOTO, "a, b, c")
         assert ready(address)
@@ -109,7 +109,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--host", "192.0.2.1", "--allowed-host", "a"], "cannot listen on 192.0.2.1 port 8000"),
         (["--host", "no.such.host.invalid", "--allowed-host", "a"], "cannot listen on no.such.host.invalid"),
@@ -125,11 +125,11 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         (["--cors-origin", "example.org"], "--cors-origin"),
     ],
 )
-def test_wrong_options(options: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

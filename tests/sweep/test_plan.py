@@ -1,4 +1,4 @@
-"""A sweep's file: what it means, and what is refused before hours of work."""
+"""A sweep's file: its cells, and settings refused before hours of work."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Cells as processes: what is done stays done, what fails harms nobody, and nothing outlives the sweep."""
+"""Cells as processes: finished ones stay, failures affect no others, and nothing outlives the sweep."""
 
 import json
 import os
@@ -41,26 +41,26 @@ def cheap(*folds: int) -> Cheap:
 
 
 def ran(sweep: Sweep, out: Path, jobs: int = 2) -> tuple[dict[Cell, str], list[str], list[float]]:
-    said: list[str] = []
+    output: list[str] = []
     shown: list[float] = []
-    failed = run(sweep, out, jobs, said.append, lambda done, note: shown.append(done), lambda: None)
-    return failed, said, shown
+    failed = run(sweep, out, jobs, output.append, lambda done, note: shown.append(done), lambda: None)
+    return failed, output, shown
 
 
 def test_done_is_done_and_a_failure_is_tried_again(tmp_path: Path) -> None:
     sweep = cheap(0, 1, 3)
-    failed, said, shown = ran(sweep, tmp_path)
+    failed, output, shown = ran(sweep, tmp_path)
     assert [cell.fold for cell in failed] == [3]
     assert "nonsense" in failed[sweep.cells[2]]
     assert "(exit code 2, see " in failed[sweep.cells[2]]
-    assert sum(line.startswith("done: lseg image text fold") and "miou 12.3" in line for line in said) == 2
+    assert sum(line.startswith("done: lseg image text fold") and "miou 12.3" in line for line in output) == 2
     assert shown[-1] == 3
     done = [folder_of(tmp_path, cell) / "done.json" for cell in sweep.cells]
     before = [path.stat().st_mtime_ns for path in done[:2]]
     assert "clip-vit-b16" in (done[0].parent / "log.txt").read_text()
-    failed, said, _ = ran(sweep, tmp_path)
+    failed, output, _ = ran(sweep, tmp_path)
     assert [path.stat().st_mtime_ns for path in done[:2]] == before
-    assert [line.split(":")[0] for line in said] == ["failed"]
+    assert [line.split(":")[0] for line in output] == ["failed"]
     assert set(read_done(done[2].parent)) == {"train"}  # which was not run again
     log = (done[2].parent / "log.txt").read_text()
     assert log.count("image encoder ") == 1
@@ -179,10 +179,10 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "s.toml"
     file.write_text('[data]\nname = "pascal"\nroot = "x"\n[grid]\nmethods = ["late", "lseg"]\n[train]\nsteps = 10\n')
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run", "--jobs", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "8 cells" in said
-    assert said.count("to do") == 8
-    assert "in all with --jobs 2, a rough guess" in said
+    output = capsys.readouterr().out
+    assert "8 cells" in output
+    assert output.count("to do") == 8
+    assert "in all with --jobs 2, a rough guess" in output
     assert not (tmp_path / "out").exists()
     assert main(["sweep", str(file), "--out", str(tmp_path / "out"), "--jobs", "0"]) == 2
 

@@ -1,4 +1,4 @@
-"""A sweep as a user starts it: killed, terminated and repeated, with a cell that fails."""
+"""`fusioner sweep`: killed, resumed, with a cell that fails."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""From samples to tensors: what counts, what is ignored, whose names are asked for."""
+"""From samples to tensors: targets, ignored pixels, and the prompts of each image."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -75,10 +75,10 @@ def test_each_image_is_asked_for_its_own_sets_names_only(voc_tree: Path, unlabel
     made = batches(corpus, encoder, prompts=6)
     for batch in [next(made.training_batches(BatchSampler(corpus.samples, 28, 0), 0))]:
         for row, sample in enumerate(BatchSampler(corpus.samples, 28, 0)(0)):
-            asked = batch.classes[row][~batch.padded[row]].tolist()
+            requested = batch.classes[row][~batch.padded[row]].tolist()
             first, end = corpus.class_offsets[sample.split : sample.split + 2]
-            assert len(asked) == (6 if sample.split == 0 else 3)  # the folder has three names; the rest is padding
-            assert all(first < class_id < end for class_id in asked)
+            assert len(requested) == (6 if sample.split == 0 else 3)  # the folder has three names; the rest is padding
+            assert all(first < class_id < end for class_id in requested)
             assert batch.ignore()[row][batch.padded[row]].all()
 
 
@@ -106,7 +106,7 @@ def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, m
     table = torch.nn.functional.normalize(torch.eye(len(vocabulary.words)), dim=1)
     settings = TrainConfig().override(sampling="images", prompts=4, resolution=SIZE)
     made = DataLoader(corpus, [LiveSource(split.data, encoder, 32)], vocabulary, table, settings)
-    asked = 0
+    requested = 0
     for step in range(6):
         samples = BatchSampler(corpus.samples, 7, 0)(step)
         batch = made.build(samples, [(step, i) for i in range(7)], training=False)
@@ -116,21 +116,21 @@ def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, m
                 word = int(batch.text[row, place].argmax())
                 of = vocabulary.groups.get(word, {named[class_id]})
                 group = {i for i in split.data.class_ids if named[i].casefold() in of}
-                asked += len(group) > 1
+                requested += len(group) > 1
                 assert not group & claimed  # nothing is asked for twice
                 claimed |= group
                 unseen = np.isin(mask, [i for i in group if i not in split.classes])
                 target = np.isin(mask, list(group)) & ~unseen & (mask != 255)
                 assert torch.equal(batch.target()[row, place].bool(), torch.from_numpy(target))
                 assert (batch.labels[row].numpy()[unseen] == -1).all()
-    assert asked > 3
+    assert requested > 3
 
 
 def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     shown = Counter(class_id for _, class_id in corpus.splits[0].data.pairs())
-    asked = {fair: Counter[int]() for fair in (0.0, 1.0)}
-    for fair, times in asked.items():
+    requested = {fair: Counter[int]() for fair in (0.0, 1.0)}
+    for fair, times in requested.items():
         built = batches(corpus, encoder, prompts=4, negative_frequency_power=fair)
         for step in range(60):
             sample = corpus.samples[step % len(corpus.samples)]
@@ -138,10 +138,10 @@ def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tr
             _, ids, _ = built._prompt(sample, mask, np.random.default_rng(step))
             times.update(set(ids) - set(mask.flatten().tolist()))
     never = set(corpus.splits[0].classes) - shown.keys()
-    common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in asked.items()}
+    common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in requested.items()}
     assert never
     assert common[1.0] > 1.5 * common[0.0]
-    assert all(sum(times[i] for i in never) for times in asked.values()), "what no image shows is asked for, too"
+    assert all(sum(times[i] for i in never) for times in requested.values()), "what no image shows is asked for, too"
 
 
 def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The fit of a closed-set segmenter, on images whose every answer is known."""
+"""The fit of a closed-set segmenter, on images whose every class is known."""
 
 import math
 from collections.abc import Sequence
@@ -121,17 +121,17 @@ def test_a_fit_leaves_torchs_random_numbers_alone_and_repeats() -> None:
 
 
 def test_what_is_kept_is_read_again_where_it_is_whole_and_fits(tmp_path: Path) -> None:
-    kept, state = FitCache(tmp_path / "memory", "these images"), {"first": torch.rand(2, 3)}
-    assert kept.get("but_0") is None
+    stored, state = FitCache(tmp_path / "memory", "these images"), {"first": torch.rand(2, 3)}
+    assert stored.get("but_0") is None
     FitCache(tmp_path / "memory", "these images", writes=False).put("but_0", state)
-    assert kept.get("but_0") is None
-    kept.put("but_0", state)
-    found = kept.get("but_0")
+    assert stored.get("but_0") is None
+    stored.put("but_0", state)
+    found = stored.get("but_0")
     assert found is not None
     assert torch.equal(found["first"], state["first"])
     assert FitCache(tmp_path / "memory", "others").get("but_0") is None
     (tmp_path / "memory" / "but_0.safetensors").write_bytes(b"half")
-    assert kept.get("but_0") is None
+    assert stored.get("but_0") is None
 
 
 def test_nothing_seen_is_nothing_remembered() -> None:

@@ -1,4 +1,4 @@
-"""Several processes on several (pretended) machines, one of which is lost."""
+"""Several processes on several simulated machines, one of which is lost."""
 
 import json
 import socket

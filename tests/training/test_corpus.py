@@ -1,4 +1,4 @@
-"""What is trained on: folds, pairs, order, what is held out."""
+"""The training corpus: folds, pairs, order, held-out images."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run promises: it learns, it can be stopped anywhere, and it goes on to the same weights."""
+"""The training loop: it learns, can be stopped anywhere, and resumes to the same weights."""
 
 import copy
 import itertools
@@ -234,18 +234,18 @@ def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
 def test_frozen_means_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fusioner.training import train as module
 
-    kept: list[Any] = []
+    stored: list[Any] = []
     build = module.build_encoders
 
     def keeping(*arguments: Any) -> Any:
-        kept.extend(build(*arguments))
-        return kept
+        stored.extend(build(*arguments))
+        return stored
 
     monkeypatch.setattr(module, "build_encoders", keeping)
     config = tiny()
     run(voc_tree, tmp_path, config)
     fresh = (build_image_encoder(config.model.image_encoder), build_text_encoder(config.model.text_encoder))
-    for used, untouched in zip(kept, fresh, strict=True):
+    for used, untouched in zip(stored, fresh, strict=True):
         assert isinstance(untouched, nn.Module)
         assert same(used.state_dict(), untouched.state_dict())
         assert not any(module.training for module in used.modules())
@@ -283,9 +283,9 @@ def test_killed_and_interrupted_runs_resume_to_the_same_weights(
     interrupted = spawn(command, OMP_NUM_THREADS="1", **pause_before(11))
     wait_for_steps(out, done + 2, interrupted)
     interrupted.send_signal(signal.SIGINT)
-    said, err = interrupted.finish()
+    output, err = interrupted.finish()
     assert interrupted.returncode == 130, err
-    assert f"continue with --resume --out {out}" in said
+    assert f"continue with --resume --out {out}" in output
     assert f"resuming {out} at step {done}" in err
     assert done < read_state(out, torch.device("cpu"))["step"] <= 12
     assert main(words) == 0

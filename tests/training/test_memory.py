@@ -1,4 +1,4 @@
-"""What is remembered before training starts, and the threshold that is chosen while it goes on."""
+"""The closed-set head fitted before training, and the threshold chosen during training."""
 
 import json
 from collections.abc import Callable
@@ -136,12 +136,12 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
     assert (about.config.closed_set_classes, about.config.previous_closed_sets) == (15, (20,))
     third, about = load_model(run("third", 1, tmp_path / "second" / "last.safetensors"))
     assert (about.config.closed_set_classes, about.config.previous_closed_sets) == (15, (20, 15))
-    for kept in (second.state_dict(), third.state_dict()):
-        assert torch.equal(kept["similarity.closed_set.names"][:20], state["similarity.closed_set.names"])
+    for stored in (second.state_dict(), third.state_dict()):
+        assert torch.equal(stored["similarity.closed_set.names"][:20], state["similarity.closed_set.names"])
         heads = [name for name in state if "closed_set.full." in name]
         assert heads
         for name in heads:
-            assert torch.equal(kept[name.replace("full.", "previous.0.")], state[name])
+            assert torch.equal(stored[name.replace("full.", "previous.0.")], state[name])
     assert set(card.training["images"]) <= set(about.training["images"])
     assert set(card.training["classes"]) == set(about.training["classes"])
 

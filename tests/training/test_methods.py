@@ -1,4 +1,4 @@
-"""Every method goes the whole way: train, model file, evaluation, prediction."""
+"""Every method from training to model file, evaluation and prediction."""
 
 import json
 from collections.abc import Callable

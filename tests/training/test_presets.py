@@ -66,9 +66,9 @@ def test_a_preset_trains_and_predicts(
     words += ["--text-encoder", text, "--resolution", 56, "--steps", 2, "--val-images", 1, "--device", "cpu"]
     words += ["--cache", tmp_path / "cache", "--out", tmp_path / "run"]
     assert main([*map(str, words)]) == 0
-    said = capsys.readouterr().err
-    assert "used with --similarity cosine" in said
-    assert "downloading" not in said
+    output = capsys.readouterr().err
+    assert "used with --similarity cosine" in output
+    assert "downloading" not in output
     segmenter = load(tmp_path / "run" / "best.safetensors", "cpu")
     assert segmenter.card.config.affinity_refinement
     assert segmenter.card.config.image_dim == {"proxy": 16, "aligned": 0}[preset]
@@ -78,11 +78,11 @@ def test_a_preset_trains_and_predicts(
 def test_what_a_preset_downloads_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = {
+    output = {
         name: pending_download(preset.model.image_encoder, preset.model.text_encoder)
         for name, preset in PRESETS.items()
     }
-    assert said == {
+    assert output == {
         "small": "",
         "paper": "openai/clip-vit-large-patch14 (1711 MB)",
         "proxy": "facebook/dinov2-base, openai/clip-vit-base-patch16 (945 MB)",

@@ -1,4 +1,4 @@
-"""`fusioner train` and the official `train.py` / `test.py`, as a user starts them."""
+"""`fusioner train` and the official `train.py` and `test.py` commands."""
 
 import json
 import os
@@ -48,10 +48,10 @@ def test_train_as_a_user_types_it(
     words = ["train", "pascal", "--root", str(voc_tree), "--fold", "1", "--config", str(toml()), "--device", "cpu"]
     words += ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--views", "2", "--seed", "3"]
     assert main([*words, "--steps", "5"]) == 0
-    said = capsys.readouterr()
-    assert "5 of 5 steps" in said.out
-    assert f"wrote {tmp_path / 'run' / 'best.safetensors'}" in said.out
-    assert re.search(r"training 4/5 .* loss \d.* mIoU training .* images/s", said.err)  # where there is no terminal
+    output = capsys.readouterr()
+    assert "5 of 5 steps" in output.out
+    assert f"wrote {tmp_path / 'run' / 'best.safetensors'}" in output.out
+    assert re.search(r"training 4/5 .* loss \d.* mIoU training .* images/s", output.err)  # where there is no terminal
     _, card = load_model(tmp_path / "run" / "last.safetensors")
     assert card.training["settings"]["data"]["features"] == "cached"
     assert (card.training["steps"], card.training["seed"], card.training["fold"]) == (5, 3, 1)
@@ -100,9 +100,9 @@ def test_what_does_not_work_is_said_in_one_line(
     settings = [] if {"--preset", "--config"} & set(words) else ["--config", str(toml())]
     start = ["train", "pascal", "--root", str(voc_tree), "--device", "cpu", "--out", str(tmp_path / "run")]
     assert main([*start, *settings, "--cache", "off", *words]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.splitlines()[-1].startswith("error: ")
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert output.splitlines()[-1].startswith("error: ")
 
 
 def test_a_card_does_not_tell_where_files_lie(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def chromium() -> "Iterator[Browser]":
 
 @contextmanager
 def _visits(browser: "Browser") -> "Iterator[Callable[..., Page]]":
-    said: list[str] = []
+    output: list[str] = []
     contexts = []
 
     def visit(address: str, **options: Any) -> "Page":
@@ -38,15 +38,15 @@ def _visits(browser: "Browser") -> "Iterator[Callable[..., Page]]":
         contexts.append(context)
         context.set_default_timeout(120_000)
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: output.append(message.text))
+        page.on("pageerror", lambda error: output.append(str(error)))
         page.goto(address)
         return page
 
     yield visit
     for context in contexts:
         context.close()
-    assert [text for text in said if not text.startswith("Failed to load resource")] == []
+    assert [text for text in output if not text.startswith("Failed to load resource")] == []
 
 
 @pytest.fixture
@@ -108,8 +108,8 @@ def downloaded() -> "Callable[[Page, Locator], Download]":
             with page.expect_download() as download:
                 button.click()
         except TimeoutError:
-            said = page.locator("#download-error").inner_text()
-            pytest.fail(f"no download from {button}, busy: {button.get_attribute('aria-busy')}, page says: {said!r}")
+            output = page.locator("#download-error").inner_text()
+            pytest.fail(f"no download from {button}, busy: {button.get_attribute('aria-busy')}, page says: {output!r}")
         return download.value
 
     return downloaded

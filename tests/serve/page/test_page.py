@@ -1,4 +1,4 @@
-"""The page with the model inside the package on a real photograph, in a real browser."""
+"""The page with the bundled model on a real photograph, in a real browser."""
 
 import json
 import re
@@ -140,8 +140,8 @@ def test_the_pointer_reads_labels_and_a_click_shows_one_alone(
         expect(page.locator("#probe b")).to_have_text(best if here[best] > 0.25 else "background")
         shown = page.locator("#probe p").all_inner_texts()
         assert [text.split("\n")[0] for text in shown] == sorted(here, key=lambda word: -here[word])
-        told = [float(re.search(r"([\d.]+) %", text)[1]) / 100 for text in shown]  # type: ignore[index]
-        assert told == pytest.approx(sorted(here.values(), reverse=True), abs=0.02)
+        output = [float(re.search(r"([\d.]+) %", text)[1]) / 100 for text in shown]  # type: ignore[index]
+        assert output == pytest.approx(sorted(here.values(), reverse=True), abs=0.02)
 
     whole = painted(page)
     page.click("#frame", position={"x": frame["width"] / 2, "y": frame["height"] / 2})
@@ -171,8 +171,8 @@ def test_every_download_opens_and_is_as_decided_on_the_page(
     for kind in ("seen", "overlay", "mask"):
         Image.open(BytesIO(files[kind])).verify()
     assert (np.asarray(Image.open(BytesIO(files["mask"]))) == theirs.label_map).all()
-    told = json.loads(files["json"])
-    assert (told["labels"], told["threshold"]) == (["person", "space shuttle"], 0.4)
+    content = json.loads(files["json"])
+    assert (content["labels"], content["threshold"]) == (["person", "space shuttle"], 0.4)
 
     seen = np.asarray(Image.open(BytesIO(files["seen"])).convert("RGB")).astype(int)
     photograph = theirs.image.astype(int)

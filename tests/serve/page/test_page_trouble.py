@@ -1,4 +1,4 @@
-"""What the page says when something goes wrong, and how it gets over it."""
+"""Errors on the page, and how to go on after them."""
 
 import re
 from collections.abc import Callable
@@ -23,18 +23,18 @@ def test_files_that_are_no_pictures_are_refused_in_a_sentence(
     (tmp_path / "broken.jpg").write_bytes((SAMPLES / "chelsea.jpg").read_bytes()[:2000])
     (tmp_path / "empty.png").write_bytes(b"")
     page = visit(server.address)
-    said = page.get_by_role("alert").filter(has_text=re.compile("."))
+    output = page.get_by_role("alert").filter(has_text=re.compile("."))
     page.locator("#file").set_input_files(tmp_path / "notes.txt")
-    expect(said).to_have_text("notes.txt is not a picture.")
+    expect(output).to_have_text("notes.txt is not a picture.")
     page.locator("#file").set_input_files(tmp_path / "broken.jpg")
-    expect(said).to_have_text(re.compile(r"^broken\.jpg: [^{}]+\.$"))
+    expect(output).to_have_text(re.compile(r"^broken\.jpg: [^{}]+\.$"))
     expect(page.get_by_role("heading", name="Name things in words")).to_be_visible()
 
     page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")  # a good one: all is well
     expect(page.locator("#pictures li")).to_have_count(1)
-    expect(said).to_have_count(0)
+    expect(output).to_have_count(0)
     page.locator("#file").set_input_files(tmp_path / "empty.png")
-    expect(said).to_have_text(re.compile(r"^empty\.png: [^{}]+\.$"))
+    expect(output).to_have_text(re.compile(r"^empty\.png: [^{}]+\.$"))
     expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")  # the good one stays
     expect(page.locator("#pictures li")).to_have_count(1)
 
@@ -68,10 +68,10 @@ def test_what_ends_later_leaves_view_and_focus_where_they_are(
     for name in ("first.jpg", "second.jpg"):
         (tmp_path / name).write_bytes(scans)
     page = visit(server.address)
-    said, photo = page.locator("#picture-error"), page.locator("#photo")
+    output, photo = page.locator("#picture-error"), page.locator("#photo")
     for name in ("first.jpg", "second.jpg"):
         page.locator("#file").set_input_files(tmp_path / name)
-        expect(said).to_contain_text(f"{name}: the JPEG has more than 100 scans")
+        expect(output).to_contain_text(f"{name}: the JPEG has more than 100 scans")
         expect(page.get_by_role("heading", name="Name things in words")).to_be_visible()
 
     page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")

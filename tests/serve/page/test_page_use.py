@@ -1,4 +1,4 @@
-"""What one does on the page, in a real browser; a toy model answers, and that in milliseconds."""
+"""Use of the page in a real browser, with a toy model that answers in milliseconds."""
 
 import re
 from collections.abc import Callable
@@ -382,14 +382,14 @@ def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(
     page.keyboard.press("Enter")
     _settled(page, ["cat", "sofa"])
     painted(page, unlike=[looks])
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if request.url.startswith("http") else None)
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url) if request.url.startswith("http") else None)
     page.get_by_role("button", name="chelsea.jpg: cat", exact=True).click()
     _settled(page, ["cat"])
     expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")
     page.get_by_role("button", name="astronaut.jpg: cat, sofa", exact=True).click()
     _settled(page, ["cat", "sofa"])
-    assert asked == []
+    assert requested == []
 
 
 def test_every_one_of_several_files_gets_its_thumbnail(opened: Callable[..., "Page"]):
@@ -533,15 +533,15 @@ _FOUND = """async () => {
 
 def test_labels_outlive_a_reload_which_asks_before(opened: Callable[..., "Page"]):
     page = opened("cat, sofa")
-    asked = []
+    requested = []
 
     def accept(dialog: Any) -> None:
-        asked.append(dialog.type)
+        requested.append(dialog.type)
         dialog.accept()
 
     page.on("dialog", accept)
     page.reload()
-    assert asked == ["beforeunload"]
+    assert requested == ["beforeunload"]
     page.locator("#file").set_input_files(SAMPLES / "coffee.jpg")
     _settled(page, ["cat", "sofa"])
 
@@ -559,16 +559,16 @@ def test_files_are_named_as_their_programs_expect_and_hold_the_labels_shown(
     classes = downloaded(page, page.get_by_role("button", name="classes.txt"))
     assert Path(classes.path()).read_text() == "cat\nsofa\n"
 
-    said = page.locator("#download-error")
+    output = page.locator("#download-error")
     for word in ("cat", "sofa"):
         page.get_by_role("button", name=f"Hide {word}").click()
     page.get_by_role("button", name="Mask", exact=True).click()
-    expect(said).to_have_text("No label is shown: show at least one to download its mask.")
+    expect(output).to_have_text("No label is shown: show at least one to download its mask.")
     for word in ("cat", "sofa"):
         page.get_by_role("button", name=f"Remove {word}").click()
     expect(page.get_by_label("What to find")).to_be_focused()
     page.get_by_role("button", name="Cut-out", exact=True).click()
-    expect(said).to_have_text("There are no labels yet: add one.")
+    expect(output).to_have_text("There are no labels yet: add one.")
 
 
 def test_switches_show_their_state_in_forced_colours(opened: Callable[..., "Page"]):
@@ -615,9 +615,10 @@ def test_a_model_whose_labels_depend_on_each_other_is_asked_for_all(
     dependent = start_server(load=make_tiny_segmenter)
     assert not dependent.http.get("/v1/models").json()["models"][0]["labels_independent"]
     page = visit(dependent.address)
-    asked: list[Any] = []
+    requested: list[Any] = []
     page.on(
-        "request", lambda request: asked.append(request.post_data_json) if request.url.endswith("/segment") else None
+        "request",
+        lambda request: requested.append(request.post_data_json) if request.url.endswith("/segment") else None,
     )
     page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
     for word, labels in (("cat", ["cat"]), ("sofa", ["cat", "sofa"])):
@@ -626,7 +627,7 @@ def test_a_model_whose_labels_depend_on_each_other_is_asked_for_all(
         _settled(page, labels)
     page.get_by_role("button", name="Remove cat").click()
     _settled(page, ["sofa"])
-    assert [question["labels"] for question in asked] == [["cat"], ["cat", "sofa"], ["sofa"]]
+    assert [question["labels"] for question in requested] == [["cat"], ["cat", "sofa"], ["sofa"]]
 
 
 def _settled(page: "Page", labels: list[str]) -> None:

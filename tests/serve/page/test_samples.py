@@ -1,4 +1,4 @@
-"""The samples of the page: what they promise is found, and where it is."""
+"""The labels of the page's samples are found in the right places."""
 
 import json
 from pathlib import Path
