@@ -25,7 +25,7 @@ def segmenter(make_tiny_segmenter: Callable[..., Segmenter]) -> Segmenter:
 
 
 @pytest.fixture(scope="module")
-def kept(server: Any, photo: bytes) -> str:
+def stored(server: Any, photo: bytes) -> str:
     return server.http.post("/v1/images", files={"image": ("chelsea.jpg", photo)}).json()["id"]
 
 
