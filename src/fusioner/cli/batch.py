@@ -29,6 +29,7 @@ from fusioner.encoders.training_free import BACKGROUND_NAMES
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
 from fusioner.io import cannot_read
+from fusioner.loading import runs_on_torch
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
@@ -162,7 +163,6 @@ def _local_engine(
 ) -> "tuple[int, Engine]":
     """Return the number of workers and the engine."""
     from fusioner.batch.multiprocessing_engine import run_multiprocessing
-    from fusioner.loading import runs_on_torch
 
     if address:
         raise FusionerError("--address is that of a Ray cluster: add --engine ray")
@@ -185,7 +185,6 @@ def _ray_engine(
     job: "Job", workers: int | None, device: str, batch_size: int | None, address: str | None
 ) -> "tuple[int, Engine]":
     from fusioner.batch.ray_engine import cluster_workers, run_ray, start_ray
-    from fusioner.loading import runs_on_torch
 
     start_ray(address)
     capacity, gpus = cluster_workers(job.threads)
