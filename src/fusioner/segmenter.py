@@ -606,7 +606,7 @@ class Segmenter:
         """
         likely = [i for i, logits in enumerate(whole) if not self.labels_independent or logits.max() >= MIN_CROP_LOGIT]
         grid = self._crop_grid()
-        canvas = Canvas(grid, tokens.shape[-1] * 2 ** (len(self.card.config.decoder_widths) - 1))
+        canvas = Canvas(grid, tokens.shape[-1] * self.card.config.decoder_scale)
         height, width = (max(sides) for sides in zip(whole.shape[1:], canvas.size, strict=True))
         mean = upsample(whole, (height, width))
         if likely:
@@ -625,7 +625,7 @@ class Segmenter:
         chunk = len(labels)
         if config.labels_independent:  # every label has its own tokens and features
             n = math.prod(tokens.shape[2:])
-            cells = math.prod(size) if size else n * 4 ** (len(config.decoder_widths) - 1)
+            cells = math.prod(size) if size else n * config.decoder_scale**2
             values = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
             chunk = max(1, MAX_FEATURE_SIZE // (values * len(tokens)))
         parts = []

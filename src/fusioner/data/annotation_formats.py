@@ -90,7 +90,7 @@ class AnnotationProject:
 
     @property
     def notes(self) -> list[str]:
-        """One sentence on each kind of annotation that was left out or changed."""
+        """Notes on annotations that were left out or changed, one sentence per kind."""
         return [*self.merged, *(f"{count} {kind}" for kind, count in sorted(self.left_out.items()) if count)]
 
     def paint(self, image: AnnotatedImage, size: Size, ignore: int) -> np.ndarray:

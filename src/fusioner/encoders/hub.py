@@ -150,7 +150,7 @@ class _Download(NamedTuple):
 
 
 def _choose_weights(repository: str, fallback: str, open_clip: bool) -> _Download | None:
-    """Return the preferred weight files: safetensors, their conversion, open_clip's, a pickle; None: there are none."""
+    """Return the preferred weight files (safetensors, their conversion, open_clip's, a pickle), None without any."""
     files = set(_file_sizes(repository))
     for names in (OPEN_CLIP,) if open_clip else (SAFETENSORS, OPEN_CLIP):
         if files & {*names}:

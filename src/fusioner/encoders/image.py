@@ -134,7 +134,7 @@ class SiglipVision(AlignedPatches):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """The construction of an image encoder from a transformers `model_type`.
+    """Specification of an image encoder for a transformers `model_type`.
 
     Attributes:
         model: class in transformers.

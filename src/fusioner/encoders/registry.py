@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """The loader of a named encoder and its row in the table of `fusioner models`.
+    """Loader and properties of a named encoder, as `fusioner models` lists them.
 
     Attributes:
         source: Hugging Face repository or web page of the weights; empty if they ship with the package.

@@ -92,7 +92,7 @@ class PooledText(PretrainedText):
 
 @dataclass(frozen=True)
 class TextBackboneSpec:
-    """The construction of a text encoder from a transformers `model_type`.
+    """Specification of a text encoder for a transformers `model_type`.
 
     Attributes:
         model: class in transformers.

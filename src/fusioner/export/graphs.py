@@ -34,7 +34,7 @@ BATCH, LABELS, TEXTS, GRID = 4096, 65_535, 65_535, 512  # upper bounds: images, 
 
 
 class ImagePart(nn.Module):
-    """RGB in [0, 1] to unit-length tokens; sides are multiples of `step`."""
+    """Image encoder: RGB in [0, 1] to unit-length tokens; sides are multiples of the step of `image_graph`."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ImagePart(nn.Module):
 
 
 class TextPart(nn.Module):
-    """Token ids and their mask to one unit-length vector per text."""
+    """Text encoder: token ids and their mask to one unit-length vector per text."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TextPart(nn.Module):
 
 
 class FeaturesPart(nn.Module):
-    """Tokens to the label-independent image features, see `model.similarity.ImageFeatures`."""
+    """Image features: tokens to label-independent features, see `model.similarity.ImageFeatures`."""
 
     def __init__(self, model: Fusioner) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class FeaturesPart(nn.Module):
 
 
 class LabelPart(nn.Module):
-    """Tokens, features and label embeddings -> logits of the size of `canvas`, of which only the shape is used."""
+    """Fusion network: tokens, features and label embeddings to logits of the size of `canvas` (values unused)."""
 
     def __init__(self, model: Fusioner) -> None:
         super().__init__()

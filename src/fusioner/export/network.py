@@ -73,7 +73,7 @@ class ExportedNetwork:
     ) -> Float[np.ndarray, "n k h w"]:
         """See `Network.predict_logits`; label-independent features of the latest images are cached."""
         if size is None:
-            scale = 2 ** (len(self.card.config.decoder_widths) - 1)
+            scale = self.card.config.decoder_scale
             size = tokens.shape[2] * scale, tokens.shape[3] * scale
         features = next((features for cached, features in self._cached if cached is tokens), None)
         if features is None:

@@ -163,6 +163,11 @@ class FusionerConfig(NetworkOptions):
         return self.image_dim or self.similarity_dim
 
     @property
+    def decoder_scale(self) -> int:
+        """Cells of the network's own logits per token, along one side."""
+        return 2 ** (len(self.decoder_widths) - 1)
+
+    @property
     def labels_independent(self) -> bool:
         """Whether a label's logits do not depend on the other labels, so that labels can be computed in chunks."""
         return self.similarity != "none" or self.method in ("lseg", "prompt-ablated", *TRAINING_FREE)

@@ -32,7 +32,7 @@ class AbandonedError(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """Work for the thread; `abandoned` once its request was cancelled."""
+    """Unit of work of the inference thread; `abandoned` is set when its request is cancelled."""
 
     future: Future[Any] = field(default_factory=Future, init=False)
     abandoned: bool = field(default=False, init=False)
