@@ -72,13 +72,17 @@ def painted() -> "Callable[..., str]":
 
     def painted(page: "Page", unlike: Sequence[str] = (), like: str | None = None) -> str:
         script = """async ([unlike, like]) => {
-          await new Promise(requestAnimationFrame); // sliders repaint with the next frame
           const canvas = document.getElementById("overlay");
-          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-          const hash = String(new Uint32Array(data.buffer).reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7));
-          return !unlike.includes(hash) && (like ?? hash) === hash && hash;
+          for (const start = performance.now(); performance.now() - start < 120_000; ) {
+            await new Promise(requestAnimationFrame); // sliders repaint with the next frame
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            const pixels = new Uint32Array(data.buffer);
+            const hash = String(pixels.reduce((sum, pixel) => (Math.imul(sum, 31) + pixel) | 0, 7));
+            if (!unlike.includes(hash) && (like ?? hash) === hash) return hash;
+          }
+          throw new Error("the masks were not painted as expected");
         }"""
-        return page.wait_for_function(script, arg=[list(unlike), like]).json_value()
+        return page.evaluate(script, [list(unlike), like])
 
     return painted
 
