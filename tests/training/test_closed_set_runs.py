@@ -1,4 +1,4 @@
-"""The closed-set head fitted before training, and the threshold chosen during training."""
+"""Training runs with a closed-set head, and the threshold chosen on held-out images."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from fusioner.encoders.registry import build_image_encoder
 from fusioner.features.dataset import LiveSource
 from fusioner.model.checkpoint import load_model
 from fusioner.progress import no_progress
-from fusioner.training import closed_set as memory
+from fusioner.training import closed_set
 from fusioner.training.build import build_network
 from fusioner.training.closed_set import ClosedSetDataset, SampleView, draw_views, fit_closed_set, fit_closed_set_head
 from fusioner.training.config import TrainConfig
@@ -28,107 +28,111 @@ from fusioner.training.trainer import RunConfig
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How well it is remembered is of no matter."""
-    monkeypatch.setattr(memory, "MIN_STEPS", 5)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five steps a fit, for tests that do not measure accuracy."""
+    monkeypatch.setattr(closed_set, "MIN_STEPS", 5)
 
 
 @pytest.fixture
-def remembering(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainConfig:
+def config(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainConfig:
     encoders = f"clip-vit-b16@{clip_folder}+effnet-lite2"
     return tiny(
         image_encoder=encoders,
         text_encoder="minilm-embedded",
         similarity="posterior",
         closed_set_head=True,
+        closed_set_epochs=1,
         resolution=64,
         steps=1,
     )
 
 
 @torch.no_grad()
-def test_each_class_is_known_again_by_its_name_and_no_image_reads_its_own_look(
-    voc_tree: Path, remembering: TrainConfig, monkeypatch: pytest.MonkeyPatch
+def test_the_head_scores_the_classes_in_an_image_and_its_folds_are_cross_fitted(
+    voc_tree: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "MIN_STEPS", 40)
+    monkeypatch.setattr(closed_set, "MIN_STEPS", 40)
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
-    image, text = build_image_encoder(remembering.model.image_encoder), minilm_embedded()
+    image, text = build_image_encoder(config.model.image_encoder), minilm_embedded()
     embed = LabelEmbedder(text, ("{}",))
-    model = build_network(remembering, image, text, len(corpus.names()))
-    source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
-    fit_closed_set_head(model, corpus, [source], embed(corpus.names()), remembering)
+    model = build_network(config, image, text, len(corpus.names()))
+    source = LiveSource(corpus.splits[0].data, image, config.model.resolution)
+    fit_closed_set_head(model, corpus, [source], embed(corpus.names()), config)
     assert model.similarity is not None
-    filled = model.similarity.closed_set
-    assert filled is not None
-    shown = {1, 2, 3, 8, 12}
-    assert {row + 1 for row in filled.known.nonzero().flatten().tolist()} == shown
-    assert len(filled.cross_fit) == CROSS_FIT_FOLDS
-    first = [one.first.weight for one in (filled.full, *filled.cross_fit)]
+    head = model.similarity.closed_set
+    assert head is not None
+    classes = {1, 2, 3, 8, 12}
+    assert {row + 1 for row in head.known.nonzero().flatten().tolist()} == classes
+    assert len(head.cross_fit) == CROSS_FIT_FOLDS
+    first = [one.first.weight for one in (head.full, *head.cross_fit)]
     assert not any(torch.equal(one, other) for one, other in combinations(first, 2))
     for item in corpus.splits[0].data.items[:6]:
         tokens, masks = source.batch([(item, 0)])
-        ids = sorted(set(masks[0].flatten().tolist()) & shown)
-        there, absent = embed([PASCAL_CLASSES[i] for i in ids]), embed([PASCAL_CLASSES[i] for i in shown - set(ids)])
-        seen = model.encode_image(tokens)
-        assert seen is not None
-        assert seen.closed_set is not None
-        peaks = [filled(seen.closed_set, words[None])[0][0, :, 0].amax(1) for words in (there, absent)]
+        ids = sorted(set(masks[0].flatten().tolist()) & classes)
+        present, absent = (
+            embed([PASCAL_CLASSES[i] for i in ids]),
+            embed([PASCAL_CLASSES[i] for i in classes - set(ids)]),
+        )
+        encoded = model.encode_image(tokens)
+        assert encoded is not None
+        assert encoded.closed_set is not None
+        peaks = [head(encoded.closed_set, labels[None])[0][0, :, 0].amax(1) for labels in (present, absent)]
         assert peaks[0].min() > peaks[1].max()
-    lessons = ClosedSetDataset(model, corpus, [source], no_progress)
-    others = [row for row, sample in enumerate(lessons.samples) if cross_fit_fold(sample.item.id) != 0]
-    lessons.samples, lessons.counts = [lessons.samples[row] for row in others], lessons.counts[others]
-    for name, split in fit_closed_set(lessons, remembering).state_dict().items():
-        torch.testing.assert_close(filled.cross_fit[0].state_dict()[name], split)
+    dataset = ClosedSetDataset(model, corpus, [source], no_progress)
+    others = [row for row, sample in enumerate(dataset.samples) if cross_fit_fold(sample.item.id) != 0]
+    dataset.samples, dataset.counts = [dataset.samples[row] for row in others], dataset.counts[others]
+    for name, split in fit_closed_set(dataset, config).state_dict().items():
+        torch.testing.assert_close(head.cross_fit[0].state_dict()[name], split)
 
 
-def test_every_view_of_an_image_is_learnt_from_with_its_own_mask(voc_tree: Path, remembering: TrainConfig) -> None:
+def test_every_view_of_an_image_is_drawn_with_its_own_mask(voc_tree: Path, config: TrainConfig) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
-    image, text = build_image_encoder(remembering.model.image_encoder), minilm_embedded()
-    model = build_network(remembering, image, text, len(corpus.names()))
-    source = LiveSource(corpus.splits[0].data, image, remembering.model.resolution)
-    lessons = ClosedSetDataset(model, corpus, [source], no_progress)
-    assert {look.view for looks in draw_views(lessons, lessons.samples, 2, 20, 0) for look in looks} == {0}
+    image, text = build_image_encoder(config.model.image_encoder), minilm_embedded()
+    model = build_network(config, image, text, len(corpus.names()))
+    source = LiveSource(corpus.splits[0].data, image, config.model.resolution)
+    dataset = ClosedSetDataset(model, corpus, [source], no_progress)
+    assert {view.view for views in draw_views(dataset, dataset.samples, 2, 20, 0) for view in views} == {0}
     source.views = 3  # as a cache has them
-    looks = [look for some in draw_views(lessons, lessons.samples, 2, 20, 0) for look in some]
-    assert {look.view for look in looks} == {0, 1, 2}
-    assert {look.flipped for look in looks} == {False, True}
-    once = looks[: len(lessons.samples)]
-    assert len({look.sample.item.id for look in once}) == len(once), "every image once before any comes again"
-    sample = lessons.samples[0]
+    drawn = [view for views in draw_views(dataset, dataset.samples, 2, 20, 0) for view in views]
+    assert {view.view for view in drawn} == {0, 1, 2}
+    assert {view.flipped for view in drawn} == {False, True}
+    first = drawn[: len(dataset.samples)]
+    assert len({view.sample.item.id for view in first}) == len(first), "every image once before any comes again"
+    sample = dataset.samples[0]
     for view in (0, 2):
         tokens, masks = source.batch([(sample.item, view)])
-        lesson = lessons.read([SampleView(sample, view), SampleView(sample, view, flipped=True)])
+        batch = dataset.read([SampleView(sample, view), SampleView(sample, view, flipped=True)])
         grid = tokens.shape[2], tokens.shape[3]
-        rows = lesson.labels.unflatten(1, grid)
-        expected = torch.from_numpy(lessons.tables[0][resize_mask(masks[0], grid)])
+        rows = batch.labels.unflatten(1, grid)
+        expected = torch.from_numpy(dataset.tables[0][resize_mask(masks[0], grid)])
         assert torch.equal(rows[0], expected)
         assert torch.equal(rows[1], rows[0].flip(-1))
-        visual = lesson.features[..., : model.config.image_dim].mT.unflatten(2, grid)
+        visual = batch.features[..., : model.config.image_dim].mT.unflatten(2, grid)
         torch.testing.assert_close(visual[0], tokens[0, : model.config.image_dim], atol=1e-3, rtol=1e-2)
         torch.testing.assert_close(visual[1], visual[0].flip(-1))
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hasty")
-def test_a_run_saves_what_it_remembers_and_starts_others(
-    voc_tree: Path, remembering: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("few_steps")
+def test_a_run_saves_its_head_and_initialises_others(
+    voc_tree: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str, fold: int | None, initial: Path | None = None) -> Path:
         train(
             [open_split("pascal", voc_tree, fold)],
-            remembering,
+            config,
             RunConfig(tmp_path / name, device="cpu", init_from=initial),
         )
         return tmp_path / name / "last.safetensors"
 
     def never(*_: object) -> None:
-        raise AssertionError("it was fitted already")
+        raise AssertionError("fitted again")
 
     first = run("first", None)
     with monkeypatch.context() as patched:
-        patched.setattr(memory, "fit_closed_set", never)
+        patched.setattr(closed_set, "fit_closed_set", never)
         whole = RunConfig(tmp_path / "first", resume=True, device="cpu")
-        assert train([open_split("pascal", voc_tree)], remembering, whole).signal == 0
+        assert train([open_split("pascal", voc_tree)], config, whole).signal == 0
     state, card = load_model(first)[0].state_dict(), load_model(first)[1]
     assert card.config.closed_set_classes == 20
     assert not any("cross" in name for name in state)
@@ -138,15 +142,15 @@ def test_a_run_saves_what_it_remembers_and_starts_others(
     assert (about.config.closed_set_classes, about.config.previous_closed_sets) == (15, (20, 15))
     for stored in (second.state_dict(), third.state_dict()):
         assert torch.equal(stored["similarity.closed_set.names"][:20], state["similarity.closed_set.names"])
-        heads = [name for name in state if "closed_set.full." in name]
-        assert heads
-        for name in heads:
+        networks = [name for name in state if "closed_set.full." in name]
+        assert networks
+        for name in networks:
             assert torch.equal(stored[name.replace("full.", "previous.0.")], state[name])
     assert set(card.training["images"]) <= set(about.training["images"])
     assert set(card.training["classes"]) == set(about.training["classes"])
 
 
-def test_the_best_threshold_on_held_out_images_is_the_models_own(
+def test_the_best_threshold_on_held_out_images_is_saved(
     voc_tree: Path, tiny: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:
     split = open_split("pascal", voc_tree)
@@ -173,14 +177,32 @@ def test_a_threshold_is_a_probability() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("hasty")
-def test_a_fold_does_without_a_memory_and_the_rest_has_one(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
-    words = ["train", "pascal", "--root", str(voc_tree), "--image-encoder", f"clip-vit-b16@{clip_folder}+effnet-lite2"]
-    words += ["--resolution", "64", "--steps", "1", "--batch-size", "2", "--cache", str(tmp_path / "cache")]
-    for name, fold, remembered in (
+@pytest.mark.usefixtures("few_steps")
+def test_folds_have_no_closed_set_head_by_default(voc_tree: Path, clip_folder: Path, tmp_path: Path) -> None:
+    command = [
+        "train",
+        "pascal",
+        "--root",
+        str(voc_tree),
+        "--image-encoder",
+        f"clip-vit-b16@{clip_folder}+effnet-lite2",
+    ]
+    command += [
+        "--resolution",
+        "64",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--closed-set-epochs",
+        "1",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    for name, fold, num_classes in (
         ("fold", ["--fold", "0"], 0),
         ("own", ["--fold", "0", "--closed-set-head"], 15),
         ("all", [], 20),
     ):
-        assert main([*words, *fold, "--out", str(tmp_path / name)]) == 0
-        assert load_model(tmp_path / name / "last.safetensors")[1].config.closed_set_classes == remembered
+        assert main([*command, *fold, "--out", str(tmp_path / name)]) == 0
+        assert load_model(tmp_path / name / "last.safetensors")[1].config.closed_set_classes == num_classes
