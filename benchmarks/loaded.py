@@ -21,6 +21,7 @@ from pathlib import Path
 PHOTO = Path(__file__).parent.parent / "samples" / "coffee.jpg"
 CASES: dict[str, tuple[str, Mapping[str, str]]] = {
     "ONNX Runtime, as shipped": ("onnx", {}),
+    "ONNX Runtime, NumPy with two threads": ("onnx", {"OPENBLAS_NUM_THREADS": "2"}),
     "ONNX Runtime, one thread": ("onnx", {"OMP_NUM_THREADS": "1"}),
     "torch, as shipped": ("torch", {}),
     "torch, spinning": ("torch", {"OMP_WAIT_POLICY": "ACTIVE"}),

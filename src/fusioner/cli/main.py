@@ -28,9 +28,9 @@ VERBS = {
 }
 """Verb -> where its function (or App of sub-verbs) is defined, and its line in the overview, which imports none."""
 
-WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""Variables by which torch's waiting threads sleep instead of spinning, read when torch is imported: beside other busy
-processes, spinning makes it many times slower (benchmarks/loaded.py)."""
+WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OPENBLAS_NUM_THREADS": "1"}
+"""Variables by which torch's waiting threads sleep instead of spinning, and NumPy starts none; read when they are
+imported. Beside other busy processes, spinning is many times slower (benchmarks/loaded.py)."""
 
 
 def build(requested: str | None = None) -> App:
