@@ -12,7 +12,6 @@ from PIL import Image
 
 from fusioner.cli.main import main
 from fusioner.segmentation import Segmentation
-from fusioner.training import closed_set
 
 REPO = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
@@ -38,7 +37,6 @@ def test_the_notebook_runs_and_shows_pictures(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "examples").mkdir()
     monkeypatch.chdir(tmp_path / "examples")
     monkeypatch.setenv("FUSIONER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(closed_set, "MIN_STEPS", 5)  # of a fit that takes most of the time
     scope: dict[str, Any] = {}
     shown = [run_cell("".join(cell["source"]), scope) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     results = [value for value in shown if isinstance(value, Segmentation)]

@@ -56,7 +56,6 @@ class SyntheticDataset(ClosedSetDataset):
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps a fit, for tests that do not measure accuracy."""
-    monkeypatch.setattr(closed_set, "MIN_STEPS", 5)
     monkeypatch.setattr(closed_set, "MAX_STEPS", 5)
 
 

@@ -30,7 +30,7 @@ from fusioner.training.trainer import RunConfig
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps a fit, for tests that do not measure accuracy."""
-    monkeypatch.setattr(closed_set, "MIN_STEPS", 5)
+    monkeypatch.setattr(closed_set, "MAX_STEPS", 5)
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def config(tiny: Callable[..., TrainConfig], clip_folder: Path) -> TrainConfig:
 
 @torch.no_grad()
 def test_the_head_scores_the_classes_in_an_image_and_its_folds_are_cross_fitted(
-    voc_tree: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    voc_tree: Path, config: TrainConfig
 ) -> None:
-    monkeypatch.setattr(closed_set, "MIN_STEPS", 40)
+    config = config.override(closed_set_epochs=3)
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     image, text = build_image_encoder(config.model.image_encoder), minilm_embedded()
     embed = LabelEmbedder(text, ("{}",))

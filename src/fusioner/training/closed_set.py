@@ -32,7 +32,7 @@ CACHE_BYTES = 2**30  # of features kept in memory, which need not be encoded or 
 
 # Chosen on training images, see docs/accuracy.md.
 BATCH_SIZE = 8
-MIN_STEPS, MAX_STEPS = 100, 4000
+MIN_STEPS_PER_EPOCH, MAX_STEPS = 12.5, 4000
 LR, WEIGHT_DECAY, GRAD_CLIP = 1e-3, 1e-2, 1.0
 NORMALISATION_IMAGES = 64  # from which mean and standard deviation of the features are computed
 CLASS_BALANCE = 0.25  # a class of n patches is weighted by n to the power of minus this
@@ -216,7 +216,8 @@ def fit_closed_set(
             nn.init.zeros_(network.last.bias)
             return network.requires_grad_(False).eval()
         batch_size, patch_ratio = min(BATCH_SIZE, len(samples)), config.model.closed_set_patch_ratio
-        steps = min(MAX_STEPS, max(MIN_STEPS, config.model.closed_set_epochs * len(samples) // batch_size))
+        steps_per_epoch = max(MIN_STEPS_PER_EPOCH, len(samples) / batch_size)
+        steps = min(MAX_STEPS, int(config.model.closed_set_epochs * steps_per_epoch))
         mean, std = (statistic.to(device) for statistic in _feature_statistics(dataset, samples))
         weights, allowed = _class_weights(counts).to(device), dataset.allowed.to(device)
         optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=WEIGHT_DECAY)
