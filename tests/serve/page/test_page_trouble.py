@@ -90,6 +90,41 @@ def test_what_ends_later_leaves_view_and_focus_where_they_are(
     expect(page.get_by_label("Threshold")).to_be_focused()
 
 
+def test_samples_stay_when_a_picture_opened_there_is_refused_and_back_leads_to_the_one_before(
+    visit: Callable[..., "Page"], server: Any, tmp_path: Path
+):
+    from playwright.sync_api import expect
+
+    (tmp_path / "scans.jpg").write_bytes((SAMPLES / "chelsea.jpg").read_bytes() + b"\xff\xda" * 101)
+    page = visit(server.address)
+    samples, photo = page.get_by_role("heading", name="Name things in words"), page.locator("#photo")
+    page.get_by_role("button", name="Chelsea").click()
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")])
+    page.get_by_role("button", name="Samples").click()
+    expect(page.get_by_role("button", name="Eileen Collins")).to_be_focused()
+    page.locator("#file").set_input_files(tmp_path / "scans.jpg")
+    expect(page.locator("#picture-error")).to_contain_text("scans.jpg: the JPEG has more than 100 scans")
+    expect(samples).to_be_visible()
+    page.go_back()  # from the samples after the refusal, which replaced the picture
+    page.go_back()
+    expect(samples).to_be_hidden()
+    expect(photo).to_have_attribute("alt", "chelsea.jpg")
+    expect(page.locator("#picture-error")).to_be_hidden()
+    page.go_forward()
+    expect(samples).to_be_visible()
+
+    page.get_by_role("button", name="chelsea.jpg").click()
+    server.gate.clear()
+    page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
+    expect(photo).to_have_attribute("alt", "coffee.jpg")
+    page.get_by_role("button", name="Samples").click()  # where those still being read leave the person
+    server.gate.set()
+    expect(page.locator("#pictures li")).to_have_count(3)
+    for thumbnail in page.locator("#pictures canvas").all():
+        expect(thumbnail).to_have_attribute("width", "144")
+    expect(samples).to_be_visible()
+
+
 def test_a_dropped_link_is_not_loaded_and_why(visit: Callable[..., "Page"], server: Any):
     from playwright.sync_api import expect
 

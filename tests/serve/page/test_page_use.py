@@ -67,7 +67,7 @@ def test_refusals_and_notes_stand_in_the_rows_of_their_labels(opened: Callable[.
     page.keyboard.press("Enter")
     rows, found = page.locator("#labels li"), re.compile("%|found")
     expect(rows.locator(".share")).to_have_text([*[found] * 4, "", found])
-    expect(rows.nth(4).locator(".error")).to_contain_text("201 characters, the limit is 200")
+    expect(rows.nth(4).locator(".error")).to_have_text("This label has 201 characters, the limit is 200.")
     expect(page.locator("#labels .error").filter(has_text=re.compile("."))).to_have_count(1)
     expect(page.locator("#words-error")).to_be_hidden()
     page.get_by_role("button", name="Remove xxx").click()

@@ -7,7 +7,7 @@ import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
 import { asSeen, createStage, cutOut, isolatedRegion } from "./stage.js";
 import { colour, freeColour } from "./palette.js";
-import { capital, parse, percent, SEPARATOR, stem, summary } from "./words.js";
+import { capital, duration, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
 const MAX_PICTURES = 24; // of the session
 const NAMED_CLASSES = 8; // in the sentence under the downloads; the file has all
@@ -17,12 +17,12 @@ const OWN_NAMES = { labelme: ".json", yolo: ".txt" }; // suffixes of files that 
 const $ = (id) => document.getElementById(id);
 const settings = { threshold: 0.5, background: true, opacity: 0.45, outlines: true, instances: false };
 
-/** The state of the page. */
+/** The state of the page; `current` is null while the samples are shown. */
 export const session = { model: null, current: null, pictures: [], settings };
 const styles = new Map(); // lower-case word -> { colour, hidden }, the same in all pictures
 
 const stage = createStage(settings, { isolate, decided, say });
-const history = createHistory($("pictures"), show);
+const thumbnails = createHistory($("pictures"), show);
 const showLabels = createLabelList($("labels"), $("label-row"), {
   decide: stage.draw,
   paint: stage.repaint,
@@ -42,7 +42,7 @@ async function open(file, words = session.current?.labels.map((label) => label.w
   if (!(await modelKnown)) return;
   complain("picture-error");
   if (file.type && !file.type.startsWith("image/")) return complain("picture-error", `${name} is not a picture.`);
-  const before = session.current;
+  const [before, latestBefore] = [session.current, latest];
   const picture = new Picture(file, name, session.model.labels_independent ?? true, { working, planes });
   words.forEach((word) => picture.add(word, styleOf(word)));
   const sent = picture.upload();
@@ -53,17 +53,18 @@ async function open(file, words = session.current?.labels.map((label) => label.w
     await sent;
   } catch (error) {
     picture.close();
+    if (latest === picture) latest = latestBefore;
     if (session.current === picture) before ? show(before) : leave();
     return complain("picture-error", `${name}: ${error.message}`, error, () => open(file, words));
   }
   session.pictures.unshift(picture);
   session.pictures.splice(MAX_PICTURES).forEach((old) => old.close());
-  history.show(session.pictures, session.current);
+  thumbnails.show(session.pictures, session.current);
   if (session.current === picture) {
     stage.show(picture);
     if (!picture.visible) complain("picture-error", `This browser cannot show ${name}, but its masks are correct.`);
   } else if (picture.visible) {
-    history.draw(picture, [image]);
+    thumbnails.draw(picture, [image]);
   }
   await complete(picture);
   return picture;
@@ -78,24 +79,32 @@ async function preview(picture) {
   return image;
 }
 
+let latest = null; // the picture shown last, to which Back and Forward return
+
 function show(picture) {
   if (session.current !== picture) ["words-error", "picture-error", "download-error", "classes"].forEach((place) => complain(place));
   if (unsettled && unsettled !== picture) settle(); // its thumbnail
-  session.current = picture;
+  session.current = latest = picture;
   document.body.dataset.state = "open";
+  if (!history.state?.open) history.pushState({ open: true }, "");
   stage.show(picture);
   rememberWords(picture);
   planes(picture);
   working(picture);
-  history.show(session.pictures, picture);
+  thumbnails.show(session.pictures, picture);
   if (matchMedia("(pointer: fine)").matches) $("words").focus();
 }
 
-/** Return to the empty page, after the first picture was refused. */
+/** Show the samples; the browser's history then says so in place of the picture. */
 function leave() {
   session.current = null;
   document.body.dataset.state = "empty";
+  if (history.state?.open) history.replaceState(null, "");
+  thumbnails.show(session.pictures, null);
 }
+
+history.replaceState(null, ""); // after a reload nothing is open
+window.addEventListener("popstate", ({ state }) => (state?.open && latest ? show(latest) : leave()));
 
 function planes(picture) {
   if (picture === session.current) stage.draw();
@@ -127,9 +136,9 @@ function windows({ width, height }) {
 
 function showFiner(picture) {
   const number = picture.size ? windows(picture.size) : 1;
-  const seconds = picture.seconds ? `, about ${Math.ceil(picture.seconds * number)} s` : "";
+  const time = picture.seconds ? `, about ${duration(picture.seconds * number)}` : "";
   const done = picture.mode === "slide";
-  const text = done ? `Read in ${number} windows` : number > 1 ? `${number} windows at full size${seconds}` : "This picture is small: no windows";
+  const text = done ? `Read in ${number} windows` : number > 1 ? `${number} windows at full size${time}` : "This picture is small: no windows";
   $("finer-cost").lastChild.textContent = text;
   $("finer").textContent = picture.refining ? "Cancel" : "Finer";
   $("finer").disabled = !picture.refining && (done || number === 1 || picture.working !== "");
@@ -166,7 +175,7 @@ function addWords(text) {
     }
   }
   showLabels(picture);
-  history.show(session.pictures, picture);
+  thumbnails.show(session.pictures, picture);
   rememberWords(picture);
   complete(picture);
 }
@@ -177,7 +186,7 @@ function remove(label) {
   picture.remove(label);
   label.style.hidden = false;
   stage.draw();
-  history.show(session.pictures, picture);
+  thumbnails.show(session.pictures, picture);
   rememberWords(picture);
   if (!picture.labels.length) $("words").focus(); // the row with the focus is gone
   complete(picture);
@@ -208,7 +217,7 @@ let unsettled = null; // the picture whose result is not announced yet
 
 function decided(picture) {
   showLabels(picture);
-  history.show(session.pictures, picture);
+  thumbnails.show(session.pictures, picture);
   clearTimeout(settling);
   unsettled = picture;
   settling = setTimeout(settle, SETTLE_MS);
@@ -219,7 +228,7 @@ function settle() {
   unsettled = null;
   clearTimeout(settling);
   if (picture.shown.length) say(summary(picture));
-  history.draw(picture, stage.layers());
+  thumbnails.draw(picture, stage.layers());
 }
 
 function say(text) {
@@ -353,7 +362,8 @@ function showSettings() {
 }
 
 $("home").addEventListener("click", () => {
-  document.body.dataset.state = "empty";
+  history.pushState(null, "");
+  leave();
   complain("picture-error");
   $("samples").querySelector("button")?.focus();
 });
@@ -374,7 +384,9 @@ async function make(format) {
     const suffix = OWN_NAMES[format];
     return { blob, name: suffix ? stem(picture.name) + suffix : name };
   }
-  if (format === "cutout" && !picture.visible) throw new ApiError(`this browser cannot show ${picture.name}.`);
+  if (format === "cutout" && !picture.visible) {
+    throw new ApiError(`this browser cannot show ${picture.name}, and so not cut it out: download the overlay or the mask.`);
+  }
   const canvas = (format === "seen" ? asSeen : cutOut)(picture, settings, stage.photo);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   if (!blob) throw new ApiError("this browser cannot draw so large a picture: download the overlay or the mask.");

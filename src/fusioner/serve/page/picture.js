@@ -4,6 +4,7 @@ import { ApiError, request, requestJson } from "./api.js";
 import { decodePlane } from "./decide.js";
 import { capital, names } from "./words.js";
 
+const MANY = 8; // labels; more are counted, not named, while they are looked for
 const PROGRESS_MS = 400; // between questions for the progress of windows
 
 export class Picture {
@@ -114,7 +115,7 @@ export class Picture {
 
   async #fill() {
     for (let words = this.#missing(); words.length; words = this.#missing()) {
-      if (this.#uploaded) this.#report(`Looking for ${words.join(", ")}`);
+      if (this.#uploaded) this.#report(`Looking for ${words.length > MANY ? `${words.length} labels` : words.join(", ")}`);
       const mode = this.mode;
       let reply;
       try {
@@ -155,7 +156,10 @@ export class Picture {
       });
     }
     if (!reasons.size) reasons.set(words.at(-1), reason.message);
-    for (const label of this.labels) label.error = reasons.get(label.word) ?? label.error;
+    for (const label of this.labels) {
+      const reason = reasons.get(label.word)?.replace(/^label \d+ /, "this label "); // its number in the request
+      label.error = reason ? capital(reason) : label.error;
+    }
     this.on.working(this);
   }
 

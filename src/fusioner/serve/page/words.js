@@ -7,6 +7,11 @@ export function percent(share) {
   return value < 0.1 ? "< 0.1 %" : `${value.toFixed(1)} %`;
 }
 
+/** 20.3 -> "21 s", 490 -> "9 min" */
+export function duration(seconds) {
+  return seconds > 90 ? `${Math.ceil(seconds / 60)} min` : `${Math.ceil(seconds)} s`;
+}
+
 /** "cat 61 %, sofa not found" */
 export function summary(picture) {
   return picture.labels
