@@ -23,6 +23,7 @@ def test_it_fills_a_field_of_a_sample(
     model = fiftyone.FiftyOneModel(["cat", "sofa"], threshold=0.4)
     assert isinstance(model, fo.core.models.Model)
     assert (model.media_type, model.ragged_batches, model.transforms, model.preprocess) == ("image", False, None, False)
+    assert model.config is None  # where apply_model looks for classes and confidence_thresh
     sample = fo.Sample(filepath="a.png")
     with model:
         sample.add_labels(model.predict(photo), label_field="fusioner")

@@ -28,6 +28,7 @@ class FiftyOneModel(Model):
     ragged_batches = False
     transforms = None
     preprocess = False
+    config = None  # apply_model(..., classes=...) looks into it
 
     def __init__(self, labels: Sequence[str] | str, model: str | Path | None = None, **options: Any) -> None:
         """
