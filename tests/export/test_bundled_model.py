@@ -122,16 +122,6 @@ def test_references_are_tensors_of_the_files(part: str, build_graphs: ModuleType
     assert {tuple(entry.value for entry in entries) for entries in used} <= stored
 
 
-@pytest.mark.slow
-def test_the_shipped_graphs_are_those_of_the_script(build_graphs: ModuleType) -> None:
-    """The same bytes with the same versions of torch and the exporter; `make weights` compares all graphs."""
-    shipped = {"features.onnx": bundled_model().graph("features").read_bytes()}
-    (entry,) = onnx.load_model_from_string(shipped["features.onnx"]).metadata_props
-    if entry.value != build_graphs.built_with():
-        pytest.skip(f"the graphs were built with {entry.value}")
-    assert build_graphs.build_graphs(["features"]) == shipped
-
-
 def test_predicts_without_torch(run_without_torch: Run, onnx_model: Segmenter, tmp_path: Path) -> None:
     words = ("predict", SAMPLES / "chelsea.jpg", "--labels", "cat,sofa", "--mode", "whole", "--out", ".")
     done = run_without_torch(*words, cwd=tmp_path)

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
 from PIL import Image
 
 from fusioner.cli.main import main
 from fusioner.client import Client
 from fusioner.errors import FusionerError
-from fusioner.export.bundle import read_bundle
+from fusioner.export.bundle import FEATURES, read_bundle
+from fusioner.export.graphs import features_graph, flatten_features, image_graph
 from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import COUNTS, LIMITS, Row
+from fusioner.export.runtime import open_graph
 from fusioner.export.write import export
 from fusioner.loading import load
 
@@ -131,29 +136,40 @@ def test_a_damaged_folder_is_an_error(exported: Path, tmp_path: Path, damage: st
 
 
 def test_an_export_that_disagrees_is_not_written(
-    exported: Path,
-    make_trained: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    exported: Path, trained: Path, traced: Any, photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a limit of zero; the previous export stays. 20 px, no multiple of the stride, is then the only size."""
-    model = make_trained(20, image_dim=0, similarity="cosine", similarity_dim=32, affinity_refinement=True)
-    photos, out = tmp_path / "photos", tmp_path / "out"
-    photos.mkdir()
-    shutil.copy(SAMPLES / "chelsea.jpg", photos)
+    """With a limit of zero; the previous export stays."""
+    out = tmp_path / "out"
     shutil.copytree(exported, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     monkeypatch.setitem(LIMITS, "int8", (0.0, 0.0))
-    words = ["export", "--model", model, "--out", out, "--photos", photos, "--format", "openvino", "--int8"]
-    assert main([str(word) for word in words]) == 2
-    captured = capsys.readouterr()
-    assert "calibrating int8 on 1 photographs" in captured.out
-    changed = re.findall(r"^ *20x20 .* ([0-9.]+)%  over the limit$", captured.out, re.MULTILINE)
-    assert len(changed) == 3
-    assert all(float(percent) < 20 for percent in changed), "the four graphs agree but for the limit"
-    assert "the int8 openvino model does not agree with torch: nothing was written" in captured.err
+    lines: list[str] = []
+    with pytest.raises(FusionerError, match="the int8 openvino model does not agree with torch: nothing was written"):
+        export(load(trained, "cpu"), out, "openvino", "int8", [photo], lines.append, traced)
+    assert "calibrating int8 on 1 photographs" in lines
+    changed = re.findall(r"^ *\d+x\d+ .* ([0-9.]+)%  over the limit$", "\n".join(lines), re.MULTILINE)
+    assert changed
+    assert all(float(percent) < 20 for percent in changed), "the graphs agree but for the limit"
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@torch.no_grad()
+def test_similarity_channels_and_a_side_that_is_no_multiple_of_the_stride(
+    make_trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The side of training, 20 px, is then the only size."""
+    options = {"image_dim": 0, "similarity": "cosine", "similarity_dim": 32, "affinity_refinement": True}
+    segmenter = load(make_trained(20, **options), "cpu")
+    graph, step = image_graph(segmenter)
+    assert step == 0
+    assert [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim][1:] == [3, 20, 20]
+    graph = features_graph(segmenter)
+    tokens = F.normalize(torch.rand(1, 32, 3, 4), dim=1)
+    path = tmp_path / "features.onnx"
+    onnx.save(graph, path)
+    written = open_graph(path, "onnx")(tokens=tokens.numpy())
+    for name, value in flatten_features(segmenter.model.encode_image(tokens)).items():
+        np.testing.assert_allclose(written[f"{FEATURES}{name}"], value.numpy(), atol=1e-5)
 
 
 def test_openvino_in_half_precision(trained: Path, traced: Any, photo: Any, tmp_path: Path) -> None:
