@@ -64,7 +64,7 @@ def test_every_flag_in_the_prose_exists(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_its_links_lead_somewhere(path: Path) -> None:
+def test_links_resolve(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
         if not link.startswith("http"):
             file, _, fragment = link.partition("#")

@@ -83,7 +83,7 @@ def test_writable_folder_makes_it_and_leaves_it_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
-def test_a_folder_one_may_not_write_to() -> None:
+def test_an_unwritable_folder() -> None:
     """As an ordinary user: root may write anywhere."""
     code = (
         "import os, sys\nfrom fusioner.io import writable_folder\nfrom fusioner.errors import FusionerError\n"

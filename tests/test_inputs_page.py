@@ -183,12 +183,12 @@ CASES: dict[str, tuple[Callable[[], object], Callable[[], list[str]]]] = {
 }
 
 
-def test_every_sentence_has_a_case() -> None:
+def test_every_documented_message_has_a_case() -> None:
     assert tables().keys() == CASES.keys()
 
 
 @pytest.mark.parametrize("title", CASES)
-def test_the_sentence_is_the_real_one(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_messages_are_the_real_ones(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image, "_register_heif", lambda: None)
     Image.init()  # registers all formats in the list that is restored

@@ -157,7 +157,7 @@ def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli
 
 
 @pytest.mark.slow
-def test_ray_does_the_same_and_survives_kills(
+def test_ray_writes_the_same_rows_and_survives_kills(
     many: Path,
     cli: Cli,
     tmp_path: Path,
@@ -210,7 +210,7 @@ def group(number: int) -> bool:
         (["--window", "100"], "window and stride apply to mode slide, not to mode whole"),
     ],
 )
-def test_wrong_words_are_one_sentence(
+def test_wrong_arguments_are_one_sentence(
     photos: Path,
     labels: Path,
     tmp_path: Path,

@@ -164,7 +164,7 @@ def test_pictures_of_other_kinds_are_counted(tmp_path: Path) -> None:
     assert (plan.images, kinds) == (2, {CAMERA_RAW: 1})  # 3.psd belongs to the sample of 3.png
 
 
-def test_what_cannot_be_an_input(tmp_path: Path) -> None:
+def test_invalid_inputs_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     for text, output in (
@@ -211,7 +211,7 @@ def test_another_input_or_other_settings_are_refused(tmp_path: Path) -> None:
         make_plan(source, tmp_path / "full", 1, {})
 
 
-def test_a_plan_half_written_is_made_anew(tmp_path: Path) -> None:
+def test_a_partial_plan_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n")
     (tmp_path / "out" / ".plan").mkdir(parents=True)
     (tmp_path / "out" / ".plan" / "names.jsonl").write_text('"b')

@@ -71,7 +71,7 @@ def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Pa
     assert "report.html" in printed.out.replace("\n", "")
 
 
-def test_the_models_own_threshold_decides_where_it_is_asked_for(model: Path, own: Path, tmp_path: Path):
+def test_threshold_auto_is_that_of_the_card(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
     card.threshold = 0.0  # every pixel is claimed
     save_model(tmp_path / "greedy.safetensors", network, card)
@@ -84,7 +84,7 @@ def test_the_models_own_threshold_decides_where_it_is_asked_for(model: Path, own
         assert (content["miou"] > 0) is (threshold == "model")
 
 
-def test_edges_are_moved_where_the_model_does_so_unless_it_is_said_otherwise(model: Path, own: Path, tmp_path: Path):
+def test_the_guided_filter_follows_the_card_by_default(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
     card.guided_filter = True
     save_model(tmp_path / "refining.safetensors", network, card)
@@ -99,7 +99,7 @@ def test_edges_are_moved_where_the_model_does_so_unless_it_is_said_otherwise(mod
     assert found == {"default": True, "off": False, "slide": False}
 
 
-def test_what_cannot_be_evaluated_is_refused_before_the_model_is_loaded(own: Path, tmp_path: Path):
+def test_impossible_evaluations_are_refused_before_loading(own: Path, tmp_path: Path):
     nowhere = tmp_path / "no_such_model"
     with pytest.raises(FusionerError, match="JPEGImages"):
         evaluate("pascal", root=own, model=nowhere, out=tmp_path)
@@ -131,7 +131,7 @@ def test_a_model_trained_on_the_evaluated_images_is_refused(model: Path, own: Pa
     assert refuse_trained_images({}, items) == []
 
 
-def test_classes_that_were_trained_on_are_not_called_unseen():
+def test_trained_classes_are_not_reported_as_unseen():
     data = SegmentationData(
         "pascal", PASCAL_CLASSES, [], prompts=tuple(n.replace("table", " table") for n in PASCAL_CLASSES)
     )

@@ -85,7 +85,7 @@ def test_the_default_folder_is_used(run: Run, root: Path, tmp_path: Path, monkey
     assert run("verify") == (0, f"{tmp_path / 'mine'} is intact\n")
 
 
-def test_mistakes_are_errors_not_caches(run: Run, root: Path, tmp_path: Path):
+def test_wrong_arguments_create_no_cache(run: Run, root: Path, tmp_path: Path):
     for words, message in [
         (("build", "folder", "--root", root, "--out", tmp_path / "c", "--image-encoder", "dino"), "unknown image"),
         (("build", "folder", "--root", tmp_path / "no", "--out", tmp_path / "c"), "there is no folder"),

@@ -60,7 +60,7 @@ def test_folders_inside_folders_keep_their_results_apart(tree: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_must_not_be_read_is_told(tree: Path) -> None:
+def test_an_unreadable_folder_is_reported(tree: Path) -> None:
     (tree / "deep").chmod(0)
     found, (error,) = find_inputs([str(tree)], recursive=True)
     (tree / "deep").chmod(0o755)
@@ -68,7 +68,7 @@ def test_a_folder_that_must_not_be_read_is_told(tree: Path) -> None:
     assert str(error) == f"cannot read folder {tree}/deep: Permission denied"
 
 
-def test_what_names_nothing_is_told_and_the_rest_goes_on(tree: Path) -> None:
+def test_inputs_without_matches_are_reported(tree: Path) -> None:
     paths, errors = find_inputs([f"{tree}/*.webp", f"{tree}/empty", f"{tree}/a.jpg", f"{tree}/missing.jpg"])
     assert names(paths) == ["a.jpg", "missing.jpg"]
     assert [str(error) for error in errors] == [

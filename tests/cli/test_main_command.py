@@ -44,7 +44,7 @@ def test_the_verbs_modules_are_light(verb: str) -> None:
 @pytest.mark.parametrize(
     ("code", "limit"), [("import fusioner", 0.3), ("from fusioner.cli.main import main; main(['--help'])", 0.5)]
 )
-def test_they_start_quickly(code: str, limit: float) -> None:
+def test_start_up_time(code: str, limit: float) -> None:
     """Processor seconds, of which a busy machine does not make more as it does of seconds; best of three."""
     timed = f"import time\n{code}\nprint('TOOK', time.process_time())"
     took = min(float(run("-c", timed).stdout.rpartition("TOOK")[2]) for _ in range(3))
@@ -169,7 +169,7 @@ def test_models_lists_the_encoders(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-m", "fusioner", "models"], stdout=write, stderr=subprocess.PIPE, text=True)

@@ -95,7 +95,7 @@ def test_threads_change_nothing_but_the_time(tiny_predict: Predict, photos: Path
     assert len(files("by0")) == 8 * 3
 
 
-def test_what_is_there_is_left_alone(tiny_predict: Predict, tree: Path) -> None:
+def test_existing_results_are_skipped(tiny_predict: Predict, tree: Path) -> None:
     tiny_predict(tree, "--recursive")
     made = files()
 
@@ -136,7 +136,7 @@ def test_what_is_there_is_left_alone(tiny_predict: Predict, tree: Path) -> None:
     assert again("--format", "geojson")[0] == {"cat.geojson", "cat-2.geojson", "more/cat.geojson"}
 
 
-def test_the_table_says_what_the_json_says(tiny_predict: Predict, tree: Path) -> None:
+def test_the_table_equals_the_json(tiny_predict: Predict, tree: Path) -> None:
     (tree / "cut.jpg").write_bytes((tree / "cat.jpg").read_bytes()[:2000])
     code, out, _ = tiny_predict(tree, "none*.jpg", "--recursive", "--csv", "new/table.csv", "--no-background")
     assert code == 2
@@ -191,7 +191,7 @@ def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.M
         (["--out", "-"], "--out - writes one result: name one picture, one --format and no other file to write"),
     ],
 )
-def test_wrong_wishes_are_one_line(tiny_predict: Predict, tree: Path, words: list[str], reason: str) -> None:
+def test_wrong_combinations_are_one_line(tiny_predict: Predict, tree: Path, words: list[str], reason: str) -> None:
     before = files(tree)
     code, out, err = tiny_predict("tree", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -235,7 +235,7 @@ def test_to_standard_output(
     assert capsys.readouterr().err.startswith("-: ")
 
 
-def test_ctrl_c_keeps_what_was_finished(
+def test_ctrl_c_leaves_finished_results(
     tiny_predict: Predict,
     tiny_segmenter: Segmenter,
     tree: Path,

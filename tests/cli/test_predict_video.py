@@ -58,7 +58,7 @@ def test_a_video_alone_or_frames_alone(tiny_predict: Predict, clip: Path) -> Non
     assert sorted(os.listdir("masks")) == ["clip-000000.png", "clip-000015.png", "clip-000030.png"]
 
 
-def test_videos_that_are_there_are_left_alone(tiny_predict: Predict, clip: Path) -> None:
+def test_existing_videos_are_skipped(tiny_predict: Predict, clip: Path) -> None:
     tiny_predict(clip)
     skip = "1 skipped (their results are there)"
     assert tiny_predict(clip, "--skip-existing")[1] == f"0 pictures segmented into out, {skip}\n"
@@ -74,7 +74,7 @@ def test_videos_that_are_there_are_left_alone(tiny_predict: Predict, clip: Path)
     assert some.endswith("1 frame segmented into out, 3 skipped (their results are there)\n")
 
 
-def test_what_is_left_of_a_damaged_video_is_done(tiny_predict: Predict, clip: Path, tmp_path: Path) -> None:
+def test_a_damaged_video_yields_its_readable_frames(tiny_predict: Predict, clip: Path, tmp_path: Path) -> None:
     raw = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) * 9 // 10])
     (tmp_path / "none.mp4").write_bytes(raw[:200])

@@ -81,14 +81,14 @@ def test_every_value_of_the_official_masks_is_its_class(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", UNSCORED)
-def test_what_is_unlabeled_counts_nowhere(tmp_path: Path, name: str):
+def test_unlabelled_pixels_are_ignored(tmp_path: Path, name: str):
     add(tmp_path, name, "a", UNSCORED[name])
     data = open_dataset(name, tmp_path, "val")
     assert set(np.unique(data.read_mask(data.items[0]))) == {data.ignore}
 
 
 @pytest.mark.parametrize("name", NO_CLASS)
-def test_a_value_the_benchmark_does_not_know_names_the_file(tmp_path: Path, name: str):
+def test_an_unknown_mask_value_is_reported_with_its_file(tmp_path: Path, name: str):
     add(tmp_path, name, "a", [NO_CLASS[name]])
     data = open_dataset(name, tmp_path, "val")
     with pytest.raises(FusionerError, match=rf"holds value {NO_CLASS[name]}, which is no class of {name}"):

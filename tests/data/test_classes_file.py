@@ -53,6 +53,6 @@ def test_a_broken_list_is_one_sentence_that_names_the_file(tmp_path: Path, name:
     assert str(tmp_path) in str(caught.value)
 
 
-def test_prompts_drop_bookkeeping_and_underscores():
+def test_prompts_are_cleaned_class_names():
     names = ("sky-other-merged", "tree-merged", "door-stuff", "teddy_bear", "t-shirt", "diningtable")
     assert [prompt_of(n) for n in names] == ["sky", "tree", "door", "teddy bear", "t-shirt", "dining table"]

@@ -65,7 +65,7 @@ def test_pascal_reads_indices_not_palette_colours(voc: Path):
     assert data.pixel_counts(data.items[0]) == {1: 12, 15: 12}
 
 
-def test_pascal_splits_and_what_is_listed_but_not_there(voc: Path):
+def test_pascal_splits_and_missing_images(voc: Path):
     val = pascal(voc, "val")
     assert list(val.by_id) == ["2007_000033"]
     assert "2007_009999" in val.problems[0]
@@ -104,7 +104,7 @@ def test_prompts_are_words_where_the_names_are_codes(voc: Path):
         ("folder", "images", "masks/NAME.png"),
     ],
 )
-def test_a_missing_folder_is_named_with_the_expected_tree(tmp_path: Path, name: str, missing: str, tree: str):
+def test_a_missing_folder_is_reported_with_the_expected_tree(tmp_path: Path, name: str, missing: str, tree: str):
     for part in (
         "VOCdevkit/VOC2012/JPEGImages",
         "SegmentationClassAug",
@@ -144,7 +144,7 @@ def test_coco_pairs_up_annotations_and_reports_the_rest(tmp_path: Path):
     assert len(open_dataset("coco", tmp_path, "val").items) == 1
 
 
-def test_a_folder_of_ones_own(own: Path):
+def test_a_user_folder(own: Path):
     data = folder(own)
     assert data.classes == ("background", "cat", "teddy_bear")
     assert data.prompts[2] == "teddy bear"
@@ -166,7 +166,7 @@ def test_splits_of_a_folder(own: Path):
     assert [item.id for item in folder(own, "train").items] == ["c"]
 
 
-def test_names_with_dots_in_them_are_kept_whole(own: Path):
+def test_names_with_dots_are_whole_stems(own: Path):
     picture(own / "images" / "scan.v2.png")
     indexed(own / "masks" / "scan.v2.png", mask_of(0, 1))
     (own / "val.txt").write_text("scan.v2\n")
@@ -201,7 +201,7 @@ def test_an_unlabeled_class_zero_is_ignored(own: Path, name: str):
 
 
 @pytest.mark.parametrize(("first", "last"), [("background", 2), ("background", 255), ("wall", 2)])
-def test_a_class_called_void_is_ignored_wherever_it_stands(own: Path, first: str, last: int):
+def test_a_class_named_void_is_ignored_at_any_index(own: Path, first: str, last: int):
     (own / "classes.txt").unlink()
     (own / "classes.json").write_text(json.dumps({first: 0, "cat": 1, "Void": last}))
     for mask in (own / "masks").iterdir():
@@ -235,7 +235,7 @@ def test_gaps_are_no_classes_and_more_than_255_need_sixteen_bits(own: Path):
 
 
 @pytest.mark.parametrize("value", [3, 7, 254])
-def test_a_value_outside_the_classes_names_file_and_value(own: Path, value: int):
+def test_a_value_outside_the_classes_is_reported_with_its_file(own: Path, value: int):
     indexed(own / "masks" / "b.png", mask_of(0, 1, value))
     data = folder(own)
     with pytest.raises(FusionerError, match=rf"masks/b\.png holds value {value},.*2 = teddy_bear"):
@@ -244,14 +244,14 @@ def test_a_value_outside_the_classes_names_file_and_value(own: Path, value: int)
         data.pairs()
 
 
-def test_a_mask_of_another_size_names_both_files_and_sizes(own: Path):
+def test_a_mask_of_another_size_is_reported_with_both_sizes(own: Path):
     indexed(own / "masks" / "b.png", mask_of(0, 1, height=5, width=9))
     data = folder(own)
     with pytest.raises(FusionerError, match=r"masks/b\.png is 9x5 .*images/b\.jpg is 8x6"):
         data.read(data.by_id["b"])
 
 
-def test_masks_that_are_no_masks(own: Path):
+def test_invalid_masks_are_refused(own: Path):
     data, path = folder(own), own / "masks" / "a.png"
     item = Item("a", own / "images" / "a.jpg", path)
     picture(path)

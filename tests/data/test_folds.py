@@ -28,7 +28,7 @@ def test_pascal_folds_are_runs_of_five_and_coco_folds_every_fourth():
             assert len(seen) + len(held_out) == count
 
 
-def test_a_coco_model_is_tested_on_the_pascal_classes_it_was_not_taught():
+def test_a_coco_model_is_tested_on_unseen_pascal_classes():
     published = [  # the table of RePRI (CVPR 2021)
         {"aeroplane", "boat", "chair", "diningtable", "dog", "person"},
         {"horse", "sofa", "bicycle", "bus"},
@@ -47,7 +47,7 @@ def test_a_coco_model_is_tested_on_the_pascal_classes_it_was_not_taught():
         fold_pairs("coco-to-pascal", 0, "train")
 
 
-def test_pascal_is_prompted_in_cocos_words(shared: Path):
+def test_pascal_classes_have_coco_prompts(shared: Path):
     data = open_dataset("coco-to-pascal", shared / "data" / "pascal", "val")
     assert set(data.prompts[1:]) <= set(COCO_CLASSES)
     assert data.classes == PASCAL_CLASSES
@@ -113,7 +113,7 @@ def test_fss1000_has_its_official_thousand_classes():
     assert len({name for part in parts for name in part}) == 1000
 
 
-def test_wrong_arguments_say_what_is_right():
+def test_wrong_arguments_list_the_valid_ones():
     with pytest.raises(FusionerError, match="0, 1, 2 or 3"):
         fold_classes("pascal", 4)
     with pytest.raises(FusionerError, match="no folds"):

@@ -25,7 +25,7 @@ def build(root: Path, classes: int, side: int = SIDE) -> Path:
     return root
 
 
-def test_every_image_is_shown_once_among_four_classes(tmp_path: Path):
+def test_every_image_is_in_one_mosaic_of_four_classes(tmp_path: Path):
     data = mosaic4(build(tmp_path, classes=8))
     tiles = [tile for item in data.items if isinstance(item, Mosaic) for tile in item.tiles]
     assert len(data.items) == 8 * IMAGES / 4
@@ -36,7 +36,7 @@ def test_every_image_is_shown_once_among_four_classes(tmp_path: Path):
         assert item.image_files == tuple(tile.image for tile in item.tiles)
 
 
-def test_the_last_mosaic_is_filled_up_and_every_class_is_in_each_turn(tmp_path: Path):
+def test_the_last_mosaic_is_filled_and_classes_are_balanced(tmp_path: Path):
     data = mosaic4(build(tmp_path, classes=5))
     assert len(data.items) == 2 * IMAGES
     shown = [{tile.class_id for tile in item.tiles} for item in data.items if isinstance(item, Mosaic)]
@@ -85,7 +85,7 @@ def test_four_classes_are_needed(tmp_path: Path):
         mosaic4(build(tmp_path, classes=3))
 
 
-def test_folders_of_other_names_are_told_and_usable(shared: Path):
+def test_unknown_class_folders_are_reported_and_usable(shared: Path):
     official = open_dataset("mosaic4", shared / "data" / "fss_like", "test")
     assert any("--split all" in problem for problem in official.problems)
     every = open_dataset("mosaic4", shared / "data" / "fss_like")

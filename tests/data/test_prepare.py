@@ -75,7 +75,7 @@ def test_coco_masks_are_painted_small_over_large(instances: Path, tmp_path: Path
     np.testing.assert_array_equal(data.read(data.items[0])[1], expected)
 
 
-def test_painting_goes_on_where_it_stopped(instances: Path, tmp_path: Path):
+def test_conversion_resumes(instances: Path, tmp_path: Path):
     prepare_coco(instances, tmp_path)
     mask = tmp_path / "annotation" / "val2014" / "COCO_val2014_000000000042.png"
     made = mask.stat().st_mtime_ns
@@ -203,7 +203,7 @@ def test_objects_of_supervisely(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["coco", "labelme", "cvat"])
-def test_what_we_export_comes_back_the_same(tmp_path: Path, kind: str):
+def test_exported_annotations_convert_back_to_the_same_masks(tmp_path: Path, kind: str):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 4, (5, 7))
     label_map = np.kron(coarse, np.ones((6, 5), int))[:27, :33].astype(np.uint16)
@@ -240,7 +240,7 @@ def test_images_are_linked_copied_or_rewritten(tmp_path: Path):
         assert rewritten.size == (WIDTH, HEIGHT)
 
 
-def test_what_cannot_be_converted_is_one_sentence(tmp_path: Path):
+def test_unconvertible_inputs_are_one_sentence(tmp_path: Path):
     source = coco_file(tmp_path / "a.json", ["cow"], [{"category_id": 10, "segmentation": [[1, "x", 2, 3, 4, 5]]}])
     with pytest.raises(FusionerError, match="--images names the folder"):
         read_annotations("coco", source, None)

@@ -30,7 +30,7 @@ def decode(rgb: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-def test_the_mask_says_what_the_augmented_picture_shows(picture: int, seed: int):
+def test_masks_follow_the_augmented_image(picture: int, seed: int):
     rgb, mask = scene(picture)
     rgb2, mask2 = Augmentation(GEOMETRY)(rgb, mask, np.random.default_rng(seed))
     assert rgb2.shape == rgb.shape
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_others():
     assert (first[0] != other[0]).any()
 
 
-def test_each_step_is_on_half_of_the_time():
+def test_each_augmentation_applies_to_half_of_the_views():
     rgb, mask = scene(4)
     untouched = moved = 0
     for seed in range(200):
@@ -97,7 +97,7 @@ def test_each_step_is_on_half_of_the_time():
     assert untouched < 15
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_not_modified():
     rgb, mask = scene(4)
     before = rgb.copy(), mask.copy()
     Augmentation(AugmentConfig(probability=1.0))(rgb, mask, np.random.default_rng(0))
@@ -142,7 +142,7 @@ def test_views_keep_image_and_mask_together(picture: int, index: int, seed: int)
         assert len(np.unique(rgb2[mask2 == i], axis=0)) == 1
 
 
-def test_one_pixel_pictures_survive_everything():
+def test_one_pixel_images_can_be_augmented():
     rgb, mask = np.full((1, 1, 3), 77, np.uint8), np.ones((1, 1), np.uint8)
     for seed in range(20):
         assert Augmentation(AugmentConfig(probability=1.0))(rgb, mask, np.random.default_rng(seed))[1].shape == (1, 1)

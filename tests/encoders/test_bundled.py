@@ -112,7 +112,7 @@ def test_dinov2_takes_any_size_and_gives_unit_tokens(dinov2, height: int, width:
     torch.testing.assert_close(tokens[0], tokens[1], rtol=1e-4, atol=1e-5)
 
 
-def test_dinov2_tells_a_cat_from_a_cup_wherever_they_are(dinov2: Dinov2):
+def test_dinov2_tokens_separate_cat_and_cup(dinov2: Dinov2):
     side_by_side = torch.cat([photo("chelsea", 224, 224), photo("coffee", 224, 224)], dim=3)
     tokens = dinov2(side_by_side)[0]  # (384, 16, 32)
     left, right = tokens[:, 4:12, 4:12].flatten(1), tokens[:, 4:12, 20:28].flatten(1)
@@ -143,7 +143,7 @@ def test_minilm_is_transformers_bert_mean_pooled(minilm: MiniLM, tmp_path: Path)
     torch.testing.assert_close(minilm(texts), F.normalize(expected, dim=1), rtol=0, atol=1e-5)
 
 
-def test_minilm_vectors_mean_what_the_words_mean(minilm: MiniLM):
+def test_minilm_similarity_follows_meaning(minilm: MiniLM):
     words = ["cat", "kitten", "car", "automobile", "sofa", "couch"]
     likeness = minilm(words) @ minilm(words).T
     torch.testing.assert_close(likeness.diagonal(), torch.ones(6))

@@ -102,7 +102,7 @@ def test_every_second_position_of_stride_16_is_a_position_of_stride_32(networks:
         ("rocket", {"drilling platform", "missile", "projectile"}),  # the launch tower looks like a rig
     ],
 )
-def test_the_classifier_is_right_about_photographs(networks, names: list[ClassName], name: str, right: set[str]):
+def test_the_classifier_recognises_photographs(networks, names: list[ClassName], name: str, right: set[str]):
     features = networks[32].features(photo(name, 260, 260) * 2 - 1).mean(dim=(2, 3))
     best = networks[32].fc(features)[0].topk(3).indices
     assert names[best[0]].synonyms[0] in right
@@ -225,7 +225,7 @@ def test_names_are_mixed_with_weights(conse: ConSE):
 
 
 @pytest.mark.parametrize(("kind", "output_stride"), [(Posteriors, 16), (ConSE, 32)])
-def test_each_position_looks_at_the_middle_of_its_cell(kind: type[Posteriors], output_stride: int):
+def test_positions_are_centred_in_their_cells(kind: type[Posteriors], output_stride: int):
     """With nothing but the middle tap of every kernel, a position sees one pixel: the gradient says which."""
     encoder = kind()
     encoder.stride = output_stride  # the image is not enlarged
@@ -245,7 +245,7 @@ def test_each_position_looks_at_the_middle_of_its_cell(kind: type[Posteriors], o
 
 
 @pytest.mark.parametrize(("name", "label"), [("chelsea", "cat"), ("coffee", "cup of coffee")])
-def test_conse_speaks_the_language_of_labels(conse: ConSE, name: str, label: str):
+def test_conse_is_aligned_with_its_text_encoder(conse: ConSE, name: str, label: str):
     labels = [label, "car", "tree", "sofa"]
     text = minilm_embedded()(labels)
     tokens = conse(photo(name, 336, 336))[0]

@@ -156,7 +156,7 @@ def test_code_in_a_pickle_is_refused(hub: Any, image_model: Make, tmp_path: Path
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_gate_names_the_page_and_the_login(hub: Any, status: int) -> None:
+def test_a_gated_repository_is_reported_with_page_and_login(hub: Any, status: int) -> None:
     hub.gated["facebook/dinov3-vits16plus-pretrain-lvd1689m"] = status
     page = r"https://huggingface\.co/facebook/dinov3-vits16plus-pretrain-lvd1689m"
     with pytest.raises(FusionerError, match=rf"accepting its licence: do so at {page} and .*`hf auth login`"):
@@ -169,7 +169,7 @@ def test_a_repository_without_weights(hub: Any, image_model: Make, tmp_path: Pat
         build_image_encoder("hf:someone/empty")
 
 
-def test_offline_says_where_it_looked(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_errors_list_the_searched_cache(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FusionerError, match=rf"cannot download facebook/dinov2-small .*cache {constants.HF_HUB_CACHE}"):
         build_image_encoder("dinov2-s")

@@ -111,7 +111,7 @@ def test_mean_and_std_can_be_replaced(kind: str, image_model: Make) -> None:
     assert other.fingerprint() != before == encoder.fingerprint()
 
 
-def test_the_folders_own_normalisation_wins(image_model: Make, tmp_path: Path) -> None:
+def test_normalisation_is_read_from_the_folder(image_model: Make, tmp_path: Path) -> None:
     folder, _ = image_model("dinov2")
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
@@ -138,13 +138,13 @@ def test_positions_are_interpolated_by_hand(tmp_path: Path) -> None:
     torch.testing.assert_close(tokens, F.normalize(expected, dim=1), rtol=1e-4, atol=1e-5)
 
 
-def test_mae_is_not_shuffled(image_model: Make) -> None:
+def test_mae_tokens_are_in_order(image_model: Make) -> None:
     encoder = build_image_encoder(f"mae-vit-b@{image_model('vit_mae')[0]}")
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(8))
     assert torch.equal(encoder(images), encoder(images))
 
 
-def test_fingerprints_tell_weights_apart(image_model: Make, tmp_path: Path) -> None:
+def test_fingerprints_differ_between_weights(image_model: Make, tmp_path: Path) -> None:
     folder, _ = image_model("vit")
     first, second = (build_image_encoder(f"hf:{folder}") for _ in range(2))
     assert first.fingerprint() == second.fingerprint()

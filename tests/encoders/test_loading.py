@@ -64,7 +64,7 @@ def test_a_hub_out_of_reach(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ("source", "message"),
     [("", "names no model"), ("a/b/c", "no folder"), ("/no/such/folder", "no folder"), ("!bad!", "cannot download")],
 )
-def test_a_source_that_is_nothing(hub: Any, source: str, message: str) -> None:
+def test_an_unknown_source(hub: Any, source: str, message: str) -> None:
     with pytest.raises(FusionerError, match=message):
         build_image_encoder(f"hf:{source}")
 

@@ -141,7 +141,7 @@ class _Harmful:
         return (Path.touch, (Path("harm-was-done"),))
 
 
-def test_nothing_in_the_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pickled_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": _Harmful()}, "harmful.pth.tar")
     with pytest.raises(FusionerError, match="cannot be read"):

@@ -140,7 +140,7 @@ def test_other_networks_are_refused_by_what_makes_them_other(
     other(f"openclip:{published[0]}")  # the other tower is CLIP's
 
 
-def test_what_is_missing_is_named(hub: Any, text_model: Make, tmp_path: Path) -> None:
+def test_missing_packages_and_files_are_one_sentence(hub: Any, text_model: Make, tmp_path: Path) -> None:
     with pytest.raises(
         FusionerError, match=r"no weights \(open_clip_model\.safetensors or open_clip_pytorch_model\.bin"
     ):

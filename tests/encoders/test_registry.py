@@ -36,7 +36,7 @@ def test_listing_the_names_loads_no_torch() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_unknown_names_meet_their_neighbours() -> None:
+def test_unknown_names_suggest_similar_ones() -> None:
     with pytest.raises(FusionerError, match=r"unknown image encoder 'dinov2-z'; did you mean .*dinov2-s"):
         build_image_encoder("dinov2-z")
     with pytest.raises(FusionerError, match="unknown text encoder 'mini-lm'; did you mean minilm"):
@@ -146,7 +146,7 @@ class Parent(nn.Module):
 
 
 @pytest.mark.parametrize("kinds", [("dinov2", "bert"), ("clip", "clip"), ("pair", "siglip")])
-def test_frozen_means_frozen(
+def test_encoders_are_frozen(
     kinds: tuple[str, str], image_model: Make, text_model: Make, request: pytest.FixtureRequest
 ) -> None:
     image = (

@@ -84,7 +84,7 @@ def test_the_fingerprint_survives_a_call(kind: str, encoder: TextEncoder, text_m
     assert called.fingerprint() == encoder.fingerprint()
 
 
-def test_fingerprints_tell_models_apart(text_model: Make) -> None:
+def test_fingerprints_differ_between_models(text_model: Make) -> None:
     prints = {build_text_encoder(f"hf:{text_model(kind)[0]}").fingerprint() for kind in KINDS}
     assert len(prints) == len(KINDS)
 

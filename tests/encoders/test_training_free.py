@@ -111,7 +111,7 @@ def test_softmax_over_labels_and_background() -> None:
         ({"text_encoder": "clip-text-b16"}, "name its image encoder"),
     ],
 )
-def test_what_is_refused_before_any_download(options: dict[str, Any], message: str) -> None:
+def test_invalid_pairs_are_refused_before_any_download(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FusionerError, match=message):
         fusioner.load(**options)
 

@@ -34,7 +34,7 @@ def miou_of(e: Counts, drawn: np.ndarray) -> float:
     return 100 * float(np.mean(ious))
 
 
-def test_the_figure_and_its_interval_are_those_of_the_naive_bootstrap():
+def test_measure_and_interval_equal_those_of_a_naive_bootstrap():
     e = evidence()
     figure = summarize([e], n_resamples=2000, seed=1).measures["miou"]
     assert figure.value == pytest.approx(miou_of(e, np.arange(6)))
@@ -46,7 +46,7 @@ def test_the_figure_and_its_interval_are_those_of_the_naive_bootstrap():
     assert figure.low < figure.value < figure.high
 
 
-def test_equal_images_leave_no_doubt():
+def test_equal_images_have_an_interval_of_zero_width():
     e = evidence()
     e.pairs.values[:] = e.pairs.values[:2].repeat(6, axis=0).reshape(2, 6, 4).transpose(1, 0, 2).reshape(12, 4)
     figure = summarize([e], n_resamples=100).measures["miou"]
@@ -104,5 +104,5 @@ def test_folds_are_averaged_over_one_draw_of_the_union_of_images():
     assert twice.measures["miou"] == summarize([one], n_resamples=50).measures["miou"]
 
 
-def test_nothing_measured_is_nan():
+def test_a_measure_without_images_is_nan():
     assert np.isnan(Estimate.of(np.array([1.0, np.nan])).low)

@@ -75,7 +75,7 @@ def test_a_clear_difference_is_found_and_has_the_right_sign():
     assert found.measures["false_positive_area"].change.high < 0
 
 
-def test_figures_are_those_of_each_run_alone():
+def test_measures_equal_those_of_each_run_alone():
     a, b = [evidence(9, 0), evidence(7, 1, first=5)], [evidence(9, 2), evidence(7, 3, first=5)]
     found = compare(stored(*a), stored(*b), n_resamples=50)
     for name, one in found.measures.items():
@@ -96,7 +96,7 @@ def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():
     assert (change.low, change.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])), abs=0.8)
 
 
-def test_the_randomisation_is_that_of_answers_exchanged_by_hand():
+def test_the_randomisation_test_equals_predictions_exchanged_by_hand():
     a, b = evidence(12, 0), evidence(12, 1, better=0.06)
 
     def difference(swap: np.ndarray) -> float:
@@ -111,7 +111,7 @@ def test_the_randomisation_is_that_of_answers_exchanged_by_hand():
     assert compare(stored(a), stored(b), n_resamples=4000).measures["miou"].p == pytest.approx(exact, abs=0.03)
 
 
-def test_equally_good_runs_are_seldom_told_apart():
+def test_equally_good_runs_rarely_differ_significantly():
     pairs = [(stored(evidence(25, 2 * i)), stored(evidence(25, 2 * i + 1))) for i in range(60)]
     found = [compare(a, b, n_resamples=200).measures["miou"] for a, b in pairs]
     assert sum(one.p < 0.05 for one in found) <= 8  # 3 expected; more than 8 has a chance of 0.2 %
@@ -131,7 +131,7 @@ def test_order_does_not_matter_and_only_common_images_count(order: list[int], re
     assert bool(partly.notes) == (remaining < 8)
 
 
-def test_classes_are_adjusted_for_being_many():
+def test_p_values_of_classes_are_adjusted_for_multiple_comparisons():
     a, b = evidence(30, 0), evidence(30, 1, better=0.08)
     found: Comparison = compare(stored(a), stored(b), n_resamples=1000)
     lone = [compare(stored(_of(a, i)), stored(_of(b, i)), n_resamples=1000).per_class[i].p for i in (1, 2)]
@@ -145,7 +145,7 @@ def _of(e: Counts, class_id: int) -> Counts:
     return replace(e, pairs=rows)
 
 
-def test_a_class_that_no_image_shows_is_no_finding():
+def test_a_class_without_images_is_left_out():
     a = evidence(5, 0)
     a.groups["unseen"].counts[:, :, 2] = 0
     one = compare(stored(a), stored(a), n_resamples=10).argmax_per_class[2]
@@ -166,7 +166,7 @@ def test_runs_that_cannot_be_compared_are_refused():
         compare(a, stored(_of(evidence(5, 0), 1)))
 
 
-def test_other_settings_are_named():
+def test_differing_settings_are_listed():
     other = evidence(5, 0)
     other = replace(other, plan=replace(other.plan, threshold=0.3))
     notes = compare(stored(evidence(5, 0)), stored(other), n_resamples=10).notes
@@ -197,7 +197,7 @@ def runs(voc_data: SegmentationData, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "named", tmp_path / "salient"
 
 
-def test_what_was_seen_survives_the_file(voc_data: SegmentationData, tmp_path: Path):
+def test_counts_are_saved_and_loaded(voc_data: SegmentationData, tmp_path: Path):
     outcome = evaluate(FunctionPredictor(saliency), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=20))
     save_counts(
         tmp_path, outcome.data.name, outcome.data.classes, {fold: one.counts for fold, one in outcome.folds.items()}
@@ -210,7 +210,7 @@ def test_what_was_seen_survives_the_file(voc_data: SegmentationData, tmp_path: P
         assert str(getattr(again, table)) == str(getattr(outcome.summary, table))
 
 
-def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_prints_the_better_run(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     named, salient = map(str, runs)
     out = tmp_path / "comparison"
     assert main(["compare", salient, named, "--out", str(out), "--n-resamples", "300"]) == 0
@@ -227,7 +227,7 @@ def test_the_command_tells_who_is_better(runs: tuple[Path, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("harm", ["none", "cut", "foreign"])
-def test_a_folder_without_whole_evidence_is_refused_in_one_sentence(
+def test_a_folder_with_incomplete_counts_is_refused(
     harm: str, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):
     file = runs[1] / COUNTS_FILE

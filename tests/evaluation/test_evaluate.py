@@ -68,7 +68,7 @@ def test_a_predictor_that_finds_nothing(voc_data: SegmentationData):
     assert set(outcome.summary.per_class) <= {1, 2, 3, 4, 5}
 
 
-def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
+def test_a_saliency_predictor_scores_low_in_argmax_miou(voc_data: SegmentationData):
     found = figures(evaluate(FunctionPredictor(saliency), voc_data, FAST))
     assert found["prompt_ablated_miou"] == found["miou"] > 30
     assert found["specificity"] == found["presence_mcc"] == 0
@@ -76,7 +76,7 @@ def test_saliency_is_told_apart_from_understanding(voc_data: SegmentationData):
     assert found["argmax_miou"] < found["miou"] / 2
 
 
-def test_single_prompts_are_asked_alone_and_groups_together(voc_data: SegmentationData):
+def test_single_prompts_are_predicted_alone_and_groups_together(voc_data: SegmentationData):
     requested: list[tuple[str, ...]] = []
 
     def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
     assert predictor.seen == len(fold_plan(voc_data, 0)[0].images)
 
 
-def test_protocols_differ_in_what_they_ask(voc_data: SegmentationData):
+def test_protocols_differ_in_their_prompts(voc_data: SegmentationData):
     official, missing = fold_plan(voc_data, 0, "official")
     assert list(official.pairs) == sorted(set(official.pairs))
     assert missing.listed == 346
@@ -142,7 +142,7 @@ def test_hsnet_rows_count_as_often_as_they_were_drawn(voc_data: SegmentationData
     assert outcome.summary.measures["miou"].value == pytest.approx(100 * np.mean(by_hand))
 
 
-def test_the_fold_figures_are_those_of_the_metric(voc_data: SegmentationData):
+def test_measures_of_folds_equal_those_of_the_metric(voc_data: SegmentationData):
     import torch
 
     from fusioner.evaluation.evaluator import binary_counts
@@ -160,7 +160,7 @@ def test_the_fold_figures_are_those_of_the_metric(voc_data: SegmentationData):
     assert found["fb_iou"] == pytest.approx(100 * float(fb_expected))
 
 
-def test_absent_prompts_are_of_classes_that_are_not_there(voc_data: SegmentationData):
+def test_absent_prompts_are_classes_not_in_the_image(voc_data: SegmentationData):
     evidence = evaluate(FunctionPredictor(oracle), voc_data, FAST).folds[0].counts
     for image, class_id in zip(evidence.absent.image, evidence.absent.class_id, strict=True):
         mask = voc_data.read_mask(voc_data.by_id[evidence.plan.images[image]])
@@ -168,7 +168,7 @@ def test_absent_prompts_are_of_classes_that_are_not_there(voc_data: Segmentation
         assert class_id not in mask
 
 
-def test_all_folds_are_averaged_and_kept_apart(voc_data: SegmentationData):
+def test_all_folds_are_averaged_and_reported_apart(voc_data: SegmentationData):
     outcome = evaluate(FunctionPredictor(saliency), voc_data, replace(FAST, folds=(0, 2)))
     content = to_metrics(outcome)
     assert content["miou"] == pytest.approx(np.mean([content["folds"][f]["miou"] for f in "02"]), abs=1e-3)
@@ -180,7 +180,7 @@ def test_all_folds_are_averaged_and_kept_apart(voc_data: SegmentationData):
     json.dumps(content, allow_nan=False)
 
 
-def test_a_fold_without_a_single_image_says_so(voc_data: SegmentationData):
+def test_a_fold_without_images_is_one_sentence(voc_data: SegmentationData):
     listed = {image for image, _ in fold_pairs("pascal", 3, "val")}
     others = replace(voc_data, items=[item for item in voc_data.items if item.id not in listed])
     with pytest.raises(FusionerError, match="none of the 346 val pairs of pascal fold 3"):
@@ -197,7 +197,7 @@ def test_a_limit_spreads_over_the_list(voc_data: SegmentationData):
         limit_images(plan, 0)
 
 
-def test_squashed_scoring_happens_at_the_side_asked_for(voc_data: SegmentationData):
+def test_masks_are_scored_at_the_requested_side(voc_data: SegmentationData):
     outcome = evaluate(FunctionPredictor(oracle), voc_data, replace(FAST, eval_size=16))
     rows = outcome.folds[0].counts.pairs.values
     assert (rows[:, 0] + rows[:, 3] <= 16 * 16).all()
@@ -232,7 +232,7 @@ def own_folder(root: Path, first: str) -> SegmentationData:
     return open_dataset("folder", root)
 
 
-def test_an_own_folder_is_an_argmax_over_all_its_classes(tmp_path: Path):
+def test_a_folder_is_scored_by_argmax_over_all_its_classes(tmp_path: Path):
     data = own_folder(tmp_path, "background")
     content = to_metrics(evaluate(FunctionPredictor(oracle), data, FAST))
     assert content["protocol"] == "argmax"
@@ -274,7 +274,7 @@ def test_fss1000_is_prompted_class_by_class(shared: Path):
     assert all(len(labels) == 1 for labels in seen)
 
 
-def test_a_model_of_coco_is_asked_for_the_other_classes_of_pascal(colour_voc: Path):
+def test_a_coco_model_is_evaluated_on_unseen_pascal_classes(colour_voc: Path):
     data = open_dataset("coco-to-pascal", colour_voc, "val")
     requested: set[str] = set()
 
@@ -325,7 +325,7 @@ def mosaics(tmp_path: Path) -> SegmentationData:
     return open_dataset("mosaic4", tmp_path)
 
 
-def test_a_mosaic_is_asked_for_its_four_names_at_once(mosaics: SegmentationData):
+def test_a_mosaic_is_prompted_with_its_four_classes_at_once(mosaics: SegmentationData):
     requested: list[tuple[str, ...]] = []
 
     def near(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_the_evaluation_decides_as_the_segmenter_does(tiny_segmenter: Segmenter,
         np.testing.assert_array_equal(np.bincount(label_map[mask != 255], minlength=6), counts[2])
 
 
-def test_independent_labels_give_the_same_figures_asked_apart(make_tiny_segmenter, voc_data: SegmentationData):
+def test_independent_labels_have_the_same_measures_in_portions(make_tiny_segmenter, voc_data: SegmentationData):
     predictor = SegmenterPredictor(make_tiny_segmenter(similarity_dim=6, similarity="cosine"))
     assert predictor.independent
     few = replace(FAST, limit=2)
@@ -73,13 +73,13 @@ def test_independent_labels_give_the_same_figures_asked_apart(make_tiny_segmente
     assert to_metrics(evaluate(predictor, voc_data, few)) == together
 
 
-def test_answers_of_any_resolution_are_scored_at_the_masks(voc_data: SegmentationData):
+def test_predictions_of_any_resolution_are_scored_at_the_masks(voc_data: SegmentationData):
     half = FunctionPredictor(lambda rgb, labels: np.stack([rgb[::2, ::2, 0] > 9 for _ in labels]))
     content = to_metrics(evaluate(half, voc_data, FAST))
     assert 50 < content["fb_iou"] < 100
 
 
-def test_the_truth_may_be_smaller_than_it_looks(voc_data: SegmentationData, tmp_path: Path):
+def test_the_ground_truth_may_be_smaller_than_the_image(voc_data: SegmentationData, tmp_path: Path):
     """A class lost by squashing is still no absent class."""
     item = voc_data.items[0]
     mask = np.zeros_like(np.asarray(Image.open(item.mask)))
@@ -93,7 +93,7 @@ def test_the_truth_may_be_smaller_than_it_looks(voc_data: SegmentationData, tmp_
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_looks_are_averaged_as_logits(tiny_segmenter: Segmenter, voc_data: SegmentationData, mode: Mode):
+def test_logits_of_scales_are_averaged(tiny_segmenter: Segmenter, voc_data: SegmentationData, mode: Mode):
     rgb, _ = voc_data.read(voc_data.items[0])
     names, size = ["cat", "dog"], (60, 80)
 
@@ -107,7 +107,7 @@ def test_looks_are_averaged_as_logits(tiny_segmenter: Segmenter, voc_data: Segme
     assert (both - expected).abs().mean() < 0.01  # one is resized twice
 
 
-def test_with_a_flip_a_mirrored_image_gets_the_mirrored_answer(tiny_segmenter: Segmenter, voc_data: SegmentationData):
+def test_with_a_flip_a_mirrored_image_has_mirrored_logits(tiny_segmenter: Segmenter, voc_data: SegmentationData):
     rgb, _ = voc_data.read(voc_data.items[0])
     mirrored = np.ascontiguousarray(rgb[:, ::-1])
     both, alone = SegmenterPredictor(tiny_segmenter, flip=True), SegmenterPredictor(tiny_segmenter)

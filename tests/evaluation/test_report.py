@@ -56,7 +56,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_metrics_json_holds_every_figure_with_its_interval(outcome: EvaluationResult, tmp_path: Path):
+def test_metrics_json_has_every_measure_with_its_interval(outcome: EvaluationResult, tmp_path: Path):
     paths = write_report(tmp_path / "new" / "folder", outcome, ORIGIN)
     assert [path.name for path in paths] == ["metrics.json", "report.md", "report.html", "counts.npz"]
     content = json.loads(paths[0].read_text())
@@ -74,7 +74,7 @@ def test_metrics_json_holds_every_figure_with_its_interval(outcome: EvaluationRe
     assert len(matrix["rows_truth_columns_prediction"]) == 6
 
 
-def test_the_page_stands_alone_with_bars_and_pictures(outcome: EvaluationResult, tmp_path: Path):
+def test_the_html_report_is_self_contained(outcome: EvaluationResult, tmp_path: Path):
     write_report(tmp_path, outcome, ORIGIN)
     page = (tmp_path / "report.html").read_text()
     tags = Tags()
@@ -91,14 +91,14 @@ def test_the_page_stands_alone_with_bars_and_pictures(outcome: EvaluationResult,
     assert first.height == 200
 
 
-def test_the_worst_come_first_among_the_worst(outcome: EvaluationResult, tmp_path: Path):
+def test_the_worst_examples_come_first(outcome: EvaluationResult, tmp_path: Path):
     write_report(tmp_path, outcome, ORIGIN)
     page = (tmp_path / "report.html").read_text()
     worst = [int(v) for v in re.findall(r": IoU (\d+)", page.split("<h2>Worst")[1].split("<h2>")[0])]
     assert worst == sorted(worst)
 
 
-def test_markdown_and_terminal_say_the_same(outcome: EvaluationResult):
+def test_markdown_and_terminal_have_the_same_numbers(outcome: EvaluationResult):
     text = markdown(outcome, ORIGIN)
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(terminal(outcome))
@@ -117,7 +117,7 @@ def test_markdown_and_terminal_say_the_same(outcome: EvaluationResult):
         assert output in text
 
 
-def test_figures_are_shown_with_their_doubt():
+def test_measures_are_printed_with_intervals():
     assert format_estimate(Estimate(41.234, 38.0, 44.96)) == "41.2 [38.0, 45.0]"
     assert format_estimate(Estimate(float("nan"), float("nan"), float("nan"))) == "-"
 

@@ -131,7 +131,7 @@ def test_names_as_the_papers_spell_them() -> None:
     assert with_published_names(folder, synonyms=True) is folder
 
 
-def test_the_likeliest_synonym_counts() -> None:
+def test_the_most_likely_synonym_counts() -> None:
     names = SoftmaxNames(["sky"])
     labels = ["cat", "person, man"]
     assert names.expand(labels) == ["cat", "person", "man", "sky"]
@@ -186,7 +186,7 @@ def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], pro
 
 
 @torch.no_grad()
-def test_a_prediction_is_the_published_one(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prediction_equals_that_of_the_published_method(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text = (part.format(clip=clip_folder) for part in PAIR)
     labels = ["cat, dog", "bird", "horse, cow, train", "bus"]
     own = replace(PROTOCOLS["sclip"]["pas21"], background=("car", "sheep"), threshold=0.15)

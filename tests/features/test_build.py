@@ -17,7 +17,7 @@ from fusioner.io import format_bytes
 SIDE = 32
 
 
-def test_the_plan_counts_what_is_missing_and_how_much_it_takes(data: SegmentationData, encoder, tmp_path: Path):
+def test_the_plan_counts_missing_views_and_bytes(data: SegmentationData, encoder, tmp_path: Path):
     cache = FeatureCache(tmp_path, encoder, SIDE)
     first = plan_build(cache, data.items, views=3)
     assert (len(first.missing), first.present) == (18, 0)
@@ -30,7 +30,7 @@ def test_the_plan_counts_what_is_missing_and_how_much_it_takes(data: Segmentatio
     assert first.need == 18 * (2 * 8 * 8 * 8 + 768)
 
 
-def test_what_is_needed_is_said_before_anything_is_encoded(data, encoder, tmp_path: Path):
+def test_the_size_is_printed_before_encoding(data, encoder, tmp_path: Path):
     output: list[tuple[str, int]] = []
     cache_features(tmp_path, data, encoder, SIDE, views=2, say=lambda line: output.append((line, encoder.encoded)))
     (first, encoded), (last, _) = output
@@ -43,7 +43,7 @@ def test_what_is_needed_is_said_before_anything_is_encoded(data, encoder, tmp_pa
     assert [line.split(", ")[-1] for line, _ in output] == ["none is missing"]
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_encoded(data, encoder, full_disk: Path):
+def test_a_full_disk_is_refused_before_encoding(data, encoder, full_disk: Path):
     with pytest.raises(FusionerError, match=r"96 views need .* free: free some space"):
         cache_features(full_disk / "cache", data, encoder, 256, views=16)
     assert encoder.encoded == 0
@@ -51,7 +51,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_encoded(data, encoder
     assert encoder.encoded == 6
 
 
-def test_a_disk_that_fills_up_meanwhile_is_an_error_and_leaves_nothing_half_written(data, encoder, full_disk: Path):
+def test_a_disk_that_fills_up_is_an_error_and_leaves_no_partial_entry(data, encoder, full_disk: Path):
     cache = FeatureCache(full_disk / "cache", encoder, 64)
     todo = plan_build(cache, data.items, views=20)
     (full_disk / "other").write_bytes(bytes(free_bytes(full_disk) - 40_000))
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(data, encoder, tmp_path: Pa
         cache_features(tmp_path / "file" / "cache", data, encoder, SIDE)
 
 
-def test_a_broken_image_is_named_and_all_others_are_kept(data, encoder, tmp_path: Path):
+def test_a_broken_image_is_reported_and_the_others_are_cached(data, encoder, tmp_path: Path):
     data.items[1].image.write_bytes(data.items[1].image.read_bytes()[:90])
     data.items[4].image.write_text("no picture")
     with pytest.raises(FusionerError, match=r"2 images could not be encoded .*1\.png.*4\.png") as error:
@@ -88,7 +88,7 @@ def test_a_missing_image_is_an_error_at_once(data, encoder, tmp_path: Path):
     assert encoder.encoded == 0
 
 
-def test_an_image_that_changes_between_plan_and_build_is_not_stored_under_its_old_name(data, encoder, tmp_path: Path):
+def test_an_image_changed_after_planning_is_not_stored_under_the_old_key(data, encoder, tmp_path: Path):
     cache = FeatureCache(tmp_path, encoder, SIDE)
     todo = plan_build(cache, data.items)
     shutil.copy(data.items[0].image, data.items[1].image)
@@ -99,7 +99,7 @@ def test_an_image_that_changes_between_plan_and_build_is_not_stored_under_its_ol
     assert not cache.contains(todo.digests["1"], 0)
 
 
-def test_every_missing_view_ticks_once(data, encoder, tmp_path: Path):
+def test_progress_advances_once_per_missing_view(data, encoder, tmp_path: Path):
     for size in (1, 4, 32):
         cache = FeatureCache(tmp_path / str(size), encoder, SIDE)
         ticks: list[int] = []
@@ -108,7 +108,7 @@ def test_every_missing_view_ticks_once(data, encoder, tmp_path: Path):
         assert (len(ticks), report.encoded) == (18, 18)
 
 
-def test_a_picture_that_is_there_under_two_names_is_encoded_once(data, root: Path, encoder, tmp_path: Path):
+def test_identical_files_are_encoded_once(data, root: Path, encoder, tmp_path: Path):
     for part in ("images", "masks"):
         shutil.copy(root / part / "0.png", root / part / "6.png")
     from fusioner.data.folder import folder
@@ -120,7 +120,7 @@ def test_a_picture_that_is_there_under_two_names_is_encoded_once(data, root: Pat
 
 
 @pytest.mark.parametrize(("what", "message"), [("shape", "promise"), ("nan", "not finite")])
-def test_an_encoder_that_breaks_its_word_is_refused(data, encoder, tmp_path: Path, what: str, message: str):
+def test_an_encoder_with_invalid_output_is_refused(data, encoder, tmp_path: Path, what: str, message: str):
     forward = encoder.forward
     if what == "shape":
         encoder.forward = lambda images: forward(images)[..., :-1]
@@ -132,7 +132,7 @@ def test_an_encoder_that_breaks_its_word_is_refused(data, encoder, tmp_path: Pat
     assert entry_files(cache.folder) == []
 
 
-def test_ctrl_c_keeps_what_is_encoded(data, encoder, tmp_path: Path):
+def test_ctrl_c_leaves_finished_entries(data, encoder, tmp_path: Path):
     cache, ticks = FeatureCache(tmp_path, encoder, SIDE), []
 
     def tick() -> None:
@@ -156,7 +156,7 @@ def test_a_resolution_without_room_for_a_token_is_refused(data, encoder, tmp_pat
             cache_features(tmp_path, data, encoder, side)
 
 
-def test_what_killed_builders_left_is_swept_by_the_next_but_foreign_files_stay(data, encoder, tmp_path: Path):
+def test_stale_temporary_files_are_removed_and_other_files_are_not(data, encoder, tmp_path: Path):
     folder = FeatureCache(tmp_path, encoder, SIDE).folder
     other = tmp_path / "somebody's"
     for place in (folder, other):
@@ -189,7 +189,7 @@ def test_two_builders_share_the_work(data, encoder, make_encoder, tmp_path: Path
     assert len(entry_files(caches[0].folder)) == 18
 
 
-def test_bytes_for_people():
+def test_sizes_are_formatted():
     assert [format_bytes(n) for n in (0, 999, 1000, 1_234_567, 5.6e12, 1e16)] == [
         "0 bytes",
         "999 bytes",

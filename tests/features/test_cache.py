@@ -43,7 +43,7 @@ def encoded_by(encoder, work: Callable[[], object]) -> int:
     return encoder.encoded - before
 
 
-def test_nothing_is_encoded_twice(data: SegmentationData, encoder, tmp_path: Path):
+def test_cached_views_are_not_encoded_again(data: SegmentationData, encoder, tmp_path: Path):
     assert encoded_by(encoder, lambda: cache_features(tmp_path, data, encoder, SIDE, views=2)) == 12
     assert encoded_by(encoder, lambda: cache_features(tmp_path, data, encoder, SIDE, views=2)) == 0
     assert encoded_by(encoder, lambda: cache_features(tmp_path, data, encoder, SIDE, views=1)) == 0
@@ -85,13 +85,13 @@ def test_another_name_of_the_same_weights_shares(data, encoder, make_encoder, tm
     assert encoded_by(twin, lambda: cache_features(tmp_path, data, twin, SIDE)) == 0
 
 
-def test_the_recipes_are_part_of_the_key(encoder):
+def test_augmentation_parameters_are_part_of_the_key(encoder):
     key = CacheKey.of(encoder, SIDE)
     names = {replace(key, **change).name for change in ({}, {"views": "new"}, {"preprocessing": "new"})}
     assert len(names) == 3
 
 
-def test_the_pixels_are_still_those_the_key_names():
+def test_augmented_pixels_are_pinned():
     """When this fails the views or the squashing have changed: raise the numbers in features/cache.py, then these."""
     y, x, c = np.mgrid[0:40, 0:50, 0:3]
     rgb = ((y * (3 + c) + x * (5 - c) + 40 * c) % 251).astype(np.uint8)
@@ -123,7 +123,7 @@ def test_entries_are_plain_safetensors_with_their_metadata(data, encoder, tmp_pa
             assert Path(file.metadata()["image"]) == item.image
 
 
-def test_a_reader_sees_what_others_add_and_remove(data, encoder, tmp_path: Path):
+def test_readers_see_entries_added_and_removed_by_others(data, encoder, tmp_path: Path):
     reader = FeatureCache(tmp_path, encoder, SIDE)
     assert entry_files(reader.folder) == []
     digest = cache_features(tmp_path, data, encoder, SIDE).digests["0"]

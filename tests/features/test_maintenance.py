@@ -85,7 +85,7 @@ def test_any_flipped_byte_is_found_and_costs_one_view(
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(which=st.integers(0, 11), place=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
-def test_a_flipped_byte_is_survived_even_unmended(
+def test_a_damaged_entry_is_encoded_again_when_read(
     cache: Path, live, data, encoder, tmp_path: Path, which: int, place: float, bits: int
 ):
     struck, _ = damaged_copy(cache, tmp_path / "struck", which, place, bits)
@@ -94,7 +94,7 @@ def test_a_flipped_byte_is_survived_even_unmended(
     assert encoder.encoded == 1
 
 
-def test_the_image_of_a_damaged_entry_is_named(cache: Path, data, encoder):
+def test_a_damaged_entry_is_reported_with_its_image(cache: Path, data, encoder):
     path = FeatureCache(cache, encoder, SIDE).path(image_digest(data.items[5].image.read_bytes()), 1)
     flip(path, path.stat().st_size - 1)
     (damage,) = verify(cache)
@@ -129,7 +129,7 @@ def test_info_counts(cache: Path, data, encoder):
     assert small.size == sum(path.stat().st_size for path in (cache / small.key.name).iterdir())
 
 
-def test_a_folder_that_is_not_there_is_no_cache(tmp_path: Path):
+def test_a_missing_folder_is_one_sentence(tmp_path: Path):
     for look in (info, verify, prune):
         with pytest.raises(FusionerError, match="there is no feature cache"):
             look(tmp_path / "none")
@@ -153,7 +153,7 @@ def test_prune_drops_images_that_are_gone_or_changed(cache: Path, data, encoder)
     assert encoder.encoded <= 8  # is_right encodes live; nothing else
 
 
-def test_prune_drops_spaces_nobody_wants_and_their_folders(cache: Path, data, encoder, make_encoder):
+def test_prune_removes_unused_keys_and_their_folders(cache: Path, data, encoder, make_encoder):
     other = make_encoder(1)
     cache_features(cache, data, other, SIDE)
     pruned = prune(cache, lambda key: key.fingerprint == other.fingerprint())
@@ -163,7 +163,7 @@ def test_prune_drops_spaces_nobody_wants_and_their_folders(cache: Path, data, en
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
 
 
-def test_prune_keeps_images_on_a_disk_that_is_not_there(cache: Path, root: Path):
+def test_prune_keeps_entries_of_images_on_an_unmounted_disk(cache: Path, root: Path):
     away = root.with_name("away")
     root.rename(away)
     pruned = prune(cache)
@@ -174,7 +174,7 @@ def test_prune_keeps_images_on_a_disk_that_is_not_there(cache: Path, root: Path)
     assert prune(cache, missing_folders=True).views == 12
 
 
-def test_prune_touches_nothing_that_is_not_the_caches(data, encoder, tmp_path: Path):
+def test_prune_leaves_other_files(data, encoder, tmp_path: Path):
     """Somebody names the wrong folder."""
     (tmp_path / "project").mkdir()
     for name in ("package.json", f"{'ab' * 8}.json", ".part-1"):

@@ -11,7 +11,7 @@ KILL9 = Path(__file__).resolve().parents[2] / "benchmarks" / "cache_kill9.py"
 
 
 @pytest.mark.slow
-def test_builders_killed_at_random_moments_leave_nothing_stale_broken_or_lost():
+def test_builders_killed_at_random_leave_no_stale_broken_or_lost_entries():
     """Two at a time share the work; the script checks every entry after every kill. It does the many by itself."""
     command = [sys.executable, str(KILL9), "--kills", "2", "--images", "5", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -39,7 +39,7 @@ def every(data: SegmentationData, views: int = VIEWS) -> list:
     return [(item, view) for item in data.items for view in range(views)]
 
 
-def test_what_comes_back_is_the_live_encoding_in_half_precision_bit_for_bit(data, encoder, tmp_path: Path):
+def test_cached_tokens_equal_live_encoding_in_half_precision(data, encoder, tmp_path: Path):
     cached = cache_features(tmp_path / "cache", data, encoder, SIDE, views=VIEWS)
     live = LiveSource(data, encoder, SIDE)
     again, masks = cached.batch(every(data))
@@ -79,7 +79,7 @@ def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path:
     assert moved > len(data.items)  # or the test above would prove nothing
 
 
-def test_views_belong_to_the_picture_not_to_its_name(data, root: Path, encoder):
+def test_views_depend_on_content_not_on_file_name(data, root: Path, encoder):
     first = data.items[0]
     (root / "images" / "twin.png").write_bytes(first.image.read_bytes())
     (root / "masks" / "twin.png").write_bytes(first.mask.read_bytes())
@@ -100,13 +100,13 @@ def test_augmented_views_are_many_and_repeatable(data, encoder):
     assert not torch.equal(drawn[1], drawn[2])
 
 
-def test_a_view_that_was_not_built_is_named(data, encoder, tmp_path: Path):
+def test_a_missing_view_is_one_sentence(data, encoder, tmp_path: Path):
     cached = cache_features(tmp_path, data, encoder, SIDE, views=2)
     with pytest.raises(FusionerError, match="no view 2 of"):
         single(cached, data.items[0], 2)
 
 
-def test_live_encoding_names_a_broken_picture_and_a_mask_of_another_size(data, encoder):
+def test_live_encoding_reports_broken_images_and_mask_sizes(data, encoder):
     live, (first, second, *_) = LiveSource(data, encoder, SIDE), data.items
     first.image.write_bytes(first.image.read_bytes()[:100])
     with pytest.raises(FusionerError, match=r"0\.png is corrupt"):

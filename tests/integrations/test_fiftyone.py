@@ -12,7 +12,7 @@ from fusioner.segmenter import Segmenter
 fo: Any = pytest.importorskip("fiftyone", reason="no package fiftyone", exc_type=ImportError)
 
 
-def test_it_fills_a_field_of_a_sample(
+def test_apply_model_fills_a_field(
     make_tiny_segmenter: Callable[..., Segmenter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fusioner.integrations import fiftyone

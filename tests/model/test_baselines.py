@@ -57,7 +57,7 @@ def test_any_labels_any_grid_any_size_and_back_from_the_file(method: Method, tmp
 
 @pytest.mark.parametrize("method", get_args(Method))
 @torch.no_grad()
-def test_labels_are_independent_where_they_are_said_to_be(method: Method) -> None:
+def test_independent_labels_do_not_change_each_others_logits(method: Method) -> None:
     model = build(method)
     image, labels = tokens(model), unit(2, 4, 10, dim=-1)
     alone = model(image, labels[:, 2:3])
@@ -86,7 +86,7 @@ def test_lseg_is_the_cosine_of_a_projected_patch_and_the_text() -> None:
 
 
 @torch.no_grad()
-def test_segmenters_patches_and_labels_see_each_other_and_no_decoder_follows() -> None:
+def test_segmenter_patches_and_labels_attend_to_each_other_without_a_decoder() -> None:
     model = build("mask-transformer")
     image, labels = tokens(model), unit(2, 3, 10, dim=-1)
     changed = image.clone()
@@ -99,7 +99,7 @@ def test_segmenters_patches_and_labels_see_each_other_and_no_decoder_follows() -
 
 
 @torch.no_grad()
-def test_blind_answers_the_same_whatever_is_asked() -> None:
+def test_blind_returns_the_same_logits_for_any_label() -> None:
     for extra in ({}, {"similarity": "cosine", "similarity_dim": 10}):
         model = build("prompt-ablated", **extra)
         image, labels = tokens(model), unit(2, 3, 10, dim=-1)
@@ -110,7 +110,7 @@ def test_blind_answers_the_same_whatever_is_asked() -> None:
 
 
 @torch.no_grad()
-def test_cosine_is_read_among_other_words() -> None:
+def test_cosine_is_standardised_over_reference_words() -> None:
     model = build("cosine")
     assert model.baseline is not None
     model.baseline.zscore_threshold.fill_(1.5)
@@ -133,6 +133,6 @@ def test_a_posterior_becomes_the_mean_of_its_names() -> None:
 
 
 @torch.no_grad()
-def test_background_claims_nothing() -> None:
+def test_background_baseline_predicts_no_label() -> None:
     model = build("empty")
     assert (model(tokens(model), unit(2, 3, 10, dim=-1)).sigmoid() < 1e-6).all()

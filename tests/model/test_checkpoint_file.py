@@ -19,7 +19,7 @@ CARD = ModelCard(
 )
 
 
-def test_weights_and_card_survive_the_file(tmp_path: Path) -> None:
+def test_weights_and_card_are_saved_and_loaded(tmp_path: Path) -> None:
     model = Fusioner(SHAPE)
     save_model(tmp_path / "m.safetensors", model, CARD)
     again, card = load_model(tmp_path / "m.safetensors")
@@ -39,7 +39,7 @@ def test_half_precision_halves_the_file_and_loads_as_float(tmp_path: Path) -> No
     assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.float32}
 
 
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
+def test_errors_describe_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(FusionerError, match="no model file"):
         load_model(path)
@@ -54,7 +54,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_a_card_of_any_other_content_is_one_sentence() -> None:
+def test_an_invalid_card_is_one_sentence() -> None:
     card = json.loads(CARD.to_json())
     other: dict[type, Any] = {bool: 3, int: "3", float: "3", str: 3, list: 3, dict: None, type(None): [1, "b"]}
     broken = ["{", "[1]", "null", json.dumps(card | {"newer": 1}), json.dumps({**card, "training": {"classes": 4}})]

@@ -24,7 +24,7 @@ def resized_first(features: Tensor, classes: Tensor, size: tuple[int, int]) -> T
     tall=st.integers(1, 24), wide=st.integers(1, 64), seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_the_answer_and_its_gradients_are_those_of_resized_features(
+def test_logits_and_gradients_equal_those_of_resized_features(
     b: int, c: int, h: int, w: int, tall: int, wide: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -52,7 +52,7 @@ def test_opposite_neighbours_and_features_of_zero_stay_finite() -> None:
     assert logits.abs().max() < 1 / 0.07 + 1e-3
 
 
-def test_products_in_blocks_are_products_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blockwise_products_equal_the_whole_product(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.randn(3, 8, 11, 7)
     whole = neighbour_products(features)
     monkeypatch.setattr("fusioner.model.cpu_kernels.BLOCK_SIZE", 100)  # a row at a time
@@ -62,7 +62,7 @@ def test_products_in_blocks_are_products_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_wide_convolutions_have_the_librarys_gradients(kernel: int) -> None:
+def test_wide_convolutions_have_torchs_gradients(kernel: int) -> None:
     torch.manual_seed(0)
     conv: Any = nn.Conv2d(MIN_CHANNELS, MIN_CHANNELS + 3, kernel, padding=kernel // 2)
     conv.to(memory_format=torch.channels_last)

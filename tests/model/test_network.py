@@ -68,12 +68,12 @@ def test_any_number_of_labels_on_any_grid(b: int, k: int, gh: int, gw: int, ours
 
 
 @torch.no_grad()
-def test_size_is_the_answers_size() -> None:
+def test_logits_have_the_requested_size() -> None:
     assert build()(tokens(1, 3, 5), text(1, 2), (17, 33)).shape == (1, 2, 17, 33)
 
 
 @torch.no_grad()
-def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
+def test_late_fusion_joins_text_and_image_in_the_head_only() -> None:
     early, late = build(), build(method="late")
     late.load_state_dict(early.state_dict())
     image, one, other = tokens(1, 3, 4).flatten(2).transpose(1, 2), text(1, 2), text(1, 2)
@@ -83,7 +83,7 @@ def test_late_fusion_keeps_text_and_image_apart_until_the_head() -> None:
 
 
 @torch.no_grad()
-def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
+def test_labels_attend_to_each_other_only_in_the_papers_network() -> None:
     ours = {"similarity": "posterior", "similarity_dim": 6, "affinity_refinement": True}
     for extra, independent in (({}, False), (ours, True)):
         model = build(**extra)
@@ -94,7 +94,7 @@ def test_the_papers_labels_see_each_other_and_ours_do_not() -> None:
 
 
 @torch.no_grad()
-def test_what_is_seen_of_an_image_serves_any_question() -> None:
+def test_image_features_are_independent_of_labels() -> None:
     model = build(similarity="posterior", similarity_dim=6, affinity_refinement=True)
     image, labels = tokens(2, 4, 3, 6), text(2, 5)
     seen = model.encode_image(image)
@@ -105,7 +105,7 @@ def test_what_is_seen_of_an_image_serves_any_question() -> None:
 
 
 @torch.no_grad()
-def test_similarity_rises_where_the_posterior_names_the_label() -> None:
+def test_similarity_is_highest_where_the_posterior_has_the_label() -> None:
     model = build(similarity="posterior", similarity_dim=6)
     assert model.similarity is not None
     anchors = model.get_buffer("similarity.anchors")
@@ -117,7 +117,7 @@ def test_similarity_rises_where_the_posterior_names_the_label() -> None:
 
 
 @torch.no_grad()
-def test_a_label_is_read_where_its_kinds_are_too() -> None:
+def test_hypernyms_of_classes_count_towards_a_label() -> None:
     """Kind 1 is above the names 0, 1 and 3: called by it, half of the label's share is theirs, in equal parts."""
     reader: Any = build(similarity="posterior", similarity_dim=6, num_hypernyms=3).similarity
     reader.anchors.copy_(torch.eye(10)[:6])
@@ -134,7 +134,7 @@ def test_a_label_is_read_where_its_kinds_are_too() -> None:
 @given(k=st.integers(1, 5), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 @torch.no_grad()
-def test_a_labels_shares_add_up_to_one(k: int, seed: int) -> None:
+def test_weights_of_a_label_sum_to_one(k: int, seed: int) -> None:
     reader: Any = build(similarity="posterior", similarity_dim=6, num_hypernyms=3).similarity
     torch.manual_seed(seed)
     near = reader.anchor_weights(text(2, k))
@@ -155,7 +155,7 @@ def test_cosine_similarity_is_the_cosine() -> None:
 
 @given(b=st.integers(1, 2), p=st.integers(1, 30), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_an_average_over_alike_patches_is_an_average(b: int, p: int, seed: int) -> None:
+def test_affinity_rows_sum_to_one(b: int, p: int, seed: int) -> None:
     visual = torch.randn(b, 4, p, generator=torch.Generator().manual_seed(seed))
     weights = affinity(visual)
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(b, p))
@@ -166,7 +166,7 @@ def test_an_average_over_alike_patches_is_an_average(b: int, p: int, seed: int) 
 
 
 @torch.no_grad()
-def test_what_is_said_of_one_patch_holds_for_those_like_it() -> None:
+def test_affinity_spreads_a_score_to_similar_patches() -> None:
     """Two kinds of patches; the posterior names one patch of the first kind alone."""
     model = build(similarity="posterior", similarity_dim=6, affinity_refinement=True)
     assert model.similarity is not None
@@ -183,7 +183,7 @@ def test_what_is_said_of_one_patch_holds_for_those_like_it() -> None:
 
 
 @torch.no_grad()
-def test_the_short_way_starts_at_nothing_and_adds_what_it_says() -> None:
+def test_the_residual_head_starts_at_zero() -> None:
     model = build(similarity="posterior", similarity_dim=6, residual_head=True, logit_bias=True)
     image, labels = tokens(2, 4, 3, 6), text(2, 3)
     before = model(image, labels)
@@ -194,7 +194,7 @@ def test_the_short_way_starts_at_nothing_and_adds_what_it_says() -> None:
 
 
 @torch.no_grad()
-def test_prompt_dropout_hides_words_in_training_only_unless_it_is_one() -> None:
+def test_prompt_dropout_applies_to_training_only_unless_it_is_1() -> None:
     for rate, training, shares in ((0.5, False, {0.0}), (1.0, False, {1.0}), (1.0, True, {1.0}), (0.0, True, {0.0})):
         model = build(similarity="posterior", similarity_dim=6, prompt_dropout=rate).train(training)
         assert {model._dropped_prompts(1, 1, torch.device("cpu")).float().item() for _ in range(9)} == shares
@@ -224,7 +224,7 @@ def test_gradients_reach_every_weight() -> None:
         ({"decoder_widths": ()}, "at least one"),
     ],
 )
-def test_a_shape_that_cannot_be_is_one_sentence(changes: dict, says: str) -> None:
+def test_an_impossible_shape_is_one_sentence(changes: dict, says: str) -> None:
     with pytest.raises(FusionerError, match=says):
         config(**changes)
 

@@ -84,7 +84,9 @@ def write(tmp_path: Path, parts: tuple[State, State, Fusioner]) -> Callable[...,
     return save
 
 
-def test_sizes_are_read_off_the_tensors(write: Callable[..., Path], parts: tuple[State, State, Fusioner]) -> None:
+def test_the_configuration_is_inferred_from_the_tensors(
+    write: Callable[..., Path], parts: tuple[State, State, Fusioner]
+) -> None:
     model, image, text, card = load_official(write())
     assert model.config == parts[2].config == card.config
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in parts[2].state_dict().items())
@@ -95,7 +97,7 @@ def test_sizes_are_read_off_the_tensors(write: Callable[..., Path], parts: tuple
     assert load_official(write(), dataset="coco")[3].mean == PUBLISHED_NORMALISATION["coco"][0]
 
 
-def test_a_whole_clip_arguments_and_ddp_names_are_no_hindrance(
+def test_clip_weights_arguments_and_ddp_prefixes_are_accepted(
     write: Callable[..., Path], parts: tuple[State, State, Fusioner]
 ) -> None:
     image, text, model = parts
@@ -107,7 +109,7 @@ def test_a_whole_clip_arguments_and_ddp_names_are_no_hindrance(
     assert {value.dtype for value in loaded[0].state_dict().values()} == {torch.float32}
 
 
-def test_it_segments_through_load(write: Callable[..., Path]) -> None:
+def test_load_opens_it(write: Callable[..., Path]) -> None:
     path = write()
     image = (torch.rand(40, 56, 3) * 255).byte().numpy()
     result = fusioner.load(path, device="cpu")(image, ["cat", "sofa"])
@@ -163,7 +165,7 @@ def test_a_foreign_file_gets_one_sentence(
     assert "this ran" not in capsys.readouterr().out
 
 
-def test_no_file_a_cut_one_and_no_tokenizer(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_missing_or_truncated_files_are_one_sentence(write: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(FusionerError, match=r"no checkpoint .*nowhere\.pth"):
         load_official(tmp_path / "nowhere.pth")
     path = write()

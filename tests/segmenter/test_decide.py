@@ -105,7 +105,7 @@ def test_streaming_decides_as_all_at_once(
     assert torch.equal(numbers[sure], decide(p, threshold, background)[sure])
 
 
-def test_hopeless_labels_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_win_nowhere_are_not_upsampled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of a hundred labels win somewhere; only they, and those that might, are upsampled."""
     logits = torch.randn(100, 12, 10) - 5
     logits[17], logits[60, :6] = 3.0, 9.0

@@ -128,7 +128,7 @@ def test_yolo_reads_back_the_simplified_masks(result: Segmentation) -> None:
     assert nearly(np.any([painted(points, (40, 60)) for points in shapes], axis=0), result.mask(LABELS[1]))
 
 
-def test_polygons_to_edit_have_few_points_and_tell_their_distance() -> None:
+def test_simplified_polygons_report_their_tolerance() -> None:
     noise = gaussian_filter(np.random.default_rng(0).normal(size=(300, 400)), 2)
     mask: Any = binary_fill_holes(noise + 0.4 * (gaussian_filter(noise, 30) > 0) > 0)
     shapes = json.loads(segmentation(mask.astype(np.uint16)).to_bytes("labelme"))["shapes"]

@@ -27,7 +27,7 @@ def test_members_follow_the_labels_once(hierarchy: LabelHierarchy) -> None:
     assert hierarchy.expand(["sofa", "cat"]) == ["sofa", "cat"]
 
 
-def test_a_hypernym_is_where_any_of_its_members_is(hierarchy: LabelHierarchy) -> None:
+def test_a_hypernym_covers_all_its_members(hierarchy: LabelHierarchy) -> None:
     labels = ["cat", "animal", "sofa"]
     logits = np.array([[[3.0, -2.0, -2.0]], [[-1.0, -1.0, -1.0]], [[-4.0, -4.0, 1.0]], [[-3.0, 2.0, -3.0]]])  # + dog
     found = hierarchy.reduce(logits, labels)
@@ -83,7 +83,7 @@ def test_labels_that_differ_by_an_adjective_are_indistinct() -> None:
     assert head_noun("two slices of the pizza on a plate") == "pizza"
 
 
-def test_warnings_name_what_cannot_be_found() -> None:
+def test_warnings_list_labels_that_cannot_be_found() -> None:
     assert label_warnings(["cat", "person", "traffic light", "armchair"]) == []
     assert "parts of things" in label_warnings(["wheel", "nose", "horse's head", "cat"])[0]
     parts = ["wheel", "noses", "horse\u2019s head", "car wheel", "left ear of the dog"]

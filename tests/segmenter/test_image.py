@@ -317,7 +317,7 @@ def test_fewer_bits_stored_in_16_are_stretched(
     assert notes == [note][: bits < 16] + ["has 4 bands: only the first 3 are read, as colours"][: bands == 4]
 
 
-def test_a_tiff_of_other_bands_is_named(tmp_path: Path) -> None:
+def test_a_tiff_with_unknown_bands_is_one_sentence(tmp_path: Path) -> None:
     pages = np.zeros((5, 30, 40), np.uint8)
     with pytest.raises(FusionerError, match="is a TIFF of 5 bands, which is not supported: save three"):
         written(tmp_path / "a.tif", pages, photometric="minisblack", planarconfig="separate")
@@ -334,7 +334,9 @@ def test_a_tiff_whose_pages_form_a_loop_is_read(photo: np.ndarray) -> None:
     assert np.array_equal(read_image(bytes(tiff)), photo)
 
 
-def test_heic_and_camera_raw_are_named(photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_and_camera_raw_are_identified_by_content(
+    photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(2000)
     suffixes = {suffix: format for suffix, format in Image.registered_extensions().items() if format != "HEIF"}
     monkeypatch.setattr(image, "_register_heif", lambda: None)
@@ -498,12 +500,12 @@ def test_tensors_of_other_shapes_are_refused(photo: np.ndarray) -> None:
         read_image(torch.zeros(2, 3, 8, 8))
 
 
-def test_a_url_is_named() -> None:
+def test_a_url_is_one_sentence() -> None:
     with pytest.raises(FusionerError, match="download it first, images are not read from URLs"):
         read_image("https://example.org/cat.jpg")
 
 
-def test_something_else_is_refused() -> None:
+def test_other_types_are_refused() -> None:
     with pytest.raises(FusionerError, match=r"not <class 'int'>"):
         read_image(3)  # type: ignore[arg-type]
 
@@ -570,7 +572,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_the_limit_is_ours_also_where_pillows_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pixel_limit_applies_without_pillows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb_png(20_000, 20_000))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -580,7 +582,7 @@ def test_the_limit_is_ours_also_where_pillows_is_off(tmp_path: Path, monkeypatch
         read_image(np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (20_000, 20_000), (0, 0)))
 
 
-def test_pillows_own_warning_does_not_leak() -> None:
+def test_pillows_warning_is_suppressed() -> None:
     """Ten times ten thousand pixels lie between Pillow's warning, an error in this suite, and our limit."""
     assert MAX_PIXELS > 10_000 * 10_000
     cut = bomb_png(10_000, 10_000)[:60]

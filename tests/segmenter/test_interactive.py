@@ -27,7 +27,7 @@ def photo() -> np.ndarray:
     return data.chelsea()[:90, :130]
 
 
-def test_progress_is_told_after_every_window(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+def test_on_progress_is_called_after_every_window(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     output: list[tuple[int, int]] = []
     tiny_segmenter(photo, LABELS, mode="slide", on_progress=lambda *numbers: output.append(numbers))
     windows = len(WindowGrid(90, 130, 32, smooth=True).origins)
@@ -35,7 +35,7 @@ def test_progress_is_told_after_every_window(tiny_segmenter: Segmenter, photo: n
 
 
 @pytest.mark.parametrize("work", ["call", "encode"])
-def test_what_on_progress_raises_stops_the_work(tiny_segmenter: Segmenter, photo: np.ndarray, work: str) -> None:
+def test_an_exception_of_on_progress_propagates(tiny_segmenter: Segmenter, photo: np.ndarray, work: str) -> None:
     def stop(done: int, total: int) -> None:
         if done == 2:
             raise EnoughError
@@ -49,13 +49,13 @@ def test_what_on_progress_raises_stops_the_work(tiny_segmenter: Segmenter, photo
     assert tiny_segmenter(photo, LABELS).label_map.shape == (90, 130)
 
 
-def test_native_is_the_same_at_once_and_after_encoding(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+def test_slide_equals_encode_then_segment(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     at_once = tiny_segmenter(photo, LABELS, mode="slide")
     stored = tiny_segmenter.set_image(photo, mode="slide").segment(LABELS)
     torch.testing.assert_close(at_once.logits, stored.logits, atol=1e-3, rtol=1e-3)  # other batches
 
 
-def test_many_images_take_one_forward_and_are_as_one_by_one(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+def test_a_batch_takes_one_forward_and_equals_single_images(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     images = [photo, photo[::-1].copy(), photo[:40, :50].copy()]
     before = tiny_segmenter.image_encoder.calls  # type: ignore[attr-defined]
     together = tiny_segmenter.encode_batch(images)
@@ -65,9 +65,7 @@ def test_many_images_take_one_forward_and_are_as_one_by_one(tiny_segmenter: Segm
         torch.testing.assert_close(encoded.tokens, tiny_segmenter.encode(image).tokens)
 
 
-def test_an_image_looked_at_in_several_sizes_is_the_mean_of_them(
-    make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
-) -> None:
+def test_tta_scales_are_averaged(make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)
     apart = [segmenter.low_res_logits(segmenter.encode(photo, scale=scale), LABELS) for scale in (1.0, 2.0)]
     segmenter.options = InferenceOptions(tta_scales=(1.0, 2.0))
@@ -86,7 +84,7 @@ def test_an_image_looked_at_in_several_sizes_is_the_mean_of_them(
     assert not looks, "what was seen of an image is seen again"
 
 
-def test_a_label_asked_again_is_not_computed_again(
+def test_repeated_labels_are_not_computed_again(
     make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels do not see each other
@@ -101,7 +99,7 @@ def test_a_label_asked_again_is_not_computed_again(
     assert encoded.nbytes == encoded.image.nbytes + encoded.tokens.nbytes + LOGITS_CACHE_BYTES
 
 
-def test_an_image_is_looked_at_once_however_often_it_is_asked(
+def test_an_image_is_encoded_once_for_many_queries(
     make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)
@@ -117,7 +115,7 @@ def test_an_image_is_looked_at_once_however_often_it_is_asked(
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(4, 32))
-def test_smooth_windows_agree_where_their_content_does(height: int, width: int, crop: int) -> None:
+def test_smoothed_windows_agree_on_equal_content(height: int, width: int, crop: int) -> None:
     grid = WindowGrid(height, width, crop, smooth=True)
     canvas = Canvas(grid, crop)
     picture = np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
@@ -126,7 +124,7 @@ def test_smooth_windows_agree_where_their_content_does(height: int, width: int, 
     np.testing.assert_allclose(canvas.mean()[0], picture[..., 0], rtol=1.3e-6, atol=1e-5)
 
 
-def test_windows_that_disagree_fade_into_each_other() -> None:
+def test_differing_windows_are_blended() -> None:
     def largest_step(smooth: bool) -> float:
         grid = WindowGrid(32, 74, 32, smooth=smooth)
         canvas = Canvas(grid, 32)

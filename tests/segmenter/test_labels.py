@@ -63,7 +63,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_characters=","), min_size=1), max_size=8))
-def test_what_passes_is_stripped_and_passes_again(labels: list[str]) -> None:
+def test_parsing_is_idempotent(labels: list[str]) -> None:
     try:
         clean = check_labels(labels)
     except FusionerError:

@@ -100,7 +100,7 @@ def test_overlapping_masks_are_drawn_over_each_other() -> None:
     assert np.abs(picture[15 * scale, 15 * scale] - (cow + np.array(colour(2))) / 2).max() <= 1
 
 
-def test_reasons_tell_absent_labels_from_outscored_ones() -> None:
+def test_reasons_distinguish_absent_from_outscored_labels() -> None:
     result = field(InferenceOptions())
     assert result.outscored == {"calf": "cows"}
     assert result.peaks["calf"] == pytest.approx(1 / (1 + np.exp(-2.5)))
@@ -111,7 +111,7 @@ def test_reasons_tell_absent_labels_from_outscored_ones() -> None:
     assert content["dog"]["outscored_by"] is None
 
 
-def test_notes_are_those_of_the_labels() -> None:
+def test_notes_are_attached_to_their_labels() -> None:
     result = segmentation(dict.fromkeys(["wheel", "猫", "red car", "blue car"], np.ones((4, 4), bool)), OVERLAP)
     for word, note in zip(["red car", "wheel", "猫"], result.notes, strict=True):
         assert word in note
@@ -170,7 +170,7 @@ def test_the_largest_region_of_a_small_label_is_kept() -> None:
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
-def test_run_lengths_hold_the_mask(mask: np.ndarray) -> None:
+def test_run_lengths_encode_the_mask(mask: np.ndarray) -> None:
     assert np.array_equal(decode_mask(encode_mask(mask)), mask)
 
 

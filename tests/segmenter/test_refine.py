@@ -38,7 +38,7 @@ def iou(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
-def test_a_blurred_mask_takes_the_edges_of_what_the_photograph_shows():
+def test_a_blurred_mask_follows_the_edges_of_the_photograph():
     truth = disc(84, 25)
     guide = torch.stack([0.2 + 0.6 * truth, 0.7 - 0.3 * truth, 0.4 + 0 * truth])
     coarse = torch.nn.functional.avg_pool2d(truth[None] * 8 - 4, 12)  # 7 x 7 cells
@@ -55,7 +55,7 @@ def test_a_photograph_without_edges_changes_next_to_nothing():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.floats(-5, 5), st.floats(0.1, 3))
-def test_it_is_linear_in_the_logits_and_leaves_constants_alone(seed: int, level: float, factor: float):
+def test_the_filter_is_linear_and_preserves_constants(seed: int, level: float, factor: float):
     g = torch.Generator().manual_seed(seed)
     edges = GuidedFilter(torch.rand(3, 24, 24, generator=g), radius=2)
     logits = torch.randn(2, 8, 8, generator=g)
@@ -71,7 +71,7 @@ def test_finer_logits_are_averaged_not_sampled():
     torch.testing.assert_close(flat(coarse.repeat_interleave(3, 1).repeat_interleave(3, 2)), flat(coarse))
 
 
-def test_it_is_the_filter_of_the_paper_written_out_for_one_pixel():
+def test_the_filter_equals_the_papers_formula_at_one_pixel():
     g = torch.Generator().manual_seed(3)
     guide, p, r, eps = torch.rand(3, 12, 12, generator=g).double(), torch.randn(12, 12, generator=g).double(), 1, 0.01
     slopes, levels = torch.zeros(12, 12, 3).double(), torch.zeros(12, 12).double()
@@ -90,7 +90,7 @@ def test_it_is_the_filter_of_the_paper_written_out_for_one_pixel():
     torch.testing.assert_close(found, expected)
 
 
-def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Segmenter):
+def test_guided_filter_true_refines_masks(tiny_segmenter: Segmenter):
     rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     plain = tiny_segmenter.low_res_logits(tiny_segmenter.encode(rgb), ["cat", "dog"])
     encoded = tiny_segmenter.encode(rgb, guided_filter=True)
@@ -107,7 +107,7 @@ def test_the_segmenter_refines_fast_masks_where_it_is_told_to(tiny_segmenter: Se
 
 
 @pytest.mark.parametrize("refine", [True, False])
-def test_a_model_refines_as_its_card_says_unless_it_is_told_otherwise(tiny_segmenter: Segmenter, refine: bool):
+def test_the_card_sets_the_default_of_guided_filter(tiny_segmenter: Segmenter, refine: bool):
     parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
     made = Segmenter.from_parts(*parts, replace(tiny_segmenter.card, guided_filter=refine))
     assert made.resolve().guided_filter is refine

@@ -42,13 +42,13 @@ def seen(count: int, sight: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-def test_the_first_ten_colours_are_apart_for_every_eye(sight: str) -> None:
+def test_the_first_ten_colours_are_distinct_under_colour_blindness(sight: str) -> None:
     points = seen(10, sight)
     least = min(np.linalg.norm(a - b) for a, b in itertools.combinations(points, 2))
     assert least > 0.095  # the well-known palette of Okabe and Ito has 0.094 with seven colours
 
 
-def test_later_colours_are_apart_from_their_neighbours_and_visible() -> None:
+def test_later_colours_differ_from_their_neighbours() -> None:
     points = seen(300, "normal")
     assert min(np.linalg.norm(points[1:] - points[:-1], axis=1)) > 0.1
     assert points[:, 0].min() > 0.45  # never near black, the background
@@ -80,7 +80,7 @@ def test_colours_lie_where_the_labels_are() -> None:
     assert (painted[200, 195] != colour(1)).any()  # and thin
 
 
-def test_no_background_and_nothing_found_leave_the_photograph_bright() -> None:
+def test_an_overlay_without_labels_is_the_photograph() -> None:
     image = data.astronaut()
     nothing = by_mask(image, {"dog": np.zeros(image.shape[:2], bool)})
     assert np.array_equal(np.asarray(nothing.overlay(legend=False)), image)
@@ -117,7 +117,7 @@ def test_legend_of_five_hundred_labels_ends_with_a_count() -> None:
     assert strip.height <= 220
 
 
-def test_a_long_list_of_what_is_not_there_takes_two_rows() -> None:
+def test_a_long_list_of_absent_labels_takes_two_rows() -> None:
     found = [LegendEntry(number, f"thing {number}", 0.2) for number in range(1, 40)]
     missing = [LegendEntry(number, f"thing {number}", 0.0) for number in range(41, 80)]
     rows = [(draw_legend(some, 512, max_height=400).height - 12) // 21 for some in (found, missing, [*found, *missing])]
@@ -135,7 +135,7 @@ def test_any_name_can_be_drawn(name: str) -> None:
     assert strip.width == 400
 
 
-def test_letters_no_font_has_become_the_number() -> None:
+def test_unprintable_labels_are_drawn_as_their_number() -> None:
     private = draw_legend([LegendEntry(7, "\ue0ff\ue0fe", 0.5)], 400, max_height=200)
     numbered = draw_legend([LegendEntry(7, "label 7", 0.5)], 400, max_height=200)
     assert np.array_equal(np.asarray(private), np.asarray(numbered))

@@ -34,7 +34,7 @@ def read_png(path: Path) -> tuple[str, np.ndarray]:
         return image.mode, np.asarray(image)
 
 
-def test_what_it_tells(result: Segmentation) -> None:
+def test_attributes(result: Segmentation) -> None:
     assert result.label_map.shape == (60, 90)
     assert result.label_map.dtype == np.uint16
     assert (result.width, result.height) == (90, 60)
@@ -67,7 +67,7 @@ def test_probabilities(result: Segmentation) -> None:
     assert every[0].max() <= torch.tensor(3.0).sigmoid() + 1e-3
 
 
-def test_deciding_anew_from_the_same_logits(result: Segmentation) -> None:
+def test_a_new_threshold_reuses_the_logits(result: Segmentation) -> None:
     strict = Segmentation.from_logits(
         result.image, result.labels, np.asarray(result.logits), InferenceOptions(threshold=0.9)
     )
@@ -169,7 +169,7 @@ def test_a_stem_with_folders_is_refused(result: Segmentation, tmp_path: Path, st
     assert os.listdir(tmp_path) == []
 
 
-def test_no_space_left_writes_nothing(full_disk: Path) -> None:
+def test_a_full_disk_leaves_no_file(full_disk: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)
     result = Segmentation.from_logits(noise, ["noise"], torch.randn(1, 700, 700).numpy())
     with pytest.raises(FusionerError, match=r"cannot write .*image\.\S*: there is no space left"):
@@ -183,7 +183,7 @@ def test_a_file_in_the_folders_place(result: Segmentation, tmp_path: Path) -> No
         result.save(tmp_path / "out")
 
 
-def test_save_names_files_after_the_picture_and_spares_the_picture(result: Segmentation, tmp_path: Path) -> None:
+def test_save_uses_the_pictures_stem_and_never_replaces_the_picture(result: Segmentation, tmp_path: Path) -> None:
     assert result.save(tmp_path / "out")["mask"].name == "chelsea.png"
     result.save(tmp_path / "out")  # replaces its own mask
     picture = tmp_path / "chelsea.png"

@@ -109,7 +109,7 @@ def test_threads_share_a_segmenter_and_an_image(
         sys.setswitchinterval(interval)
 
 
-def test_calling_leaves_the_kept_image_alone(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
+def test_calling_does_not_change_the_set_image(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     stored = tiny_segmenter.set_image(photo).segment(LABELS)
     tiny_segmenter(photo[::-1].copy(), LABELS)
     assert np.array_equal(tiny_segmenter.segment(LABELS).label_map, stored.label_map)
@@ -198,7 +198,7 @@ def test_bad_input_is_one_sentence(tiny_segmenter: Segmenter, photo: np.ndarray,
         tiny_segmenter(**({"image": photo, "labels": LABELS} | arguments))
 
 
-def test_native_without_smoothness_is_the_sliding_window_average(
+def test_slide_without_blending_is_the_window_average(
     sliding_windows: Any, tiny_segmenter: Segmenter, photo: np.ndarray
 ) -> None:
     pixels = torch.tensor(photo).permute(2, 0, 1)[None] / 255
@@ -216,7 +216,7 @@ def test_native_without_smoothness_is_the_sliding_window_average(
     )
 
 
-def test_native_within_a_memory_budget_says_nearly_the_same(
+def test_slide_within_a_memory_budget_is_nearly_equal(
     tiny_segmenter: Segmenter, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = tiny_segmenter.encode(photo, mode="slide")
@@ -247,7 +247,7 @@ def test_labels_in_portions_where_they_are_independent(
         assert np.allclose(whole[3:4], alone, atol=1e-4)
 
 
-def test_numbers_that_are_not_finite_are_told(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
+def test_non_finite_logits_are_an_error(make_tiny_segmenter: Make, photo: np.ndarray) -> None:
     segmenter = make_tiny_segmenter()
     next(segmenter.model.parameters()).data.fill_(torch.nan)
     with pytest.raises(FusionerError, match="NaN or Inf logits"):
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_other_encoders(make_tiny_segmenter: Make) -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "mps", "tpu", "meta", "cuda:x"])
-def test_devices_that_are_not_there(make_tiny_segmenter: Make, device: str) -> None:
+def test_missing_devices_are_one_sentence(make_tiny_segmenter: Make, device: str) -> None:
     if device == "mps" and torch.mps.is_available():
         pytest.skip("this machine has it")
     one = make_tiny_segmenter()

@@ -49,7 +49,7 @@ def test_every_nth_frame_in_its_colours_and_at_its_time(clip: Path) -> None:
         assert difference(frame.rgb, picture(frame.index + 5)) > 10
 
 
-def test_phones_note_how_the_camera_was_held(clip: Path, tmp_path: Path) -> None:
+def test_rotation_metadata_is_applied(clip: Path, tmp_path: Path) -> None:
     raw = bytearray(clip.read_bytes())
     matrix = raw.index(b"tkhd") + 44  # version 0: 4 + 4 of name and flags, 20 of times and ids, 16 of the rest
     assert struct.unpack(">9i", raw[matrix : matrix + 36])[:5] == (65536, 0, 0, 0, 65536)
@@ -60,7 +60,7 @@ def test_phones_note_how_the_camera_was_held(clip: Path, tmp_path: Path) -> None
     assert difference(first.rgb, picture(0).transpose(Image.Transpose.ROTATE_270)) < 5
 
 
-def test_a_video_cut_short_gives_what_is_left(clip: Path, tmp_path: Path) -> None:
+def test_a_truncated_video_yields_its_frames(clip: Path, tmp_path: Path) -> None:
     raw = clip.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) * 4 // 5])  # its index stands in front
     with open_video(tmp_path / "cut.mp4") as video:
@@ -72,7 +72,7 @@ def test_a_video_cut_short_gives_what_is_left(clip: Path, tmp_path: Path) -> Non
     assert difference(frames[3].rgb, picture(3)) < 5
 
 
-def test_broken_bytes_inside_are_told(clip: Path, tmp_path: Path) -> None:
+def test_corrupt_frames_are_reported(clip: Path, tmp_path: Path) -> None:
     raw = bytearray(clip.read_bytes())
     for place in np.random.default_rng(0).integers(len(raw) // 3, len(raw), 40):
         raw[place] ^= 255
@@ -92,7 +92,7 @@ def test_broken_bytes_inside_are_told(clip: Path, tmp_path: Path) -> None:
         (bytes(5000), "is corrupt or not a video"),
     ],
 )
-def test_what_is_no_video(tmp_path: Path, content: bytes | None, reason: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "clip.mp4").write_bytes(content)
     with pytest.raises(FusionerError, match=reason), open_video(tmp_path / "clip.mp4"):

@@ -14,7 +14,7 @@ sizes, crops = st.integers(1, 40), st.integers(4, 30)
 
 
 @given(sizes, sizes, st.integers(1, 30))
-def test_every_pixel_is_covered_and_no_window_is_idle(height: int, width: int, crop: int) -> None:
+def test_windows_cover_every_pixel_and_none_is_redundant(height: int, width: int, crop: int) -> None:
     grid = WindowGrid(height, width, crop)
     seen = torch.zeros(height, width)
     for y, x in grid.origins:
@@ -26,7 +26,7 @@ def test_every_pixel_is_covered_and_no_window_is_idle(height: int, width: int, c
 
 
 @given(sizes, sizes, crops, st.integers(4, 30), st.integers(1, 7))
-def test_a_pixelwise_model_comes_through_unchanged(
+def test_a_pixelwise_model_is_unchanged_by_windows(
     sliding_windows: Any, height: int, width: int, crop: int, stride: int, batch: int
 ) -> None:
     image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height * width))
@@ -54,7 +54,7 @@ def test_padding_lies_right_and_below() -> None:
     assert not window[:, 7:].any()
 
 
-def test_a_coarse_canvas_holds_the_same_picture() -> None:
+def test_a_coarse_canvas_equals_the_downsampled_one() -> None:
     """Fewer cells than pixels: a smooth picture survives within what a cell can show."""
     grid = WindowGrid(200, 310, 64)
     y, x = torch.meshgrid(torch.linspace(0, 1, 200), torch.linspace(0, 1, 310), indexing="ij")

@@ -64,7 +64,7 @@ def raw(photo: bytes, **fields: str) -> bytes:
     return "\r\n".join(["POST /v1/segment HTTP/1.1", *lines, "", ""]).encode() + request.read()
 
 
-def test_a_full_queue_says_when_to_come_again(small: Running, photo: bytes, closed: Any) -> None:
+def test_a_full_queue_sends_retry_after(small: Running, photo: bytes, closed: Any) -> None:
     closed(small)
     answers = [small.later("POST", "/v1/segment", **ask(photo)) for _ in range(3)]
     until(lambda: small.busy == 3)
@@ -103,7 +103,7 @@ def test_a_slow_sender_loses_the_place(hasty: Running, photo: bytes) -> None:
         until(lambda: hasty.busy == 0)
 
 
-def test_clients_that_trickle_lock_nobody_out(
+def test_slow_clients_do_not_block_others(
     start_server: Callable[..., Running], photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 0.2)
@@ -174,7 +174,7 @@ def test_threads_share_a_segmenter_and_a_cached_image(make_tiny_segmenter: Calla
         assert list(threads.map(one, range(200))) == [[3, 3]] * 200
 
 
-def test_whoever_does_not_read_keeps_the_place(
+def test_a_client_that_does_not_read_keeps_its_slot(
     start_server: Callable[..., Running], make_tiny_segmenter: Callable[..., Any], photo: bytes
 ) -> None:
     server = start_server(lambda: make_tiny_segmenter(256), limits=Limits(timeout=3))
@@ -190,7 +190,7 @@ def test_whoever_does_not_read_keeps_the_place(
     assert server.http.post(f"/v1/images/{stored}/segment", json={"labels": "cat"}).status_code == 200
 
 
-def test_nobody_works_for_a_client_that_left(small: Running, photo: bytes, closed: Any) -> None:
+def test_work_for_a_disconnected_client_is_cancelled(small: Running, photo: bytes, closed: Any) -> None:
     closed(small)
     calls = small.encoder.calls
     first = small.later("POST", "/v1/segment", **ask(photo))
@@ -259,7 +259,7 @@ def test_a_second_signal_does_not_wait(start_server: Callable[..., Running], pho
     assert accepted.exception() or accepted.result().is_error
 
 
-def test_many_at_once_get_what_each_would_get_alone(server: Running, photo: bytes) -> None:
+def test_concurrent_requests_equal_single_ones(server: Running, photo: bytes) -> None:
     from io import BytesIO
 
     from PIL import Image, ImageOps
@@ -289,7 +289,7 @@ def test_many_at_once_get_what_each_would_get_alone(server: Running, photo: byte
             assert abs(segment["pixels"] - alone.areas[label]) <= 0.001 * image.width * image.height
 
 
-def test_images_that_wait_share_a_forward(start_server: Callable[..., Running], photo: bytes) -> None:
+def test_queued_images_share_a_forward(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server(limits=Limits(batch=4))
     server.gate.clear()
     jobs = [server.later("POST", "/v1/segment", **ask(photo))]

@@ -57,7 +57,7 @@ def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, mode
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_is_what_the_segmenter_writes(
+def test_every_format_equals_the_segmenters(
     server: Any, segmenter: Segmenter, photo: bytes, stored: str, kind: str
 ) -> None:
     answer = server.http.post(f"/v1/images/{stored}/segment", json={"labels": LABELS, "format": kind})
@@ -118,7 +118,7 @@ def test_logits_of_mode_slide_are_downsampled(make_tiny_segmenter: Callable[...,
     assert not np.frombuffer(base64.b64decode(flat["planes"][0]), "<u2").any()
 
 
-def test_keep_ask_and_forget(server: Any, photo: bytes) -> None:
+def test_images_are_stored_queried_and_deleted(server: Any, photo: bytes) -> None:
     answer = server.http.post(
         "/v1/images", json={"image": "data:image/jpeg;base64," + base64.b64encode(photo).decode()}
     )
@@ -151,7 +151,7 @@ def test_labels_with_commas(server: Any, photo: bytes) -> None:
     assert output.json()["labels"] == wanted
 
 
-def test_the_page_may_load_nothing_from_elsewhere(server: Any) -> None:
+def test_the_content_security_policy_allows_own_resources_only(server: Any) -> None:
     page = server.http.get("/")
     assert page.status_code == 200
     policy = page.headers["content-security-policy"]

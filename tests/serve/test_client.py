@@ -31,7 +31,7 @@ def client(server: Running) -> Any:
 
 
 @pytest.mark.parametrize("form", ["path", "bytes", "array", "image"])
-def test_it_finds_what_the_segmenter_finds(
+def test_the_client_returns_the_segmenters_result(
     client: fusioner.Client, make_tiny_segmenter: Callable[..., Segmenter], photo: bytes, tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / "cat.jpg"
@@ -69,7 +69,7 @@ def test_masks_regions_and_reasons_arrive(
         assert found.scores[label] == pytest.approx(own.scores[label], abs=1e-5 if not own.options.instances else 0.02)
 
 
-def test_upload_once_ask_often(server: Running, client: fusioner.Client, photo: bytes) -> None:
+def test_upload_once_query_often(server: Running, client: fusioner.Client, photo: bytes) -> None:
     calls = server.encoder.calls
     image = client.upload(photo)
     assert (image.width, image.height) == (451, 300)
@@ -88,7 +88,7 @@ def test_exports_and_models(client: fusioner.Client, photo: bytes) -> None:
         assert client.export(photo, "cat", kind)
 
 
-def test_a_busy_server_is_asked_again(start_server: Callable[..., Running], photo: bytes) -> None:
+def test_a_busy_server_is_retried(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server(limits=Limits(max_requests=1))
     server.gate.clear()
     first = server.later("POST", "/v1/segment", files={"image": photo}, data={"labels": "cat"})
@@ -138,7 +138,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., fusioner.Client]
     return answering
 
 
-def test_a_server_that_starts_is_asked_again_as_late_as_it_says(answering: Callable[..., fusioner.Client]) -> None:
+def test_a_starting_server_is_retried_after_its_delay(answering: Callable[..., fusioner.Client]) -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=5), usegmt=True)
     models = httpx.Response(200, json={"models": []})
     for header in ("1", soon, "nonsense"):

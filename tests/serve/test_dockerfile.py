@@ -19,7 +19,7 @@ def arguments(instruction: str) -> list[str]:
     return [rest for name, rest in STEPS if name == instruction]
 
 
-def test_what_it_copies_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     stored = {line[1:] for line in (REPO / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
     copied = {source for line in arguments("COPY") for source in line.split()[:-1]}
     assert copied

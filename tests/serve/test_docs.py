@@ -42,7 +42,7 @@ def test_the_python_lines(server: Running, here: Path) -> None:
     exec(code.replace("http://127.0.0.1:8000", server.address), {})
 
 
-def test_every_format_and_status_is_named() -> None:
+def test_every_format_and_status_is_documented() -> None:
     assert all(f"`{kind}`" in TEXT for kind in [*FORMATS, "logits"])
     from fusioner.serve.errors import CODES
 

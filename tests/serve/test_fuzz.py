@@ -170,7 +170,7 @@ def test_a_jpeg_of_endless_scans(fuzzed: Running) -> None:
         b"#define x_width 10\n#define x_height 10\n",
     ],
 )
-def test_what_is_no_picture(fuzzed: Running, content: bytes) -> None:
+def test_other_content_is_refused(fuzzed: Running, content: bytes) -> None:
     refused(send(fuzzed, content))
 
 

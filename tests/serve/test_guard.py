@@ -26,7 +26,7 @@ def locked(start_server: Callable[..., Running]) -> Running:
     "sent", ["", "Bearer", "Bearer wrong", f"Bearer {KEY}x", f"Basic {KEY}", KEY, "Bearer schl\u00fcssel".encode()]
 )
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/segment"), ("GET", "/metrics")])
-def test_the_key_is_asked_for(locked: Running, method: str, path: str, sent: Any) -> None:
+def test_requests_without_the_key_are_refused(locked: Running, method: str, path: str, sent: Any) -> None:
     answer = locked.http.request(method, path, headers={"Authorization": sent} if sent else {})
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -34,7 +34,7 @@ def test_the_key_is_asked_for(locked: Running, method: str, path: str, sent: Any
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
-def test_the_key_opens(locked: Running, photo: bytes, scheme: str) -> None:
+def test_requests_with_the_key_are_accepted(locked: Running, photo: bytes, scheme: str) -> None:
     headers = {"Authorization": f"{scheme} {KEY}"}
     answer = locked.http.post("/v1/segment", files={"image": photo}, data={"labels": "cat"}, headers=headers)
     assert answer.status_code == 200
@@ -46,7 +46,7 @@ def test_the_page_and_the_probes_need_no_key(locked: Running) -> None:
         assert locked.http.get(path).status_code == 200
 
 
-def test_other_pages_may_call_only_where_they_are_named(server: Running, locked: Running, photo: bytes) -> None:
+def test_cors_allows_listed_origins_only(server: Running, locked: Running, photo: bytes) -> None:
     wish = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
@@ -78,7 +78,7 @@ def test_a_foreign_name_for_this_machine_is_refused(server: Running, host: str) 
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:9", "127.0.0.1", "[::1]:80"])
-def test_its_own_names_are_not(server: Running, host: str) -> None:
+def test_its_own_names_are_accepted(server: Running, host: str) -> None:
     assert server.http.get("/v1/models", headers={"Host": host}).status_code == 200
 
 
@@ -105,7 +105,7 @@ def test_behind_a_proxy_with_a_name_and_a_path(start_server: Callable[..., Runni
     assert server.http.get("/v1/models", headers=headers | {"Host": "evil.example"}).status_code == 403
 
 
-def test_named_hosts_are_the_only_ones_on_every_address(start_server: Callable[..., Running]) -> None:
+def test_allowed_hosts_apply_to_every_address(start_server: Callable[..., Running]) -> None:
     server = start_server(host="0.0.0.0", allowed_hosts=("seg.example",))
     address = server.address.replace("0.0.0.0", "127.0.0.1")
     for host, status in [("seg.example", 200), ("localhost:80", 200), ("evil.example", 403)]:

@@ -57,7 +57,7 @@ def test_every_error_is_described(described: dict[str, Any]) -> None:
             assert schema == {"$ref": "#/components/schemas/Problem"}
 
 
-def test_a_key_is_described_where_one_is_asked_for(start_server: Callable[..., Running]) -> None:
+def test_the_schema_describes_the_key(start_server: Callable[..., Running]) -> None:
     described = start_server(key="secret").http.get("/openapi.json").json()
     assert all("security" in described["paths"][path]["post"] for path in POSTS)
 
@@ -72,7 +72,9 @@ def openapi(server: Running) -> Any:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("path", POSTS)
-def test_nothing_makes_it_fail(server: Running, photo: bytes, openapi: Any, path: str, mode: GenerationMode) -> None:
+def test_schemathesis_finds_no_server_error(
+    server: Running, photo: bytes, openapi: Any, path: str, mode: GenerationMode
+) -> None:
     """Requests as described and requests as forbidden; every answer is one that the description announces."""
     stored = server.http.post("/v1/images", files={"image": photo}).json()["id"]
 

@@ -52,7 +52,7 @@ def ready(address: str) -> bool:
 
 
 @pytest.mark.slow
-def test_from_start_to_end(start: Any, tmp_path: Path) -> None:
+def test_start_serve_and_stop(start: Any, tmp_path: Path) -> None:
     process, address = start("--max-labels", "2", "--tta-scales", "1,1.2", "--guided-filter")
     assert not ready(address)  # the model is still being loaded; the page is there
     assert httpx.get(address).status_code == 200

@@ -19,7 +19,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_rows_by_rows_folds_together(tmp_path: Path) -> None:
+def test_cells_are_ordered_by_row_with_folds_together(tmp_path: Path) -> None:
     text = (
         DATA
         + '[grid]\nimage_encoders = ["dinov2-s+effnet-lite2", "dinov2-s@/"]\n'
@@ -36,7 +36,7 @@ def test_rows_by_rows_folds_together(tmp_path: Path) -> None:
     assert not read_sweep(written(tmp_path, DATA)).config(sweep.cells[0]).model.closed_set_head  # a fold does without
 
 
-def test_every_option_of_both_commands(tmp_path: Path) -> None:
+def test_cells_take_every_option_of_train_and_evaluate(tmp_path: Path) -> None:
     text = (
         DATA + '[train]\npreset = "small"\nlr = 1\ndecoder_widths = [8, 4]\ncheckpoint_minutes = 0\ncompile = false\n'
     )
@@ -89,14 +89,14 @@ def test_every_option_of_both_commands(tmp_path: Path) -> None:
         (CLIP + '[train]\nsimilarity = "cosine"', "text encoder of clip-vit-b16 is clip-text-b16"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+def test_impossible_sweeps_are_one_sentence(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(FusionerError, match=says):
         read_sweep(written(tmp_path, text))
     with pytest.raises(FusionerError, match="No such file"):
         read_sweep(tmp_path / "none.toml")
 
 
-def test_the_examples_and_the_page_can_be_read(tmp_path: Path) -> None:
+def test_examples_and_docs_parse(tmp_path: Path) -> None:
     sizes = {path.name: len(read_sweep(path).cells) for path in (REPO / "examples").glob("table1-*.toml")}
     assert sizes == {"table1-embedded.toml": 28, "table1-paper.toml": 48}
     page = (REPO / "docs" / "sweep.md").read_text("utf-8")

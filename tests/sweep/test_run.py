@@ -47,7 +47,7 @@ def ran(sweep: Sweep, out: Path, jobs: int = 2) -> tuple[dict[Cell, str], list[s
     return failed, output, shown
 
 
-def test_done_is_done_and_a_failure_is_tried_again(tmp_path: Path) -> None:
+def test_finished_cells_are_skipped_and_failed_ones_retried(tmp_path: Path) -> None:
     sweep = cheap(0, 1, 3)
     failed, output, shown = ran(sweep, tmp_path)
     assert [cell.fold for cell in failed] == [3]
@@ -67,7 +67,7 @@ def test_done_is_done_and_a_failure_is_tried_again(tmp_path: Path) -> None:
     assert log.count("error:") == 2
 
 
-def test_an_estimate_from_what_is_done(tmp_path: Path) -> None:
+def test_the_remaining_time_is_estimated_from_finished_cells(tmp_path: Path) -> None:
     sweep = cheap(0, 1)
     rough = estimate(sweep, tmp_path, sweep.cells[1])
     assert 60 < rough < estimate(replace(sweep, train={"steps": 20}), tmp_path, sweep.cells[1])
@@ -105,7 +105,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
         claim(test_set="coco-to-pascal")
 
 
-def test_a_cell_ends_with_whoever_started_it(tmp_path: Path) -> None:
+def test_a_cell_ends_with_its_parent_process(tmp_path: Path) -> None:
     """Killed with -9, the parent can tell nobody; the closing of a pipe does."""
     waits = tmp_path / "pipe"
     os.mkfifo(waits)  # a file that never ends: the cell hangs on reading it
@@ -154,7 +154,7 @@ def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Sweep, Path]
     return sweep, tmp_path
 
 
-def test_the_table_is_a_row_a_method_and_a_column_a_fold(swept: tuple[Sweep, Path]) -> None:
+def test_the_table_has_a_row_per_method_and_a_column_per_fold(swept: tuple[Sweep, Path]) -> None:
     sweep, out = swept
     table = build(sweep, out, {sweep.cells[3]: "no <memory>"}, draws=20)
     content = to_json(table)
@@ -197,7 +197,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ('["clip-vit-b16", "sclip-vit-b16"]', "posterior", "clip-vit-b16 supports --similarity cosine"),
     ],
 )
-def test_dry_run_finds_what_a_cell_would_refuse(
+def test_dry_run_reports_errors_of_cells(
     encoders: str, similarity: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "s.toml"

@@ -70,7 +70,9 @@ def test_other_classes_are_negatives_and_unlabeled_pixels_are_ignored(unlabeled_
             assert batch.text[row, place].argmax() == made.vocabulary.words.index(name)
 
 
-def test_each_image_is_asked_for_its_own_sets_names_only(voc_tree: Path, unlabeled_tree: Path, encoder: Any) -> None:
+def test_each_image_is_prompted_with_classes_of_its_own_data_set(
+    voc_tree: Path, unlabeled_tree: Path, encoder: Any
+) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree), open_split("folder", unlabeled_tree)], "images")
     made = batches(corpus, encoder, prompts=6)
     for batch in [next(made.training_batches(BatchSampler(corpus.samples, 28, 0), 0))]:
@@ -94,7 +96,9 @@ def test_the_unseen_classes_of_a_fold_are_background(voc_tree: Path, encoder: An
         assert batch.labels[row].max() == 1
 
 
-def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hypernym_prompt_covers_all_its_classes(
+    voc_tree: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fusioner.training.prompt_sampling.HYPERNYM_PROBABILITY", 1.0)
     corpus = build_corpus(
         [open_split("pascal", voc_tree, 1)], "images"
@@ -126,7 +130,7 @@ def test_a_word_for_a_group_stands_for_all_of_it(voc_tree: Path, encoder: Any, m
     assert requested > 3
 
 
-def test_what_many_images_show_is_asked_for_more_often_where_it_is_absent(voc_tree: Path, encoder: Any) -> None:
+def test_frequent_classes_are_drawn_more_often_as_negatives(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     shown = Counter(class_id for _, class_id in corpus.splits[0].data.pairs())
     requested = {fair: Counter[int]() for fair in (0.0, 1.0)}
@@ -194,7 +198,7 @@ def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
     assert 0 < flipped < 12
 
 
-def test_shares_of_processes_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
+def test_processes_share_the_batch(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images", val_images=1)
     made, order = batches(corpus, encoder), BatchSampler(corpus.samples, 7, 0)
     whole = next(made.training_batches(order, 4))
@@ -206,7 +210,7 @@ def test_shares_of_processes_make_up_the_batch(voc_tree: Path, encoder: Any) -> 
     assert [len(batch.labels) for batch in made.held_out_batches(4)] == [1]
 
 
-def test_pieces_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
+def test_microbatches_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     whole = next(batches(corpus, encoder).training_batches(BatchSampler(corpus.samples, 5, 0), 0))
     pieces = whole.split(3)
@@ -216,7 +220,7 @@ def test_pieces_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20))
-def test_shrinking_takes_the_pixel_under_each_centre(height: int, width: int, h: int, w: int) -> None:
+def test_masks_are_resized_by_the_pixel_under_each_centre(height: int, width: int, h: int, w: int) -> None:
     mask = np.arange(height * width).reshape(height, width)
     exact = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None].double(), (h, w), mode="nearest-exact")
     ours = resize_mask(mask, (h, w))
@@ -229,7 +233,7 @@ def test_shrinking_takes_the_pixel_under_each_centre(height: int, width: int, h:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_making_batches_ahead_changes_nothing(depth: int) -> None:
+def test_prefetched_batches_are_the_same(depth: int) -> None:
     def numbers() -> Iterator[Any]:
         yield from range(5)
         raise FusionerError("mask 5.png is broken")

@@ -43,13 +43,13 @@ def test_without_a_fold_everything_is_prompted(voc_tree: Path) -> None:
     assert len(build_corpus([open_split("pascal", voc_tree)], "images").samples) == 24
 
 
-def test_of_few_images_a_larger_share_is_held_out() -> None:
+def test_small_sets_hold_out_a_larger_share() -> None:
     counts = {images: held_out_count(images, 32) for images in (4, 16, 40, 100, 199, 200, 400, 500, 640, 5000)}
     assert counts == {4: 0, 16: 3, 40: 8, 100: 20, 199: 20, 200: 20, 400: 20, 500: 25, 640: 32, 5000: 32}
     assert held_out_count(5000, 0) == held_out_count(40, 0) == 0
 
 
-def test_held_out_images_are_trained_on_by_no_pair(own_tree: Path) -> None:
+def test_held_out_images_are_in_no_training_pair(own_tree: Path) -> None:
     split = open_split("folder", own_tree)
     for sampling in ("pairs", "images"):
         corpus = build_corpus([split], sampling, val_images=5, seed=3)
@@ -64,21 +64,21 @@ def test_held_out_images_are_trained_on_by_no_pair(own_tree: Path) -> None:
     assert build_corpus([split], "images").digest() != corpus.digest()
 
 
-def test_several_sets_keep_their_own_classes(voc_tree: Path, own_tree: Path) -> None:
+def test_several_data_sets_have_their_own_classes(voc_tree: Path, own_tree: Path) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree), open_split("folder", own_tree)], "images")
     assert corpus.class_offsets == (0, 21, 24)
     assert {"cat", "hat"} <= set(corpus.names())
     assert Counter(sample.split for sample in corpus.samples) == {0: 24, 1: 58}
 
 
-def test_a_fold_admits_no_further_sets(voc_tree: Path, own_tree: Path) -> None:
+def test_a_fold_excludes_further_data_sets(voc_tree: Path, own_tree: Path) -> None:
     with pytest.raises(FusionerError, match="--fold and --extra-dataset"):
         build_corpus([open_split("pascal", voc_tree, 1), open_split("folder", own_tree)], "images")
     with pytest.raises(FusionerError, match="no folds"):
         open_split("folder", own_tree, 1)
 
 
-def test_every_epoch_shows_every_example_once_in_another_order(voc_tree: Path) -> None:
+def test_every_epoch_has_every_example_once_in_another_order(voc_tree: Path) -> None:
     samples = build_corpus([open_split("pascal", voc_tree)], "images").samples
     order = BatchSampler(samples, 5, seed=0)
     assert order.steps(2) == 10  # 48 images in tens of 5

@@ -68,7 +68,7 @@ def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_update", failing)
 
 
-def test_it_learns(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_masks_improve(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(steps=60, lr=3e-3, decoder_lr=3e-3, warmup=0.1, evaluations=1)
     result = run(voc_tree, tmp_path, config)
     loss = losses(lines(tmp_path))
@@ -91,7 +91,7 @@ def test_it_learns(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
         {"sampling": "pairs", "prompts": 1, "augment_prob": 0.5},
     ],
 )
-def test_a_crashed_run_goes_on_to_the_same_weights(
+def test_a_crashed_run_resumes_to_the_same_weights(
     voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     config = tiny(**changes)
@@ -108,7 +108,7 @@ def test_a_crashed_run_goes_on_to_the_same_weights(
     assert losses(one) == losses(other)
 
 
-def test_the_slow_weights_are_what_ema_says(
+def test_ema_weights_are_the_exponential_average(
     voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read off the states of every step; the saved model is the slow one."""
@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(voc_tree: Pat
     assert not same(a, c)
 
 
-def test_accumulating_gives_the_gradient_of_the_whole_batch(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_gradient_accumulation_equals_the_whole_batch(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     run(voc_tree, tmp_path / "whole", tiny(ce_weight=1.0))
     run(voc_tree, tmp_path / "pieces", tiny(ce_weight=1.0, grad_accum=4))
     one, other = lines(tmp_path / "whole"), lines(tmp_path / "pieces")
@@ -196,7 +196,7 @@ def test_a_damaged_state_is_named(voc_tree: Path, tiny: Tiny, tmp_path: Path) ->
         run(voc_tree, tmp_path, tiny(steps=1), resume=True)
 
 
-def test_a_poisoned_learning_rate_keeps_the_last_good_checkpoint(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_diverging_run_leaves_the_last_finite_checkpoint(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(FusionerError, match=r"the loss is (nan|inf) at step \d+ .*resume\.pt"):
         run(voc_tree, tmp_path, tiny(lr=1e30, decoder_lr=1e30), ALWAYS)
     state = read_state(tmp_path, torch.device("cpu"))
@@ -211,7 +211,7 @@ def test_no_space_left(voc_tree: Path, tiny: Tiny, full_disk: Path) -> None:
     assert not list(full_disk.rglob("*.pt"))
 
 
-def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_card_records_the_training(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(steps=2, val_images=2)
     run(voc_tree, tmp_path, config, fold=0, preset="small", command="fusioner train pascal")
     model, card = load_model(tmp_path / "best.safetensors")
@@ -231,7 +231,7 @@ def test_the_card_tells_all(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     assert model.config.image_dim == 12
 
 
-def test_frozen_means_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoders_are_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fusioner.training import train as module
 
     stored: list[Any] = []

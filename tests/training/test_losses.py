@@ -34,13 +34,13 @@ def test_ignored_pixels_have_neither_loss_nor_gradient() -> None:
     assert (logits.grad[..., 0] < 0).all()
 
 
-def test_an_image_without_a_pixel_that_counts_costs_nothing() -> None:
+def test_an_image_without_labelled_pixels_has_zero_loss() -> None:
     everything = torch.ones(1, 1, 2, 2)
     assert masked_bce(torch.randn(1, 1, 2, 2), everything, everything.bool()) == 0
     assert multiclass_ce(torch.randn(1, 2, 2, 2), torch.full((1, 2, 2), -1), torch.zeros(1, 2, dtype=torch.bool)) == 0
 
 
-def test_choice_is_softmax_over_background_and_prompts() -> None:
+def test_ce_loss_is_softmax_over_background_and_prompts() -> None:
     logits = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)
     probabilities = torch.tensor([0.0, 2.0, -1.0]).softmax(0)
     nobody = torch.zeros(1, 2, dtype=torch.bool)
@@ -49,7 +49,7 @@ def test_choice_is_softmax_over_background_and_prompts() -> None:
         assert torch.allclose(loss, -probabilities[label].log())
 
 
-def test_padding_takes_no_share_of_the_choice() -> None:
+def test_padded_labels_have_no_share_of_the_softmax() -> None:
     logits = torch.tensor([2.0, 50.0]).view(1, 2, 1, 1)
     loss = multiclass_ce(logits, torch.ones(1, 1, 1, dtype=torch.long), torch.tensor([[False, True]]))
     assert torch.allclose(loss, -torch.tensor([0.0, 2.0]).softmax(0)[1].log())

@@ -40,7 +40,7 @@ def test_softmax_is_not_trained(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", [method for method in get_args(Method) if method != "softmax"])
-def test_trained_and_asked(method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_every_method_trains_and_predicts(method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     result = run(voc_tree, tmp_path, tiny(method=method, steps=3))
     segmenter = load(tmp_path / "best.safetensors", "cpu")
     assert segmenter.card.config.method == method
@@ -55,7 +55,7 @@ def test_trained_and_asked(method: Method, voc_tree: Path, tiny: Tiny, tmp_path:
 
 
 @pytest.mark.parametrize("method", ["lseg", "mask-transformer", "prompt-ablated"])
-def test_a_stopped_baseline_goes_on_to_the_same_weights(
+def test_an_interrupted_baseline_resumes_to_the_same_weights(
     method: Method, voc_tree: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     config = tiny(method=method, steps=4)
@@ -79,7 +79,7 @@ def test_a_stopped_baseline_goes_on_to_the_same_weights(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_level_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_threshold_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(method="cosine")
     result = run(voc_tree, tmp_path / "a", config)
     model, card = load_model(tmp_path / "a" / "best.safetensors")
@@ -93,7 +93,7 @@ def test_the_level_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tm
     assert again.best == pytest.approx(result.best)  # whatever images are looked at together
 
 
-def test_what_cannot_be_compared_with_words_is_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_encoders_without_text_alignment_are_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     unaligned = tiny(method="cosine", image_encoder="dinov2-s-embedded", text_encoder="minilm-embedded", resolution=28)
     with pytest.raises(FusionerError, match="dinov2-s-embedded and minilm-embedded do not share a space"):
         run(voc_tree, tmp_path / "a", unaligned)

@@ -28,7 +28,7 @@ def test_each_parameter_is_in_the_group_of_the_official_recipe(model: Fusioner) 
         assert group_of[id(parameter)] == expected, name
 
 
-def test_rates_move_as_the_official_ones(model: Fusioner) -> None:
+def test_learning_rates_follow_the_official_schedule(model: Fusioner) -> None:
     optimizer = build_optimizer(model, PAPER.optim)
     steps = 5100
     set_rates(optimizer, PAPER.optim, 0, steps)
@@ -67,7 +67,7 @@ def test_the_decoders_group_is_plain_adam() -> None:
             assert torch.allclose(one, other, atol=1e-6), step
 
 
-def test_presets_are_plain_records_with_the_official_numbers() -> None:
+def test_presets_have_the_official_numbers() -> None:
     assert TrainConfig() == PAPER
     official = {
         "image_encoder": "clip-vit-l14", "resolution": 224, "width": 512, "layers": 12, "heads": 8, "mlp_ratio": 4.0,
@@ -98,7 +98,7 @@ def test_presets_are_plain_records_with_the_official_numbers() -> None:
         ({"steps": 0, "epochs": 0}, "--steps or --epochs"),
     ],
 )
-def test_bad_settings_are_named(changes: dict[str, Any], sentence: str) -> None:
+def test_invalid_settings_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(FusionerError, match=sentence):
         PAPER.override(**changes)
     assert PAPER.override(lr=1).optim.lr == 1.0

@@ -75,7 +75,7 @@ def test_a_preset_trains_and_predicts(
     assert segmenter(voc_tree / "VOCdevkit/VOC2012/JPEGImages/2007_000000.jpg", ["cat", "dog"]).labels == ("cat", "dog")
 
 
-def test_what_a_preset_downloads_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_lists_its_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     output = {
@@ -95,5 +95,5 @@ def test_what_a_preset_downloads_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert pending_download("proxyclip:clip-vit-b16+dinov2-b", "clip-text-b16").endswith("(945 MB)")
 
 
-def test_the_pairs_of_the_presets_share_a_space() -> None:
+def test_encoders_of_presets_share_an_embedding_space() -> None:
     assert not any(space_mismatch(preset.model.image_encoder, preset.model.text_encoder) for preset in PRESETS.values())

@@ -37,7 +37,7 @@ def test_half_present_the_rest_absent(
     assert drawn == draw_prompts(sorted(classes), mask, seen, count, np.random.default_rng(seed))
 
 
-def test_every_class_gets_its_turn() -> None:
+def test_every_class_is_drawn() -> None:
     mask, rng = np.array([[1, 2, 3]]), np.random.default_rng(0)
     drawn = [draw_prompts(range(1, 11), mask, mask[0], 2, rng) for _ in range(200)]
     assert {i for ids in drawn for i in ids} == set(range(1, 11))
@@ -68,7 +68,7 @@ def test_packaged_groups_hold_known_labels() -> None:
     assert all(len(set(members)) == len(members) for members in groups.values())
 
 
-def test_a_group_is_asked_for_by_its_word_now_and_then() -> None:
+def test_hypernyms_are_drawn_as_prompts() -> None:
     groups = {"animal": ["cat", "dog", "horse"], "pet": ["dog"], "x": ["y"]}
     names = Vocabulary(["cat", "Dog", "sofa"], {"cat": ["pet"]}, groups)
     (row,) = names.groups  # "pet" is a synonym already, "x" has no label of these
@@ -91,7 +91,7 @@ def test_weights_decide_which_absent_classes_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"cat": "kitten"}', '{"cat": [1]}', '{"cat": [" "]}'])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "names.json"
     path.write_text(content)
     with pytest.raises(FusionerError, match=r"names\.json"):

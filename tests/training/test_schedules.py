@@ -5,7 +5,7 @@ import pytest
 from fusioner.training.optim import cosine, warmup_cosine
 
 
-def test_warmup_is_a_line_to_the_peak_and_then_falls_to_the_end() -> None:
+def test_warmup_is_linear_and_cosine_decay_follows() -> None:
     rates = [warmup_cosine(step, 100, 1e-3, 2e-6, 10) for step in range(101)]
     assert rates[0] == 0
     assert rates[9] == rates[10] == 1e-3 == max(rates)

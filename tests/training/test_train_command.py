@@ -64,7 +64,7 @@ def test_train_as_a_user_types_it(
     assert main([*words, "--steps", "5", "--resume"]) == 0
 
 
-def test_several_sets_each_with_its_own_words(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
+def test_several_data_sets_with_their_own_classes(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
     own = tmp_path / "own"
     for name in ("images", "masks"):
         (own / name).mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_several_sets_each_with_its_own_words(voc_tree: Path, toml: Toml, tmp_pa
         (["--similarity", "posterior"], "--similarity posterior"),
     ],
 )
-def test_what_does_not_work_is_said_in_one_line(
+def test_wrong_arguments_are_one_line(
     voc_tree: Path, toml: Toml, tmp_path: Path, capsys: Any, words: list[str], sentence: str
 ) -> None:
     settings = [] if {"--preset", "--config"} & set(words) else ["--config", str(toml())]
@@ -105,7 +105,7 @@ def test_what_does_not_work_is_said_in_one_line(
     assert output.splitlines()[-1].startswith("error: ")
 
 
-def test_a_card_does_not_tell_where_files_lie(tmp_path: Path) -> None:
+def test_a_card_contains_no_paths(tmp_path: Path) -> None:
     root = tmp_path / "secret" / "pascal"
     root.mkdir(parents=True)
     words = [

@@ -26,7 +26,7 @@ def resized(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     st.integers(0, 9),
 )
 @settings(max_examples=60)
-def test_decides_as_torch_does(
+def test_decision_equals_torchs(
     shape: tuple[int, int, int], size: tuple[int, int], threshold: float, background: bool, seed: int
 ) -> None:
     logits = numbers(*shape, seed=seed)

@@ -37,7 +37,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return ds.dataset(out / "shards").to_table().sort_by("index").to_pylist()
 
 
-def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> None:
+def test_rows_equal_the_segmenters_results(photos: Path, make_job: MakeJob) -> None:
     job = make_job(photos, formats=("mask",))
     found = do_all(job)
     assert [row["index"] for row in found] == list(range(30))
@@ -60,7 +60,7 @@ def test_rows_are_what_the_segmenter_says(photos: Path, make_job: MakeJob) -> No
     assert any(len(row["segments"] or ()) > 1 for row in found)
 
 
-def test_what_was_read_differently_is_noted(tmp_path: Path, make_job: MakeJob) -> None:
+def test_notes_of_reading_are_recorded(tmp_path: Path, make_job: MakeJob) -> None:
     folder = tmp_path / "tiffs"
     folder.mkdir()
     pages = [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
@@ -132,7 +132,7 @@ def test_a_shard_is_done_once_and_by_one(photos: Path, make_job: MakeJob) -> Non
     assert not list((job.out / ".attempts").iterdir())
 
 
-def test_where_there_is_no_room_it_says_so(photos: Path, make_job: MakeJob, full_disk: Path) -> None:
+def test_a_full_disk_is_one_sentence(photos: Path, make_job: MakeJob, full_disk: Path) -> None:
     job = make_job(photos)
     make_plan(job.source, job.out, 30, {})
     (job.out / "shards").symlink_to(full_disk)
@@ -163,7 +163,7 @@ def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     return output
 
 
-def test_an_image_on_which_two_careful_attempts_end_is_fatal(tmp_path: Path) -> None:
+def test_an_image_that_ends_two_processes_is_fatal(tmp_path: Path) -> None:
     assert die(tmp_path, "run", [40]) == (True, frozenset())  # not careful yet: notes no image
     assert die(tmp_path, "run", [40, 41]) == (True, frozenset())
     assert die(tmp_path, "run", [40]) == (True, frozenset())

@@ -13,7 +13,7 @@ def test_in_order(workers: int) -> None:
         assert list(squares) == [x * x for x in range(50)]
 
 
-def test_made_ahead_but_no_further_than_there_is_room() -> None:
+def test_prefetching_is_bounded() -> None:
     begun, taken, third = [], [], threading.Event()
 
     def work(item: int) -> int:
@@ -37,14 +37,14 @@ def test_made_ahead_but_no_further_than_there_is_room() -> None:
         assert len(taken) <= 5
 
 
-def test_an_error_comes_where_its_result_would_have_come() -> None:
+def test_an_error_is_raised_in_place_of_its_result() -> None:
     with map_ahead(lambda x: 6 // x, [3, 2, 0, 1], 2) as results:
         assert [next(results), next(results)] == [2, 3]
         with pytest.raises(ZeroDivisionError):
             next(results)
 
 
-def test_leaving_early_waits_for_what_was_taken() -> None:
+def test_leaving_early_waits_for_running_calls() -> None:
     begun, ended = threading.Event(), []
 
     def work(item: int) -> int:

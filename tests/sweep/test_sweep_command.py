@@ -77,7 +77,9 @@ def wait_for_steps(process: Any, method: str, count: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
-def test_killed_terminated_and_finished(start: Callable[..., Any], pause_before: Callable[..., dict[str, str]]) -> None:
+def test_a_sweep_survives_kill_and_sigterm(
+    start: Callable[..., Any], pause_before: Callable[..., dict[str, str]]
+) -> None:
     second = "trainer.config.model.method == 'mask-transformer'"
     killed = start(**pause_before(6, second))
     wait_for_steps(killed, "mask-transformer", 4)
