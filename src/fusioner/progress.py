@@ -1,5 +1,6 @@
 """Progress on stderr: a bar on a terminal, elsewhere a line every half minute."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -73,7 +74,8 @@ def progress(unit: str = "images", after: float = 0.0, window: float = 30.0) -> 
 
     The speed is averaged over `window` seconds, which should be longer than the slowest item.
     """
-    console = Console(stderr=True)
+    # The commands of a notebook have a pseudo-terminal, but notebooks cannot redraw several lines.
+    console = Console(stderr=True, force_terminal=False if "JPY_PARENT_PID" in os.environ else None)
     # Printed lines appear above the bar, unless stdout is redirected.
     display = Progress(
         TextColumn("{task.description}"),

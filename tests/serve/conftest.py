@@ -24,7 +24,7 @@ def photo() -> bytes:
     return (SAMPLES / "chelsea.jpg").read_bytes()
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
     """Wait for what will happen soon."""
     end = monotonic() + seconds
     while not condition():

@@ -89,8 +89,14 @@ def test_an_answer_that_takes_too_long(hasty: Running, photo: bytes, closed: Any
         assert int(late.headers["Retry-After"]) >= 1
     calls = hasty.encoder.calls
     hasty.gate.set()
-    until(lambda: hasty.http.post("/v1/segment", **ask(photo)).status_code == 200)
-    assert hasty.encoder.calls <= calls + 2 + 1  # the one it was at and the new one; a busy machine may need another
+    tries: list[int] = []  # a busy machine needs several
+
+    def answered() -> bool:
+        tries.append(hasty.http.post("/v1/segment", **ask(photo)).status_code)
+        return tries[-1] == 200
+
+    until(answered)
+    assert hasty.encoder.calls <= calls + 1 + len(tries)  # the one it was at and the new ones, not the one that waited
     assert hasty.busy == 0
 
 
@@ -98,7 +104,6 @@ def test_a_slow_sender_loses_the_place(hasty: Running, photo: bytes) -> None:
     whole = raw(photo)
     with connect(hasty) as sender:
         sender.sendall(whole[: len(whole) // 2])
-        until(lambda: hasty.busy == 1)
         assert b"503 Service Unavailable" in sender.recv(10_000)
         until(lambda: hasty.busy == 0)
 
@@ -106,7 +111,7 @@ def test_a_slow_sender_loses_the_place(hasty: Running, photo: bytes) -> None:
 def test_slow_clients_do_not_block_others(
     start_server: Callable[..., Running], photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 60.0)
     server = start_server(limits=Limits(max_requests=3))
     head, body = raw(photo).split(b"\r\n\r\n", 1)
     with ExitStack() as stack:
@@ -114,9 +119,12 @@ def test_slow_clients_do_not_block_others(
         for sender in senders:
             sender.sendall(head + b"\r\n\r\n" + body[:1])
         until(lambda: server.busy == 3)
+        monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 0.0)
         for sender in senders:
+            sender.sendall(body[1:2])
             assert b"408 Request Timeout" in sender.recv(10_000)
         until(lambda: server.busy == 0)
+        monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 60.0)
         assert server.http.post("/v1/segment", **ask(photo)).status_code == 200
 
 
@@ -141,7 +149,9 @@ def test_headers_must_arrive_in_time(start_server: Callable[..., Running], monke
         second.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
         while not answer.endswith(b"}"):
-            answer += second.recv(10_000)
+            part = second.recv(10_000)
+            assert part
+            answer += part
         second.sendall(b"GET /he")
         partial.sendall(b"GET /healthz HTTP/1.1\r\nHost: lo")
         for connection in (silent, partial, second):
@@ -175,12 +185,18 @@ def test_threads_share_a_segmenter_and_a_cached_image(make_tiny_segmenter: Calla
 
 
 def test_a_client_that_does_not_read_keeps_its_slot(
-    start_server: Callable[..., Running], make_tiny_segmenter: Callable[..., Any], photo: bytes
+    start_server: Callable[..., Running],
+    make_tiny_segmenter: Callable[..., Any],
+    photo: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = start_server(lambda: make_tiny_segmenter(256), limits=Limits(timeout=3))
+    server = start_server(lambda: make_tiny_segmenter(256))
     stored = server.http.post("/v1/images", files={"image": photo}).json()["id"]
     body = b'{"format":"logits","labels":"' + ",".join(f"thing {i}" for i in range(100)).encode() + b'"}'
     head = f"POST /v1/images/{stored}/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    sent = {"content": body, "headers": {"Content-Type": "application/json"}}
+    assert server.http.post(f"/v1/images/{stored}/segment", **sent).status_code == 200  # now it takes milliseconds
+    monkeypatch.setattr(server.service.concurrency, "limits", Limits(timeout=3))
     with connect(server) as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

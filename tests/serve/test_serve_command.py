@@ -54,8 +54,7 @@ def ready(address: str) -> bool:
 @pytest.mark.slow
 def test_start_serve_and_stop(start: Any, tmp_path: Path) -> None:
     process, address = start("--max-labels", "2", "--tta-scales", "1,1.2", "--guided-filter")
-    assert not ready(address)  # the model is still being loaded; the page is there
-    assert httpx.get(address).status_code == 200
+    assert httpx.get(address).status_code == 200  # the page is there while the model is being loaded
     with fusioner.Client(address) as client:
         found = client.segment(PHOTO, ["cat"])  # waits for the model
         assert found.coverage["cat"] > 0.5
@@ -74,11 +73,22 @@ def test_start_serve_and_stop(start: Any, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         thread.join()
     assert (answers[0].label_map == found.label_map).all()
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=300)
     assert process.returncode == 0
     assert error == ""
     assert out == "stopped\n"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_log_lines_carry_the_time(start: Any) -> None:
+    process, address = start()
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=300) as stranger:
+        stranger.sendall(b"no HTTP\r\n\r\n")
+        assert b"400 Bad Request" in stranger.recv(1000)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=300)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ WARNING Invalid HTTP request received.\n", error)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -86,7 +96,7 @@ def test_an_idle_server_ends_at_once(start: Any, sent: signal.Signals) -> None:
     process, address = start()
     assert httpx.get(f"{address}/healthz").is_success
     process.send_signal(sent)
-    _, error = process.communicate(timeout=60)  # the model may still be being loaded
+    _, error = process.communicate(timeout=300)  # the model may still be being loaded
     assert process.returncode == 0
     assert error == ""
 
@@ -94,7 +104,7 @@ def test_an_idle_server_ends_at_once(start: Any, sent: signal.Signals) -> None:
 def test_a_model_that_cannot_be_loaded(start: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no model")
     process, _ = start("--model", str(tmp_path / "broken.safetensors"))
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 2
     assert error.startswith("error: ")
     assert "broken.safetensors is corrupt" in error
@@ -113,8 +123,11 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--host", "192.0.2.1", "--allowed-host", "a"], "cannot listen on 192.0.2.1 port 8000"),
         (["--host", "no.such.host.invalid", "--allowed-host", "a"], "cannot listen on no.such.host.invalid"),
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: require a key with --api-key-file"),
-        (["--host", "127.0.0.2"], "--host 127.0.0.2 lets other machines in: require a key with --api-key-file"),
+        (["--host", "0.0.0.0"], "on --host 0.0.0.0 anybody could use the server: require a key with --api-key-file"),
+        (
+            ["--host", "127.0.0.2"],
+            "on --host 127.0.0.2 anybody could use the server: require a key with --api-key-file",
+        ),
         (["--root-path", "segment"], "--root-path must be like /segment, not segment"),
         (["--port", "99999"], "--port"),
         (["--api-key-file", "none.txt"], "cannot read the API key from none.txt: No such file"),

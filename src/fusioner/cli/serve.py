@@ -62,8 +62,8 @@ def serve(
     key = read_key(api_key_file)
     if key is None and not allowed_host and host not in ("localhost", "127.0.0.1", "::1"):
         raise FusionerError(
-            f"--host {host} lets other machines in: require a key with --api-key-file or FUSIONER_API_KEY, or name the "
-            "hosts that may be used with --allowed-host"
+            f"on --host {host} anybody could use the server: require a key with --api-key-file or FUSIONER_API_KEY, "
+            "or name the hosts that may be used with --allowed-host"
         )
     from fusioner.serve.label_studio import LabelStudio
     from fusioner.serve.server import serve as run

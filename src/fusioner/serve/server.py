@@ -35,6 +35,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             log_level=logging.WARNING,
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
@@ -106,6 +107,7 @@ def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **option
         FusionerError: the address is in use or does not belong to this machine, or the model cannot be loaded.
         KeyboardInterrupt: a second signal ended the server before it was drained.
     """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     server, listener, url = make_server(load, **options)
     print(f"Fusioner serves at {url} (Ctrl-C ends it)", flush=True)
     if open_browser:
