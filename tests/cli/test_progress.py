@@ -36,9 +36,7 @@ def test_within_an_item_and_without_a_known_end(
     assert second.startswith("segmenting 1/3")
 
 
-def test_in_notebooks_progress_is_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_notebooks_progress_is_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_module, "SECONDS", 0.0)
     monkeypatch.setenv("FORCE_COLOR", "1")  # set by kernels, taken for a terminal
     monkeypatch.setenv("JPY_PARENT_PID", "1")
