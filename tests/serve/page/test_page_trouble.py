@@ -138,6 +138,28 @@ def test_a_dropped_link_is_not_loaded_and_why(visit: Callable[..., "Page"], serv
     expect(page.get_by_role("alert").filter(has_text="That was a link")).to_contain_text("save the picture")
 
 
+def test_every_wait_is_named_and_the_bar_stays_while_the_picture_is_read(visit: Callable[..., "Page"], server: Any):
+    from playwright.sync_api import expect
+
+    page = visit(server.address)
+    held: list[Any] = []
+    page.route("**/segment", lambda route: held.append(route))
+    server.gate.clear()
+    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
+    page.get_by_label("What to find").fill("cat, sofa,")
+    working = page.locator("#working")
+    expect(page.locator("#labels .name")).to_have_text(["cat", "sofa"])
+    expect(working).to_have_text("Reading the picture")
+    expect(page.locator("#reading")).to_be_visible()
+    with page.expect_request("**/segment"):
+        server.gate.set()
+    expect(working).to_have_text("Looking for cat, sofa")
+    expect(page.locator("#reading")).to_be_hidden()
+    held[0].continue_()
+    expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
+    expect(working).to_be_hidden()
+
+
 def test_too_large_a_file(visit: Callable[..., "Page"], server: Any, tmp_path: Path):
     from playwright.sync_api import expect
 

@@ -365,6 +365,11 @@ def test_a_held_finger_reads_the_labels(opened: Callable[..., "Page"], measured:
     page.touchscreen.tap(**point)
     expect(page.locator("#probe")).to_be_hidden()
     expect(page.locator("#labels .name[aria-pressed=true]")).to_have_count(1)
+    alone = page.get_by_role("button", name="Only cat")  # names it where the list is out of sight
+    expect(alone).to_be_visible()
+    alone.tap()
+    expect(alone).to_be_hidden()
+    expect(page.locator("#labels .name[aria-pressed=true]")).to_have_count(0)
 
 
 def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(

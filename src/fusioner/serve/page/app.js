@@ -23,12 +23,18 @@ const styles = new Map(); // lower-case word -> { colour, hidden }, the same in 
 
 const stage = createStage(settings, { isolate, decided, say });
 const thumbnails = createHistory($("pictures"), show);
-const showLabels = createLabelList($("labels"), $("label-row"), {
+const showRows = createLabelList($("labels"), $("label-row"), {
   decide: stage.draw,
   paint: stage.repaint,
   remove,
   isolate: (label) => isolate(session.current.isolated === label ? null : label),
 });
+
+function showLabels(picture) {
+  showRows(picture);
+  $("alone").hidden = !picture.shown.includes(picture.isolated);
+  if (!$("alone").hidden) $("alone").firstChild.textContent = `Only ${nameOfIsolated(picture)}`;
+}
 
 // --- pictures
 
@@ -206,8 +212,12 @@ function isolate(label, spot = null) {
   Object.assign(picture, { isolated: label, spot });
   stage.repaint();
   showLabels(picture);
+  say(!label ? "all labels" : isolatedRegion(picture) ? `${nameOfIsolated(picture)}, alone` : `probability of ${label.word} alone`);
+}
+
+function nameOfIsolated(picture) {
   const { rank, count } = picture.regions?.regions[isolatedRegion(picture)] ?? {};
-  say(!label ? "all labels" : rank ? `${label.word}, region ${rank} of ${count}, alone` : `probability of ${label.word} alone`);
+  return picture.isolated.word + (rank ? `, region ${rank} of ${count}` : "");
 }
 
 // --- messages
@@ -334,6 +344,10 @@ function takeWords() {
   addWords(text);
 }
 
+$("alone").addEventListener("click", () => {
+  isolate(null);
+  $("frame").focus(); // the button is gone
+});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && session.current?.isolated) isolate(null);
 });

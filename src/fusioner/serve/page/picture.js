@@ -114,8 +114,9 @@ export class Picture {
   }
 
   async #fill() {
+    if (this.#missing().length) await this.upload(); // which reports its own progress
     for (let words = this.#missing(); words.length; words = this.#missing()) {
-      if (this.#uploaded) this.#report(`Looking for ${words.length > MANY ? `${words.length} labels` : words.join(", ")}`);
+      this.#report(`Looking for ${words.length > MANY ? `${words.length} labels` : words.join(", ")}`);
       const mode = this.mode;
       let reply;
       try {
@@ -194,7 +195,7 @@ export class Picture {
       const { done, total } = await requestJson("GET", `v1/progress/${id}`).catch(() => ({}));
       if (total && follow) this.#report(`${reading}, ${Math.floor((100 * done) / total)} %`, true);
     };
-    const start = performance.now();
+    const [start, before] = [performance.now(), this.working];
     progress(0);
     try {
       const reply = await requestJson("POST", "v1/images", form, progress, signal);
@@ -204,7 +205,7 @@ export class Picture {
     } finally {
       clearInterval(follow);
       follow = 0;
-      this.#report("");
+      this.#report(before);
     }
   }
 
