@@ -96,6 +96,8 @@ class Client(AbstractContextManager["Client"]):
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Response:
         """Send a request, repeatedly while the server is busy; FusionerError for an error response."""
+        if self._http.is_closed:
+            raise FusionerError("the client is closed: make another one")
         deadline = time.monotonic() + self._retry_seconds
         while True:
             try:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -51,7 +51,7 @@ def check_labels(labels: Sequence[str] | str) -> list[str]:
     """
     if isinstance(labels, str):
         return parse_labels(labels)
-    if not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, Iterable) or not all(isinstance(label, str) for label in labels):
         raise FusionerError("labels must be strings")
     clean = [" ".join(label.split()) for label in labels]
     if not any(clean):

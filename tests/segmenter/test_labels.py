@@ -36,8 +36,9 @@ def test_bad_lists(text: str, reason: str) -> None:
 def test_bad_sequences() -> None:
     with pytest.raises(FusionerError, match="no labels"):
         check_labels([])
-    with pytest.raises(FusionerError, match="labels must be strings"):
-        check_labels(["cat", 3])  # type: ignore[list-item]
+    for wrong in (["cat", 3], None, 3):
+        with pytest.raises(FusionerError, match="labels must be strings"):
+            check_labels(wrong)  # type: ignore[arg-type]
     with pytest.raises(FusionerError, match="over the limit of 65535"):
         check_labels([str(i) for i in range(MAX_LABELS + 1)])
 

@@ -201,6 +201,8 @@ def test_the_async_client_does_the_same(server: Running, client: fusioner.Client
 def test_no_server(url: str) -> None:
     with fusioner.Client(url) as client, pytest.raises(FusionerError, match=r"no answer from"):
         client.models()
+    with pytest.raises(FusionerError, match="the client is closed"):
+        client.models()
 
 
 def test_errors_are_sentences(client: fusioner.Client, tmp_path: Path, photo: bytes) -> None:
