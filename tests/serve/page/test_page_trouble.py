@@ -117,11 +117,16 @@ def test_samples_stay_when_a_picture_opened_there_is_refused_and_back_leads_to_t
     server.gate.clear()
     page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
     expect(photo).to_have_attribute("alt", "coffee.jpg")
+    page.get_by_role("switch", name="Background").uncheck()  # blue covers all
     page.get_by_role("button", name="Samples").click()  # where those still being read leave the person
     server.gate.set()
     expect(page.locator("#pictures li")).to_have_count(3)
     for thumbnail in page.locator("#pictures canvas").all():
         expect(thumbnail).to_have_attribute("width", "144")
+    page.wait_for_function("""() => [...document.querySelectorAll("#pictures canvas")].every((canvas) => {
+      const { data } = canvas.getContext("2d").getImageData(0, 0, 144, 144);
+      return data.reduce((sum, value, index) => sum + (index % 4 === 2 ? value : 0), 0) / 144 ** 2 > 0.45 * 238;
+    })""")
     expect(samples).to_be_visible()
 
 

@@ -5,7 +5,7 @@ import { createDownloads, save } from "./downloads.js";
 import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
-import { asSeen, createStage, cutOut, isolatedRegion } from "./stage.js";
+import { asSeen, createStage, cutOut, isolatedRegion, smallMasks } from "./stage.js";
 import { colour, freeColour } from "./palette.js";
 import { capital, duration, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
@@ -112,8 +112,10 @@ function leave() {
 history.replaceState(null, ""); // after a reload nothing is open
 window.addEventListener("popstate", ({ state }) => (state?.open && latest ? show(latest) : leave()));
 
-function planes(picture) {
-  if (picture === session.current) stage.draw();
+async function planes(picture) {
+  if (picture === session.current) return stage.draw();
+  const image = await preview(picture);
+  if (picture.visible && picture !== session.current) thumbnails.draw(picture, [image, smallMasks(picture, settings)]);
 }
 
 function working(picture) {

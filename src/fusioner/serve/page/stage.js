@@ -6,6 +6,7 @@ import { createView } from "./view.js";
 import { percent } from "./words.js";
 
 const SCREEN_SIDE = 1200; // longest side of the label map on screen, px
+const SMALL_SIDE = 288; // the same of a thumbnail
 const SETTLE_MS = 100; // after zooming, before the masks are painted anew at the screen's resolution
 const BARS = 4;
 const STRIDE = 0.02; // fraction of the picture by which a key moves the point
@@ -182,6 +183,13 @@ export function cutOut(picture, settings, photo) {
   const { data } = region ? restrict(map, WHOLE, picture.regions, region) : map;
   for (let i = 0; i < data.length; i++) if (!data[i]) pixels.data[4 * i + 3] = 0;
   context.putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+/** Draw the masks for a thumbnail -> canvas. */
+export function smallMasks(picture, settings) {
+  const canvas = document.createElement("canvas");
+  paintMap(canvas, picture, settings, decided(picture, settings, within(picture.size, SMALL_SIDE)).map, 1);
   return canvas;
 }
 
