@@ -239,7 +239,8 @@ def test_labels_in_portions_where_they_are_independent(
     for mode in ("whole", "slide"):
         encoded = segmenter.encode(photo, mode=mode)
         whole = segmenter.low_res_logits(encoded, labels)
-        monkeypatch.setattr(segmenter_module, "MAX_FEATURE_SIZE", 1)
+        for name in ("MAX_FEATURE_SIZE", "MAX_FEATURE_SIZE_CPU"):
+            monkeypatch.setattr(segmenter_module, name, 1)
         portions = segmenter.low_res_logits(encoded, labels)
         monkeypatch.undo()
         assert np.allclose(whole, portions, atol=1e-4)
