@@ -123,8 +123,10 @@ def test_samples_stay_when_a_picture_opened_there_is_refused_and_back_leads_to_t
     expect(page.locator("#pictures li")).to_have_count(3)
     for thumbnail in page.locator("#pictures canvas").all():
         expect(thumbnail).to_have_attribute("width", "144")
-    page.wait_for_function("""() => [...document.querySelectorAll("#pictures canvas")].every((canvas) => {
-      const { data } = canvas.getContext("2d").getImageData(0, 0, 144, 144);
+    page.wait_for_function("""() => [...document.querySelectorAll("#pictures canvas")].slice(0, 2).every((canvas) => {
+      const copy = new OffscreenCanvas(144, 144).getContext("2d", { willReadFrequently: true });
+      copy.drawImage(canvas, 0, 0);
+      const { data } = copy.getImageData(0, 0, 144, 144);
       return data.reduce((sum, value, index) => sum + (index % 4 === 2 ? value : 0), 0) / 144 ** 2 > 0.45 * 238;
     })""")
     expect(samples).to_be_visible()

@@ -103,6 +103,7 @@ function show(picture) {
 
 /** Show the samples; the browser's history then says so in place of the picture. */
 function leave() {
+  if (unsettled) settle(); // later it would replace a thumbnail with masks
   session.current = null;
   document.body.dataset.state = "empty";
   if (history.state?.open) history.replaceState(null, "");
