@@ -50,6 +50,7 @@ def _onnxruntime(path: Path, threads: int) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or default_threads()
     options.log_severity_level = 3  # errors only
+    options.enable_mem_pattern = False  # made for inputs of one shape: a fifth more memory, no faster
     options.add_session_config_entry(
         "session.intra_op.allow_spinning", "0"
     )  # idle threads of three sessions would compete
