@@ -160,9 +160,9 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_the_masks_of_vocs_own_tree(voc: Path):
-    expected = open_dataset("pas21", voc, "val").read_mask(open_dataset("pas21", voc, "val").items[0])
+    expected = open_dataset("voc21", voc, "val").read_mask(open_dataset("voc21", voc, "val").items[0])
     (voc / "SegmentationClassAug").rename(voc / "VOCdevkit" / "VOC2012" / "SegmentationClass")
-    data = open_dataset("pas21", voc, "val")
+    data = open_dataset("voc21", voc, "val")
     np.testing.assert_array_equal(data.read_mask(data.items[0]), expected)
 
 
@@ -175,13 +175,13 @@ def test_context60_is_context59_with_its_background(tmp_path: Path):
 
 
 def test_three_readings_of_pascals_background(voc: Path):
-    pas20, pas20b, pas21 = (open_dataset(name, voc, "val") for name in ("pas20", "pas20b", "pas21"))
+    pas20, pas20b, voc21 = (open_dataset(name, voc, "val") for name in ("pas20", "pas20b", "voc21"))
     np.testing.assert_array_equal(pas20.read_mask(pas20.items[0]), [[255, 1, 20, 255]])
-    for data in (pas20b, pas21):
+    for data in (pas20b, voc21):
         np.testing.assert_array_equal(data.read_mask(data.items[0]), [[0, 1, 20, 255]])
         assert data.include_background
     assert not pas20.include_background
     assert len(pas20b.background_prompts) == 39
     assert {"sky", "grass", "wall"} < set(pas20b.background_prompts)
     assert not {"table", "sofa", "tv monitor", "potted plant"} & set(pas20b.background_prompts)
-    assert pas21.background_prompts == ()
+    assert voc21.background_prompts == ()

@@ -300,16 +300,16 @@ def test_background_is_scored_as_each_benchmark_defines_it(colour_voc: Path):
     def miou(name: str, predictor: Callable[[np.ndarray, Sequence[str]], np.ndarray]) -> float:
         return figures(evaluate(FunctionPredictor(predictor), open_dataset(name, colour_voc, "val"), FAST))["miou"]
 
-    assert miou("pas20", oracle) == miou("pas21", oracle) == miou("pas20b", outdoors) == 100
+    assert miou("pas20", oracle) == miou("voc21", oracle) == miou("pas20b", outdoors) == 100
     assert miou("pas20", outdoors) == 100, "no threshold and no background to lose to"
     assert miou("pas20b", oracle) < 100, "a background that no other class claims goes to the first name"
     present = len(
-        to_metrics(evaluate(FunctionPredictor(oracle), open_dataset("pas21", colour_voc, "val"), FAST))["per_class"]
+        to_metrics(evaluate(FunctionPredictor(oracle), open_dataset("voc21", colour_voc, "val"), FAST))["per_class"]
     )
-    share = figures(evaluate(FunctionPredictor(empty), open_dataset("pas21", colour_voc, "val"), FAST))[
+    share = figures(evaluate(FunctionPredictor(empty), open_dataset("voc21", colour_voc, "val"), FAST))[
         "background_iou"
     ]
-    assert miou("pas21", empty) == pytest.approx(share / (present + 1)), "background is one of the classes averaged"
+    assert miou("voc21", empty) == pytest.approx(share / (present + 1)), "background is one of the classes averaged"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ CONTEXT = ("VOCdevkit/VOC2010/JPEGImages/{}.jpg", "VOCdevkit/VOC2010/Segmentatio
 STUFF = ("images/val2017/{}.jpg", "annotations/val2017/{}.png")
 LAYOUTS = {
     "pas20": PASCAL,
-    "pas21": PASCAL,
+    "voc21": PASCAL,
     "context59": CONTEXT,
     "context60": CONTEXT,
     "ade150": ("ADEChallengeData2016/images/validation/{}.jpg", "ADEChallengeData2016/annotations/validation/{}.png"),
@@ -94,7 +94,7 @@ def empty(name: str, classes: tuple[str, ...], background: bool = False) -> Segm
 
 
 def test_protocols_of_the_public_configurations() -> None:
-    voc, ade = empty("pas21", (), background=True), empty("ade150", ())
+    voc, ade = empty("voc21", (), background=True), empty("ade150", ())
     assert str(benchmark_protocol("sclip-vit-b16", 224, voc)) == (
         "SCLIP's: short side 336 px, windows of 224 px every 112 px, softmax over cosines x 65, background 26 names or "
         "probability below 0.1, names per class several for persons and monitors, areas up to 10% removed"
@@ -110,12 +110,12 @@ def test_protocols_of_the_public_configurations() -> None:
     assert (other.short_side, other.window, other.stride) == (1120, 448, 224)
     assert benchmark_protocol("maskclip-vit-b16", 224, ade) == PROTOCOLS["sclip"][""]
     own = benchmark_protocol("sclip-vit-b16", 224, empty("folder", (), background=True))
-    assert own == PROTOCOLS["sclip"]["pas21"]
+    assert own == PROTOCOLS["sclip"]["voc21"]
     assert benchmark_protocol("sclip-vit-b16", 224, empty("folder", ())).threshold == 0
 
 
 def test_names_as_the_papers_spell_them() -> None:
-    voc = with_published_names(empty("pas21", read_names("pascal")[0][1:]), synonyms=True).prompts
+    voc = with_published_names(empty("voc21", read_names("pascal")[0][1:]), synonyms=True).prompts
     assert (voc[4], voc[11], voc[16]) == ("ship", "table", "pottedplant")
     assert voc[15].split(", ")[:2] == ["person", "person in shirt"]
     assert voc[20] == "television monitor, tv monitor, monitor, television, screen"
@@ -189,9 +189,9 @@ def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], pro
 def test_a_prediction_equals_that_of_the_published_method(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text = (part.format(clip=clip_folder) for part in PAIR)
     labels = ["cat, dog", "bird", "horse, cow, train", "bus"]
-    own = replace(PROTOCOLS["sclip"]["pas21"], background=("car", "sheep"), threshold=0.15)
-    monkeypatch.setitem(PROTOCOLS["sclip"], "pas21", own)
-    segmenter, protocol = load_pair(image, text, "cpu", empty("pas21", (), background=True))
+    own = replace(PROTOCOLS["sclip"]["voc21"], background=("car", "sheep"), threshold=0.15)
+    monkeypatch.setitem(PROTOCOLS["sclip"], "voc21", own)
+    segmenter, protocol = load_pair(image, text, "cpu", empty("voc21", (), background=True))
     rgb = np.random.default_rng(0).integers(0, 255, (42, 50, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     tokens = segmenter.image_encoder(torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255)[0].flatten(1)  # (d, n)
     drawn = F.normalize(tokens - tokens.mean(1, keepdim=True), dim=0)[:, ::200]  # the names look like some patches
@@ -218,7 +218,7 @@ def test_a_model_and_a_pair_exclude_each_other(
 
 
 def test_pascal_val_is_read_as_published(shared: Path, clip_folder: Path) -> None:
-    data = open_dataset("pas21", shared / "data" / "pascal", "val")
+    data = open_dataset("voc21", shared / "data" / "pascal", "val")
     image, text = (part.format(clip=clip_folder) for part in PAIR)
     segmenter, protocol = load_pair(image, text, "cpu", data)
     assert segmenter.card.background == protocol.background

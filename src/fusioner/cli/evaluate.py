@@ -62,7 +62,7 @@ def evaluate(
         fusioner evaluate coco-to-pascal --root data/pascal --fold 0 --model coco_fold0.safetensors
         fusioner evaluate mosaic4 --root data/fss1000
         fusioner evaluate ade150 --root data/ade
-        fusioner evaluate pas21 --root data/pascal --image-encoder sclip-vit-b16 --text-encoder clip-text-b16
+        fusioner evaluate voc21 --root data/pascal --image-encoder sclip-vit-b16 --text-encoder clip-text-b16
         fusioner evaluate folder --root my/data --split val
         fusioner evaluate pascal --root data/pascal --method maskclip --image-encoder clip-vit-b16 \\
             --text-encoder clip-text-b16

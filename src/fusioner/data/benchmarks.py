@@ -156,16 +156,16 @@ def pas20b(root: Path, split: str | None = None) -> SegmentationData:
     return replace(data, name="pas20b", background_prompts=others, include_background=True)
 
 
-def pas21(root: Path, split: str | None = None) -> SegmentationData:
+def voc21(root: Path, split: str | None = None) -> SegmentationData:
     """Open PASCAL VOC with the background (no class above the threshold) included in the mean IoU."""
-    return replace(pascal(root, split), name="pas21", include_background=True)
+    return replace(pascal(root, split), name="voc21", include_background=True)
 
 
 BENCHMARKS: dict[str, Callable[..., SegmentationData]] = {
     **{name: partial(open_benchmark, name) for name in SPECS},
     "pas20": pas20,
     "pas20b": pas20b,
-    "pas21": pas21,
+    "voc21": voc21,
 }
 
 

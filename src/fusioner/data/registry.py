@@ -13,14 +13,14 @@ from fusioner.errors import FusionerError
 
 TrainableDataset = Literal[
     "pascal", "coco", "folder", "fss1000", "ade150", "ade847", "context59", "context60", "context459", "coco-stuff",
-    "coco-object", "cityscapes", "camvid", "pas20", "pas20b", "pas21",
+    "coco-object", "cityscapes", "camvid", "pas20", "pas20b", "voc21",
 ]  # fmt: skip
 """Data sets with training images."""
 
 DatasetName = Literal[TrainableDataset, "coco-to-pascal", "mosaic4"]
 """All data sets."""
 
-TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "pas21"), "train_aug")
+TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "voc21"), "train_aug")
 """Name of the training split where it is not "train"."""
 
 

@@ -22,7 +22,7 @@ MEASURES = {
     "harmonic": ("harmonic mean", "of multi-class mIoU, unseen and seen"),
     "background_iou": (
         "background IoU",
-        "of the argmax; part of the mean only in pas20b, pas21, context60 and coco-object",
+        "of the argmax; part of the mean only in pas20b, voc21, context60 and coco-object",
     ),
     "single_prompt_miou": ("single-prompt mIoU", "each class of an image prompted alone instead of together"),
     "prompt_ablated_miou": ("prompt-ablated mIoU", "one neutral text in place of every class name"),

@@ -65,7 +65,7 @@ _PROXY = BenchmarkProtocol("ProxyCLIP", 336, 336, 112)
 PROTOCOLS: dict[str, dict[str, BenchmarkProtocol]] = {
     "sclip": {
         "": _SCLIP,
-        "pas21": replace(_SCLIP, scale=65.0, threshold=0.1, background=_SCENES, min_area=0.1),
+        "voc21": replace(_SCLIP, scale=65.0, threshold=0.1, background=_SCENES, min_area=0.1),
         "context60": replace(_SCLIP, scale=50.0, threshold=0.1, background=_WORD),
         "coco-object": replace(_SCLIP, scale=50.0, threshold=0.1, background=_SCENES),
         "cityscapes": replace(_SCLIP, short_side=560),
@@ -74,21 +74,21 @@ PROTOCOLS: dict[str, dict[str, BenchmarkProtocol]] = {
     "naclip": {
         "": _NACLIP,
         "pas20": replace(_NACLIP, window=0),
-        "pas21": replace(_NACLIP, window=0, threshold=0.1, background=_SCENES),
+        "voc21": replace(_NACLIP, window=0, threshold=0.1, background=_SCENES),
         "context60": replace(_NACLIP, threshold=0.1, background=_WORD),
         "coco-object": replace(_NACLIP, threshold=0.1, background=_SCENES),
         "cityscapes": replace(_NACLIP, short_side=560),
     },
     "clearclip": {
         "": _CLEAR,
-        "pas21": replace(_CLEAR, threshold=0.5, background=_WORD),
+        "voc21": replace(_CLEAR, threshold=0.5, background=_WORD),
         "context60": replace(_CLEAR, threshold=0.15, background=_WORD),
         "coco-object": replace(_CLEAR, threshold=0.4, background=_WORD),
         "cityscapes": replace(_CLEAR, window=224),
     },
     "proxyclip": {
         "": _PROXY,
-        "pas21": replace(_PROXY, threshold=0.2, background=_SCENES),
+        "voc21": replace(_PROXY, threshold=0.2, background=_SCENES),
         "context60": replace(_PROXY, threshold=0.15, background=_WORD),
         "coco-object": replace(_PROXY, threshold=0.25, background=_OPEN),
         "ade150": replace(_PROXY, short_side=448),
@@ -96,7 +96,7 @@ PROTOCOLS: dict[str, dict[str, BenchmarkProtocol]] = {
     },
 }
 """Protocol by method and data set; "": every other one."""
-BENCHMARKS = ("pas21", "context60", "coco-object", "pas20", "cityscapes", "context59", "ade150", "coco-stuff")
+BENCHMARKS = ("voc21", "context60", "coco-object", "pas20", "cityscapes", "context59", "ade150", "coco-stuff")
 """The data sets of the papers, in the order of their tables."""
 
 _VOC_NAMES = {"boat": "ship", "diningtable": "table"}
@@ -112,7 +112,7 @@ def benchmark_protocol(image_encoder: str, image_size: int, data: SegmentationDa
     """
     method = method_of(image_encoder)
     if method in PROTOCOLS:
-        return PROTOCOLS[method].get(data.name, PROTOCOLS[method]["" if data.ignore_unlabeled else "pas21"])
+        return PROTOCOLS[method].get(data.name, PROTOCOLS[method]["" if data.ignore_unlabeled else "voc21"])
     sclip = benchmark_protocol("sclip-", image_size, data)
     own = published_protocol(image_encoder, image_size)
     return replace(sclip, short_side=sclip.short_side * own.short_side // 336, window=own.window, stride=own.stride)
@@ -126,9 +126,9 @@ def with_published_names(data: SegmentationData, synonyms: bool) -> Segmentation
     if data.name not in BENCHMARKS:
         return data
     names = [name if data.name == "coco-object" else name.replace(" ", "") for name in data.classes]
-    if data.name in ("pas20", "pas21"):
+    if data.name in ("pas20", "voc21"):
         names = [_VOC_NAMES.get(name, name) for name in names]
-    if synonyms and data.name in ("pas20", "pas21", "coco-object"):
+    if synonyms and data.name in ("pas20", "voc21", "coco-object"):
         body = ", body" if data.name == "coco-object" else ""
         names = [_SYNONYMS.get(name, name) + (body if name == "person" else "") for name in names]
     return replace(data, prompts=tuple(names))
