@@ -1,17 +1,16 @@
-"""What each runtime costs with 1, 2 and 4 threads: one photograph, ten labels, from the file to the masks; a folder.
+"""Time and memory of the runtimes with 1, 2 and 4 threads: one photograph with ten labels, and a folder.
 
     python benchmarks/runtimes.py --exported exported exported-int8 --threads 1 2 4 --repeats 9 --pictures 200
 
-The folder is the sample photographs in turn, without writing. Every contender runs in a process of its own, which says
-its peak memory; they take turns, so that whatever else the machine does is shared by all. torch runs the model inside
-the package (or --model) in fp32, eager. Masks are compared with torch's. The first answer (reading words, and what a
-runtime does at first sight of a shape) is not timed.
+The folder is the sample photographs in turn; nothing is written. Every contender runs in a process of its own, and they
+take turns, so that other load on the machine is shared by all. torch runs the bundled model (or --model) in fp32,
+eager. Masks are compared with torch's. The first result, for which words are embedded and shapes seen once, is not
+timed.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,9 +24,10 @@ Contender = tuple[str, str, str]  # name, model ("" inside the package), runtime
 
 
 def child(model: str, runtime: str, threads: int, mode: str) -> None:
-    """Answer each number of photographs with their wall and processor seconds; at the end peak memory and the map."""
+    """Print wall and CPU seconds for each number of photographs read from stdin; at the end peak memory and the map."""
     import numpy as np
 
+    from fusioner.batch.worker import peak_memory
     from fusioner.loading import load
 
     segmenter = load(model or None, "cpu", runtime=runtime, threads=threads)
@@ -38,8 +38,7 @@ def child(model: str, runtime: str, threads: int, mode: str) -> None:
         for photo in islice(cycle([SAMPLE, *sorted(SAMPLE.parent.glob("*.jpg"))]), int(line)):
             segmenter(photo, TEN, mode=mode)
         print(time.perf_counter() - start, time.process_time() - busy, flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps([peak, result.label_map.astype(np.uint8).tobytes().hex()]), flush=True)
+    print(json.dumps([peak_memory(), result.label_map.astype(np.uint8).tobytes().hex()]), flush=True)
 
 
 def contenders(model: str, exported: list[str]) -> list[Contender]:
