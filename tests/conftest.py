@@ -21,7 +21,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure() -> None:
-    """Ctrl-C reaches processes under test even where a shell started the tests in the background, which ignores it."""
+    """Restore the handler of Ctrl-C, which a shell ignores for commands in the background."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -55,7 +55,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Spawned(subprocess.Popen[bytes]):
-    """A process in a group of its own that writes to files: a pipe that nobody reads stops whoever fills it."""
+    """A process in a group of its own that writes to files: a pipe that is not read blocks its writer."""
 
     def __init__(self, command: Sequence[str], folder: Path, **environment: str) -> None:
         self.files = folder / "stdout", folder / "stderr"
@@ -63,19 +63,19 @@ class Spawned(subprocess.Popen[bytes]):
             super().__init__(command, stdout=out, stderr=err, env=os.environ | environment, start_new_session=True)
 
     def finish(self) -> tuple[str, str]:
-        """Wait for the end -> what it wrote to stdout and stderr."""
+        """Wait for the end and return stdout and stderr."""
         self.wait()
         output, errors = (file.read_text("utf-8") for file in self.files)
         return output, errors
 
     def succeed(self) -> str:
-        """Wait for the end, which has to be a good one -> what it wrote to stdout."""
+        """Wait for the end, assert exit code 0, and return stdout."""
         output, errors = self.finish()
         assert self.returncode == 0, errors
         return output
 
     def kill_group(self) -> None:
-        """kill -9 of it and of all it started."""
+        """Kill the process and its children with -9."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
@@ -83,7 +83,7 @@ class Spawned(subprocess.Popen[bytes]):
 
 @pytest.fixture
 def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Spawned]]:
-    """`spawn(command, VARIABLE=value...)`: a process that ends with the test, whatever becomes of the test."""
+    """`spawn(command, VARIABLE=value...)`: a process that ends with the test, also if it fails."""
     running: list[Spawned] = []
 
     def start(command: Sequence[str], **environment: str) -> Spawned:
@@ -204,7 +204,7 @@ def tiny_segmenter(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Segmente
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of patch 8 that knows PASCAL's words, as `save_pretrained` writes it."""
+    """A random CLIP of patch 8 whose vocabulary is PASCAL's words, as `save_pretrained` writes it."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast

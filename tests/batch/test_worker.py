@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_sentence(photos: Path, make_job: MakeJob, full_disk:
 
 
 def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
-    """A process that begins an attempt, notes images, and is gone -> what it was told."""
+    """Run a process that begins an attempt, notes images and dies; return what the attempt had read."""
     script = (
         "import os, sys; from pathlib import Path; from fusioner.batch.plan import CrashLog\n"
         "a = CrashLog(Path(sys.argv[1]), 3, sys.argv[2])\n"
@@ -184,7 +184,7 @@ def test_peak_memory_is_that_of_the_process_alone() -> None:
 
 
 def test_exported_models_never_run_on_torch(exported_model: Path, tiny_model: Path) -> None:
-    """A batch must not look for a GPU, or send them to one."""
+    """A batch neither searches for a GPU nor sends exported models to one."""
     assert not runs_on_torch(exported_model)
     assert not runs_on_torch(exported_model, "cuda")
     assert runs_on_torch(tiny_model, "cpu")

@@ -25,7 +25,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_predict(
     tiny_segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Predict:
-    """`tiny_predict(words...) -> exit code, stdout, stderr` in an empty folder: looks for cat, cup; writes to out."""
+    """`tiny_predict(words...) -> exit code, stdout, stderr` in an empty folder, with labels cat, cup and --out out."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: tiny_segmenter)
 

@@ -12,7 +12,7 @@ from fusioner.data.folds import published_pairs
 
 
 def colour_of(class_id: int) -> tuple[int, int, int]:
-    """A colour that tells the class."""
+    """Return the colour of a class."""
     return (class_id * 10, 255 - class_id * 10, 128)
 
 

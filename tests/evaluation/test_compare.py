@@ -187,7 +187,7 @@ def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 
 @pytest.fixture
 def runs(voc_data: SegmentationData, tmp_path: Path) -> tuple[Path, Path]:
-    """Folders of two evaluations: one that names what it sees, one that marks whatever stands out."""
+    """Folders of two evaluations: of a predictor of classes and of a saliency predictor."""
     for name, function in (("named", oracle), ("salient", saliency)):
         outcome: EvaluationResult = evaluate(
             FunctionPredictor(function), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=20)

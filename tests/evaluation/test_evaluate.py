@@ -30,7 +30,7 @@ def colours_seen(rgb: np.ndarray) -> np.ndarray:
 
 
 def oracle(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Reads the truth off the colours; knows nothing of names it was not told."""
+    """Predicts the classes of the given labels from the colours of the pixels."""
     names = [WORDS.get(label, label) for label in labels]
     known = [PASCAL_CLASSES.index(name) if name in PASCAL_CLASSES else -1 for name in names]
     return np.stack([colours_seen(rgb) == i for i in known]).astype(np.float32)

@@ -54,7 +54,7 @@ def make_encoder() -> Callable[[int], CountingEncoder]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Six pictures of coloured blocks in a folder of its own; the mask says which colour is where."""
+    """Six pictures of coloured blocks in a folder of its own; the mask contains the index of the colour."""
     place = tmp_path / "set"
     for part in ("images", "masks"):
         (place / part).mkdir(parents=True)

@@ -61,7 +61,7 @@ def test_single_views_and_batches_agree(data, encoder, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["cached", "live", "augmented"])
 def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path: Path, kind: str):
-    """Each class has a colour of its own, and the encoder tells colours."""
+    """Each class has a colour of its own, which the encoder's tokens contain."""
     recipe = AugmentConfig(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
     source: TokenSource = {
         "cached": lambda: cache_features(tmp_path, data, Colours(), 64, views=VIEWS),

@@ -44,7 +44,7 @@ def test_every_case(
 
 
 class Words:
-    """A text encoder that knows the golden text embedding only."""
+    """A text encoder that returns the golden text embedding."""
 
     name = "golden"
 

@@ -33,7 +33,7 @@ def until(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 
 class Running:
-    """A server, its service to look at, and a client that speaks to it over TCP.
+    """A server, its service, and a client that is connected over TCP.
 
     Attributes:
         gate: while it is closed (cleared), the image encoder waits before every forward.

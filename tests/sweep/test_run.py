@@ -106,7 +106,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_cell_ends_with_its_parent_process(tmp_path: Path) -> None:
-    """Killed with -9, the parent can tell nobody; the closing of a pipe does."""
+    """A parent killed with -9 sends no signal; its end of the pipe is closed."""
     waits = tmp_path / "pipe"
     os.mkfifo(waits)  # a file that never ends: the cell hangs on reading it
     (tmp_path / CELL).write_text(json.dumps({"commands": {"train": ["sweep", str(waits), "--out", str(tmp_path)]}}))

@@ -89,7 +89,7 @@ def test_two_nodes_and_a_killed_rank_train_as_one_process(
 
 
 def test_restarts_with_a_shared_store_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchrun tells its processes where two machines share one store for all attempts."""
+    """The environment that torchrun sets where two machines share one store for all attempts."""
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     for name, value in (("USE_AGENT_STORE", "True"), ("MAX_RESTARTS", "3"), ("RUN_ID", "a")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)

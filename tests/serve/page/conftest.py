@@ -103,7 +103,7 @@ def measured() -> "Callable[..., dict[str, float]]":
 
 @pytest.fixture
 def downloaded() -> "Callable[[Page, Locator], Download]":
-    """`downloaded(page, button)`: the download that the button starts; fails with what the page says if none comes."""
+    """`downloaded(page, button)`: the download that the button starts; fails with the page's message if none comes."""
 
     def downloaded(page: "Page", button: "Locator") -> "Download":
         from playwright.sync_api import TimeoutError

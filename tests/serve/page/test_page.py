@@ -215,7 +215,7 @@ def _segment(model: "Segmenter", encoded: "EncodedImage", labels: list[str], **c
 
 
 def _percent(share: float) -> re.Pattern[str]:
-    """What the page may say of a share; it decides at the screen's size, so the last digit may be one off."""
+    """Return a pattern for a share; the page decides at the screen's size, so the last digit may be one off."""
     if not share:
         return re.compile("^not found$")
     digits = 1 if share < 0.0995 else 0

@@ -262,7 +262,7 @@ def test_zoom_and_pan(opened: Callable[..., "Page"], measured: Callable[..., Any
     whole = measured(page, "#photo")
 
     def times(scale: float) -> re.Pattern[str]:
-        """What the page may say of a scale, relative to the whole picture: 100 % are the picture's own pixels."""
+        """Return the text of a scale relative to the whole picture; 100 % are the picture's own pixels."""
         percent = 100 * scale * whole["width"] / 451
         return re.compile(f"^({round(percent - 0.5)}|{round(percent + 0.5)}) %$")
 
