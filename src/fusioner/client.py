@@ -1,4 +1,4 @@
-"""Client of `fusioner serve`, without torch: images and labels go over HTTP, segmentations come back.
+"""Client of the HTTP API of `fusioner serve`, without torch.
 
 client = fusioner.Client("http://127.0.0.1:8000")
 client.segment("photo.jpg", ["cat", "sofa"]).label_map
@@ -87,7 +87,7 @@ class Client(AbstractContextManager["Client"]):
         return self._segment(*_read_file(image), labels, format, options).content
 
     def upload(self, image: ClientImage, **options: Any) -> "RemoteImage":
-        """Encode an image once on the server, for any number of requests; the option is `mode`."""
+        """Encode an image once on the server, for any number of requests; `mode` is the only option."""
         return RemoteImage(self, *_read_file(image), options)
 
     def models(self) -> list[dict[str, Any]]:
@@ -148,11 +148,11 @@ class RemoteImage:
         return read_image(self._content)
 
     def segment(self, labels: Labels, **options: Any) -> Segmentation:
-        """Segment labels as `Client.segment` does; all options but `mode`."""
+        """Segment `labels`; options as for `Client.segment`, without `mode`."""
         return _parse(self._segment(labels, "json", options), lambda answer: _to_segmentation(self.image, answer))
 
     def export(self, labels: Labels, format: str, **options: Any) -> bytes:
-        """Return the file of another format as `Client.export` does; all options but `mode`."""
+        """Return the file of another format; options as for `Client.export`, without `mode`."""
         return self._segment(labels, format, options).content
 
     def delete(self) -> None:
@@ -197,7 +197,11 @@ class AsyncClient(AbstractAsyncContextManager["AsyncClient"]):
 
 
 class AsyncRemoteImage:
-    """`RemoteImage` for asyncio; `remote` is that image."""
+    """`RemoteImage` for asyncio: the same arguments and results.
+
+    Attributes:
+        remote: the image that the requests are sent for.
+    """
 
     def __init__(self, remote: RemoteImage) -> None:
         self.remote = remote

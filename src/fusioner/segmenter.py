@@ -47,7 +47,7 @@ MAX_TOKEN_BYTES = 2**30  # of one encoded image
 LOGITS_CACHE_BYTES = 2**23  # of one encoded image
 MAX_CANVAS_SIZE = 2**27  # float32 logits of all labels of one image: 512 MiB
 MAX_FEATURE_SIZE = 2**26  # float32 values of the network's widest layers: 256 MiB
-MAX_FEATURE_SIZE_CPU = 2**24  # the same on a CPU at the network's resolution; as fast, half the memory (lab notes)
+MAX_FEATURE_SIZE_CPU = 2**24  # the same on a CPU at the network's resolution (docs/lab-notes/speed.md)
 
 OnProgress: TypeAlias = Callable[[int, int], object]
 """Called with (windows done, windows in total) after every window; an exception it raises stops the work."""
@@ -620,7 +620,7 @@ class Segmenter:
     def _forward_chunked(
         self, tokens: Float[np.ndarray, "n d gh gw"], labels: Sequence[str], size: tuple[int, int] | None
     ) -> Float[np.ndarray, "n k h w"]:
-        """Run the network on as many labels at a time as fit into the memory, if labels are independent."""
+        """Run the network on as many labels at a time as `MAX_FEATURE_SIZE` allows, if labels are independent."""
         text, config = self.network.embed(labels), self.card.config
         tokens = tokens.astype(np.float32, copy=False)
         chunk = len(labels)
@@ -629,9 +629,9 @@ class Segmenter:
             cells = math.prod(size) if size else n * config.decoder_scale**2
             values = max(config.decoder_widths) * cells + int(n * config.width * (config.mlp_ratio + 4))
             values += config.heads * n**2  # attention, where it is not fused
-            small = size is None and str(self.network.device) == "cpu"
-            most = MAX_FEATURE_SIZE_CPU if small else MAX_FEATURE_SIZE
-            chunk = max(1, most // (values * len(tokens)))
+            low_res_on_cpu = size is None and str(self.network.device) == "cpu"
+            limit = MAX_FEATURE_SIZE_CPU if low_res_on_cpu else MAX_FEATURE_SIZE
+            chunk = max(1, limit // (values * len(tokens)))
         parts = []
         for start in range(0, len(labels), chunk):
             parts += [self.network.predict_logits(tokens, text[start : start + chunk], size)]

@@ -71,7 +71,7 @@ def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Pa
     assert "report.html" in printed.out.replace("\n", "")
 
 
-def test_threshold_auto_is_that_of_the_card(model: Path, own: Path, tmp_path: Path):
+def test_threshold_model_is_that_of_the_card(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
     card.threshold = 0.0  # every pixel is claimed
     save_model(tmp_path / "greedy.safetensors", network, card)

@@ -93,7 +93,7 @@ class ClosedSetDataset:
         return self.sources[sample.split].views or 1
 
     def read(self, views: Sequence[SampleView]) -> PatchBatch:
-        """Read some views; FusionerError for an unreadable image or mask."""
+        """Return the patches of some views; raise FusionerError for an unreadable image or mask."""
         grids = [
             [grid.flip(-1) if view.flipped else grid for grid in self._read(view.sample, view.view)] for view in views
         ]
@@ -141,14 +141,14 @@ class FitCache:
     writes: bool = True
 
     def get(self, name: str) -> Mapping[str, Tensor] | None:
-        """Return the weights of this name, or None if there are no usable ones."""
+        """Return the weights of a name, or None if they are missing, damaged or of another key."""
         with suppress(SafetensorError, OSError), safe_open(self.folder / f"{name}.safetensors", "pt") as file:
             if (file.metadata() or {}).get("key") == self.key:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return None
 
     def put(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Write weights; FusionerError if the system refuses."""
+        """Write weights under a name; raise FusionerError if the file cannot be written."""
         if self.writes:
             save_tensors(self.folder / f"{name}.safetensors", state, {"key": self.key})
 

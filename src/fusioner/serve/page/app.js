@@ -2,11 +2,11 @@
 
 import { ApiError, callbacks, request, requestJson } from "./api.js";
 import { createDownloads, save } from "./downloads.js";
-import { createHistory } from "./history.js";
 import { createLabelList } from "./labels.js";
 import { Picture } from "./picture.js";
 import { asSeen, createStage, cutOut, isolatedRegion, smallMasks } from "./stage.js";
 import { colour, freeColour } from "./palette.js";
+import { createThumbnails } from "./thumbnails.js";
 import { capital, duration, parse, percent, SEPARATOR, stem, summary } from "./words.js";
 
 const MAX_PICTURES = 24; // of the session
@@ -22,7 +22,7 @@ export const session = { model: null, current: null, pictures: [], settings };
 const styles = new Map(); // lower-case word -> { colour, hidden }, the same in all pictures
 
 const stage = createStage(settings, { isolate, decided, say });
-const thumbnails = createHistory($("pictures"), show);
+const thumbnails = createThumbnails($("pictures"), show);
 const showRows = createLabelList($("labels"), $("label-row"), {
   decide: stage.draw,
   paint: stage.repaint,
@@ -101,9 +101,9 @@ function show(picture) {
   if (matchMedia("(pointer: fine)").matches) $("words").focus();
 }
 
-/** Show the samples; the browser's history then says so in place of the picture. */
+/** Show the samples; they replace the picture in the browser's history. */
 function leave() {
-  if (unsettled) settle(); // later it would replace a thumbnail with masks
+  if (unsettled) settle(); // later it would draw over a thumbnail with masks
   session.current = null;
   document.body.dataset.state = "empty";
   if (history.state?.open) history.replaceState(null, "");

@@ -3,7 +3,7 @@
 const SIDE = 144; // px, shown at half of that
 
 /** `open(picture)` is called when a thumbnail is clicked. */
-export function createHistory(list, open) {
+export function createThumbnails(list, open) {
   const items = new Map(); // picture -> <li>
 
   function makeItem(picture) {
