@@ -29,7 +29,7 @@ from torchmetrics.functional.classification import binary_average_precision  # p
 
 from fusioner.encoders.dense_classifier import Posteriors
 from fusioner.encoders.prompt_templates import LabelEmbedder
-from fusioner.image import resize
+from fusioner.image import resize_square
 from fusioner.model.similarity import affinity
 from fusioner.training.build import build_encoders, build_network
 from fusioner.training.data_loader import resize_mask
@@ -75,7 +75,6 @@ def window_mean(log: Tensor, groups: np.ndarray, rgb: np.ndarray, classifier: Po
     found, grid = region_mean(log, groups), groups.reshape(side, side)
     sizes = np.bincount(groups)
     large = [i for i in np.argsort(-sizes)[:WINDOWS] if 4 <= sizes[i] < 0.5 * side * side]
-    pixels = torch.from_numpy(rgb).permute(2, 0, 1)
     cells = WINDOW // classifier.stride
     for region in large:
         y, x = np.nonzero(grid == region)
@@ -84,8 +83,9 @@ def window_mean(log: Tensor, groups: np.ndarray, rgb: np.ndarray, classifier: Po
         centre = np.array([y.min() + y.max() + 1, x.min() + x.max() + 1]) / 2
         top, left = np.maximum(0, (centre - reach) * scale).astype(int)
         bottom, right = np.ceil((centre + reach) * scale).astype(int)
-        crop = resize(pixels[:, top:bottom, left:right], (WINDOW, WINDOW)).float() / 255
-        height, width = pixels[:, top:bottom, left:right].shape[1:]
+        window = rgb[top:bottom, left:right]
+        crop = resize_square(window, WINDOW)
+        height, width = window.shape[:2]
         rows = ((top + (np.arange(cells) + 0.5) * height / cells) / scale[0]).astype(int).clip(max=side - 1)
         columns = ((left + (np.arange(cells) + 0.5) * width / cells) / scale[1]).astype(int).clip(max=side - 1)
         inside = torch.from_numpy(grid[rows][:, columns] == region).flatten()
@@ -132,7 +132,7 @@ def main() -> None:
     words = LabelEmbedder(text, config.model.templates)([data.prompts[i] for i in ids])
 
     def encode(rgb: np.ndarray) -> tuple[Tensor, Tensor]:
-        pixels = resize(torch.from_numpy(rgb).permute(2, 0, 1), (SIDE, SIDE)).float() / 255
+        pixels = resize_square(rgb, SIDE)
         visual, scores = image(pixels[None])[0].flatten(1).split([384, 1000])
         return F.normalize(visual, dim=0), log_posterior(scores)
 
@@ -146,7 +146,7 @@ def main() -> None:
         rgb, mask = data.read(item)
         visual, log = encode(rgb)
         near, groups = nearest_mean(visual, keys, values), regions(visual, side)
-        large = resize(torch.from_numpy(rgb).permute(2, 0, 1), (SIDE * 3 // 2, SIDE * 3 // 2)).float() / 255
+        large = resize_square(rgb, SIDE * 3 // 2)
         fine = log_posterior(F.interpolate(classifier(large[None]), size=(side, side), mode="area")[0].flatten(1))
         mean, windows = region_mean(log, groups), window_mean(log, groups, rgb, classifier, side)
         logs = {"none": log, "bank alone": near, "bank": (log + near) / 2, "bank, a quarter": 0.75 * log + 0.25 * near}

@@ -8,13 +8,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
-from jaxtyping import Float, Num, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageCms, PngImagePlugin
 
 from fusioner.errors import FusionerError
@@ -23,7 +23,6 @@ from fusioner.io import find_path
 if TYPE_CHECKING:
     import torch
 
-Array: TypeAlias = Any  # torch tensors; torch is imported on use
 ImageSource: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | np.ndarray | torch.Tensor"
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
@@ -59,7 +58,6 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
-_BLOCK, _STRIP = 8, 32  # rows
 _WARNINGS_LOCK = threading.Lock()  # warning filters are global to the process
 
 
@@ -174,75 +172,17 @@ def left_out_error(where: object, kinds: Counter[str]) -> FusionerError:
     return FusionerError(f"{where} holds pictures that are not supported and left out: {text}")
 
 
-def resize_square(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> Float[Array, "3 side side"]:
+def resize(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Resize an image to `size` (height, width), bilinear with antialiasing."""
+    height, width = size
+    return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def resize_square(rgb: UInt8[np.ndarray, "h w 3"], side: int) -> "Float[torch.Tensor, '3 side side']":
     """Resize to `side` x `side` pixels, ignoring the aspect ratio: float32 in [0, 1], channels first."""
     from torch import from_numpy
 
-    pixels = from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
-    return resize(pixels, (side, side)).float().div_(255)
-
-
-def resize(images: Num[Array, "*b c h w"], size: tuple[int, int]) -> Num[Array, "*b c h2 w2"]:
-    """Resize one image or a batch (floats or uint8) to `size` (height, width), bilinear with antialiasing."""
-    import torch.nn.functional as F
-
-    if tuple(images.shape[-2:]) == size:
-        return images
-    batch = images if images.ndim == 4 else images[None]
-    resized = F.interpolate(batch, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return resized if images.ndim == 4 else resized[0]
-
-
-def resize_rgb(rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Resize an image to `size` (height, width) without torch; equals `resize` of uint8 to the bit."""
-    height, width = rgb.shape[:2]
-    if width != size[1]:
-        narrow = np.empty((height, size[1], 3), np.uint8)
-        pixels = np.ascontiguousarray(rgb).view("V3")[..., 0]  # transposing whole pixels is faster
-        for start in range(0, height, _STRIP):  # a few rows at a time stay in the processor's cache
-            strip = pixels[start : start + _STRIP].T
-            columns = _resize_rows(np.ascontiguousarray(strip).view(np.uint8), size[1]).reshape(size[1], -1, 3)
-            narrow[start : start + _STRIP] = columns.transpose(1, 0, 2)
-        rgb = narrow
-    if height != size[0]:
-        rgb = _resize_rows(rgb.reshape(height, -1), size[0]).reshape(size[0], size[1], 3)
-    return np.ascontiguousarray(rgb)
-
-
-def _resize_rows(rows: UInt8[np.ndarray, "h n"], height: int) -> UInt8[np.ndarray, "h2 n"]:
-    """Average neighbouring rows with the weights of `_resize_weights`."""
-    blocks, precision = _resize_weights(len(rows), height)
-    wide = rows.astype(np.float64)
-    sums = [weights @ wide[low : low + weights.shape[1]] for low, weights in blocks]  # exact: integers below 2**53
-    return np.clip(np.floor(np.concatenate(sums) / 2**precision + 0.5), 0, 255).astype(np.uint8)
-
-
-@lru_cache(maxsize=16)
-def _resize_weights(rows: int, height: int) -> tuple[list[tuple[int, Float[np.ndarray, "block taps"]]], int]:
-    """Return triangular weights, rounded to 16-bit integers as in torch, and the power of 2 that they sum to.
-
-    The weights come in blocks of `_BLOCK` output rows, each with its first input row.
-    """
-    scale = rows / height
-    support = max(scale, 1.0)
-    centre = scale * (np.arange(height) + 0.5)
-    first = np.maximum((centre - support + 0.5).astype(int), 0)
-    stop = np.minimum((centre + support + 0.5).astype(int), rows)
-    taps = first[:, None] + np.arange((stop - first).max())
-    weights = np.maximum(1 - np.abs((taps - centre[:, None] + 0.5) / support), 0) * (taps < stop[:, None])
-    weights /= weights.sum(axis=1, keepdims=True)
-    precision = 0  # the largest for which all weights fit into 15 bits
-    while precision < 22 and int(0.5 + weights.max() * 2 ** (precision + 1)) < 2**15:
-        precision += 1
-    integers = np.floor(0.5 + weights * 2**precision)
-    blocks = []
-    for start in range(0, height, _BLOCK):
-        block = slice(start, min(start + _BLOCK, height))
-        low, high = first[block].min(), stop[block].max()
-        matrix = np.zeros((block.stop - start, high - low + taps.shape[1]))
-        np.put_along_axis(matrix, taps[block] - low, integers[block], axis=1)
-        blocks.append((int(low), matrix[:, : high - low]))
-    return blocks, precision
+    return from_numpy(resize(rgb, (side, side))).permute(2, 0, 1).float().div_(255)
 
 
 def _open_file(path: Path) -> BufferedReader:

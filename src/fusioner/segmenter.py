@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError, missing_package
-from fusioner.image import ImageSource, read_image
+from fusioner.image import ImageSource, read_image, resize
 from fusioner.labels import LabelHierarchy, SoftmaxNames, check_labels
 from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, MAX_LONG_SIDE, InferenceOptions, Mode
 from fusioner.postprocess import (
@@ -71,10 +71,6 @@ class Network(Protocol):
     embed: "LabelEmbedder"
     window_batch_size: int
     size_step: int
-
-    def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """Resize an image to `size` (height, width), bilinear with antialiasing, as in training."""
-        ...
 
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
         """Return the unit-length tokens of RGB images."""
@@ -423,7 +419,7 @@ class Segmenter:
     ) -> EncodedImage:
         """Encode the resized image and, in mode multicrop, its crops."""
         sizes = [self._whole_size(rgb, options, scale * tta_scale) for tta_scale in options.tta_scales]
-        tokens = [self.network.encode_images(self.network.resize(rgb, size)[None]) for size in sizes]
+        tokens = [self.network.encode_images(resize(rgb, size)[None]) for size in sizes]
         grid = self._crop_grid()
         count = len(grid.origins) if options.mode == "multicrop" else 0
         if on_progress:
@@ -438,7 +434,7 @@ class Segmenter:
         self, images: Sequence[UInt8[np.ndarray, "h w 3"]], options: InferenceOptions | None = None
     ) -> list[EncodedImage]:
         """Encode upright RGB images of any sizes, in one forward pass where mode whole resizes them to squares."""
-        options, resize = self.resolve(options), self.network.resize
+        options = self.resolve(options)
         if options.mode != "whole" or options.short_side:
             return [self.encode(rgb, options) for rgb in images]
         with _clear_memory_errors(f"{len(images)} images"):
@@ -460,7 +456,7 @@ class Segmenter:
         options = self.resolve(options)
         guide = None
         if options.guided_filter:
-            small = self.network.resize(rgb, (GUIDE_SIZE, GUIDE_SIZE))
+            small = resize(rgb, (GUIDE_SIZE, GUIDE_SIZE))
             guide = GuidedFilter(small.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
         return EncodedImage(rgb, tokens[0], None, name, options, guide, tuple(tokens[1:]))
 
@@ -543,7 +539,7 @@ class Segmenter:
             size = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
             logits = upsample(logits, size)
             if self.card.pamr:
-                logits = refine_by_pixels(logits, self.network.resize(image, size), self.card.pamr)
+                logits = refine_by_pixels(logits, resize(image, size), self.card.pamr)
         return self.hierarchy.reduce(logits, labels)
 
     def _grid(self, rgb: UInt8[np.ndarray, "h w 3"], options: InferenceOptions, scale: float = 1.0) -> WindowGrid:
@@ -563,7 +559,7 @@ class Segmenter:
     ) -> Iterator[tuple[Float[np.ndarray, "n d gh gw"], list[Origin]]]:
         """Yield the tokens and origins of a few windows at a time."""
         if rgb.shape[:2] != (grid.height, grid.width):
-            rgb = self.network.resize(rgb, (grid.height, grid.width))
+            rgb = resize(rgb, (grid.height, grid.width))
         origins, step = grid.origins, self.network.window_batch_size
         for start in range(0, len(origins), step):
             batch = origins[start : start + step]

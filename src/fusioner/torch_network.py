@@ -16,7 +16,6 @@ from fusioner.encoders.prompt_templates import IMAGENET, LabelEmbedder, read_tem
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.encoders.training_free import BACKGROUND_NAMES, THRESHOLD, build_pair, published_protocol
 from fusioner.errors import FusionerError
-from fusioner.image import resize
 from fusioner.model.checkpoint import ModelCard, load_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
@@ -117,11 +116,6 @@ class TorchNetwork:
         dataset = dataset if dataset in PUBLISHED_NORMALISATION else "pascal"
         model, image_encoder, text_encoder, card = load_official(path, dataset=dataset)
         return cls(model, image_encoder, text_encoder, card, device, templates)
-
-    def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """See `Network.resize`."""
-        pixels = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
-        return resize(pixels, size).permute(1, 2, 0).numpy()
 
     @torch.inference_mode()
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from PIL import Image
 
 import fusioner
@@ -23,7 +22,6 @@ from fusioner.client import Client
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import PARTS, bundled_model
 from fusioner.export.network import ExportedNetwork
-from fusioner.image import resize, resize_rgb
 from fusioner.segmenter import Segmenter
 
 REPO = Path(__file__).resolve().parents[2]
@@ -87,15 +85,6 @@ def test_agrees_with_torch(
 def test_offers_the_parts_of_the_torch_model(onnx_model: Segmenter, tmp_path: Path) -> None:
     again = Segmenter.from_pretrained(onnx_model.save_pretrained(tmp_path / "copy"), device="cpu")
     assert again.card == onnx_model.card
-
-
-@pytest.mark.parametrize(
-    ("shape", "size"), [((300, 451), (336, 336)), ((40, 7), (64, 64)), ((1, 1), (14, 28)), ((2000, 150), (336, 149))]
-)
-def test_resizes_as_torch_does(shape: tuple[int, int], size: tuple[int, int]) -> None:
-    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    expected = resize(torch.from_numpy(rgb).permute(2, 0, 1), size).permute(1, 2, 0).numpy()
-    assert np.array_equal(resize_rgb(rgb, size), expected)
 
 
 def test_stores_no_weight_twice() -> None:

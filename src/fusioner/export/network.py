@@ -16,7 +16,6 @@ from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import FEATURES, Bundle, bundled_model, read_bundle
 from fusioner.export.runtime import Graph, open_graph, pick_runtime
-from fusioner.image import resize_rgb
 
 CACHED_IMAGES = 4  # whose label-independent features are kept
 TEXT_BATCH_SIZE = 64
@@ -58,10 +57,6 @@ class ExportedNetwork:
         text = ExportedTextEncoder(self.bundle, self._graphs["text"])
         self.embed = LabelEmbedder(text, self.card.templates)
         self._cached: list[tuple[Float[np.ndarray, "n d gh gw"], dict[str, np.ndarray]]] = []
-
-    def resize(self, rgb: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """See `Network.resize`."""
-        return resize_rgb(rgb, size)
 
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
         """See `Network.encode_images`."""
