@@ -10,7 +10,7 @@ import pytest
 from fusioner.data.base import Item, SegmentationData, present_pairs
 from fusioner.data.benchmarks import pascal
 from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES
-from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
+from fusioner.data.folds import fold_classes, published_pairs, val_pairs
 from fusioner.data.fss1000 import fss1000_classes
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
@@ -39,12 +39,10 @@ def test_a_coco_model_is_tested_on_unseen_pascal_classes():
         seen, unseen = fold_classes("coco-to-pascal", fold)
         assert {PASCAL_CLASSES[i] for i in unseen} == names
         assert sorted(seen + unseen) == list(range(1, 21))
-        pairs = fold_pairs("coco-to-pascal", fold, "val")
+        pairs = val_pairs("coco-to-pascal", fold)
         assert {c for _, c in pairs} == set(unseen)
         assert set(pairs) < set(published_pairs("pascal", "val"))
-    assert sum(len(fold_pairs("coco-to-pascal", fold, "val")) for fold in range(4)) == 346 + 451 + 725 + 346
-    with pytest.raises(FusionerError, match="train on a fold of coco"):
-        fold_pairs("coco-to-pascal", 0, "train")
+    assert sum(len(val_pairs("coco-to-pascal", fold)) for fold in range(4)) == 346 + 451 + 725 + 346
 
 
 def test_pascal_classes_have_coco_prompts(shared: Path):
@@ -59,18 +57,11 @@ def test_pascal_classes_have_coco_prompts(shared: Path):
 )
 def test_list_sizes_are_the_published_ones(name: str, val: list[int], train: int):
     for fold, size in enumerate(val):
-        pairs = fold_pairs(name, fold, "val")
+        pairs = val_pairs(name, fold)
         assert len(pairs) == len(set(pairs)) == size
         assert pairs == sorted(pairs)
         assert {c for _, c in pairs} == set(fold_classes(name, fold)[1])
     assert len(published_pairs(name, "train")) == train
-
-
-def test_training_pairs_hold_seen_classes_only():
-    for name in ("pascal", "coco"):
-        pairs = fold_pairs(name, 3, "train", split_lists="hsnet")
-        assert {c for _, c in pairs} == set(fold_classes(name, 3)[0])
-    assert len(fold_pairs("coco", 1, "train", split_lists="official")) == 133927
 
 
 def test_the_packed_lists_are_the_published_files(shared: Path):
@@ -84,7 +75,8 @@ def test_the_packed_lists_are_the_published_files(shared: Path):
         for split, part in (("train", "trn"), ("val", "val")):
             images, classes = arrays[f"{part}{fold}_image"], arrays[f"{part}{fold}_class"]
             published = {(f"COCO_{split}2014_{i:012d}", int(c) + 1) for i, c in zip(images, classes, strict=True)}
-            assert set(fold_pairs("coco", fold, split, split_lists="hsnet")) == published
+            ids = set(fold_classes("coco", fold)[split == "val"])
+            assert {pair for pair in published_pairs("coco", split) if pair[1] in ids} == published
 
 
 def test_the_official_training_list_is_read_off_the_masks(shared: Path):
@@ -92,10 +84,10 @@ def test_the_official_training_list_is_read_off_the_masks(shared: Path):
     every = data.pairs()
     # Counts by the fold a class belongs to, of the images at hand (2885 / 3816 / 6529 / 2325 on the full set).
     assert Counter((c - 1) // 5 for _, c in every) == {0: 153, 1: 608, 2: 962, 3: 395}
-    pairs = fold_pairs("pascal", 2, "train", data=data)
+    pairs = data.pairs(fold_classes("pascal", 2)[0])
     assert len(pairs) == 153 + 608 + 395
-    hsnet, _ = present_pairs(fold_pairs("pascal", 2, "train", split_lists="hsnet"), data)
-    assert set(hsnet) < set(pairs)
+    hsnet, _ = present_pairs(published_pairs("pascal", "train"), data)
+    assert set(hsnet) < set(every)
 
 
 def test_missing_images_are_counted():
@@ -118,9 +110,3 @@ def test_wrong_arguments_list_the_valid_ones():
         fold_classes("pascal", 4)
     with pytest.raises(FusionerError, match="no folds"):
         fold_classes("folder", 0)
-    with pytest.raises(FusionerError, match="train and val"):
-        fold_pairs("pascal", 0, "test")
-    with pytest.raises(FusionerError, match="read off the masks"):
-        fold_pairs("pascal", 0, "train")
-    with pytest.raises((FusionerError, TypeError)):  # run-time type checks, where the tests have them on, speak first
-        fold_pairs("pascal", 0, "train", split_lists="mine")  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusioner.data.base import SegmentationData
 from fusioner.data.classes import PASCAL_CLASSES, PASCAL_TO_COCO
-from fusioner.data.folds import fold_pairs
+from fusioner.data.folds import val_pairs
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluator import EvaluationResult, evaluate, to_metrics
@@ -83,7 +83,7 @@ def test_single_prompts_are_predicted_alone_and_groups_together(voc_data: Segmen
         requested.append(tuple(labels))
         return oracle(rgb, labels)
 
-    plan, _ = fold_plan(voc_data, 0)
+    plan, _ = fold_plan(voc_data, 0, FAST)
     joint = evaluate(FunctionPredictor(listen), voc_data, FAST)
     assert {len(labels) for labels in requested} == {1, 5, 15}
     assert sum(len(labels) == 5 for labels in requested) == len(plan.images)
@@ -103,24 +103,24 @@ def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
 
     predictor = Counting(oracle)
     evaluate(predictor, voc_data, replace(FAST, protocol="hsnet"))
-    assert predictor.seen == len(fold_plan(voc_data, 0)[0].images)
+    assert predictor.seen == len(fold_plan(voc_data, 0, FAST)[0].images)
 
 
 def test_protocols_differ_in_their_prompts(voc_data: SegmentationData):
-    official, missing = fold_plan(voc_data, 0, "official")
+    official, missing = fold_plan(voc_data, 0, FAST)
     assert list(official.pairs) == sorted(set(official.pairs))
     assert missing.listed == 346
     assert missing.present == len(official.pairs)
-    hsnet, _ = fold_plan(voc_data, 0, "hsnet", seed=3)
+    hsnet, _ = fold_plan(voc_data, 0, replace(FAST, protocol="hsnet", seed=3))
     assert len(hsnet.pairs) == 1000
     assert set(hsnet.pairs) == set(official.pairs)
-    assert hsnet.pairs == fold_plan(voc_data, 0, "hsnet", seed=3)[0].pairs
-    assert hsnet.pairs != fold_plan(voc_data, 0, "hsnet", seed=4)[0].pairs
-    everything, _ = fold_plan(voc_data, 0, images="all")
+    assert hsnet.pairs == fold_plan(voc_data, 0, replace(FAST, protocol="hsnet", seed=3))[0].pairs
+    assert hsnet.pairs != fold_plan(voc_data, 0, replace(FAST, protocol="hsnet", seed=4))[0].pairs
+    everything, _ = fold_plan(voc_data, 0, replace(FAST, images="all"))
     assert len(everything.images) == len(voc_data.items) > len(official.images)
     assert everything.pairs == official.pairs
     with pytest.raises((FusionerError, TypeError)):  # run-time type checks, where the tests have them on, speak first
-        fold_plan(voc_data, 0, "mine")  # pyright: ignore[reportArgumentType]
+        fold_plan(voc_data, 0, replace(FAST, protocol="mine"))  # pyright: ignore[reportArgumentType]
 
 
 def test_hsnet_draws_classes_evenly_whatever_their_number_of_images():
@@ -147,7 +147,7 @@ def test_measures_of_folds_equal_those_of_the_metric(voc_data: SegmentationData)
 
     from fusioner.evaluation.evaluator import binary_counts
 
-    plan, _ = fold_plan(voc_data, 0)
+    plan, _ = fold_plan(voc_data, 0, FAST)
     counts = torch.zeros(21, 2, 2, dtype=torch.int64)
     for image, class_id in plan.pairs:
         rgb, mask = (torch.from_numpy(part) for part in voc_data.read(voc_data.by_id[image]))
@@ -181,14 +181,14 @@ def test_all_folds_are_averaged_and_reported_apart(voc_data: SegmentationData):
 
 
 def test_a_fold_without_images_is_one_sentence(voc_data: SegmentationData):
-    listed = {image for image, _ in fold_pairs("pascal", 3, "val")}
+    listed = {image for image, _ in val_pairs("pascal", 3)}
     others = replace(voc_data, items=[item for item in voc_data.items if item.id not in listed])
     with pytest.raises(FusionerError, match="none of the 346 val pairs of pascal fold 3"):
         evaluate(FunctionPredictor(oracle), others, replace(FAST, folds=(3,)))
 
 
 def test_a_limit_spreads_over_the_list(voc_data: SegmentationData):
-    plan, _ = fold_plan(voc_data, 0)
+    plan, _ = fold_plan(voc_data, 0, FAST)
     short = limit_images(plan, 3)
     assert short.images == (plan.images[0], plan.images[round((len(plan.images) - 1) / 2)], plan.images[-1])
     assert {image for image, _ in short.pairs} == set(short.images)

@@ -18,7 +18,7 @@ from fusioner.cli import official
 from fusioner.cli.main import main
 from fusioner.cli.official import OFFICIAL, OURS, parser, settings
 from fusioner.cli.train import command_line
-from fusioner.data.folds import fold_pairs
+from fusioner.data.folds import val_pairs
 from fusioner.loading import load
 from fusioner.model.checkpoint import load_model
 from fusioner.training.config import TrainConfig, read_toml
@@ -229,7 +229,7 @@ def test_test_py_shows_progress_and_takes_a_limit(tmp_path: Path, monkeypatch: p
     folders = tree / "VOCdevkit" / "VOC2012" / "JPEGImages", tree / "SegmentationClassAug"
     for folder in folders:
         folder.mkdir(parents=True)
-    for image, class_id in fold_pairs("pascal", 0, "val")[:4]:
+    for image, class_id in val_pairs("pascal", 0)[:4]:
         Image.new("RGB", (48, 32), (0, 90, 200)).save(folders[0] / f"{image}.jpg")
         Image.fromarray(np.full((32, 48), class_id, np.uint8)).save(folders[1] / f"{image}.png")
     monkeypatch.setattr("fusioner.progress.SECONDS", 0.0)

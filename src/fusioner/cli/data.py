@@ -10,7 +10,7 @@ from fusioner.cli.options import Dataset, MaskValues, Root
 from fusioner.data.annotation_formats import read_annotations
 from fusioner.data.base import SegmentationData, present_pairs
 from fusioner.data.check import DatasetReport, check_dataset, contact_sheet
-from fusioner.data.folds import FOLD_DATASETS, FOLDS, fold_pairs
+from fusioner.data.folds import FOLD_DATASETS, FOLDS, val_pairs
 from fusioner.data.masks import parse_mask_values
 from fusioner.data.prepare import prepare_coco, prepare_folder
 from fusioner.data.registry import open_dataset
@@ -155,6 +155,6 @@ def _class_table(data: SegmentationData, report: DatasetReport) -> Table:
 def _coverage_table(data: SegmentationData) -> Table:
     rows = []
     for fold in FOLDS:
-        listed, present = present_pairs(fold_pairs(data.name, fold, "val"), data)[1]
+        listed, present = present_pairs(val_pairs(data.name, fold), data)[1]
         rows.append((str(fold), str(listed), str(present), str(listed - present)))
     return Table(("fold", "listed", "present", "missing"), rows, "published val pairs", text_columns=())

@@ -1,29 +1,19 @@
 """Folds of PASCAL-5i, COCO-20i and COCO to PASCAL, and the published lists of (image, class) pairs.
 
-The classes of a fold are "unseen": training never prompts them, evaluation prompts no others. Pair lists:
-
-- `val`: the pairs published by HSNet (Min et al., ICCV 2021), which the official Fusioner evaluation uses. A pair is
-  listed if its class covers about 2 * 32 * 32 pixels of the image after HSNet's resize.
-- `train`, "hsnet": HSNet's training pairs of the seen classes, with the same size limit.
-- `train`, "official": every (image, seen class) pair of train_aug with at least one pixel, read off the masks of the
-  opened data set. By the fold of their class these are 2885 / 3816 / 6529 / 2325 pairs of the full set; training on a
-  fold uses the other three (fold 0: 12670). COCO has only HSNet's list.
-
-Images of training pairs may contain unseen classes; as in the published protocol, their pixels are then background of
-the prompted class.
+The classes of a fold are "unseen": training never prompts them, evaluation prompts no others. The lists are HSNet's
+(Min et al., ICCV 2021), which the official Fusioner evaluation uses: a pair is listed if its class covers about
+2 * 32 * 32 pixels of the image after HSNet's resize.
 """
 
 from functools import lru_cache
 from importlib.resources import as_file, files
-from typing import Literal
 
 import numpy as np
 
-from fusioner.data.base import Pair, SegmentationData
+from fusioner.data.base import Pair
 from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.errors import FusionerError
 
-SplitLists = Literal["official", "hsnet"]
 FOLDS = (0, 1, 2, 3)
 FOLD_DATASETS = ("pascal", "coco", "coco-to-pascal")
 """Data sets with folds."""
@@ -68,28 +58,7 @@ def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]
     return tuple(i for i in everything if i not in unseen), tuple(unseen)
 
 
-def fold_pairs(
-    name: str, fold: int, split: str, split_lists: SplitLists = "official", data: SegmentationData | None = None
-) -> list[Pair]:
-    """Return the (image id, class id) pairs of a fold, sorted by image, then class.
-
-    Args:
-        split: "train" (pairs of the seen classes) or "val" (pairs of the unseen classes).
-        split_lists: which training list; see the module's docstring.
-        data: the opened train_aug set, needed for PASCAL's official training list only.
-    """
-    seen, unseen = fold_classes(name, fold)
-    if split not in ("train", "val"):
-        raise FusionerError(f"a fold has the splits train and val, not {split!r}")
-    if split_lists not in ("official", "hsnet"):
-        raise FusionerError(f"there are two lists, official and hsnet, not {split_lists!r}")
-    if split == "train" and split_lists == "official" and name == "pascal":
-        if data is None:
-            raise FusionerError("the official training list of pascal is read off the masks: pass the opened data set")
-        return data.pairs(seen)
-    if name == "coco-to-pascal":
-        if split == "train":
-            raise FusionerError("coco-to-pascal has no training images: train on a fold of coco")
-        name = "pascal"
-    wanted = set(seen if split == "train" else unseen)
-    return [pair for pair in published_pairs(name, split) if pair[1] in wanted]
+def val_pairs(name: str, fold: int) -> list[Pair]:
+    """Return the published val pairs of a fold's unseen classes, sorted by image, then class."""
+    unseen = set(fold_classes(name, fold)[1])
+    return [pair for pair in published_pairs(name.removeprefix("coco-to-"), "val") if pair[1] in unseen]

@@ -137,7 +137,7 @@ def _settings(result: EvaluationResult) -> dict[str, Any]:
         "n_resamples": options.n_resamples,
     }
     if result.data.name in FOLD_DATASETS:
-        settings |= {"folds": list(options.folds), "split_lists": options.split_lists, "images": options.images}
+        settings |= {"folds": list(options.folds), "images": options.images}
     return settings
 
 

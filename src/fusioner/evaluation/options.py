@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 Protocol = Literal["official", "hsnet", "full"]
-Images = Literal["fold", "all"]
 
 
 @Parameter(name="*", group="Protocol")
@@ -18,9 +17,7 @@ class EvaluationOptions:
     """Folds of pascal, coco and coco-to-pascal; other data sets have none."""
     protocol: Protocol = "official"
     """official: PASCAL: every val pair once, COCO: the first 1000; hsnet: 1000 seeded samples; full: every pair."""
-    split_lists: Literal["official", "hsnet"] = "official"
-    """Fold lists to use (their val lists are identical)."""
-    images: Images = "fold"
+    images: Literal["fold", "all"] = "fold"
     """Images on which measures beyond the protocol are taken: those of the fold's pairs, or all val images (slower)."""
     threshold: float | Literal["model"] = 0.5
     """Minimum probability of a positive pixel; model: the one chosen on held-out training images."""

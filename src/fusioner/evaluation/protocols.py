@@ -17,10 +17,10 @@ from typing import get_args
 import numpy as np
 
 from fusioner.data.base import Pair, PairCoverage, SegmentationData, present_pairs
-from fusioner.data.folds import FOLD_DATASETS, SplitLists, fold_classes, fold_pairs
+from fusioner.data.folds import FOLD_DATASETS, fold_classes, val_pairs
 from fusioner.data.fss1000 import Mosaic
 from fusioner.errors import FusionerError
-from fusioner.evaluation.options import EvaluationOptions, Images, Protocol
+from fusioner.evaluation.options import EvaluationOptions, Protocol
 from fusioner.evaluation.results import Plan
 
 COCO_PAIRS = 1000
@@ -34,63 +34,48 @@ def make_plans(
     """Return the plan of each fold; FusionerError if none of its pairs is on disk, or the limit is below 1."""
     plans: dict[int | None, tuple[Plan, PairCoverage | None]] = {}
     if data.name in FOLD_DATASETS:
-        for fold in options.folds:
-            lists = {"split_lists": options.split_lists, "images": options.images, "seed": options.seed}
-            plans[fold] = fold_plan(data, fold, options.protocol, **lists)
+        plans |= {fold: fold_plan(data, fold, options) for fold in options.folds}
     elif data.name == "fss1000":
         plans[None] = pairs_plan(data), None
     elif data.name == "mosaic4":
         plans[None] = mosaic_plan(data), None
     else:
-        plans[None] = argmax_plan(data, options.seed), None
+        plans[None] = argmax_plan(data), None
     threshold = 0.5 if options.threshold == "model" else options.threshold
-    for fold, (plan, coverage) in plans.items():
-        limited = plan if options.limit is None else limit_images(plan, options.limit)
-        plans[fold] = replace(limited, threshold=threshold, eval_size=options.eval_size), coverage
-    return plans
+    settings = {"threshold": threshold, "eval_size": options.eval_size, "seed": options.seed}
+    return {
+        fold: (replace(limit_images(plan, options.limit), **settings), coverage)
+        for fold, (plan, coverage) in plans.items()
+    }
 
 
-def fold_plan(
-    data: SegmentationData,
-    fold: int,
-    protocol: Protocol = "official",
-    *,
-    split_lists: SplitLists = "official",
-    images: Images = "fold",
-    seed: int = 0,
-) -> tuple[Plan, PairCoverage]:
-    """Return the plan of one fold of PASCAL-5i, COCO-20i or COCO to PASCAL.
+def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> tuple[Plan, PairCoverage]:
+    """Return the plan of one fold of the val split of PASCAL-5i, COCO-20i or COCO to PASCAL.
 
     On every image it adds to the protocol: all unseen classes together (`argmax_miou`), all seen classes together (for
     `harmonic`), up to five absent unseen classes, one at a time (`false_positive_area`, `specificity`), and for every
     pair the neutral prompt in place of the class name (`prompt_ablated_miou`). Pixels of classes that are not prompted
     are background there.
-
-    Args:
-        data: the opened val split.
-        images: "fold": images of the fold's pairs; "all": every image of the split (slower), also those without any
-            class of the fold, where every positive pixel is false.
-        seed: of the samples of `hsnet` and the choice of absent classes.
     """
+    protocol = options.protocol
     if protocol not in get_args(Protocol):
         raise FusionerError(f"there is no protocol {protocol!r}; choose one of {', '.join(get_args(Protocol))}")
     seen, unseen = fold_classes(data.name, fold)
-    pairs, coverage = present_pairs(fold_pairs(data.name, fold, "val", split_lists), data)
+    pairs, coverage = present_pairs(val_pairs(data.name, fold), data)
     if not pairs:
         raise FusionerError(f"none of the {coverage.listed} val pairs of {data.name} fold {fold} has its image on disk")
     if protocol == "official" and data.name == "coco":
         pairs = pairs[:COCO_PAIRS]
     if protocol == "hsnet":
-        pairs = sample_pairs(pairs, HSNET_SAMPLES, seed)
-    visited = sorted({image for image, _ in pairs}) if images == "fold" else [item.id for item in data.items]
+        pairs = sample_pairs(pairs, HSNET_SAMPLES, options.seed)
+    every = [item.id for item in data.items]
     plan = Plan(
         protocol=protocol,
-        images=tuple(visited),
+        images=tuple(every if options.images == "all" else sorted({image for image, _ in pairs})),
         pairs=tuple(pairs),
         groups={"unseen": unseen, "seen": seen},
         absent=ABSENT_PROMPTS,
         prompted=unseen,
-        seed=seed,
     )
     return plan, coverage
 
@@ -112,7 +97,7 @@ def mosaic_plan(data: SegmentationData) -> Plan:
     return Plan("mosaic4", images, pairs, groups={"all": data.class_ids}, listed_only=True, prompted=data.class_ids)
 
 
-def argmax_plan(data: SegmentationData, seed: int = 0) -> Plan:
+def argmax_plan(data: SegmentationData) -> Plan:
     """Return the plan of benchmarks and own folders: all classes together on every image, and background if any."""
     background = not data.ignore_unlabeled
     return Plan(
@@ -125,15 +110,14 @@ def argmax_plan(data: SegmentationData, seed: int = 0) -> Plan:
         background=background,
         background_prompts=data.background_prompts,
         include_background=data.include_background,
-        seed=seed,
     )
 
 
-def limit_images(plan: Plan, images: int) -> Plan:
-    """Return the plan restricted to at most `images` images, spread evenly over the list."""
-    if images < 1:
+def limit_images(plan: Plan, images: int | None) -> Plan:
+    """Return the plan restricted to at most `images` images (None: all), spread evenly over the list."""
+    if images is not None and images < 1:
         raise FusionerError(f"the limit must be at least one image, not {images}")
-    if images >= len(plan.images):
+    if images is None or images >= len(plan.images):
         return plan
     chosen = [plan.images[i] for i in np.linspace(0, len(plan.images) - 1, images).round().astype(int)]
     pairs = tuple(pair for pair in plan.pairs if pair[0] in set(chosen))

@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from fusioner.data.base import Item, Pair, SegmentationData, present_pairs
-from fusioner.data.folds import fold_classes, fold_pairs, published_pairs
+from fusioner.data.folds import fold_classes, published_pairs
 from fusioner.data.paths import summarize
 from fusioner.data.registry import TRAINING_SPLITS, DatasetName, TrainableDataset, open_dataset
 from fusioner.errors import FusionerError
@@ -51,8 +51,6 @@ class DatasetSplit:
             return present_pairs(listed, self.data)[0]
         if self.data.name == "fss1000":
             return sorted((item.id, item.class_id) for item in self.data.items if item.class_id is not None)
-        if self.fold is not None:
-            return present_pairs(fold_pairs(self.data.name, self.fold, "train", data=self.data), self.data)[0]
         return self.data.pairs(self.classes)
 
 
