@@ -43,7 +43,7 @@ def child(model: str, runtime: str, threads: int, mode: str) -> None:
 
 def contenders(model: str, exported: list[str]) -> list[Contender]:
     from fusioner.export.bundle import read_bundle
-    from fusioner.export.runtime import READS
+    from fusioner.export.network import READS
 
     found: list[Contender] = [("PyTorch fp32, eager", model, "torch")]
     if not model:

@@ -39,6 +39,14 @@ def report(module, args):
 torch.nn.modules.module.register_module_forward_pre_hook(report)
 fusioner.load(runtime="torch")(np.zeros((64, 64, 3), np.uint8), ["cat"])
 """
+# The same call as most users make it: on ONNX Runtime.
+DEFAULT_CALL = """
+import sys
+import numpy as np
+import fusioner
+fusioner.load(device="cpu")(np.zeros((64, 64, 3), np.uint8), ["cat"])
+print(len([name for name in sys.modules if name.split(".")[0] == "fusioner"]))
+"""
 
 
 def module_name(path: Path) -> str:
@@ -136,7 +144,8 @@ def main() -> None:
         return
     call = subprocess.run([sys.executable, "-c", CALL], check=True, capture_output=True, text=True)
     modules, frames, path = call.stdout.split(maxsplit=2)
-    print(f"modules imported by seg() {modules}")
+    default = subprocess.run([sys.executable, "-c", DEFAULT_CALL], check=True, capture_output=True, text=True)
+    print(f"modules imported by seg() {default.stdout.strip()}, {modules} with torch")
     print(f"frames before the fusion  {frames}: {path.strip()}")
     python = best_time("-c", "pass")
     print(f"import fusioner           {best_time('-c', 'import fusioner') - python:.2f} s")

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +78,7 @@ def read_word_lists(source: str, packaged: str = "synonyms.json") -> dict[str, t
     """
     if not source:
         return {}
-    path = Path(str(files("fusioner.data") / packaged)) if source == "packaged" else Path(source).expanduser()
+    path = Path(__file__).with_name("data") / packaged if source == "packaged" else Path(source).expanduser()
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:

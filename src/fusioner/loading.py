@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusioner.cores import available_cores
-from fusioner.encoders.training_free import check_model_or_pair
 from fusioner.errors import FusionerError
+from fusioner.options import check_model_or_pair
 from fusioner.segmenter import Segmenter, import_torch_network
 
 if TYPE_CHECKING:

@@ -89,6 +89,18 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
     return tuple(scales)
 
 
+def check_model_or_pair(
+    model: object, image_encoder: str | None, text_encoder: str | None, background: Sequence[str] | None
+) -> None:
+    """Raise a FusionerError for a model together with a pair of encoders, or a part of a pair."""
+    if model is not None and image_encoder is not None:
+        raise FusionerError("a model names its own encoders: give either a model or an image encoder")
+    if image_encoder is None and not (text_encoder is None and background is None):
+        raise FusionerError(
+            "text encoder and background names belong to a pair without training: name its image encoder"
+        )
+
+
 DEFAULT_OPTIONS = InferenceOptions()
 ENCODING_OPTIONS = ("mode", "tta_scales", "guided_filter", "short_side", "window", "stride")
 """Options that an encoded image depends on; the others are options of the decision."""

@@ -22,8 +22,8 @@ from fusioner.encoders.registry import METHODS, build_image_encoder
 from fusioner.encoders.training_free import BACKGROUND_NAMES, published_protocol
 from fusioner.errors import FusionerError
 from fusioner.export.graphs import image_graph
+from fusioner.export.network import open_graph
 from fusioner.export.parity import LABELS
-from fusioner.export.runtime import open_graph
 from fusioner.labels import SoftmaxNames
 from fusioner.model.checkpoint import ModelCard
 

@@ -193,6 +193,19 @@ def test_predicting_imports_nothing_heavy_and_reports_nothing(tmp_path: Path) ->
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+OWN_IMPORTS = """
+import sys
+import fusioner
+fusioner.load(device="cpu")("chelsea.jpg", ["cat"], mode="whole")
+print(*(name for name in sys.modules if name.split(".")[0] == "fusioner"))
+"""
+
+
+def test_a_call_imports_25_modules_of_the_package() -> None:
+    done = subprocess.run([sys.executable, "-c", OWN_IMPORTS], cwd=SAMPLES, capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) <= 25
+
+
 TORCH_IMPORTS = """
 import json, sys
 import torch

@@ -23,9 +23,8 @@ from fusioner.client import Client
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import FEATURES, read_bundle
 from fusioner.export.graphs import features_graph, flatten_features, image_graph
-from fusioner.export.network import ExportedNetwork
+from fusioner.export.network import ExportedNetwork, open_graph
 from fusioner.export.parity import COUNTS, LIMITS, Row
-from fusioner.export.runtime import open_graph
 from fusioner.export.write import export
 from fusioner.loading import load
 

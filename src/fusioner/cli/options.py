@@ -10,11 +10,11 @@ from cyclopts import Group, Parameter, Token
 
 from fusioner.data.registry import DatasetName
 from fusioner.encoders.prompt_templates import read_templates
-from fusioner.encoders.training_free import check_model_or_pair, resolve_pair
+from fusioner.encoders.training_free import resolve_pair
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
 from fusioner.labels import check_labels, label_warnings, parse_labels, read_labels
-from fusioner.options import InferenceOptions, Mode, check_scales
+from fusioner.options import InferenceOptions, Mode, check_model_or_pair, check_scales
 
 INFERENCE, MODEL, COMPUTE = Group("Inference", sort_key=1), Group("Model", sort_key=2), Group("Computation", sort_key=3)
 """Groups of flags in the help of a command, after its own."""

@@ -1,6 +1,5 @@
 """Pairs of encoders that segment without training: their names, and the settings of the published methods."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fusioner.encoders.registry import (
@@ -45,18 +44,6 @@ def published_protocol(image_encoder: str, image_size: int) -> Protocol:
     if method == "clearclip":
         return Protocol(448, 448, 224, 50.0)
     return Protocol(round(1.5 * image_size), image_size, image_size // 2)
-
-
-def check_model_or_pair(
-    model: object, image_encoder: str | None, text_encoder: str | None, background: Sequence[str] | None
-) -> None:
-    """Raise a FusionerError for a model together with a pair of encoders, or a part of a pair."""
-    if model is not None and image_encoder is not None:
-        raise FusionerError("a model names its own encoders: give either a model or an image encoder")
-    if image_encoder is None and not (text_encoder is None and background is None):
-        raise FusionerError(
-            "text encoder and background names belong to a pair without training: name its image encoder"
-        )
 
 
 def resolve_pair(image_encoder: str, text_encoder: str | None) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """The bundled weights and graphs, with their card and NOTICE."""
 
-from importlib import resources
 from pathlib import Path
 
 from fusioner.errors import FusionerError
@@ -10,7 +9,7 @@ DEFAULT_MODEL = "default.safetensors"
 
 def weights_file(name: str) -> Path:
     """Return the path of a file in this folder; FusionerError if the installation lacks it."""
-    path = Path(str(resources.files("fusioner.weights"))) / name
+    path = Path(__file__).with_name(name)
     if not path.is_file():
         raise FusionerError(f"the packaged file {path} is missing: reinstall fusioner or run tools/build_weights.py")
     return path
