@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.data.fss1000 import Mosaic, mosaic4
+from fusioner.data.fss1000 import mosaic4
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 
@@ -27,11 +27,10 @@ def build(root: Path, classes: int, side: int = SIDE) -> Path:
 
 def test_every_image_is_in_one_mosaic_of_four_classes(tmp_path: Path):
     data = mosaic4(build(tmp_path, classes=8))
-    tiles = [tile for item in data.items if isinstance(item, Mosaic) for tile in item.tiles]
+    tiles = [tile for item in data.items for tile in item.tiles]
     assert len(data.items) == 8 * IMAGES / 4
     assert Counter(tile.id for tile in tiles) == {f"c{c}/{n}": 1 for c in range(8) for n in range(IMAGES)}
     for item in data.items:
-        assert isinstance(item, Mosaic)
         assert len({tile.class_id for tile in item.tiles}) == 4
         assert item.image_files == tuple(tile.image for tile in item.tiles)
 
@@ -39,7 +38,7 @@ def test_every_image_is_in_one_mosaic_of_four_classes(tmp_path: Path):
 def test_the_last_mosaic_is_filled_and_classes_are_balanced(tmp_path: Path):
     data = mosaic4(build(tmp_path, classes=5))
     assert len(data.items) == 2 * IMAGES
-    shown = [{tile.class_id for tile in item.tiles} for item in data.items if isinstance(item, Mosaic)]
+    shown = [{tile.class_id for tile in item.tiles} for item in data.items]
     assert all(len(classes) == 4 for classes in shown)
     assert all(shown[i] | shown[i + 1] == {1, 2, 3, 4, 5} for i in range(0, len(shown), 2))
 
@@ -54,7 +53,6 @@ def test_a_seed_repeats_the_arrangement(tmp_path: Path):
 def test_picture_and_mask_are_the_four_tiles(tmp_path: Path):
     data = mosaic4(build(tmp_path, classes=4))
     item = data.items[0]
-    assert isinstance(item, Mosaic)
     rgb, mask = data.read(item)
     assert rgb.shape == (2 * SIDE, 2 * SIDE, 3)
     np.testing.assert_array_equal(mask, data.read_mask(item))
@@ -91,4 +89,4 @@ def test_unknown_class_folders_are_reported_and_usable(shared: Path):
     every = open_dataset("mosaic4", shared / "data" / "fss_like")
     assert len(every.items) == 210
     assert not every.problems
-    assert len({tile.class_id for item in every.items if isinstance(item, Mosaic) for tile in item.tiles}) == 82
+    assert len({tile.class_id for item in every.items for tile in item.tiles}) == 82

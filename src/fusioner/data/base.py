@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from fusioner.data.masks import Colour, read_mask
 from fusioner.errors import FusionerError
@@ -22,18 +23,21 @@ Pair = tuple[str, int]
 class Item:
     """One image with its mask; `id` is unique within the data set.
 
-    For binary masks (FSS-1000), `class_id` is the class of every bright pixel (> 127).
+    Attributes:
+        class_id: for binary masks (FSS-1000), the class of every bright pixel (> 127).
+        tiles: for a mosaic, its four parts, top left, top right, bottom left, bottom right; the first has its files.
     """
 
     id: str
     image: Path
     mask: Path
     class_id: int | None = None
+    tiles: tuple["Item", ...] = ()
 
     @property
     def image_files(self) -> tuple[Path, ...]:
         """All image files that the item is composed of (several for a mosaic)."""
-        return (self.image,)
+        return tuple(tile.image for tile in self.tiles) or (self.image,)
 
 
 @dataclass
@@ -88,12 +92,17 @@ class SegmentationData:
 
         Files that are unreadable, differ in size or hold a value that is no class raise a FusionerError.
         """
+        if item.tiles:
+            images, masks = zip(*map(self.read, item.tiles), strict=True)
+            return _arrange(images), _arrange(masks)
         rgb, mask = read_image(item.image), self._read_mask(item)
         _check_size(item, rgb.shape[:2], mask.shape)
         return rgb, mask
 
     def read_mask(self, item: Item) -> np.ndarray:
         """Read the mask alone, (H, W); raises as `read` (sizes are compared at the first reading)."""
+        if item.tiles:
+            return _arrange([self.read_mask(tile) for tile in item.tiles])
         mask = self._read_mask(item)
         if item.id not in self._checked and item.image.is_file():
             _check_size(item, image_size(item.image), mask.shape)
@@ -183,6 +192,17 @@ def _check_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
             f"mask {item.mask} is {mask[1]}x{mask[0]} pixels (width x height), "
             f"its image {item.image} is {image[1]}x{image[0]}{hint}; they must be equal"
         )
+
+
+def _arrange(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrange four arrays (h, w, ...), resized to the size of the first, as one (2h, 2w, ...)."""
+    height, width = tiles[0].shape[:2]
+    method = Image.Resampling.BILINEAR if tiles[0].ndim == 3 else Image.Resampling.NEAREST
+    resized = [
+        tile if tile.shape[:2] == (height, width) else np.asarray(Image.fromarray(tile).resize((width, height), method))
+        for tile in tiles
+    ]
+    return np.concatenate([np.concatenate(resized[:2], axis=1), np.concatenate(resized[2:], axis=1)])
 
 
 class PairCoverage(NamedTuple):

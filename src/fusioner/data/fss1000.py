@@ -6,13 +6,11 @@ that was not used yet, until every image was used. The 240 official test classes
 of them and each image in one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.paths import check_split, files_by_stem, pair_files, summarize
@@ -61,30 +59,6 @@ def fss1000(root: Path, split: str | None = None) -> SegmentationData:
     return SegmentationData("fss1000", ("background", *names), items, problems=problems)
 
 
-@dataclass(frozen=True)
-class Mosaic(Item):
-    """Four items as one: top left, top right, bottom left, bottom right. `image` and `mask` are those of the first."""
-
-    tiles: tuple[Item, ...] = ()
-
-    @property
-    def image_files(self) -> tuple[Path, ...]:
-        return tuple(tile.image for tile in self.tiles)
-
-
-class MosaicData(SegmentationData):
-    """Reads mosaics; tiles are resized to the size of the first one."""
-
-    def read(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
-        if not isinstance(item, Mosaic):
-            return super().read(item)
-        images, masks = zip(*(self.read(tile) for tile in item.tiles), strict=True)
-        return _tile(images), _tile(masks)
-
-    def read_mask(self, item: Item) -> np.ndarray:
-        return _tile([self.read_mask(t) for t in item.tiles]) if isinstance(item, Mosaic) else super().read_mask(item)
-
-
 def mosaic4(root: Path, split: str | None = None, seed: int = 0) -> SegmentationData:
     """Compose mosaics of `fss1000(root, split)`, which has at least four classes; `seed` is that of the arrangement."""
     data = fss1000(root, split)
@@ -100,16 +74,5 @@ def mosaic4(root: Path, split: str | None = None, seed: int = 0) -> Segmentation
         for start in range(0, len(order), _TILES):
             tiles = tuple(shuffled[i][turn % len(shuffled[i])] for i in order[start : start + _TILES])
             name = f"{len(mosaics) + 1:03d}: {' + '.join(tile.id for tile in tiles)}"
-            mosaics.append(Mosaic(name, tiles[0].image, tiles[0].mask, tiles=tiles))
-    return MosaicData("mosaic4", data.classes, mosaics, prompts=data.prompts, problems=data.problems)
-
-
-def _tile(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Four arrays (H, W, ...) -> one (2H, 2W, ...)."""
-    height, width = parts[0].shape[:2]
-    method = Image.Resampling.BILINEAR if parts[0].ndim == 3 else Image.Resampling.NEAREST
-    resized = [
-        part if part.shape[:2] == (height, width) else np.asarray(Image.fromarray(part).resize((width, height), method))
-        for part in parts
-    ]
-    return np.concatenate([np.concatenate(resized[:2], axis=1), np.concatenate(resized[2:], axis=1)])
+            mosaics.append(Item(name, tiles[0].image, tiles[0].mask, tiles=tiles))
+    return SegmentationData("mosaic4", data.classes, mosaics, prompts=data.prompts, problems=data.problems)

@@ -192,7 +192,7 @@ class _PixelCounter:
     def visit(self, index: int, item: Item) -> None:
         """Count the pairs, the neutral prompt, absent classes, and the groups of one image."""
         rgb, stored = self.data.read(item)
-        encoded = self.predictor.encode(rgb, item.image if len(item.image_files) == 1 else None)
+        encoded = self.predictor.encode(rgb, None if item.tiles else item.image)
         mask = torch.from_numpy(stored.astype(np.int64))
         if self.plan.eval_size:
             side = self.plan.eval_size

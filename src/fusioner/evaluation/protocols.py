@@ -18,7 +18,6 @@ import numpy as np
 
 from fusioner.data.base import Pair, PairCoverage, SegmentationData, present_pairs
 from fusioner.data.folds import FOLD_DATASETS, fold_classes, val_pairs
-from fusioner.data.fss1000 import Mosaic
 from fusioner.errors import FusionerError
 from fusioner.evaluation.options import EvaluationOptions, Protocol
 from fusioner.evaluation.results import Plan
@@ -91,9 +90,8 @@ def mosaic_plan(data: SegmentationData) -> Plan:
 
     There are no absent prompts: the masks of FSS-1000 annotate one class each.
     """
-    mosaics = [item for item in data.items if isinstance(item, Mosaic)]
-    pairs = tuple((item.id, tile.class_id) for item in mosaics for tile in item.tiles if tile.class_id is not None)
-    images = tuple(item.id for item in mosaics)
+    pairs = tuple((item.id, tile.class_id) for item in data.items for tile in item.tiles if tile.class_id is not None)
+    images = tuple(item.id for item in data.items)
     return Plan("mosaic4", images, pairs, groups={"all": data.class_ids}, listed_only=True, prompted=data.class_ids)
 
 
