@@ -144,7 +144,7 @@ def test_lists_that_overlap_agree():
     assert stuff[:80] == COCO_CLASSES[1:]
     assert dict(zip(stuff, prompts, strict=True))["wall-brick"] == "brick wall"
     assert set(read_names("context59")[0]) <= set(read_names("context459")[0])
-    assert len(SPECS) + 3 == len(BENCHMARKS)
+    assert len(SPECS) + 6 == len(BENCHMARKS)
 
 
 @pytest.fixture

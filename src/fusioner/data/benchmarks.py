@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from fusioner.data.base import Item, SegmentationData
 from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES, PASCAL_PROMPTS, PASCAL_TO_COCO, read_names
@@ -117,11 +118,19 @@ def coco20i(root: Path, split: str | None = None) -> SegmentationData:
     return SegmentationData("coco", COCO_CLASSES, items, problems=problems)
 
 
-def pascal(root: Path, split: str | None = None) -> SegmentationData:
+def pascal(
+    root: Path,
+    split: str | None = None,
+    name: str = "pascal",
+    prompts: tuple[str, ...] = PASCAL_PROMPTS,
+    **options: Any,
+) -> SegmentationData:
     """Open PASCAL VOC 2012 with the SBD masks: "train", "val" or "train_aug" (train + SBD, without val), or all (None).
 
-    `root` holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`, or VOC's own
-    `SegmentationClass`.
+    Args:
+        root: holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`, or VOC's own
+            `SegmentationClass`.
+        options: further attributes of the `SegmentationData`.
     """
     root = Path(root)
     check_split("pascal", split, ("train", "val", "train_aug"))
@@ -134,39 +143,31 @@ def pascal(root: Path, split: str | None = None) -> SegmentationData:
     items = pair_listed(ids, files_by_stem(image_folder), masks, split or "all splits", problems)
     if not items:
         raise no_images(split, root, _PASCAL_TREE)
-    return SegmentationData("pascal", PASCAL_CLASSES, items, prompts=PASCAL_PROMPTS, problems=problems)
+    return SegmentationData(name, PASCAL_CLASSES, items, prompts=prompts, problems=problems, **options)
 
 
-def coco_to_pascal(root: Path, split: str | None = None) -> SegmentationData:
-    """Open PASCAL VOC 2012 with COCO's class names as prompts, for models trained on a fold of COCO-20i."""
-    prompts = tuple(PASCAL_TO_COCO.get(name, name) for name in PASCAL_CLASSES)
-    return replace(pascal(root, split), name="coco-to-pascal", prompts=prompts)
-
-
-def pas20(root: Path, split: str | None = None) -> SegmentationData:
-    """Open PASCAL VOC with its 20 classes against each other; its background is ignored."""
-    return replace(pascal(root, split), name="pas20", ignore_unlabeled=True)
-
-
-def pas20b(root: Path, split: str | None = None) -> SegmentationData:
-    """Open PASCAL VOC with PASCAL-Context's 39 other classes as background prompts (as in OpenSeg)."""
-    data = pascal(root, split)
-    taken = {*data.prompts, "table"}  # VOC's dining table
-    others = tuple(word for word in read_names("context59")[1] if word not in taken)
-    return replace(data, name="pas20b", background_prompts=others, include_background=True)
-
-
-def voc21(root: Path, split: str | None = None) -> SegmentationData:
-    """Open PASCAL VOC with the background (no class above the threshold) included in the mean IoU."""
-    return replace(pascal(root, split), name="voc21", include_background=True)
-
-
+_TAKEN = {*PASCAL_PROMPTS, "table"}  # VOC's dining table
 BENCHMARKS: dict[str, Callable[..., SegmentationData]] = {
+    "pascal": pascal,
+    "coco": coco20i,
+    # COCO's names as prompts, for models trained on a fold of COCO-20i
+    "coco-to-pascal": partial(
+        pascal, name="coco-to-pascal", prompts=tuple(PASCAL_TO_COCO.get(name, name) for name in PASCAL_CLASSES)
+    ),
+    # the 20 classes against each other; the background is ignored
+    "pas20": partial(pascal, name="pas20", ignore_unlabeled=True),
+    # PASCAL-Context's 39 other classes as background prompts (as in OpenSeg)
+    "pas20b": partial(
+        pascal,
+        name="pas20b",
+        background_prompts=tuple(word for word in read_names("context59")[1] if word not in _TAKEN),
+        include_background=True,
+    ),
+    # the background (no class above the threshold) included in the mean IoU
+    "voc21": partial(pascal, name="voc21", include_background=True),
     **{name: partial(open_benchmark, name) for name in SPECS},
-    "pas20": pas20,
-    "pas20b": pas20b,
-    "voc21": voc21,
 }
+"""Benchmark -> its loader."""
 
 
 def _items(spec: Benchmark, root: Path, split: str, problems: list[str]) -> list[Item]:

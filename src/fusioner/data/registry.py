@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fusioner.data.base import SegmentationData
-from fusioner.data.benchmarks import BENCHMARKS, coco20i, coco_to_pascal, pascal
+from fusioner.data.benchmarks import BENCHMARKS
 from fusioner.data.folder import folder
 from fusioner.data.fss1000 import fss1000, mosaic4
 from fusioner.data.masks import parse_mask_values
@@ -25,13 +25,10 @@ TRAINING_SPLITS: dict[str, str] = dict.fromkeys(("pascal", "pas20", "pas20b", "v
 
 
 LOADERS: dict[str, Callable[..., SegmentationData]] = {
-    "pascal": pascal,
-    "coco": coco20i,
-    "coco-to-pascal": coco_to_pascal,
+    **BENCHMARKS,
     "folder": folder,
     "fss1000": fss1000,
     "mosaic4": mosaic4,
-    **BENCHMARKS,
 }
 """Data set -> its loader, called with (root, split, **options)."""
 
