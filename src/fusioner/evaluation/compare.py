@@ -73,13 +73,20 @@ class Comparison:
 
 def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) -> Comparison:
     """Test every measure that both runs have; FusionerError unless they share the data set, folds, pairs and images."""
-    folds = _common_folds(a, b)
+    if a.dataset != b.dataset or list(a.classes) != list(b.classes):
+        raise FusionerError(f"{a.folder} evaluates {a.dataset}, {b.folder} {b.dataset}: compare runs on one data set")
+    folds = [fold for fold in a.folds if fold in b.folds]
+    if not folds:
+        raise FusionerError(f"{a.folder} and {b.folder} have no fold in common: evaluate both on the same --fold")
     aligned = [_align(a.folds[fold], b.folds[fold]) for fold in folds]
-    firsts, seconds = [first for first, _ in aligned], [second for _, second in aligned]
-    images = sorted({image for counts in firsts for image in counts.plan.images})
-    samples = _bootstrap(firsts, seconds, images, n_resamples, seed)
-    exchanged = _randomize(firsts, seconds, images, n_resamples, seed)
-    differences = {key: _difference(*samples[key], exchanged[key]) for key in samples}
+    images = sorted({image for first, _ in aligned for image in first.plan.images})
+    weights = sample_weights(len(images), n_resamples, seed)
+    # Values first, then those of the same samples of images.
+    first, second = (
+        _concatenate(measure_folds(runs, images, chunk) for chunk in weights) for runs in zip(*aligned, strict=True)
+    )
+    exchanged = _randomize(aligned, images, n_resamples, seed)
+    differences = {key: _difference(first[key], second[key], exchanged[key]) for key in first if key in second}
     return Comparison(
         a.folder,
         b.folder,
@@ -91,15 +98,6 @@ def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) ->
         _adjust(of_kind(differences, "argmax")),
         _notes(a, b, folds, len(images)),
     )
-
-
-def _common_folds(a: SavedRun, b: SavedRun) -> list[int | None]:
-    if a.dataset != b.dataset or list(a.classes) != list(b.classes):
-        raise FusionerError(f"{a.folder} evaluates {a.dataset}, {b.folder} {b.dataset}: compare runs on one data set")
-    folds = [fold for fold in a.folds if fold in b.folds]
-    if not folds:
-        raise FusionerError(f"{a.folder} and {b.folder} have no fold in common: evaluate both on the same --fold")
-    return folds
 
 
 def _align(a: Counts, b: Counts) -> tuple[Counts, Counts]:
@@ -126,9 +124,8 @@ def select_images(counts: Counts, images: Sequence[str]) -> Counts:
     new_index[chosen] = np.arange(len(chosen))
 
     def select(table: PromptCounts) -> PromptCounts:
-        selected = table.take(new_index[table.image] >= 0)
-        selected.image = new_index[selected.image]
-        return selected.take(np.lexsort((selected.class_id, selected.image)))
+        table = table._replace(image=new_index[table.image]).take(new_index[table.image] >= 0)
+        return table.take(np.lexsort((table.class_id, table.image)))
 
     groups = {name: replace(group, counts=group.counts[chosen]) for name, group in counts.groups.items()}
     tables: dict[str, Any] = {name: select(getattr(counts, name)) for name in TABLES}
@@ -146,22 +143,12 @@ def _common_prompts(a: PromptCounts, b: PromptCounts) -> list[PromptCounts]:
     return [table.take(np.array([prompt in common for prompt in _prompts(table)])) for table in (a, b)]
 
 
-def _bootstrap(
-    firsts: list[Counts], seconds: list[Counts], images: Sequence[str], n_resamples: int, seed: int
-) -> dict[MeasureKey, tuple[np.ndarray, np.ndarray]]:
-    """Return the measures of both runs: their values first, then those of the same samples of images."""
-    weights = sample_weights(len(images), n_resamples, seed)
-    first = _concatenate(measure_folds(firsts, images, chunk) for chunk in weights)
-    second = _concatenate(measure_folds(seconds, images, chunk) for chunk in weights)
-    return {key: (first[key], second[key]) for key in first if key in second}
-
-
 def _randomize(
-    firsts: list[Counts], seconds: list[Counts], images: Sequence[str], n_resamples: int, seed: int
+    aligned: Sequence[tuple[Counts, Counts]], images: Sequence[str], n_resamples: int, seed: int
 ) -> dict[MeasureKey, np.ndarray]:
     """Return differences after exchanging the runs' predictions on a random half of the images, each time anew."""
-    joined = [_join(a, b) for a, b in zip(firsts, seconds, strict=True)]
-    names = [f"a/{image}" for image in images] + [f"b/{image}" for image in images]
+    joined = [_join(a, b) for a, b in aligned]
+    names = [f"{run}/{image}" for run in "ab" for image in images]
     rng, parts = np.random.default_rng((seed, 1)), []
     for start in range(0, n_resamples, CHUNK):
         unchanged: Weights = rng.integers(0, 2, (min(CHUNK, n_resamples - start), len(images))).astype(float)
@@ -181,17 +168,14 @@ def _join(a: Counts, b: Counts) -> Counts:
     size = len(a.plan.images)
 
     def join(first: PromptCounts, second: PromptCounts) -> PromptCounts:
-        return PromptCounts(
-            np.concatenate([first.image, second.image + size]),
-            np.concatenate([first.class_id, second.class_id]),
-            np.concatenate([first.values, second.values]),
-        )
+        second = second._replace(image=second.image + size)
+        return PromptCounts(*map(np.concatenate, zip(first, second, strict=True)))
 
     groups = {
         name: replace(group, counts=np.concatenate([group.counts, b.groups[name].counts]))
         for name, group in a.groups.items()
     }
-    names = tuple(f"a/{image}" for image in a.plan.images) + tuple(f"b/{image}" for image in b.plan.images)
+    names = (*(f"a/{image}" for image in a.plan.images), *(f"b/{image}" for image in b.plan.images))
     tables: dict[str, Any] = {name: join(getattr(a, name), getattr(b, name)) for name in TABLES}
     return Counts(replace(a.plan, images=names), groups=groups, **tables)
 

@@ -103,12 +103,12 @@ def measure_table(result: EvaluationResult) -> Table:
 
 def notes(result: EvaluationResult) -> list[str]:
     """Return remarks on pairs that are not on disk, problems of the data set and overlap with training data."""
-    missing = []
+    found = list(result.notes)
     for fold, fold_result in result.folds.items():
-        if fold_result.coverage and fold_result.coverage.present < fold_result.coverage.listed:
-            absent = fold_result.coverage.listed - fold_result.coverage.present
-            missing.append(f"fold {fold}: {absent} of {fold_result.coverage.listed} listed pairs are not on disk")
-    return [*result.notes, *missing]
+        listed, present = fold_result.coverage or (0, 0)
+        if present < listed:
+            found.append(f"fold {fold}: {listed - present} of {listed} listed pairs are not on disk")
+    return found
 
 
 def terminal(result: EvaluationResult) -> RenderableType:

@@ -6,7 +6,7 @@ averaged per image.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -81,10 +81,10 @@ def evaluate(
 def to_metrics(result: EvaluationResult) -> dict[str, Any]:
     """Return the content of metrics.json without its provenance; values in per cent."""
     names = result.data.classes
-    first = next(iter(result.folds.values()))
+    plan = next(iter(result.folds.values())).counts.plan
     content: dict[str, Any] = {
         "dataset": result.data.name,
-        "protocol": first.counts.plan.protocol,
+        "protocol": plan.protocol,
         "unit": "per cent",
         **_summary_metrics(result.summary, names),
     }
@@ -92,11 +92,11 @@ def to_metrics(result: EvaluationResult) -> dict[str, Any]:
         content["folds"] = {
             str(fold): _summary_metrics(fold_result.summary, names) for fold, fold_result in result.folds.items()
         }
-    content["settings"] = _settings(result)
+    of_folds = () if result.data.name in FOLD_DATASETS else ("folds", "images")
+    settings = {name: value for name, value in asdict(result.options).items() if name not in ("protocol", *of_folds)}
+    content["settings"] = settings | {"neutral_prompt": NEUTRAL if plan.pairs else None}
     content["missing"] = {
-        str(fold): {"listed": fold_result.coverage.listed, "present": fold_result.coverage.present}
-        for fold, fold_result in result.folds.items()
-        if fold_result.coverage
+        str(fold): fold_result.coverage._asdict() for fold, fold_result in result.folds.items() if fold_result.coverage
     }
     content["confusion"] = {
         ("" if fold is None else f"fold {fold} ") + name: {
@@ -124,21 +124,6 @@ def _summary_metrics(summary: Summary, names: Sequence[str]) -> dict[str, Any]:
         "intervals": {name: [value["low"], value["high"]] for name, value in measures.items()},
         "per_class_intervals": {name: [value["low"], value["high"]] for name, value in per_class.items()},
     }
-
-
-def _settings(result: EvaluationResult) -> dict[str, Any]:
-    options, plan = result.options, next(iter(result.folds.values())).counts.plan
-    settings = {
-        "threshold": options.threshold,
-        "eval_size": options.eval_size,
-        "limit": options.limit,
-        "seed": options.seed,
-        "neutral_prompt": NEUTRAL if plan.pairs else None,
-        "n_resamples": options.n_resamples,
-    }
-    if result.data.name in FOLD_DATASETS:
-        settings |= {"folds": list(options.folds), "images": options.images}
-    return settings
 
 
 def binary_counts(

@@ -2,9 +2,9 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,8 +51,7 @@ class FunctionPredictor:
         return torch.logit(torch.as_tensor(self.function(encoded, labels)).float(), eps=1e-6)
 
 
-@dataclass(frozen=True)
-class EncodedView:
+class EncodedView(NamedTuple):
     """An encoded scale of an image, possibly flipped."""
 
     encoded: EncodedImage
@@ -80,21 +79,25 @@ class SegmenterPredictor:
     ):
         self.segmenter = copy.copy(segmenter)  # leaves the caller's as it is
         self.segmenter.overlap_blending = False
-        scales = check_scales(tuple(scales))
-        inner = (1.0,) if mode == "slide" else scales
+        scales, single = check_scales(scales), (1.0,)
+        outer, inner = (scales, single) if mode == "slide" else (single, scales)
         self.segmenter.options = replace(segmenter.options, mode=mode, tta_scales=inner)
-        self.mode = mode
         self.independent = segmenter.labels_independent
-        self.caches: list[FeatureCache] = []
-        if cache is not None and mode == "whole":
-            sides = [self.segmenter.side(scale) for scale in inner]
-            self.caches = [FeatureCache(cache, segmenter.image_encoder, side) for side in sides]
-        outer = scales if mode == "slide" else (1.0,)
+        sides = [self.segmenter.side(scale) for scale in inner] if cache is not None and mode == "whole" else []
+        self.caches = [FeatureCache(cache or "", segmenter.image_encoder, side) for side in sides]
         self.augmentations = [(scale, flipped) for scale in outer for flipped in ((False, True) if flip else (False,))]
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> list[EncodedView]:
-        """Encode all scales and flips of an image, or read them from the cache."""
-        return [EncodedView(self._encode(rgb, file, scale, flipped), flipped) for scale, flipped in self.augmentations]
+        """Encode all scales and flips of an image; what is not flipped is read from the cache."""
+        views = []
+        for scale, flipped in self.augmentations:
+            if self.caches and file is not None and not flipped:
+                tokens = [cache.tokens(file)[None].float().numpy() for cache in self.caches]
+                encoded = self.segmenter.wrap_tokens(rgb, tokens, name=file.name)
+            else:
+                encoded = self.segmenter.encode(np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb, scale=scale)
+            views.append(EncodedView(encoded, flipped))
+        return views
 
     def logits(self, encoded: Any, labels: Sequence[str]) -> Float[Tensor, "k h w"]:
         """Return the mean logits of all scales and flips, at the resolution of the finest."""
@@ -102,10 +105,3 @@ class SegmenterPredictor:
         logits = [self.segmenter.low_res_logits(view.encoded, labels) for view in views]
         unflipped = [plane[..., ::-1] if view.flipped else plane for view, plane in zip(views, logits, strict=True)]
         return torch.from_numpy(np.ascontiguousarray(mean_logits(unflipped)))
-
-    def _encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None, scale: float, flipped: bool) -> EncodedImage:
-        if flipped or not self.caches or file is None:
-            pixels = np.ascontiguousarray(rgb[:, ::-1]) if flipped else rgb
-            return self.segmenter.encode(pixels, scale=scale)
-        tokens = [cache.tokens(file)[None].float().numpy() for cache in self.caches]
-        return self.segmenter.wrap_tokens(rgb, tokens, name=file.name)

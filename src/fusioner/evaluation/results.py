@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -65,8 +65,7 @@ class Plan:
     seed: int = 0
 
 
-@dataclass
-class PromptCounts:
+class PromptCounts(NamedTuple):
     """One row per prompt: index into the plan's images, class prompted, and pixel counts or shares (see `Counts`)."""
 
     image: Int[np.ndarray, "n"]
@@ -75,7 +74,7 @@ class PromptCounts:
 
     def take(self, rows: np.ndarray) -> "PromptCounts":
         """Return the rows of the given numbers or mask."""
-        return PromptCounts(self.image[rows], self.class_id[rows], self.values[rows])
+        return PromptCounts(*(column[rows] for column in self))
 
 
 @dataclass
@@ -145,7 +144,13 @@ def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mappi
         plan = {name: getattr(counts.plan, name) for name in _STORED_FIELDS}
         groups = {name: list(group.class_ids) for name, group in counts.groups.items()}
         metadata["folds"].append({"fold": fold, "plan": plan, "groups": groups})
-        arrays |= {f"{number}/{name}": array for name, array in _to_arrays(counts).items()}
+        arrays[f"{number}/images"] = np.array(counts.plan.images, dtype=np.str_)
+        for name in TABLES:
+            columns = getattr(counts, name)._asdict()
+            arrays |= {f"{number}/{name}/{column}": array for column, array in columns.items()}
+        for name, group in counts.groups.items():
+            arrays[f"{number}/groups/{name}/counts"] = group.counts
+            arrays[f"{number}/groups/{name}/confusion"] = group.confusion
     path = folder / COUNTS_FILE
     check_replaceable(path, b"metadata.npy")
     with atomic_write(path) as beside:
@@ -163,36 +168,22 @@ def load_counts(folder: Path) -> SavedRun:
             metadata = json.loads(str(file["metadata"]))
             if metadata.get("format") != _FORMAT:
                 raise FusionerError(f"{path} was written by another version of fusioner: evaluate again")
-            folds = {}
-            for number, entry in enumerate(metadata["folds"]):
-                prefix = f"{number}/"
-                arrays = {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}
-                folds[entry["fold"]] = _from_arrays(entry, arrays)
+            entries = enumerate(metadata["folds"])
+            folds = {entry["fold"]: _read_fold(file, f"{number}/", entry) for number, entry in entries}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise FusionerError(f"{path} is corrupt ({error}): evaluate again") from error
     return SavedRun(Path(folder), metadata["dataset"], metadata["classes"], folds)
 
 
-def _to_arrays(counts: Counts) -> dict[str, np.ndarray]:
-    arrays = {"images": np.array(counts.plan.images, dtype=np.str_)}
-    for name in TABLES:
-        table: PromptCounts = getattr(counts, name)
-        arrays |= {f"{name}/image": table.image, f"{name}/class_id": table.class_id, f"{name}/values": table.values}
-    for name, group in counts.groups.items():
-        arrays |= {f"groups/{name}/counts": group.counts, f"groups/{name}/confusion": group.confusion}
-    return arrays
-
-
-def _from_arrays(entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Counts:
+def _read_fold(file: Mapping[str, np.ndarray], prefix: str, entry: Mapping[str, Any]) -> Counts:
     groups = {
-        name: GroupCounts(tuple(ids), arrays[f"groups/{name}/counts"], arrays[f"groups/{name}/confusion"])
+        name: GroupCounts(tuple(ids), *(file[f"{prefix}groups/{name}/{part}"] for part in ("counts", "confusion")))
         for name, ids in entry["groups"].items()
     }
-    fields: dict[str, Any] = {
+    tables: dict[str, Any] = {
+        name: PromptCounts(*(file[f"{prefix}{name}/{column}"] for column in PromptCounts._fields)) for name in TABLES
+    }
+    plan: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()
     }
-    columns = ("image", "class_id", "values")
-    tables: dict[str, Any] = {
-        name: PromptCounts(*(arrays[f"{name}/{column}"] for column in columns)) for name in TABLES
-    }
-    return Counts(Plan(images=tuple(arrays["images"].tolist()), **fields), groups=groups, **tables)
+    return Counts(Plan(images=tuple(file[f"{prefix}images"].tolist()), **plan), groups=groups, **tables)
