@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import torch
 
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
-from fusioner.features.build import cache_features, encode_missing, free_bytes, plan_build
+from fusioner.features.build import (
+    ELSEWHERE,
+    ENCODED,
+    HEADER_BYTES,
+    cache_features,
+    encode_missing,
+    find_missing,
+    free_bytes,
+)
 from fusioner.features.cache import FeatureCache, entry_files
 from fusioner.io import format_bytes
 
@@ -19,15 +28,14 @@ SIDE = 32
 
 def test_the_plan_counts_missing_views_and_bytes(data: SegmentationData, encoder, tmp_path: Path):
     cache = FeatureCache(tmp_path, encoder, SIDE)
-    first = plan_build(cache, data.items, views=3)
-    assert (len(first.missing), first.present) == (18, 0)
+    assert len(find_missing(cache, data.items, views=3)[1]) == 18
     cache_features(tmp_path, data, encoder, SIDE, views=2)
-    after = plan_build(cache, data.items, views=3)
-    assert (len(after.missing), after.present) == (6, 12)
-    assert {one.view for one in after.missing} == {2}
+    after = find_missing(cache, data.items, views=3)[1]
+    assert len(after) == 6
+    assert {one.view for one in after} == {2}
     used = sum(path.stat().st_size for path in cache.folder.iterdir())
-    assert used <= first.need * 12 / 18  # what was promised is not exceeded
-    assert first.need == 18 * (2 * 8 * 8 * 8 + 768)
+    assert used <= 12 * (cache.key.entry_bytes + HEADER_BYTES)  # what was promised is not exceeded
+    assert cache.key.entry_bytes == 2 * 8 * 8 * 8
 
 
 def test_the_size_is_printed_before_encoding(data, encoder, tmp_path: Path):
@@ -53,10 +61,10 @@ def test_a_full_disk_is_refused_before_encoding(data, encoder, full_disk: Path):
 
 def test_a_disk_that_fills_up_is_an_error_and_leaves_no_partial_entry(data, encoder, full_disk: Path):
     cache = FeatureCache(full_disk / "cache", encoder, 64)
-    todo = plan_build(cache, data.items, views=20)
+    _, missing = find_missing(cache, data.items, views=20)
     (full_disk / "other").write_bytes(bytes(free_bytes(full_disk) - 40_000))
     with pytest.raises(FusionerError, match="no space left"):
-        encode_missing(cache, todo.missing)
+        list(encode_missing(cache, missing))
     (full_disk / "other").unlink()
     assert list((full_disk / "cache").rglob(".part-*")) == []
     cached = cache_features(full_disk / "cache", data, encoder, 64, views=20)
@@ -90,22 +98,20 @@ def test_a_missing_image_is_an_error_at_once(data, encoder, tmp_path: Path):
 
 def test_an_image_changed_after_planning_is_not_stored_under_the_old_key(data, encoder, tmp_path: Path):
     cache = FeatureCache(tmp_path, encoder, SIDE)
-    todo = plan_build(cache, data.items)
+    digests, missing = find_missing(cache, data.items)
     shutil.copy(data.items[0].image, data.items[1].image)
-    report = encode_missing(cache, todo.missing)
-    assert report.encoded == 5
-    assert len(report.broken) == 1
-    assert "1.png has changed" in report.broken[todo.digests["1"]]
-    assert not cache.contains(todo.digests["1"], 0)
+    outcomes = list(encode_missing(cache, missing))
+    assert outcomes.count(ENCODED) == 5
+    (broken,) = set(outcomes) - {ENCODED}
+    assert "1.png has changed" in broken
+    assert not cache.contains(digests["1"], 0)
 
 
-def test_progress_advances_once_per_missing_view(data, encoder, tmp_path: Path):
+def test_there_is_one_outcome_per_missing_view(data, encoder, tmp_path: Path):
     for size in (1, 4, 32):
         cache = FeatureCache(tmp_path / str(size), encoder, SIDE)
-        ticks: list[int] = []
-        missing = plan_build(cache, data.items, 3).missing
-        report = encode_missing(cache, missing, size, tick=lambda ticks=ticks: ticks.append(1))
-        assert (len(ticks), report.encoded) == (18, 18)
+        _, missing = find_missing(cache, data.items, 3)
+        assert list(encode_missing(cache, missing, size)) == [ENCODED] * 18
 
 
 def test_identical_files_are_encoded_once(data, root: Path, encoder, tmp_path: Path):
@@ -133,15 +139,16 @@ def test_an_encoder_with_invalid_output_is_refused(data, encoder, tmp_path: Path
 
 
 def test_ctrl_c_leaves_finished_entries(data, encoder, tmp_path: Path):
-    cache, ticks = FeatureCache(tmp_path, encoder, SIDE), []
+    cache = FeatureCache(tmp_path, encoder, SIDE)
 
-    def tick() -> None:
-        ticks.append(1)
-        if len(ticks) == 4:
-            raise KeyboardInterrupt
+    def track(items: Sequence, what: str) -> Iterator:
+        for number, item in enumerate(items):
+            if what == "encoding views" and number == 4:
+                raise KeyboardInterrupt
+            yield item
 
     with pytest.raises(KeyboardInterrupt):
-        encode_missing(cache, plan_build(cache, data.items).missing, batch_size=2, tick=tick)
+        cache_features(tmp_path, data, encoder, SIDE, batch_size=2, track=track)
     assert len(entry_files(cache.folder)) == 4
 
 
@@ -180,11 +187,11 @@ def test_recent_temporary_files_of_other_processes_are_kept(data, encoder, tmp_p
 
 def test_two_builders_share_the_work(data, encoder, make_encoder, tmp_path: Path):
     other = make_encoder(0)
-    todo = plan_build(FeatureCache(tmp_path, encoder, SIDE), data.items, 3).missing
+    _, missing = find_missing(FeatureCache(tmp_path, encoder, SIDE), data.items, 3)
     with ThreadPoolExecutor(2) as pool:
         caches = [FeatureCache(tmp_path, one, SIDE) for one in (encoder, other)]
-        reports = list(pool.map(lambda cache: encode_missing(cache, todo, batch_size=2), caches))
-    assert [report.encoded + report.elsewhere for report in reports] == [18, 18]
+        outcomes = list(pool.map(lambda cache: list(encode_missing(cache, missing, batch_size=2)), caches))
+    assert all(len(of_one) == 18 and set(of_one) <= {ENCODED, ELSEWHERE} for of_one in outcomes)
     assert 18 <= encoder.encoded + other.encoded <= 36
     assert len(entry_files(caches[0].folder)) == 18
 
