@@ -12,8 +12,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -113,34 +113,26 @@ class FeatureCache:
 
     def contains(self, digest: str, view: int) -> bool:
         """Return whether a complete entry exists; its numbers are not read."""
-        try:
-            with self.path(digest, view).open("rb") as file:
-                header = int.from_bytes(file.read(8), "little")
-                return os.fstat(file.fileno()).st_size == 8 + header + self.key.entry_bytes
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise cannot_read(f"the feature cache {self.root}", error) from error
+        with _missing_ok(self.root), self.path(digest, view).open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            return os.fstat(file.fileno()).st_size == 8 + header + self.key.entry_bytes
+        return False
 
     def get(self, digest: str, view: int = 0) -> Float16[Tensor, "d gh gw"] | None:
         """Return the tokens of a view, or None if the entry is missing, truncated or corrupt.
 
         The checksum is verified the first time this object reads the entry.
         """
-        path = self.path(digest, view)
-        try:
+        path, raw = self.path(digest, view), bytearray()
+        with _missing_ok(self.root):
             raw = bytearray(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        start = len(raw) - self.key.entry_bytes
+        if start != 8 + int.from_bytes(raw[:8], "little"):  # none, truncated, or changed since it was verified
             return None
-        except OSError as error:
-            raise cannot_read(f"the feature cache {self.root}", error) from error
         if path.name not in self._verified:
             if find_damage(path, raw) is not None:
                 return None
             self._verified.add(path.name)
-        start = len(raw) - self.key.entry_bytes
-        if start != 8 + int.from_bytes(raw[:8], "little"):  # changed since it was verified
-            return None
         return torch.frombuffer(raw, dtype=torch.float16, offset=start).view(self.key.dim, *self.key.grid)
 
     def put(self, digest: str, view: int, image: Path, tokens: Float16[Tensor, "d gh gw"]) -> None:
@@ -174,15 +166,21 @@ class FeatureCache:
         return tokens.half().cpu()
 
 
+@contextmanager
+def _missing_ok(cache: Path) -> Iterator[None]:
+    """Leave the context where a file is missing; raise a FusionerError where it cannot be read."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise cannot_read(f"the feature cache {cache}", error) from error
+
+
 def _pack(header: EntryHeader, tokens: Float16[Tensor, "d gh gw"]) -> bytes:
     """Return the safetensors file of an entry. Its checksum covers every other byte, including the header."""
     numbers = tokens.contiguous().numpy().tobytes()
-    metadata = {
-        "sha256": "0" * 64,
-        "key": json.dumps(asdict(header.key)),
-        "file_name": header.file_name,
-        "image": header.image,
-    }
+    metadata = {"sha256": "0" * 64, **header._asdict(), "key": json.dumps(asdict(header.key))}
     array = {"dtype": "F16", "shape": list(tokens.shape), "data_offsets": [0, len(numbers)]}
     text = json.dumps({"__metadata__": metadata, "tokens": array}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # aligns the numbers
@@ -192,9 +190,8 @@ def _pack(header: EntryHeader, tokens: Float16[Tensor, "d gh gw"]) -> bytes:
 
 
 def _checksum(raw: bytes | bytearray) -> bytes:
-    view = memoryview(raw)
-    digest = hashlib.sha256(view[: _CHECKSUM.start])
-    digest.update(view[_CHECKSUM.stop :])
+    digest = hashlib.sha256(memoryview(raw)[: _CHECKSUM.start])
+    digest.update(memoryview(raw)[_CHECKSUM.stop :])
     return digest.hexdigest().encode()
 
 
@@ -211,12 +208,10 @@ def find_damage(path: Path, raw: bytes | bytearray | None = None) -> str | None:
 
 def read_header(path: Path) -> EntryHeader | None:
     """Read the metadata of an entry without its numbers; None if the file is gone or its header is corrupt."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            return _parse_header(file.read(length)) if length <= _MAX_HEADER else None
-    except FileNotFoundError:
-        return None
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return _parse_header(file.read(length)) if length <= _MAX_HEADER else None
+    return None
 
 
 def _parse_header(text: bytes) -> EntryHeader | None:
@@ -237,12 +232,9 @@ def key_folders(cache: Path) -> list[Path]:
 
 def entry_files(folder: Path) -> list[Path]:
     """Return the files of all entries of a key's folder, sorted; none if there is no such folder."""
-    try:
+    with _missing_ok(folder.parent):
         return sorted(path for path in folder.iterdir() if _ENTRY.fullmatch(path.name))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise cannot_read(f"the feature cache {folder.parent}", error) from error
+    return []
 
 
 def remove_stale_files(cache: Path) -> None:
