@@ -90,7 +90,7 @@ def test_sizes_are_compared_where_masks_are_read_alone(tmp_path: Path):
     data = folder(root)
     with pytest.raises(FusionerError, match=r"is 8x6 .* is 6x8 \(its EXIF orientation turns it.*; they must be equal"):
         data.read_mask(data.items[0])
-    report = check_dataset(data, iter)
+    report = check_dataset(data)
     assert "1 images are turned by their EXIF orientation; so must their masks be" in report.warnings(data)
     with pytest.raises(FusionerError, match="must be equal"):
         open_split("folder", root)

@@ -38,7 +38,7 @@ def check(name: Dataset, /, *, root: Root, split: Split = None, mask_values: Mas
     """
     data = open_dataset(name, root, split, mask_values)
     with progress() as track:
-        report = check_dataset(data, lambda items: track(items, "reading"))
+        report = check_dataset(data, track)
     console = Console()
     console.print(_class_table(data, report).to_rich())
     if split != "train" and data.name in FOLD_DATASETS:
@@ -91,7 +91,7 @@ def coco_command(
         fusioner data prepare coco --instances annotations/instances_val2014.json --root data/coco
     """
     with progress() as track:
-        written, existing = prepare_coco(instances, root, lambda images: track(images, "painting"))
+        written, existing = prepare_coco(instances, root, track)
     print(f"wrote {written} masks to {root / 'annotation'}" + (f", {existing} existed" if existing else ""))
 
 
@@ -132,7 +132,7 @@ def folder_command(
         raise FusionerError(f"there is no {source}")
     project = read_annotations(source_format, source, images, skip_missing, parse_mask_values(mask_values))
     with progress() as track:
-        prepare_folder(project, root, copy, lambda items: track(items, "converting"))
+        prepare_folder(project, root, copy, track)
     for note in project.notes:
         print(f"note: {note}")
     if not project.painted:

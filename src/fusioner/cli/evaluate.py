@@ -122,8 +122,7 @@ def evaluate(
     start = time.monotonic()
     with progress() as track:
         predictor = SegmenterPredictor(segmenter, mode, cache, tta_flip, tta_scales)
-        names = {None: dataset} | {number: f"fold {number}" for number in options.folds}
-        result = run_evaluation(predictor, data, options, lambda items, number: track(items, names[number]))
+        result = run_evaluation(predictor, data, options, track)
     inference = {"mode": mode, "tta_scales": tta_scales, "tta_flip": tta_flip, "guided_filter": filtered}
     command = shlex.join(["fusioner", *sys.argv[1:]])
     origin = provenance(command, file, segmenter, inference, time.monotonic() - start)

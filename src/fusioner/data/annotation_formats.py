@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -31,7 +30,7 @@ from fusioner.data.classes import (
 )
 from fusioner.data.masks import Colour, read_mask
 from fusioner.data.paths import find_file, read_lines
-from fusioner.data.shapes import DRAWERS, MALFORMED, Drawers, Mask, Size
+from fusioner.data.shapes import DRAWERS, MALFORMED, Drawers, Size
 from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes
 
@@ -55,6 +54,7 @@ class AnnotatedImage:
         size: (height, width) that the annotation was made on; None: that of the image file.
         files: names of the image file to try; folders: where to look for them.
         content: the image file's bytes, if embedded in the annotation.
+        mask: file with the painted classes, in place of shapes.
         path: the image file, once found.
     """
 
@@ -64,6 +64,7 @@ class AnnotatedImage:
     files: Sequence[str]
     folders: Sequence[Path]
     content: bytes | None = None
+    mask: Path | None = None
     path: Path | None = None
 
 
@@ -73,6 +74,7 @@ class AnnotationProject:
 
     Attributes:
         classes: names in the order of their ids, without background.
+        mask_names: name of each value in the mask files; colours: (r, g, b) -> value (empty: see `read_mask`).
         small_on_top: paint small shapes over large ones and ignored ones below all others, instead of in their order.
         left_out: description of shapes or images that are not painted -> their number.
         merged: one sentence for each class name that was merged into another.
@@ -83,6 +85,8 @@ class AnnotationProject:
     drawers: Drawers
     classes: list[str] = field(default_factory=list)
     images: list[AnnotatedImage] = field(default_factory=list)
+    mask_names: dict[int, str] = field(default_factory=dict)
+    colours: dict[Colour, int] = field(default_factory=dict)
     small_on_top: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
     merged: list[str] = field(default_factory=list)
@@ -99,21 +103,33 @@ class AnnotationProject:
         values |= dict.fromkeys(_BACKGROUND, 0) | dict.fromkeys(_IGNORE, ignore)
         mask = np.zeros(size, np.uint8 if ignore == 255 else np.uint16)
         try:
-            regions = (
-                (shape.kind, values[label_key(shape.label)], self.drawers[shape.kind](shape.content, size))
-                for shape in image.shapes
-            )
+            if image.mask is not None:
+                self.painted += 1
+                table = np.zeros(65536, mask.dtype)
+                table[list(self.mask_names)] = [values[label_key(name)] for name in self.mask_names.values()]
+                return table[self._read_mask(image.mask, size)]
+            regions = ((values[label_key(s.label)], self.drawers[s.kind](s.content, size)) for s in image.shapes)
             if self.small_on_top:
-                regions = sorted(regions, key=lambda region: (region[1] != ignore, -int(region[2].sum())))
-            for kind, value, region in regions:
+                regions = sorted(regions, key=lambda region: (region[0] != ignore, -int(region[1].sum())))
+            for value, region in regions:
                 mask[region] = value
-                if region.any():
-                    self.painted += 1
-                elif kind != "mask value":  # most masks hold few of the values
-                    self.left_out["shapes cover no pixel of their image"] += 1
+                self.painted += bool(region.any())
+                self.left_out["shapes cover no pixel of their image"] += not region.any()
         except MALFORMED as error:
             raise FusionerError(f"the annotation of {image.name} cannot be understood: {error}") from error
         return mask
+
+    def _read_mask(self, path: Path, size: Size) -> np.ndarray:
+        values = read_mask(path, self.colours or None)
+        if unknown := set(np.unique(values).tolist()) - set(self.mask_names):
+            value = max(unknown)
+            raise FusionerError(
+                f"mask {path} holds value {value}, which is no class: add it to the class file, or read it as another "
+                f"value by --mask-values {value}=1 or {value}=ignore"
+            )
+        if values.shape != size:
+            raise ValueError(f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels")
+        return values
 
     def remove_lines(self) -> None:
         """Remove and count the shapes without an area, which are of kinds that have no drawer."""
@@ -336,26 +352,23 @@ def voc(source: Path, mask_values: Mapping[int, int | None] | None = None) -> An
     Names and colours of the masks are those of `labelmap.txt` (`name:r,g,b::`) or of a class file in the folder, or
     else PASCAL VOC's. `mask_values`: value -> the value to read it as, None for ignored.
     """
-    project = AnnotationProject(source, DRAWERS["voc"] | {"mask value": _draw_value})
     names, colours = _voc_classes(source)
-    _read_values.cache_clear()  # the files may have changed
     for value, other in (mask_values or {}).items():
         if other is not None and other not in names:
             raise FusionerError(f"mask value {value} cannot be read as {other}, which is no class of {source}")
         names[value] = "ignore" if other is None else names[other]
+    project = AnnotationProject(source, DRAWERS["voc"], mask_names=names, colours=colours)
     folders = [source / "JPEGImages", source / "images", source]
     masks, entries = source / "SegmentationClass", source / "Annotations"
     files = {path.relative_to(entries).with_suffix(""): path for path in entries.rglob("*.xml")}
     files |= {path.relative_to(masks).with_suffix(""): path for path in masks.rglob("*.png")}
     for name, path in sorted(files.items()):
+        image = AnnotatedImage(str(name), [], None, _with_suffixes(str(name)), folders)
         if path.suffix == ".png":
-            shapes = [
-                Shape(label, "mask value", (path, colours, tuple(names), value)) for value, label in names.items()
-            ]
+            image.mask, project.classes = path, [name for _, name in sorted(names.items())]
         else:
-            shapes = _voc_objects(path)
-        project.images.append(AnnotatedImage(str(name), shapes, None, _with_suffixes(str(name)), folders))
-    project.classes = [name for _, name in sorted(names.items())] if any(masks.rglob("*.png")) else []
+            image.shapes = _voc_objects(path)
+        project.images.append(image)
     return project
 
 
@@ -370,18 +383,18 @@ READERS: dict[str, Callable[[Path], AnnotationProject]] = {
 }
 
 
-def _voc_classes(source: Path) -> tuple[dict[int, str], tuple[tuple[Colour, int], ...]]:
-    """Names by value, and pairs of colour and value (none: see `read_mask`)."""
+def _voc_classes(source: Path) -> tuple[dict[int, str], dict[Colour, int]]:
+    """Names by value, and values by colour (none: see `read_mask`)."""
     path = source / "labelmap.txt"
     if not path.is_file() and any((source / name).is_file() for name in CLASS_FILES):
-        return {255: "ignore"} | read_class_names(source), tuple(read_class_colours(source).items())
+        return {255: "ignore"} | read_class_names(source), read_class_colours(source)
     if not path.is_file():
-        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, ()
+        return dict(enumerate(PASCAL_CLASSES)) | {255: "ignore"}, {}
     with _reading(f"{path} is no label map of CVAT"):
         entries = [line.split(":") for line in read_lines(path) if not line.startswith("#")]
         colours = {tuple(map(int, entry[1].split(","))): i for i, entry in enumerate(entries)}
     names = {65535: "background"} | {i: entry[0] for i, entry in enumerate(entries)}
-    return names, (((0, 0, 0), 65535), *colours.items())
+    return names, {(0, 0, 0): 65535, **colours}
 
 
 def _voc_objects(path: Path) -> list[Shape]:
@@ -391,26 +404,6 @@ def _voc_objects(path: Path) -> list[Shape]:
             polygons = [[one.text for one in polygon.iter() if one.tag[0] in "xy"] for polygon in entry.iter("polygon")]
             objects.append(Shape(entry.findtext("name") or "", "polygon" if polygons else "box", polygons))
     return objects
-
-
-@lru_cache(maxsize=1)
-def _read_values(path: Path, colours: tuple[tuple[Colour, int], ...], known: tuple[int, ...]) -> np.ndarray:
-    values = read_mask(path, dict(colours) or None)
-    if unknown := set(np.unique(values).tolist()) - set(known):
-        value = max(unknown)
-        raise FusionerError(
-            f"mask {path} holds value {value}, which is no class: add it to the class file, or read it as another "
-            f"value by --mask-values {value}=1 or {value}=ignore"
-        )
-    return values
-
-
-def _draw_value(content: tuple[Path, tuple[tuple[Colour, int], ...], tuple[int, ...], int], size: Size) -> Mask:
-    path, colours, known, value = content
-    values = _read_values(path, colours, known)
-    if values.shape != size:
-        raise ValueError(f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels")
-    return values == value
 
 
 def _with_suffixes(stem: str) -> list[str]:

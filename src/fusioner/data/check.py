@@ -1,7 +1,6 @@
 """Inspection of a data set: counts, broken files, and a contact sheet."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 from fusioner.data.base import Item, SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.image import is_turned
+from fusioner.progress import Track, no_progress
 from fusioner.visualization import arrange_grid, overlay, resize_with_maps
 
 
@@ -47,10 +47,10 @@ class DatasetReport:
         return found
 
 
-def check_dataset(data: SegmentationData, track: Callable[[Sequence[Item]], Iterable[Item]]) -> DatasetReport:
+def check_dataset(data: SegmentationData, track: Track = no_progress) -> DatasetReport:
     """Read every image and mask; broken ones are listed and not counted."""
     report = DatasetReport()
-    for item in track(data.items):
+    for item in track(data.items, "reading"):
         try:
             report.turned += any(map(is_turned, item.image_files))
             counts = np.bincount(data.read(item)[1].ravel())

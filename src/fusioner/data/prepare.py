@@ -3,9 +3,8 @@
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -19,13 +18,13 @@ from fusioner.data.paths import MASK_SUFFIXES
 from fusioner.errors import FusionerError
 from fusioner.image import image_size, image_suffixes, read_image
 from fusioner.io import atomic_write, cannot_write
+from fusioner.progress import Track, no_progress
 
-Track = Callable[[Sequence[Any]], Iterable[Any]]
 _SOFTWARE = "fusioner data prepare"
 """Marks the PNG files written here: no other file is ever replaced."""
 
 
-def prepare_coco(instances: Path, root: Path, track: Track = iter) -> tuple[int, int]:
+def prepare_coco(instances: Path, root: Path, track: Track = no_progress) -> tuple[int, int]:
     """Paint `annotation/PART/IMAGE.png` under `root` for every image of an instances file (PART: train2014, val2014).
 
     Existing masks are kept, so an interrupted run can be continued; a mask is written completely or not at all.
@@ -38,7 +37,7 @@ def prepare_coco(instances: Path, root: Path, track: Track = iter) -> tuple[int,
             "your own use `fusioner data prepare folder --from coco`"
         )
     project.classes = list(COCO_CLASSES[1:])
-    for image in track(project.images):
+    for image in track(project.images, "painting"):
         part = _coco_part(image.name, instances)
         path = root / "annotation" / part / f"{PurePosixPath(image.name).stem}.png"
         if not path.exists():
@@ -48,7 +47,7 @@ def prepare_coco(instances: Path, root: Path, track: Track = iter) -> tuple[int,
     return written, len(project.images) - written
 
 
-def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, track: Track = iter) -> None:
+def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, track: Track = no_progress) -> None:
     """Write a project as a folder of `images` (links, or copies), `masks` and `classes.txt`.
 
     Images whose names have no suffix of a picture are converted to PNG. Only masks and images that were written by this
@@ -64,7 +63,7 @@ def prepare_folder(project: AnnotationProject, out: Path, copy: bool = False, tr
         raise FusionerError(f"{out} holds a set of other classes: choose an empty folder")
     ignore = 255 if len(names) <= 255 else 65535
     images, masks = _files_by_name(out / "images", image_suffixes()), _files_by_name(out / "masks", MASK_SUFFIXES)
-    for image, stem in track(list(zip(project.images, _stems(project.images), strict=True))):
+    for image, stem in track(list(zip(project.images, _stems(project.images), strict=True)), "converting"):
         rgb = read_image(image.path or image.content or b"", str(image.path or image.name))
         if image.size is not None and image.size != rgb.shape[:2]:
             raise FusionerError(

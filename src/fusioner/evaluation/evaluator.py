@@ -5,7 +5,7 @@ averaged per image.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,12 +24,10 @@ from fusioner.evaluation.predictor import Predictor
 from fusioner.evaluation.protocols import make_plans
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, Plan, PromptCounts
 from fusioner.postprocess import decide_logits, sigmoid, upsample
+from fusioner.progress import Track, no_progress
 
 _MAX_MATRIX = 100  # classes; larger confusion matrices are left out of metrics.json
 _EXAMPLES = 12  # best and worst predictions to keep
-
-Track = Callable[[Sequence[Item], int | None], Iterable[Item]]
-"""Yields the images of a fold while advancing a progress bar."""
 
 
 @dataclass
@@ -56,7 +54,7 @@ def evaluate(
     predictor: Predictor,
     data: SegmentationData,
     options: EvaluationOptions = DEFAULT_OPTIONS,
-    track: Track = lambda items, fold: items,
+    track: Track = no_progress,
 ) -> EvaluationResult:
     """Evaluate a predictor on all folds; `options.threshold` is a number here.
 
@@ -68,7 +66,8 @@ def evaluate(
     results: dict[int | None, FoldResult] = {}
     for fold, (plan, coverage) in plans.items():
         counter = _PixelCounter(predictor, data, plan)
-        for index, item in enumerate(track([data.by_id[image] for image in plan.images], fold)):
+        items = [data.by_id[image] for image in plan.images]
+        for index, item in enumerate(track(items, data.name if fold is None else f"fold {fold}")):
             counter.visit(index, item)
         counts = counter.counts()
         results[fold] = FoldResult(counts, summarize([counts], options.n_resamples, options.seed), coverage)
