@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from fusioner.data.masks import resize_mask
 from fusioner.evaluation.evaluator import class_iou, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load
 from fusioner.model.checkpoint import ModelCard
 from fusioner.postprocess import decide, sigmoid, upsample
-from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import DatasetSplit, Sample, build_corpus, open_split
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)

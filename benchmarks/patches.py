@@ -27,12 +27,12 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision  # pyright: ignore[reportMissingImports]
 
+from fusioner.data.masks import resize_mask
 from fusioner.encoders.dense_classifier import Posteriors
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.image import resize_square
 from fusioner.model.similarity import affinity
 from fusioner.training.build import build_encoders, build_network
-from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import build_corpus, open_split
 from fusioner.training.presets import preset
 

@@ -30,11 +30,11 @@ import torch
 from held_out import SIDE, set_aside
 
 import fusioner
+from fusioner.data.masks import resize_mask
 from fusioner.data.registry import open_dataset
 from fusioner.postprocess import GuidedFilter, upsample
 from fusioner.segmenter import Segmenter
 from fusioner.sliding_window import Canvas
-from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import Sample, open_split
 
 RESAMPLES, HOPELESS = 1000, -9.0

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fusioner.data.masks import resize_mask
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.errors import FusionerError
 from fusioner.features.build import cache_features
 from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.prefetch import taken_ahead
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batch, DataLoader, resize_mask
+from fusioner.training.data_loader import Batch, DataLoader
 from fusioner.training.dataset import BatchSampler, Corpus, build_corpus, open_split
 from fusioner.training.losses import iou_counts, miou
 from fusioner.training.prompt_sampling import Vocabulary

@@ -10,6 +10,7 @@ import torch
 
 from fusioner.cli.main import main
 from fusioner.data.classes import PASCAL_CLASSES
+from fusioner.data.masks import resize_mask
 from fusioner.encoders.bundled import minilm_embedded
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder
@@ -20,7 +21,7 @@ from fusioner.training import closed_set
 from fusioner.training.build import build_network
 from fusioner.training.closed_set import ClosedSetDataset, SampleView, draw_views, fit_closed_set, fit_closed_set_head
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import Batch, resize_mask
+from fusioner.training.data_loader import Batch
 from fusioner.training.dataset import CROSS_FIT_FOLDS, build_corpus, cross_fit_fold, open_split
 from fusioner.training.losses import THRESHOLDS, iou_counts
 from fusioner.training.train import train

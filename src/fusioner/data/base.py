@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from fusioner.data.masks import Colour, read_mask
+from fusioner.data.masks import Colour, read_mask, resize_mask
 from fusioner.errors import FusionerError
-from fusioner.image import image_size, is_turned, read_image
+from fusioner.image import image_size, is_turned, read_image, resize
 
 Pair = tuple[str, int]
 """(image id, class id): one image and one class to prompt, the unit of the few- and zero-shot protocols."""
@@ -96,7 +95,7 @@ class SegmentationData:
             images, masks = zip(*map(self.read, item.tiles), strict=True)
             return _arrange(images), _arrange(masks)
         rgb, mask = read_image(item.image), self._read_mask(item)
-        _check_size(item, rgb.shape[:2], mask.shape)
+        check_size(item, rgb.shape[:2], mask.shape)
         return rgb, mask
 
     def read_mask(self, item: Item) -> np.ndarray:
@@ -105,7 +104,7 @@ class SegmentationData:
             return _arrange([self.read_mask(tile) for tile in item.tiles])
         mask = self._read_mask(item)
         if item.id not in self._checked and item.image.is_file():
-            _check_size(item, image_size(item.image), mask.shape)
+            check_size(item, image_size(item.image), mask.shape)
             self._checked.add(item.id)
         return mask
 
@@ -182,7 +181,8 @@ class SegmentationData:
         return self._lookup[stored]
 
 
-def _check_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
+def check_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
+    """Raise a FusionerError unless image and mask have the same (height, width)."""
     if tuple(image) != tuple(mask):
         turned = is_turned(item.image) and tuple(image) == tuple(mask[::-1])
         hint = (
@@ -196,12 +196,8 @@ def _check_size(item: Item, image: Sequence[int], mask: Sequence[int]) -> None:
 
 def _arrange(tiles: Sequence[np.ndarray]) -> np.ndarray:
     """Arrange four arrays (h, w, ...), resized to the size of the first, as one (2h, 2w, ...)."""
-    height, width = tiles[0].shape[:2]
-    method = Image.Resampling.BILINEAR if tiles[0].ndim == 3 else Image.Resampling.NEAREST
-    resized = [
-        tile if tile.shape[:2] == (height, width) else np.asarray(Image.fromarray(tile).resize((width, height), method))
-        for tile in tiles
-    ]
+    size = tiles[0].shape[0], tiles[0].shape[1]
+    resized = [resize(tile, size) if tile.ndim == 3 else resize_mask(tile, size) for tile in tiles]
     return np.concatenate([np.concatenate(resized[:2], axis=1), np.concatenate(resized[2:], axis=1)])
 
 

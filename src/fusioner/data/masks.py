@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Integer
 from PIL import Image
 
 from fusioner.errors import FusionerError
@@ -52,6 +53,12 @@ def read_mask(path: Path, colours: Mapping[Colour, int] | None = None) -> np.nda
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise FusionerError(f"mask {path} holds values outside 0..65535")
     return values.astype(np.uint16)
+
+
+def resize_mask(mask: Integer[np.ndarray, "h w"], size: tuple[int, int]) -> Integer[np.ndarray, "h2 w2"]:
+    """Resize to (height, width) by nearest neighbour at pixel centres."""
+    rows, columns = ((np.arange(n) * 2 + 1) * old // (2 * n) for n, old in zip(size, mask.shape, strict=True))
+    return mask[rows[:, None], columns[None, :]]
 
 
 def _by_colour(rgb: np.ndarray, colours: Mapping[Colour, int] | None, path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ from fusioner.evaluation.evaluator import EvaluationResult, to_metrics
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, save_counts
 from fusioner.segmenter import Segmenter
-from fusioner.visualization import colour, draw_masks
+from fusioner.visualization import colour, draw_masks, resize_with_maps
 
 _HEIGHT = 200  # of an example, px
 _MAX_MATRIX = 31  # classes; larger confusion matrices are unreadable
@@ -200,9 +200,8 @@ def _card(example: Example, data: SegmentationData) -> str:
 
 def _draw(rgb: np.ndarray, labels: Integer[np.ndarray, "h w"]) -> np.ndarray:
     """Draw a label map of any size over an image, at the height of an example."""
-    width = max(1, round(rgb.shape[1] * _HEIGHT / rgb.shape[0]))
-    small = np.asarray(Image.fromarray(rgb).resize((width, _HEIGHT), Image.Resampling.BOX))
-    numbers = np.asarray(Image.fromarray(labels.astype(np.int32)).resize((width, _HEIGHT), Image.Resampling.NEAREST))
+    size = max(1, round(rgb.shape[1] * _HEIGHT / rgb.shape[0])), _HEIGHT
+    small, (numbers,) = resize_with_maps(rgb, [labels], size, Image.Resampling.BOX)
     ignored = numbers == IGNORED
     drawn = draw_masks(small, [np.where(ignored, 0, numbers)], 0.5)
     return np.where(ignored[..., None], drawn // 4 + _GREY, drawn)

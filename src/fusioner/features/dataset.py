@@ -13,7 +13,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from fusioner.data.augment import Mask, Rgb, view, view_mask
-from fusioner.data.base import Item, SegmentationData
+from fusioner.data.base import Item, SegmentationData, check_size
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
 from fusioner.features.cache import FeatureCache, encode, image_digest, read_bytes, view_seed
@@ -65,11 +65,7 @@ class LiveSource:
     def _load(self, item: Item, number: int) -> tuple[Float[Tensor, "3 s s"], Integer[ndarray, "h w"]]:
         raw = read_bytes(item.image)
         rgb, mask, seed = read_image(raw, str(item.image)), self.data.read_mask(item), view_seed(image_digest(raw))
-        if rgb.shape[:2] != mask.shape:
-            raise FusionerError(
-                f"mask {item.mask} is {mask.shape[1]}x{mask.shape[0]} pixels (width x height), "
-                f"its image {item.image} is {rgb.shape[1]}x{rgb.shape[0]}; they must be equal"
-            )
+        check_size(item, rgb.shape[:2], mask.shape)
         if self.augment is None:
             rgb, mask = view(rgb, mask, number, seed)
         else:

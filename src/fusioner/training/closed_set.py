@@ -17,6 +17,7 @@ from jaxtyping import Float, Float16, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fusioner.data.masks import resize_mask
 from fusioner.features.dataset import TokenSource
 from fusioner.model.checkpoint import save_tensors
 from fusioner.model.closed_set_head import ClosedSetSegmenter, features, log_posterior
@@ -24,7 +25,6 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.prefetch import map_ahead
 from fusioner.progress import Track, no_progress
 from fusioner.training.config import TrainConfig
-from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import CROSS_FIT_FOLDS, Corpus, DatasetSplit, Sample, cross_fit_fold
 from fusioner.training.optim import warmup_cosine
 

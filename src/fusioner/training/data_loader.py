@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int16, Int64, Integer
 from numpy import ndarray
 from torch import Tensor
 
+from fusioner.data.masks import resize_mask
 from fusioner.features.dataset import TokenSource
 from fusioner.training.config import TrainConfig
 from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, Sample, cross_fit_fold
@@ -185,9 +186,3 @@ class DataLoader:
 def _negative_weights(split: DatasetSplit, power: float) -> Float[ndarray, "n"]:
     images = Counter(class_id for _, class_id in split.data.pairs(split.classes))
     return np.array([1.0 + images[class_id] for class_id in split.classes]) ** power
-
-
-def resize_mask(mask: Integer[ndarray, "h w"], size: tuple[int, int]) -> Integer[ndarray, "h2 w2"]:
-    """Resize to (height, width) by nearest neighbour at pixel centres."""
-    rows, columns = ((np.arange(n) * 2 + 1) * old // (2 * n) for n, old in zip(size, mask.shape, strict=True))
-    return mask[rows[:, None], columns[None, :]]

@@ -89,18 +89,13 @@ class Result:
     signal: int
 
 
-@dataclass
-class _Stop:
-    number: int = 0
-
-
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second one has its usual effect.
+def _stop_signals() -> Iterator[list[int]]:
+    """Context in which the first Ctrl-C or SIGTERM is only listed; a second one has its usual effect.
 
-    `number` stays 0 outside the main thread, where Python cannot handle signals.
+    The list stays empty outside the main thread, where Python cannot handle signals.
     """
-    stop = _Stop()
+    received: list[int] = []
     handlers: dict[int, Any] = {}
 
     def restore() -> None:
@@ -108,13 +103,13 @@ def _stop_signals() -> Iterator[_Stop]:
             signal.signal(*handlers.popitem())
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.number = number
+        received.append(number)
         restore()
 
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield received
     finally:
         restore()
 
@@ -146,8 +141,7 @@ class Trainer:
         self.steps = config.optim.steps or self.sampler.steps(config.optim.epochs)
         self.model = model.to(fabric.device)
         if self.model.decoder is not None:
-            decoder: Any = self.model.decoder
-            decoder.to(memory_format=torch.channels_last)  # fastest for convolutions
+            self.model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore  (fastest for convolutions)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False) if config.optim.ema else None
         optimizer = build_optimizer(self.model, config.optim)
         compiled: Any = torch.compile(self.model) if run.compile else self.model
@@ -184,10 +178,10 @@ class Trainer:
         """
         log = Log(self.out, self.start) if self.fabric.is_global_zero else None
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _stop_signals() as stop:
-            return self._fit(stop, log)
+        with torch.random.fork_rng(devices), _stop_signals() as signals:
+            return self._fit(signals, log)
 
-    def _fit(self, stop: _Stop, log: Log | None) -> Result:
+    def _fit(self, signals: list[int], log: Log | None) -> Result:
         begun = saved = time.monotonic()
         waited, speed, earlier_seconds = 0.0, 0.0, self.seconds
         log_interval, evaluation_interval = max(1, self.steps // 1000), -(-self.steps // self.config.optim.evaluations)
@@ -199,7 +193,7 @@ class Trainer:
         for step, (batch, wait) in enumerate(timed(taken_ahead(batches, ahead)), self.start):
             step_start, waited = time.monotonic(), waited + wait
             torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0]))
-            counts = self._sum([*batch.counts(), stop.number])
+            counts = self._sum([*batch.counts(), len(signals)])
             last = step == self.steps or counts[2] > 0
             rates = set_rates(self.optimizer, self.config.optim, step, self.steps)
             loss, step_counts = self._loss_and_gradients(batch, counts, learn=not last)
@@ -218,9 +212,8 @@ class Trainer:
                 waiting = waited / max(1e-9, time.monotonic() - begun)
                 held_out = self.loader.corpus.num_held_out
                 measured_on = f"{held_out} held-out training images" if held_out else "training images, running"
-                score = miou(self.counts)
-                number = stop.number
-                return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, number)
+                score, stopped_by = miou(self.counts), signals[0] if signals else 0
+                return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, stopped_by)
             self._update(step)
             self.counts.mul_(COUNT_DECAY).add_(step_counts)
             images_per_second = batch_size / (time.monotonic() - step_start + wait)
