@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
 
 from fusioner.encoders.registry import method_of
+from fusioner.image import resize
 from fusioner.postprocess import decide_logits
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt
     rows, card = [], reference.card
     unit = card.config.temperature if reference.is_softmax else 1.0  # scores are cosines over the temperature
     for height, width in sizes(card.resolution, exported.network.size_step):
-        inputs = [np.asarray(Image.fromarray(photo).resize((width, height)))[None] for photo in photos]
+        inputs = [resize(photo, (height, width))[None] for photo in photos]
         encoded = [[model.network.encode_images(pixels) for model in (reference, exported)] for pixels in inputs]
         decided = [_decided(reference, pixels) for pixels in inputs]
         undecided = 1 - float(np.mean(decided))

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import ENDINGS, MANIFEST, PARTS, Bundle
 from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import Row, compare, table
+from fusioner.image import resize
 from fusioner.io import cannot_write, writable_folder
 from fusioner.segmenter import Segmenter
 
@@ -72,8 +72,8 @@ def export(
 
         say(f"calibrating int8 on {len(photos)} photographs")
         side = segmenter.card.resolution
-        resized = (Image.fromarray(photo).resize((side, side), Image.Resampling.BILINEAR) for photo in photos)
-        pixels = [np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255) for image in resized]
+        resized = (resize(photo, (side, side)).astype(np.float32) for photo in photos)
+        pixels = [image.transpose(2, 0, 1)[None] / np.float32(255) for image in resized]
         graphs = graphs | {"image": quantize(graphs["image"], pixels)}
     with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as beside:
         made = Path(beside), format, precision, segmenter.card, step, segmenter.image_encoder.stride, text

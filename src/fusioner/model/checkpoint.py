@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +21,6 @@ if TYPE_CHECKING:  # exported models read cards where torch is not installed
 FORMAT = "fusioner-1"
 WEIGHTS = "model.safetensors"
 """Name of the model file in a folder of `Segmenter.save_pretrained`."""
-
-
-_FIELDS: dict[str, Any] = {
-    "image_encoder": str,
-    "text_encoder": str,
-    "resolution": int,
-    "short_side": int,
-    "stride": int,
-    "threshold": float,
-    "min_area": float,
-    "pamr": int,
-    "guided_filter": bool,
-    "training": dict,
-    "templates": tuple[str, ...],
-    "background": tuple[str, ...],
-    "mean": tuple[float, ...],
-    "std": tuple[float, ...],
-}
-"""Fields of a card and their types in JSON; mean and std may be None."""
 
 
 @dataclass
@@ -89,11 +70,9 @@ class ModelCard:
         try:
             values = json.loads(text)
             values["config"] = FusionerConfig.from_dict(values["config"])
-            for name in ("templates", "mean", "std", "background"):
-                values[name] = None if values.get(name, ()) is None else tuple(values.get(name, ()))
-            for name, kind in _FIELDS.items():
-                if values.get(name) is not None or (name in values and name not in ("mean", "std")):
-                    values[name] = check_value(name, values[name], kind)
+            for entry in fields(cls):
+                if entry.name in values:
+                    values[entry.name] = check_value(entry.name, values[entry.name], entry.type)
             tuple(values.get("training", {}).get("classes", ()))
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, FusionerError) as error:

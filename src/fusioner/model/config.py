@@ -3,6 +3,7 @@
 # ruff: noqa: RUF009  # option() returns a field
 
 from dataclasses import asdict, dataclass, field, fields
+from types import UnionType
 from typing import Any, Literal, Self, get_args, get_origin
 
 from fusioner.errors import FusionerError
@@ -41,6 +42,8 @@ class Options:
 
 def check_value(name: str, value: Any, kind: Any) -> Any:
     """Convert a value to its declared type: ints to floats and lists to tuples, as JSON, TOML and flags give them."""
+    if get_origin(kind) is UnionType:  # X | None
+        return None if value is None else check_value(name, value, get_args(kind)[0])
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise FusionerError(f"{_flag(name)} is one of {', '.join(get_args(kind))}, not {value!r}")
@@ -52,7 +55,7 @@ def check_value(name: str, value: Any, kind: Any) -> Any:
         return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not (get_origin(kind) or kind):
         raise FusionerError(f"{_flag(name)} is a value of type {kind.__name__}, not {value!r}")
     return value
 
