@@ -54,8 +54,7 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
     data = photographs(folder / "data", batch)
     corpus = build_corpus([open_split("folder", data)], "pairs")
     config = PAPER.override(steps=10, batch_size=batch)
-    live = LiveSource(corpus.splits[0].data, encoder, SIDE)
-    live.views = 1
+    live = LiveSource(corpus.splits[0].data, encoder, SIDE, views=1)
     cached = cache_features(folder / "cache", corpus.splits[0].data, encoder, SIDE)
     table = F.normalize(torch.randn(len(corpus.names()), 768), dim=-1)
     model = Fusioner(FusionerConfig())

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusioner.data.augment import COCO_AUGMENT, Augmentation, AugmentConfig, identity, view, warp
+from fusioner.data.augment import COCO_AUGMENT, Augmentation, identity, view, warp
 
 # Corners of the colour cube: a blend of two of them is never a third one.
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
-GEOMETRY = AugmentConfig(probability=1.0, jitter=0.0, noise=0.0)
+GEOMETRY = Augmentation(probability=1.0, jitter=0.0, noise=0.0)
 
 
 def scene(seed: int, height: int = 61, width: int = 94) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +32,7 @@ def decode(rgb: np.ndarray) -> np.ndarray:
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_masks_follow_the_augmented_image(picture: int, seed: int):
     rgb, mask = scene(picture)
-    rgb2, mask2 = Augmentation(GEOMETRY)(rgb, mask, np.random.default_rng(seed))
+    rgb2, mask2 = GEOMETRY(rgb, mask, np.random.default_rng(seed))
     assert rgb2.shape == rgb.shape
     assert mask2.shape == mask.shape
     assert mask2.dtype == mask.dtype
@@ -44,20 +44,20 @@ def test_masks_follow_the_augmented_image(picture: int, seed: int):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(0, 10_000), st.sampled_from([AugmentConfig(), COCO_AUGMENT, GEOMETRY]))
-def test_no_class_is_invented(picture: int, seed: int, recipe: AugmentConfig):
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.sampled_from([Augmentation(), COCO_AUGMENT, GEOMETRY]))
+def test_no_class_is_invented(picture: int, seed: int, recipe: Augmentation):
     rgb, mask = scene(picture)
-    _, mask2 = Augmentation(recipe)(rgb, mask, np.random.default_rng(seed))
+    _, mask2 = recipe(rgb, mask, np.random.default_rng(seed))
     assert set(np.unique(mask2)) <= set(np.unique(mask)) | {255}
 
 
 def test_sixteen_bit_masks_keep_their_ids_and_their_own_ignore_value():
     rgb, mask = scene(1)
     mask = mask.astype(np.uint16) + 40_001
-    shifted = AugmentConfig(
-        probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, scale=0.0, rotate=0.0, shift=0.4
+    shifted = Augmentation(
+        ignore=65535, probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, scale=0.0, rotate=0.0, shift=0.4
     )
-    _, mask2 = Augmentation(shifted, ignore=65535)(rgb, mask, np.random.default_rng(3))
+    _, mask2 = shifted(rgb, mask, np.random.default_rng(3))
     assert mask2.dtype == np.uint16
     assert 65535 in mask2
     assert set(np.unique(mask2)) <= set(np.unique(mask)) | {65535}
@@ -100,7 +100,7 @@ def test_each_augmentation_applies_to_half_of_the_views():
 def test_inputs_are_not_modified():
     rgb, mask = scene(4)
     before = rgb.copy(), mask.copy()
-    Augmentation(AugmentConfig(probability=1.0))(rgb, mask, np.random.default_rng(0))
+    Augmentation(probability=1.0)(rgb, mask, np.random.default_rng(0))
     for index in range(4):
         view(rgb, mask, index, seed=1)
     assert (rgb == before[0]).all()
@@ -110,10 +110,10 @@ def test_inputs_are_not_modified():
 def test_a_rotated_square_stays_a_square_in_a_wide_picture():
     mask = np.zeros((80, 200), np.uint8)
     mask[20:60, 80:120] = 1
-    turned = AugmentConfig(
+    turned = Augmentation(
         probability=1.0, jitter=0.0, noise=0.0, elastic=0.0, crop=1.0, shift=0.0, scale=0.0, rotate=45.0, flip=False
     )
-    _, mask2 = Augmentation(turned)(COLOURS[mask], mask, np.random.default_rng(0))
+    _, mask2 = turned(COLOURS[mask], mask, np.random.default_rng(0))
     assert (mask2 == 1).sum() == pytest.approx(1600, rel=0.05)
     assert (mask2 == 255).any()
 
@@ -145,5 +145,5 @@ def test_views_keep_image_and_mask_together(picture: int, index: int, seed: int)
 def test_one_pixel_images_can_be_augmented():
     rgb, mask = np.full((1, 1, 3), 77, np.uint8), np.ones((1, 1), np.uint8)
     for seed in range(20):
-        assert Augmentation(AugmentConfig(probability=1.0))(rgb, mask, np.random.default_rng(seed))[1].shape == (1, 1)
+        assert Augmentation(probability=1.0)(rgb, mask, np.random.default_rng(seed))[1].shape == (1, 1)
         assert view(rgb, mask, 3, seed)[1].shape == (1, 1)

@@ -1,5 +1,6 @@
 """Cached and newly encoded tokens are the same, under the same masks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusioner.data.augment import Augmentation, AugmentConfig
+from fusioner.data.augment import Augmentation
 from fusioner.data.base import Item, SegmentationData
 from fusioner.encoders.base import FrozenImageEncoder
 from fusioner.errors import FusionerError
@@ -62,11 +63,11 @@ def test_single_views_and_batches_agree(data, encoder, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["cached", "live", "augmented"])
 def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path: Path, kind: str):
     """Each class has a colour of its own, which the encoder's tokens contain."""
-    recipe = AugmentConfig(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
+    recipe = Augmentation(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
     source: TokenSource = {
         "cached": lambda: cache_features(tmp_path, data, Colours(), 64, views=VIEWS),
         "live": lambda: LiveSource(data, Colours(), 64),
-        "augmented": lambda: LiveSource(data, Colours(), 64, Augmentation(recipe, data.ignore)),
+        "augmented": lambda: LiveSource(data, Colours(), 64, replace(recipe, ignore=data.ignore)),
     }[kind]()
     moved = 0
     for item, view in every(data):
@@ -93,7 +94,7 @@ def test_views_depend_on_content_not_on_file_name(data, root: Path, encoder):
 
 
 def test_augmented_views_are_many_and_repeatable(data, encoder):
-    live = LiveSource(data, encoder, SIDE, Augmentation(AugmentConfig(probability=1.0)))
+    live = LiveSource(data, encoder, SIDE, Augmentation(probability=1.0))
     drawn = [single(live, data.items[0], view)[0] for view in (1, 2, 2**31 - 2, 1)]
     assert torch.equal(drawn[0], drawn[3])
     assert not torch.equal(drawn[0], drawn[1])

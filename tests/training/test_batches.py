@@ -153,8 +153,7 @@ def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     data = corpus.splits[0].data
     cached = cache_features(tmp_path, data, encoder, 32, views=3)
-    live = LiveSource(data, encoder, 32)
-    live.views = 3
+    live = LiveSource(data, encoder, 32, views=3)
     order = BatchSampler(corpus.samples, 8, 1)
     for step in range(3):
         one, other = (
@@ -186,8 +185,7 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 
 def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "pairs")
-    source = LiveSource(corpus.splits[0].data, encoder, 32)
-    source.views = 1
+    source = LiveSource(corpus.splits[0].data, encoder, 32, views=1)
     order, flipped = BatchSampler(corpus.samples, 12, 0), 0
     plain = next(batches(corpus, encoder, [source]).training_batches(order, 0))
     mirrored = next(batches(corpus, encoder, [source], horizontal_flip=True).training_batches(order, 0))

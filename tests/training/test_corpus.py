@@ -58,7 +58,7 @@ def test_held_out_images_are_in_no_training_pair(own_tree: Path) -> None:
         assert len(aside) == 5
         assert not trained & aside
         assert not {"58", "59"} & (trained | aside)
-        assert {item.id for _, item in corpus.images} == trained | aside
+        assert {sample.item.id for sample in corpus.images} == trained | aside
     assert build_corpus([split], "images", val_images=5, seed=3).digest() == corpus.digest()
     assert build_corpus([split], "images", val_images=5, seed=4).digest() != corpus.digest()
     assert build_corpus([split], "images").digest() != corpus.digest()

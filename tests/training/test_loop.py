@@ -19,6 +19,7 @@ from fusioner.encoders.base import PUBLISHED_NORMALISATION
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError, first_difference
 from fusioner.model.checkpoint import load_model
+from fusioner.training import trainer
 from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.dataset import open_split
 from fusioner.training.resume import read_state
@@ -133,14 +134,19 @@ def test_bf16_follows_fp32(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     assert other == pytest.approx(one, rel=0.05)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = {"features": "cached"}
+    monkeypatch.setattr(trainer, "BATCHES_AHEAD", 0)
     torch.manual_seed(1)
-    run(voc_tree, tmp_path / "a", tiny(), prefetch=0)
+    run(voc_tree, tmp_path / "a", tiny(**cached), cache=tmp_path / "cache")
     drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(drawn, torch.rand(3))  # nobody else's random numbers were touched
-    run(voc_tree, tmp_path / "b", tiny(), prefetch=3)
-    run(voc_tree, tmp_path / "c", tiny(seed=1))
+    monkeypatch.setattr(trainer, "BATCHES_AHEAD", 3)
+    run(voc_tree, tmp_path / "b", tiny(**cached), cache=tmp_path / "cache")
+    run(voc_tree, tmp_path / "c", tiny(**cached, seed=1), cache=tmp_path / "cache")
     a, b, c = (weights(tmp_path / name / "last.safetensors") for name in "abc")
     assert same(a, b)
     assert not same(a, c)

@@ -24,8 +24,8 @@ _TO_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dty
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    """Strengths of the augmentation; the defaults are the paper's for PASCAL-5i.
+class Augmentation:
+    """The augmentation of the paper, with a single resampling; the default strengths are its for PASCAL-5i.
 
     Attributes:
         probability: of each step, drawn independently.
@@ -36,6 +36,7 @@ class AugmentConfig:
         elastic: standard deviation of the smooth displacement, as a fraction of the frame.
         shift, scale: fraction of the frame; rotate: degrees; each uniform in +- its value.
         crop: minimum area fraction of a random resized crop (1 = no crop), with an aspect ratio of 3/4..4/3.
+        ignore: mask value outside the frame.
     """
 
     probability: float = 0.5
@@ -47,33 +48,37 @@ class AugmentConfig:
     scale: float = 0.1
     rotate: float = 20.0
     crop: float = 0.5
-
-
-PASCAL_AUGMENT = AugmentConfig()
-COCO_AUGMENT = AugmentConfig(jitter=0.2, rotate=10.0)
-
-
-class Augmentation:
-    """The augmentation of the paper: each step is applied with its probability, with a single resampling."""
-
-    def __init__(self, config: AugmentConfig = PASCAL_AUGMENT, ignore: int = 255):
-        self.config, self.ignore = config, ignore
+    ignore: int = 255
 
     def __call__(self, rgb: Rgb, mask: Mask, rng: np.random.Generator) -> tuple[Rgb, Mask]:
         """Return a new image and mask of the same size and dtype."""
-        c = self.config
-        on = rng.random(6) < c.probability
+        on = rng.random(6) < self.probability
         height, width = mask.shape
         field = identity(height, width)
         # The field maps output to input coordinates: the step applied last to the image comes first here.
-        field = _crop_field(field, _random_box(rng, c.crop)) if on[0] else field
-        field = _affine_field(field, rng, c) if on[1] else field
-        field = field + _elastic_field(height, width, c.elastic, rng) if on[2] else field
-        field = field * np.array([1, -1], np.float32) if on[3] and c.flip else field
+        field = _crop_field(field, _random_box(rng, self.crop)) if on[0] else field
+        field = self._affine_field(field, rng) if on[1] else field
+        field = field + _elastic_field(height, width, self.elastic, rng) if on[2] else field
+        field = field * np.array([1, -1], np.float32) if on[3] and self.flip else field
         if on[:4].any():
             rgb, mask = warp(rgb, mask, field, self.ignore)
-        rgb = jitter(rgb, c.jitter, rng) if on[4] else rgb
-        return (_add_noise(rgb, c.noise, rng) if on[5] else rgb.copy()), mask.copy()
+        rgb = jitter(rgb, self.jitter, rng) if on[4] else rgb
+        return (_add_noise(rgb, self.noise, rng) if on[5] else rgb.copy()), mask.copy()
+
+    def _affine_field(self, field: Field, rng: np.random.Generator) -> Field:
+        """Shift, scale and rotate about the centre, with square pixels (a rotated square stays a square)."""
+        height, width = field.shape[:2]
+        angle = np.deg2rad(rng.uniform(-self.rotate, self.rotate))
+        zoom = 1 + rng.uniform(-self.scale, self.scale)
+        shift = rng.uniform(-self.shift, self.shift, size=2) * 2
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
+        proportions = np.array([height, width])
+        matrix = turn * proportions[None, :] / proportions[:, None]
+        return (field @ matrix.T - shift).astype(np.float32)
+
+
+PASCAL_AUGMENT = Augmentation()
+COCO_AUGMENT = Augmentation(jitter=0.2, rotate=10.0)
 
 
 def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h2 w2 3"], Integer[ndarray, "h2 w2"]]:
@@ -130,18 +135,6 @@ def _random_box(rng: np.random.Generator, smallest: float) -> Float[ndarray, "4"
 def _crop_field(field: Field, box: Float[ndarray, "4"]) -> Field:
     low, high = box[:2].astype(np.float32), box[2:].astype(np.float32)
     return (high + low) / 2 + field * (high - low) / 2
-
-
-def _affine_field(field: Field, rng: np.random.Generator, config: AugmentConfig) -> Field:
-    """Shift, scale and rotate about the centre, with square pixels (a rotated square stays a square)."""
-    height, width = field.shape[:2]
-    angle = np.deg2rad(rng.uniform(-config.rotate, config.rotate))
-    zoom = 1 + rng.uniform(-config.scale, config.scale)
-    shift = rng.uniform(-config.shift, config.shift, size=2) * 2
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
-    proportions = np.array([height, width])
-    matrix = turn * proportions[None, :] / proportions[:, None]
-    return (field @ matrix.T - shift).astype(np.float32)
 
 
 def _elastic_field(height: int, width: int, strength: float, rng: np.random.Generator) -> Field:

@@ -3,7 +3,7 @@
 Letters: B images, D channels, Gh Gw token grid, H W pixels of a view.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from numpy import ndarray
 from torch import Tensor
 
-from fusioner.data.augment import Mask, Rgb, view, view_mask
+from fusioner.data.augment import Augmentation, view, view_mask
 from fusioner.data.base import Item, SegmentationData, check_size
 from fusioner.encoders.base import ImageEncoder
 from fusioner.errors import FusionerError
@@ -20,7 +20,6 @@ from fusioner.features.cache import FeatureCache, encode, image_digest, read_byt
 from fusioner.image import read_image, resize_square
 
 Batch = tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]
-Augment = Callable[[Rgb, Mask, np.random.Generator], tuple[Rgb, Mask]]
 
 
 class TokenSource(Protocol):
@@ -44,18 +43,22 @@ class LiveSource:
     """Encodes at every call.
 
     Without `augment` the views are those of the cache (`data.augment.view`). With it view number v is a sample of the
-    full augmentation, seeded by the image's bytes and v, and the number of views is unlimited.
+    full augmentation, seeded by the image's bytes and v.
 
     Args:
         resolution: side in pixels to which each image is resized.
-        augment: for example `Augmentation(PASCAL_AUGMENT, data.ignore)`.
+        views: number of views; None: unlimited.
     """
 
     def __init__(
-        self, data: SegmentationData, encoder: ImageEncoder, resolution: int, augment: Augment | None = None
+        self,
+        data: SegmentationData,
+        encoder: ImageEncoder,
+        resolution: int,
+        augment: Augmentation | None = None,
+        views: int | None = None,
     ) -> None:
-        self.data, self.encoder, self.resolution, self.augment = data, encoder, resolution, augment
-        self.views: int | None = None
+        self.data, self.encoder, self.resolution, self.augment, self.views = data, encoder, resolution, augment, views
 
     def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """See `TokenSource`."""

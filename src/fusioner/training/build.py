@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed, nn
 
-from fusioner.data.augment import COCO_AUGMENT, PASCAL_AUGMENT, Augmentation
+from fusioner.data.augment import COCO_AUGMENT, PASCAL_AUGMENT
 from fusioner.device import pick_device
 from fusioner.encoders.base import PUBLISHED_NORMALISATION, ImageEncoder, TextEncoder
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder, space_mismatch
@@ -183,11 +183,11 @@ def build_sources(
             used = replace(split.data, items=list(items.values()))
             folder = cache or default_cache_folder()
             sources.append(cache_features(folder, used, image, resolution, views=data.views, say=say, track=track))
-        elif data.augment_prob == 0:
-            sources.append(LiveSource(split.data, image, resolution))
-            sources[-1].views = data.views  # those the cache would hold
+        elif data.augment_prob == 0:  # the views that the cache would hold
+            sources.append(LiveSource(split.data, image, resolution, views=data.views))
         else:
             published = COCO_AUGMENT if split.data.name == "coco" else PASCAL_AUGMENT
-            recipe = replace(published, probability=data.augment_prob, crop=data.min_crop_scale)
-            sources.append(LiveSource(split.data, image, resolution, Augmentation(recipe, split.data.ignore)))
+            strengths = {"probability": data.augment_prob, "crop": data.min_crop_scale}
+            augment = replace(published, **strengths, ignore=split.data.ignore)
+            sources.append(LiveSource(split.data, image, resolution, augment))
     return sources

@@ -80,7 +80,7 @@ class ClosedSetDataset:
         self.allowed = torch.full((len(self.tables), len(classes) + 1), -torch.inf)
         for number, table in enumerate(self.tables):
             self.allowed[number, np.unique(table[table >= 0])] = 0.0
-        self._cache: dict[tuple[int, str, int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
+        self._cache: dict[tuple[tuple[int, str], int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
         self.counts = torch.zeros(len(self.samples), len(classes) + 1, dtype=torch.int64)
         height, width = self._read(self.samples[0], 0)[1].shape if self.samples else (0, 0)
         for number, sample in enumerate(track(self.samples, "reading masks")):
@@ -102,7 +102,7 @@ class ClosedSetDataset:
         return PatchBatch(patch_features.mT.float(), labels, splits)
 
     def _read(self, sample: Sample, view: int) -> tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]:
-        key = (sample.split, sample.item.id, view)
+        key = (sample.image, view)
         if key in self._cache:
             return self._cache[key]
         tokens, masks = self.sources[sample.split].batch([(sample.item, view)])

@@ -62,6 +62,11 @@ class Sample:
     item: Item
     class_id: int | None
 
+    @property
+    def image(self) -> tuple[int, str]:
+        """Split and id of the image."""
+        return self.split, self.item.id
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -77,15 +82,15 @@ class Corpus:
         return tuple(np.cumsum([0, *(len(split.data.classes) for split in self.splits)]).tolist())
 
     @property
-    def images(self) -> list[tuple[DatasetSplit, Item]]:
-        """Every image that weights or model selection depend on, once, in a fixed order."""
-        found = {(sample.split, sample.item.id): sample.item for sample in (*self.samples, *self.held_out)}
-        return [(self.splits[split], item) for (split, _), item in sorted(found.items(), key=lambda entry: entry[0])]
+    def images(self) -> list[Sample]:
+        """One sample of every image that weights or model selection depend on, in a fixed order."""
+        found = {sample.image: sample for sample in (*self.samples, *self.held_out)}
+        return [found[image] for image in sorted(found)]
 
     @property
     def num_held_out(self) -> int:
         """Number of held-out images."""
-        return len({(sample.split, sample.item.id) for sample in self.held_out})
+        return len({sample.image for sample in self.held_out})
 
     def names(self) -> list[str]:
         """Return the words of all prompted classes of all splits, each once."""
@@ -94,7 +99,7 @@ class Corpus:
 
     def unique_images(self) -> list[Sample]:
         """Return one sample of each training image."""
-        return list({(sample.split, sample.item.id): sample for sample in self.samples}.values())
+        return list({sample.image: sample for sample in self.samples}.values())
 
     def digest(self) -> str:
         """Return a sha256 (hex) of splits, samples and prompts; it differs whenever a run would see other data."""
@@ -144,14 +149,14 @@ def build_corpus(splits: Sequence[DatasetSplit], sampling: Sampling, val_images:
     if not samples:
         opened = summarize(f"{split.data.name} ({split.root})" for split in splits)
         raise FusionerError(f"there is nothing to train on in {opened}: no mask shows a class that may be prompted")
-    images = sorted({(sample.split, sample.item.id) for sample in samples})
+    images = sorted({sample.image for sample in samples})
     count = held_out_count(len(images), val_images)
     drawn = np.random.default_rng((seed, 0)).permutation(len(images))[:count]
     held_out = {images[i] for i in drawn}
     return Corpus(
         tuple(splits),
-        tuple(sample for sample in samples if (sample.split, sample.item.id) not in held_out),
-        tuple(sample for sample in samples if (sample.split, sample.item.id) in held_out),
+        tuple(sample for sample in samples if sample.image not in held_out),
+        tuple(sample for sample in samples if sample.image in held_out),
     )
 
 

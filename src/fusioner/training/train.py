@@ -148,9 +148,9 @@ def _training_entry(
     `images` are the first digits of each image file's sha256, which identify it whatever its name.
     """
     first, *extra = corpus.splits
-    ids = "\n".join(sorted(f"{split.data.name}/{item.id}" for split, item in corpus.images))
+    ids = "\n".join(sorted(f"{corpus.splits[s.split].data.name}/{s.item.id}" for s in corpus.images))
     with ThreadPoolExecutor(4) as pool:
-        marks = set(pool.map(lambda image: image_digest(read_bytes(image[1].image))[:DIGITS], corpus.images))
+        marks = set(pool.map(lambda sample: image_digest(read_bytes(sample.item.image))[:DIGITS], corpus.images))
     return {
         "dataset": first.data.name,
         "root": first.root.absolute().name,

@@ -35,6 +35,9 @@ from fusioner.training.losses import COUNT_DECAY, THRESHOLDS, iou_counts, masked
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.resume import Log, read_state, write_state
 
+BATCHES_AHEAD = 2
+"""Batches built ahead by a thread, unless the CPU also encodes."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -49,7 +52,6 @@ class RunConfig:
         preset, command: recorded in the card.
         checkpoint_minutes: time between two checkpoints; 0 writes one every step.
         compile: torch.compile the network (worth its minute on a GPU).
-        prefetch: batches built ahead by a thread; None: 2, or 0 if the CPU also encodes.
     """
 
     out: Path
@@ -62,7 +64,6 @@ class RunConfig:
     command: str = ""
     checkpoint_minutes: float = 5.0
     compile: bool = False
-    prefetch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Trainer:
         batch_size, seed, rank = self.config.optim.batch_size, self.config.seed, self.fabric.global_rank
         batches = self.loader.training_batches(self.sampler, self.start, rank, self.fabric.world_size)
         live_on_cpu = self.config.data.features == "live" and self.fabric.device.type == "cpu"
-        ahead = (0 if live_on_cpu else 2) if self.run.prefetch is None else self.run.prefetch
+        ahead = 0 if live_on_cpu else BATCHES_AHEAD
         task = self.bar.task("training", self.steps, self.start, unit="")
         for step, (batch, wait) in enumerate(timed(taken_ahead(batches, ahead)), self.start):
             step_start, waited = time.monotonic(), waited + wait
