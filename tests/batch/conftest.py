@@ -14,8 +14,8 @@ from PIL import Image
 from skimage import data
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from fusioner.batch.run import Job
 from fusioner.batch.sources import open_source
-from fusioner.batch.worker import Job
 from fusioner.export.bundle import Bundle
 from fusioner.model.checkpoint import ModelCard, save_model
 from fusioner.model.config import FusionerConfig

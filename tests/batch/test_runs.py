@@ -11,8 +11,8 @@ import pyarrow.dataset as ds
 import pytest
 
 from fusioner.batch.plan import make_plan
-from fusioner.batch.run import RunStats
-from fusioner.batch.worker import Job, Progress, ShardResult, Worker
+from fusioner.batch.run import Event, Job, RunStats
+from fusioner.batch.worker import Worker
 from fusioner.cli.main import main
 from fusioner.io import FileLocks
 
@@ -229,8 +229,8 @@ def test_wrong_arguments_are_one_sentence(
 
 def test_each_image_is_counted_once() -> None:
     stats = RunStats(total=100, before=10)
-    for event in (Progress(3, 2, 1), Progress(4, 1, 0), Progress(3, 5, 1), ShardResult(3, 6, 2, 500)):
+    for event in (Event(3, 2, 1), Event(4, 1, 0), Event(3, 5, 1), Event(3, 6, 2, 1, 500, finished=True)):
         stats.add(event)
     assert (stats.done, stats.images, stats.errors, stats.memory) == (17, 6, 2, 500)
-    stats.add(Progress(4, 0, 0))  # its process died, another began
+    stats.add(Event(4, 0, 0))  # its process died, another began
     assert stats.done == 16

@@ -17,7 +17,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from fusioner.batch.plan import CrashLog, make_plan
-from fusioner.batch.worker import Job, Worker, peak_memory
+from fusioner.batch.run import Job
+from fusioner.batch.worker import Worker, peak_memory
 from fusioner.errors import FusionerError
 from fusioner.loading import load, runs_on_torch
 from fusioner.options import InferenceOptions

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageOps
 from skimage import data
 
 from fusioner.batch.plan import make_plan
-from fusioner.batch.worker import Job, Worker
+from fusioner.batch.run import Job
+from fusioner.batch.worker import Worker
 from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.main import main
 from fusioner.loading import load

@@ -8,21 +8,19 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fusioner.batch.worker import Job, Progress, ShardResult, Worker
+from fusioner.batch.run import Event, Job
+from fusioner.batch.worker import Worker
 from fusioner.errors import FusionerError
 
 MAX_FAILED_STARTS = 6  # consecutive deaths of a process before its first image
 
 
-def run_multiprocessing(
-    job: Job, shards: Iterable[int], workers: int, gpus: int = 0
-) -> Iterator[ShardResult | Progress]:
-    """Segment the shards and yield a `ShardResult` for each as it ends, and `Progress` in between.
+def run_multiprocessing(job: Job, shards: Iterable[int], workers: int, gpus: int = 0) -> Iterator[Event]:
+    """Segment the shards and yield the events of the workers.
 
     The workers are distributed over `gpus`; 0: all use `job.device`.
     """
@@ -41,7 +39,7 @@ def run_multiprocessing(
                     raise message
                 else:
                     yield message
-                    if isinstance(message, ShardResult):
+                    if message.finished:
                         process.send(next(queue, None))
     finally:
         for process in processes:
@@ -102,13 +100,9 @@ def _run_worker(job: Job, pipe: Connection) -> None:
         while (shard := pipe.recv()) is not None:
             try:
                 worker = worker or Worker(job)
-                message = worker.run(shard, partial(_send_progress, pipe, shard))
+                message = worker.run(shard, pipe.send)
             except OSError:
                 raise
             except Exception as error:  # raised in the main process, not retried
                 message = error
             pipe.send(message)
-
-
-def _send_progress(pipe: Connection, shard: int, images: int, errors: int) -> None:
-    pipe.send(Progress(shard, images, errors))

@@ -8,10 +8,10 @@ the result files keep retried shards from being done twice.
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from fusioner.batch.worker import Job, ShardResult, Worker
+from fusioner.batch.run import Event, Job
+from fusioner.batch.worker import Worker
 from fusioner.errors import FusionerError
 
 
@@ -39,7 +39,7 @@ def cluster_workers(threads: int) -> tuple[int, bool]:
     return (gpus, True) if gpus else (max(1, int(resources.get("CPU", 1)) // threads), False)
 
 
-def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[ShardResult]:
+def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[Event]:
     """Segment the shards and yield the result of each as it ends."""
     import ray.data
     from ray.exceptions import RayError
@@ -59,7 +59,7 @@ def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterat
     )
     try:
         for row in results.iter_rows():
-            yield ShardResult(**{name: row[name] for name in ShardResult.__dataclass_fields__})
+            yield Event(**row)
     except RayError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, FusionerError):
@@ -74,5 +74,5 @@ class _Actor:
         self._worker = Worker(job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        rows = [asdict(self._worker.run(int(number))) for number in batch["shard"]]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        events = [self._worker.run(int(number)) for number in batch["shard"]]
+        return {name: [getattr(event, name) for event in events] for name in Event._fields}

@@ -1,19 +1,57 @@
-"""Run all shards of a plan with one of the engines."""
+"""Run all shards of a plan with one of the engines: the job of their workers, and the events that they report."""
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fusioner.batch.plan import Plan
-from fusioner.batch.worker import Progress, ShardResult
+from fusioner.batch.sources import Source
+from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 
 POLL_SECONDS = 1.0  # while other runs work on the remaining shards
-Engine: TypeAlias = Callable[[Sequence[int]], Iterator[ShardResult | Progress]]
-"""Segments shards and yields their results as they end, and possibly progress in between."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs, as values that can be sent to another machine; `run` names this start of the command.
+
+    `model` are arguments of `fusioner.load`. A worker has `threads` CPU threads, encodes `batch_size` images at once
+    and writes files per image in the `formats` "mask" (an indexed PNG) and "yolo" (see `batch.yolo`).
+    """
+
+    out: Path
+    source: Source
+    run: str
+    labels: tuple[str, ...]
+    options: InferenceOptions = DEFAULT_OPTIONS
+    model: Mapping[str, Any] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
+    threads: int = 1
+    device: str = "cpu"
+    batch_size: int = 1
+
+
+class Event(NamedTuple):
+    """Images of a shard that a worker has done, those with errors and with notes, and its peak memory in bytes.
+
+    A finished shard has 0 images if it is done elsewhere; of an unfinished one notes and memory are not counted.
+    """
+
+    shard: int
+    images: int
+    errors: int
+    notes: int = 0
+    memory: int = 0
+    finished: bool = False
+
+
+Engine: TypeAlias = Callable[[Sequence[int]], Iterator[Event]]
+"""Segments shards and yields an event for each as it ends, and possibly others in between."""
 
 
 @dataclass
@@ -34,7 +72,7 @@ class RunStats:
     errors: int = 0
     notes: int = 0
     memory: int = 0
-    unfinished: dict[int, Progress] = field(default_factory=dict)
+    unfinished: dict[int, Event] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -47,9 +85,9 @@ class RunStats:
         """Images done, by this and other runs."""
         return self.before + self.elsewhere + self.images + sum(part.images for part in self.unfinished.values())
 
-    def add(self, event: ShardResult | Progress) -> None:
+    def add(self, event: Event) -> None:
         """Count an event of an engine."""
-        if isinstance(event, Progress):
+        if not event.finished:
             self.unfinished[event.shard] = event
             return
         self.unfinished.pop(event.shard, None)

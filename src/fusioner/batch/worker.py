@@ -4,8 +4,7 @@ read and decode (threads, a few ahead) ──▶ segment (here) ──▶ rows �
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ import pyarrow.parquet as pq
 
 from fusioner import __version__
 from fusioner.batch.plan import CrashLog, Plan, Shard
-from fusioner.batch.sources import Picture, Source
+from fusioner.batch.run import Event, Job
+from fusioner.batch.sources import Picture
 from fusioner.batch.yolo import write_example
 from fusioner.errors import FusionerError
 from fusioner.formats import found_segments
@@ -24,7 +24,6 @@ from fusioner.image import read_image
 from fusioner.io import atomic_write
 from fusioner.labels import label_warnings
 from fusioner.loading import load
-from fusioner.options import DEFAULT_OPTIONS, InferenceOptions
 from fusioner.prefetch import map_ahead
 from fusioner.segmentation import Segmentation
 
@@ -48,48 +47,6 @@ option instances: regions), largest first, with pixels, mean probability, box (x
 lengths (COCO) of the mask; mask: path of the PNG, relative to OUT; error: why there is no result; note:
 parts of the picture that were not read or were converted."""
 
-OnProgress = Callable[[int, int], object]
-"""Called with (images of the shard done, errors among them) after every batch; exceptions end the work."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a worker needs, as values that can be sent to another machine; `run` names this start of the command.
-
-    `model` are arguments of `fusioner.load`. A worker has `threads` CPU threads, encodes `batch_size` images at once
-    and writes files per image in the `formats` "mask" (an indexed PNG) and "yolo" (see `batch.yolo`).
-    """
-
-    out: Path
-    source: Source
-    run: str
-    labels: tuple[str, ...]
-    options: InferenceOptions = DEFAULT_OPTIONS
-    model: Mapping[str, Any] = field(default_factory=dict)
-    formats: tuple[str, ...] = ()
-    threads: int = 1
-    device: str = "cpu"
-    batch_size: int = 1
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """Result of one shard: `images` is 0 if it is done elsewhere; `memory` is the peak of the process in bytes."""
-
-    shard: int
-    images: int
-    errors: int
-    memory: int
-    notes: int = 0
-
-
-class Progress(NamedTuple):
-    """Progress within a shard."""
-
-    shard: int
-    images: int
-    errors: int
-
 
 class Worker:
     """A loaded model that segments shards, one after another."""
@@ -101,8 +58,11 @@ class Worker:
         self.options = self.segmenter.resolve(job.options)
         self.segmenter.embed(job.labels)
 
-    def run(self, number: int, on_progress: OnProgress = lambda images, errors: None) -> ShardResult:
-        """Segment a shard, unless it is done or another process works on it."""
+    def run(self, number: int, on_progress: Callable[[Event], object] = lambda event: None) -> Event:
+        """Segment a shard, unless it is done or another process works on it.
+
+        `on_progress` is called after every batch of images; exceptions end the work.
+        """
         rows: list[dict[str, Any]] = []
         if self.locks.acquire(number):
             try:
@@ -110,10 +70,9 @@ class Worker:
                     rows = self._segment_shard(self.plan[number], on_progress)
             finally:
                 self.locks.release(number)
-        notes = sum(bool(row["note"]) for row in rows)
-        return ShardResult(number, len(rows), _count_errors(rows), peak_memory(), notes)
+        return Event(number, len(rows), _count(rows, "error"), _count(rows, "note"), peak_memory(), finished=True)
 
-    def _segment_shard(self, shard: Shard, on_progress: OnProgress) -> list[dict[str, Any]]:
+    def _segment_shard(self, shard: Shard, on_progress: Callable[[Event], object]) -> list[dict[str, Any]]:
         with CrashLog(self.job.out, shard.number, self.job.run) as crash_log:
             batch_size = 1 if crash_log.one_by_one else self.job.batch_size
             ahead = 0 if crash_log.one_by_one else 2 * batch_size
@@ -122,7 +81,7 @@ class Worker:
             with map_ahead(lambda item: _decode(*item, crash_log), pictures, ahead) as images:
                 for batch in _batches(images, batch_size):
                     rows += self._rows(batch, shard)
-                    on_progress(len(rows), _count_errors(rows))
+                    on_progress(Event(shard.number, len(rows), _count(rows, "error")))
             about = {"version": __version__, "labels": self.job.labels, "notes": label_warnings(self.job.labels)}
             metadata = about | self.plan.settings
             table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({"fusioner": json.dumps(metadata)}))
@@ -214,8 +173,8 @@ def _valid_utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")  # file names may hold any bytes
 
 
-def _count_errors(rows: list[dict[str, Any]]) -> int:
-    return sum("error" in row for row in rows)
+def _count(rows: list[dict[str, Any]], column: str) -> int:
+    return sum(bool(row.get(column)) for row in rows)
 
 
 def peak_memory() -> int:

@@ -7,12 +7,14 @@ from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, validators
 
 from fusioner.batch.plan import make_plan
+from fusioner.batch.run import Engine, Job, RunStats, run_shards
 from fusioner.batch.sources import open_source
+from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.options import (
     BUNDLED_MODEL,
     COMPUTE,
@@ -32,10 +34,6 @@ from fusioner.io import cannot_read
 from fusioner.loading import runs_on_torch
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
-
-if TYPE_CHECKING:
-    from fusioner.batch.run import Engine, RunStats
-    from fusioner.batch.worker import Job
 
 Positive: TypeAlias = Annotated[int, Parameter(group=COMPUTE, validator=validators.Number(gte=1))]
 
@@ -97,10 +95,6 @@ def batch(
         raise FusionerError(f"--batch-size applies to mode whole, not to mode {options.mode}: omit it")
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
-    from fusioner.batch.run import run_shards
-    from fusioner.batch.worker import Job
-    from fusioner.batch.yolo import write_data_yaml
-
     print_notes(label_list)
     job = Job(
         out=out.absolute(),
@@ -128,7 +122,7 @@ def batch(
     return 2 if stats.errors or left_out else 0
 
 
-def _settings(job: "Job") -> dict[str, Any]:
+def _settings(job: Job) -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
     arguments = job.model
     if arguments["image_encoder"]:
@@ -159,8 +153,8 @@ def _model_digest(path: Path) -> str:
 
 
 def _local_engine(
-    job: "Job", workers: int | None, device: str, batch_size: int | None, address: str | None
-) -> "tuple[int, Engine]":
+    job: Job, workers: int | None, device: str, batch_size: int | None, address: str | None
+) -> tuple[int, Engine]:
     """Return the number of workers and the engine."""
     from fusioner.batch.multiprocessing_engine import run_multiprocessing
 
@@ -182,8 +176,8 @@ def _local_engine(
 
 
 def _ray_engine(
-    job: "Job", workers: int | None, device: str, batch_size: int | None, address: str | None
-) -> "tuple[int, Engine]":
+    job: Job, workers: int | None, device: str, batch_size: int | None, address: str | None
+) -> tuple[int, Engine]:
     from fusioner.batch.ray_engine import cluster_workers, run_ray, start_ray
 
     start_ray(address)
@@ -196,14 +190,14 @@ def _ray_engine(
     return count, lambda shards: run_ray(job, shards, count, gpus)
 
 
-def _note(stats: "RunStats", workers: int, price: float | None) -> str:
+def _note(stats: RunStats, workers: int, price: float | None) -> str:
     errors = stats.errors + sum(part.errors for part in stats.unfinished.values())
     done_here = stats.done - stats.before - stats.elsewhere
     cost = f"{price * workers * stats.seconds / 3600 / done_here * 1000:.3g} per 1,000" if price and done_here else ""
     return "  ".join(part for part in (f"{errors} errors" if errors else "", cost) if part)
 
 
-def _summary(stats: "RunStats", out: Path, workers: int, price: float | None) -> str:
+def _summary(stats: RunStats, out: Path, workers: int, price: float | None) -> str:
     total = f"{stats.total:,} images are in {out}"
     if not stats.images:
         return f"{total}: nothing was left to do"
