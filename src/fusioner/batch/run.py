@@ -81,9 +81,14 @@ class RunStats:
         return time.monotonic() - self.begun
 
     @property
+    def done_here(self) -> int:
+        """Images done by this run, also in unfinished shards."""
+        return self.images + sum(part.images for part in self.unfinished.values())
+
+    @property
     def done(self) -> int:
         """Images done, by this and other runs."""
-        return self.before + self.elsewhere + self.images + sum(part.images for part in self.unfinished.values())
+        return self.before + self.elsewhere + self.done_here
 
     def add(self, event: Event) -> None:
         """Count an event of an engine."""

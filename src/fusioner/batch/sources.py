@@ -17,7 +17,6 @@ from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes, list_images, unsupported_kind
 from fusioner.io import cannot_read, find_path
 
-Kind = Literal["files", "parquet", "tar"]
 OnLeftOut = Callable[[str], None]
 """Called with the kind of each picture of an unsupported format, see `image.unsupported_kind`."""
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content", "path", "image_path", "file_name")
@@ -41,7 +40,7 @@ class Source:
     `column` is the picture column of Parquet files; None: the first of `COLUMNS` that exists.
     """
 
-    kind: Kind
+    kind: Literal["files", "parquet", "tar"]
     base: Path
     text: str
     column: str | None = None
@@ -94,31 +93,26 @@ class Source:
 
 def open_source(text: str, column: str | None = None) -> Source:
     """Return the source that a path or glob names; its kind follows from the file names."""
-    source = _open_source(text, column)
-    if column and source.kind != "parquet":
-        raise FusionerError(f"--column names a column of Parquet files, and {text} is none: omit it")
-    return source
-
-
-def _open_source(text: str, column: str | None) -> Source:
     path = find_path(Path(text).expanduser()) or Path(text).expanduser()
-    text = str(path) if path.exists() else text
     if path.is_dir():
-        return Source(_kind({Path(entry.name).suffix for entry in os.scandir(path)}), path.absolute(), text, column)
-    if path.exists():
+        text, base, files = str(path), path.absolute(), os.listdir(path)
+    elif path.exists():
         if path.name.lower().endswith(_COMPRESSED):
             raise FusionerError(f"{path} is compressed as a whole and cannot be read in shards: unpack it to .tar")
-        return Source(_kind({path.suffix}), path.absolute().parent, text, column)
-    if any(letter in text for letter in "*?["):
-        matches = glob(str(path), recursive=True)
-        if not matches:
+        text, base, files = str(path), path.absolute().parent, [path.name]
+    elif any(letter in text for letter in "*?["):
+        base, files = Path.cwd(), glob(str(path), recursive=True)
+        if not files:
             raise FusionerError(f"no file matches {text}")
-        return Source(_kind({Path(match).suffix for match in matches}), Path.cwd(), text, column)
-    raise FusionerError(f"there is no {path}: give a folder, a glob, a list of files, Parquet files or tar archives")
-
-
-def _kind(suffixes: set[str]) -> Kind:
-    return "parquet" if ".parquet" in suffixes else "tar" if ".tar" in suffixes else "files"
+    else:
+        raise FusionerError(
+            f"there is no {path}: give a folder, a glob, a list of files, Parquet files or tar archives"
+        )
+    suffixes = {Path(file).suffix for file in files}
+    kind = "parquet" if ".parquet" in suffixes else "tar" if ".tar" in suffixes else "files"
+    if column and kind != "parquet":
+        raise FusionerError(f"--column names a column of Parquet files, and {text} is none: omit it")
+    return Source(kind, base, text, column)
 
 
 def _read_list(path: Path) -> Iterator[str]:

@@ -156,7 +156,7 @@ def _decode(number: int, picture: Picture, crash_log: CrashLog) -> DecodedImage:
         return DecodedImage(number, picture, error)
 
 
-def read_picture(picture: Picture, on_note: Callable[[str], None] = lambda note: None) -> np.ndarray:
+def read_picture(picture: Picture, on_note: Callable[[str], None]) -> np.ndarray:
     """Return the upright RGB pixels of a picture; FusionerError when it cannot be read; see `read_image`."""
     if isinstance(picture.content, FusionerError):
         raise picture.content

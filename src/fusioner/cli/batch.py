@@ -192,8 +192,7 @@ def _ray_engine(
 
 def _note(stats: RunStats, workers: int, price: float | None) -> str:
     errors = stats.errors + sum(part.errors for part in stats.unfinished.values())
-    done_here = stats.done - stats.before - stats.elsewhere
-    cost = f"{price * workers * stats.seconds / 3600 / done_here * 1000:.3g} per 1,000" if price and done_here else ""
+    cost = f"{price * _hours(stats, workers):.3g} per 1,000" if price and stats.done_here else ""
     return "  ".join(part for part in (f"{errors} errors" if errors else "", cost) if part)
 
 
@@ -201,13 +200,18 @@ def _summary(stats: RunStats, out: Path, workers: int, price: float | None) -> s
     total = f"{stats.total:,} images are in {out}"
     if not stats.images:
         return f"{total}: nothing was left to do"
-    hours = workers * stats.seconds / 3600 / stats.images * 1000
+    speed, hours = stats.images / stats.seconds, _hours(stats, workers)
     parts = [
         total,
-        f"{stats.images:,} of them done now in {format_duration(stats.seconds)}, "
-        f"{stats.images / stats.seconds:.2g} per second",
+        f"{stats.images:,} of them done now in {format_duration(stats.seconds)}, {speed:.2g} per second",
         f"{stats.errors:,} errors" if stats.errors else "no errors",
-        *([f"{stats.notes:,} images were read with a note (column note)"] if stats.notes else []),
+        f"{stats.notes:,} images were read with a note (column note)" if stats.notes else "",
         f"1,000 images take {hours:.3g} worker-hours" + (f" and cost {hours * price:.3g}" if price else ""),
+        f"at most {stats.memory / 1e9:.2f} GB per worker" if stats.memory else "",
     ]
-    return "; ".join(parts + ([f"at most {stats.memory / 1e9:.2f} GB per worker"] if stats.memory else []))
+    return "; ".join(part for part in parts if part)
+
+
+def _hours(stats: RunStats, workers: int) -> float:
+    """Return the hours of a worker that 1,000 images take."""
+    return workers * stats.seconds / 3600 / stats.done_here * 1000
