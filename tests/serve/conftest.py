@@ -41,9 +41,9 @@ class Running:
         encoder: the toy image encoder; `calls` counts its forwards.
     """
 
-    def __init__(self, server: "Server", address: str, thread: threading.Thread) -> None:
-        self.server, self.service, self.address, self.thread = server, server.service, address, thread
-        self.http = httpx.Client(base_url=address, timeout=60)
+    def __init__(self, server: "Server", thread: threading.Thread) -> None:
+        self.server, self.service, self.address, self.thread = server, server.service, server.url, thread
+        self.http = httpx.Client(base_url=server.url, timeout=60)
         self.gate = threading.Event()
         self.gate.set()
         self._background = ThreadPoolExecutor(32)
@@ -79,15 +79,17 @@ class Running:
 @pytest.fixture(scope="module")
 def start_server(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Iterator[Callable[..., Running]]":
     """`start_server(limits=..., key=..., origins=..., host=...)`: stopped at the module's end."""
-    from fusioner.serve.server import make_server
+    from fusioner.serve.security import Access
+    from fusioner.serve.server import Server
 
     started: list[Running] = []
 
     def start(load: "Callable[[], Segmenter]" = make_tiny_segmenter, **options: Any) -> Running:
-        server, listener, address = make_server(load, port=0, **options)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        access = Access(**{name: options.pop(name) for name in Access.__dataclass_fields__ if name in options})
+        server = Server(load, access, port=0, **options)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([server.listener])))
         thread.start()
-        started.append(Running(server, address, thread))
+        started.append(Running(server, thread))
         return started[-1]
 
     yield start

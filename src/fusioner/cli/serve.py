@@ -1,6 +1,9 @@
 """`fusioner serve`: the page and the API."""
 
+import logging
 import os
+import threading
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +69,8 @@ def serve(
             "or name the hosts that may be used with --allowed-host"
         )
     from fusioner.serve.label_studio import LabelStudio
-    from fusioner.serve.server import serve as run
+    from fusioner.serve.security import Access
+    from fusioner.serve.server import Server
 
     arguments = model.arguments()
 
@@ -75,9 +79,14 @@ def serve(
         segmenter.options = options
         return segmenter
 
-    access = {"host": host, "key": key, "origins": cors_origin, "allowed_hosts": allowed_host, "root_path": root_path}
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    access = Access(key, cors_origin, host, allowed_host, root_path)
     backend = LabelStudio(label_studio.rstrip("/"), os.environ.get("LABEL_STUDIO_API_KEY")) if label_studio else None
-    run(load_model, port=port, limits=limits, open_browser=open, label_studio=backend, **access)
+    server = Server(load_model, access, port=port, limits=limits, label_studio=backend)
+    print(f"Fusioner serves at {server.url} (Ctrl-C ends it)", flush=True)
+    if open:
+        threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
+    server.run_until_signal()
     print("stopped")
     return 0
 

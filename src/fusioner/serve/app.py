@@ -1,7 +1,6 @@
 """The ASGI application: the API's routes and the page."""
 
 import json
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,33 +27,26 @@ from fusioner.serve.schemas import ImageRequest, LabelsRequest, SegmentRequest
 from fusioner.serve.security import Access, SecurityMiddleware
 from fusioner.serve.service import Service
 
-log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
-
-
-def log_failure(error: BaseException) -> None:
-    """Log why the model could not be loaded."""
-    log.error("the model cannot be loaded: %s", error, exc_info=error)
 
 
 def create_app(
     load: Callable[[], Segmenter],
     limits: Limits | None = None,
     access: Access | None = None,
-    on_failure: Callable[[BaseException], None] = log_failure,
     label_studio: LabelStudio | None = None,
 ) -> FastAPI:
     """Create the application; `app.state.service` is its Service.
 
     Args:
-        load: returns the segmenter; called in the thread that uses it.
+        load: returns the segmenter; called in the thread that uses it. If it fails, the server keeps running and
+            reports the error in every answer.
         limits: of requests.
         access: who may call the server.
-        on_failure: called with the error of `load`; the server keeps running and reports it in every answer.
         label_studio: adds the routes of an ML backend for it.
     """
     limits, access = limits or Limits(), access or Access()
-    service = Service(load, limits, on_failure)
+    service = Service(load, limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -9,21 +9,21 @@ from starlette.requests import ClientDisconnect
 
 from fusioner.errors import FusionerError
 
-CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "too_slow",
-    413: "too_large",
-    415: "unsupported_media_type",
-    422: "invalid",
-    429: "busy",
-    500: "internal",
-    503: "unavailable",
+STATUSES = {
+    400: ("bad_request", "The body is malformed."),
+    401: ("unauthorized", "The API key is missing or wrong."),
+    403: ("forbidden", "The server does not accept this Host or Origin."),
+    404: ("not_found", "There is no such image."),
+    405: ("method_not_allowed", "The route has no such method."),
+    408: ("too_slow", "The body arrives too slowly."),
+    413: ("too_large", "The body or the image is too large."),
+    415: ("unsupported_media_type", "The body is of an unsupported type."),
+    422: ("invalid", "A field is invalid, or the image cannot be read."),
+    429: ("busy", "Too many requests are in progress; see Retry-After."),
+    500: ("internal", "The server failed."),
+    503: ("unavailable", "The model is not loaded, the time limit is exceeded, or the server is shutting down."),
 }
-"""HTTP status -> `code` of the error."""
+"""HTTP status -> `code` of the error, and its description in OpenAPI."""
 
 
 class ApiError(Exception):
@@ -35,7 +35,7 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """Return the error as a response."""
-        body = {"error": {"code": CODES[self.status], "message": self.message}}
+        body = {"error": {"code": STATUSES[self.status][0], "message": self.message}}
         return JSONResponse(body, self.status, self.headers)
 
 
@@ -46,7 +46,7 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(error_class, lambda request, error: convert(request, error).response())
 
     def http_error(request: Request, error: HTTPException) -> ApiError:
-        status = error.status_code if error.status_code in CODES else 400
+        status = error.status_code if error.status_code in STATUSES else 400
         messages = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
         return ApiError(status, messages.get(status, str(error.detail)), error.headers)
 

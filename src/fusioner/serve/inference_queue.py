@@ -67,22 +67,13 @@ class InferenceQueue:
     Attributes:
         segmenter: None until it is loaded.
         failure: why it could not be loaded.
+        on_failure: called with the error if it could not be loaded; by default logs it.
         seconds_per_job: moving average.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], Segmenter],
-        batch_size: int | None,
-        on_batch: Callable[[int], None],
-        on_failure: Callable[[BaseException], None],
-    ) -> None:
-        """`on_batch` is called with the size of every batch, `on_failure` if the model cannot be loaded.
-
-        `batch_size` defaults to the network's.
-        """
-        self._load, self._batch_size = load, batch_size
-        self._on_batch, self._on_failure = on_batch, on_failure
+    def __init__(self, load: Callable[[], Segmenter], batch_size: int | None, on_batch: Callable[[int], None]) -> None:
+        """`on_batch` is called with the size of every batch; `batch_size` defaults to the network's."""
+        self._load, self._batch_size, self._on_batch = load, batch_size, on_batch
         self._encodes: deque[EncodeJob] = deque()
         self._queries: deque[QueryJob] = deque()
         self._wake, self._closed = threading.Condition(), False
@@ -91,6 +82,7 @@ class InferenceQueue:
         self._loaded.set_running_or_notify_cancel()  # a request that stops waiting cannot cancel it
         self.segmenter: Segmenter | None = None
         self.failure: BaseException | None = None
+        self.on_failure: Callable[[BaseException], object] = partial(log.exception, "the model cannot be loaded: %s")
         self.seconds_per_job = 1.0
 
     def start(self) -> None:
@@ -145,7 +137,7 @@ class InferenceQueue:
             self.segmenter = self._load()
         except BaseException as error:
             self.failure = error
-            self._on_failure(error)
+            self.on_failure(error)
             return
         finally:
             self._loaded.set_result(None)

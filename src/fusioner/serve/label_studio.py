@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from fastapi import APIRouter, Request
 from jaxtyping import Bool
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from fusioner import __version__
 from fusioner.errors import FusionerError
@@ -46,15 +46,11 @@ class LabelStudio:
 class SetupRequest(BaseModel):
     """A project's labelling configuration."""
 
-    model_config = ConfigDict(extra="ignore")
-
     label_schema: str = Field("", alias="schema")
 
 
 class Task(BaseModel):
     """A task; `data` holds the address of its image."""
-
-    model_config = ConfigDict(extra="ignore")
 
     id: int | str | None = None
     data: dict[str, Any]
@@ -62,8 +58,6 @@ class Task(BaseModel):
 
 class PredictRequest(BaseModel):
     """Tasks of one project."""
-
-    model_config = ConfigDict(extra="ignore")
 
     tasks: list[Task]
     label_config: str
@@ -102,7 +96,7 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
     async def predict_tasks(tasks: list[Task], controls: list[Control]) -> list[dict[str, Any]]:
         results = []
         async with httpx.AsyncClient(timeout=DOWNLOAD_SECONDS, follow_redirects=True) as http:
-            headers = await _authorization(http, label_studio)
+            http.headers.update(await _authorization(http, label_studio))
             for task in tasks:
                 found: list[dict[str, Any]] = []
                 images: dict[str, EncodedImage] = {}  # by key: several controls may share an image
@@ -110,7 +104,7 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
                     for control in controls:
                         if control.key not in images:
                             address = _address(label_studio.url, task, control.key)
-                            content = await _download(http, address, headers, service.limits.max_body_bytes)
+                            content = await _download(http, address, service.limits.max_body_bytes)
                             upload = ImageRequest.model_validate({"image": content, "name": f"task {task.id}"})
                             images[control.key] = await service.encode(upload)
                         request = LabelsRequest.model_validate({"labels": [*control.labels]})
@@ -143,7 +137,7 @@ def _address(base: str, task: Task, key: str) -> str:
     raise FusionerError(f"images are downloaded from {base} only, not from {value[:200]}: import them there")
 
 
-async def _download(http: httpx.AsyncClient, url: str, headers: dict[str, str], max_bytes: int) -> bytes:
+async def _download(http: httpx.AsyncClient, url: str, max_bytes: int) -> bytes:
     if url.startswith("data:"):
         try:
             return base64.b64decode(url.partition(",")[2], validate=True)
@@ -151,7 +145,7 @@ async def _download(http: httpx.AsyncClient, url: str, headers: dict[str, str], 
             raise FusionerError("its data: URL is not base64") from error
     content = bytearray()
     try:
-        async with http.stream("GET", url, headers=headers) as response:
+        async with http.stream("GET", url) as response:
             if response.is_error:
                 hint = ": set LABEL_STUDIO_API_KEY" if response.status_code in (401, 403) else ""
                 raise FusionerError(f"{url} answers {response.status_code}{hint}")

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from fusioner.formats import FORMATS
 from fusioner.options import Mode
+from fusioner.serve.errors import STATUSES
 
 LOGITS = "logits"
 FORMAT_NAMES = (*FORMATS, LOGITS)
@@ -190,25 +191,13 @@ class Logits(BaseModel):
     planes: list[str] = Field(description="One per label: base64 of uint16, little endian, row by row.")
 
 
-_STATUSES = {
-    400: "The body is malformed.",
-    401: "The API key is missing or wrong.",
-    403: "The server does not accept this Host or Origin.",
-    404: "There is no such image.",
-    408: "The body arrives too slowly.",
-    413: "The body or the image is too large.",
-    415: "The body is of an unsupported type.",
-    422: "A field is invalid, or the image cannot be read.",
-    429: "Too many requests are in progress; see Retry-After.",
-    503: "The model is not loaded, the time limit is exceeded, or the server is shutting down.",
-}
 _IMAGE_EXAMPLE = {"image": TINY_PNG, "name": "tiny.png", "mode": "whole"}
 _LABELS_EXAMPLE = {"labels": ["cat", "sofa"], "threshold": 0.5, "background": True, "format": "json"}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that may fail with these statuses."""
-    return {status: {"model": Problem, "description": _STATUSES[status]} for status in (401, 403, *statuses)}
+    return {status: {"model": Problem, "description": STATUSES[status][1]} for status in (401, 403, *statuses)}
 
 
 def results() -> dict[int | str, dict[str, Any]]:

@@ -4,8 +4,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
-import webbrowser
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType
@@ -26,12 +24,33 @@ HEADER_SECONDS = 10.0  # for clients to send the headers of a request
 
 
 class Server(uvicorn.Server):
-    """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
+    """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile.
+
+    Attributes:
+        listener: the socket, open from the beginning.
+        url: its address.
+        service: that of the application.
+    """
 
     def __init__(
-        self, load: Callable[[], Segmenter], limits: Limits, access: Access, label_studio: LabelStudio | None
+        self,
+        load: Callable[[], Segmenter],
+        access: Access | None = None,
+        *,
+        port: int = 8000,
+        limits: Limits | None = None,
+        label_studio: LabelStudio | None = None,
     ) -> None:
-        app = create_app(load, limits, access, lambda error: None, label_studio)  # `serve` raises the error
+        """Listen on `port` (0: a free one) of the host of `access`; the other arguments are those of `create_app`.
+
+        Raises:
+            FusionerError: the address is in use or does not belong to this machine.
+        """
+        access = access or Access()
+        self.listener = _listen(access.host, port)
+        host = f"[{access.host}]" if ":" in access.host else access.host
+        self.url = f"http://{host}:{self.listener.getsockname()[1]}"
+        app = create_app(load, limits, access, label_studio)
         config = uvicorn.Config(
             app,
             log_level=logging.WARNING,
@@ -42,7 +61,22 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service = app.state.service
+        self.service.inference.on_failure = lambda error: None  # `run_until_signal` raises it
         self._without_request: WeakKeyDictionary[Any, tuple[int, float]] = WeakKeyDictionary()
+
+    def run_until_signal(self) -> None:
+        """Serve until a signal.
+
+        Raises:
+            Exception: the model cannot be loaded.
+            KeyboardInterrupt: a second signal ended the server before it was drained.
+        """
+        with self.listener:
+            asyncio.run(self.serve([self.listener]))
+        if self.service.inference.failure:
+            raise self.service.inference.failure
+        if self.force_exit:
+            raise KeyboardInterrupt
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, exit immediately on the second."""
@@ -74,47 +108,11 @@ class Server(uvicorn.Server):
                 connection.transport.close()
 
 
-def make_server(
-    load: Callable[[], Segmenter],
-    *,
-    port: int = 8000,
-    limits: Limits | None = None,
-    label_studio: LabelStudio | None = None,
-    **access: Any,
-) -> tuple[Server, socket.socket, str]:
-    """Create a server, the socket it will listen on, and its URL; `access` are the fields of `Access`.
-
-    Raises:
-        FusionerError: the address is in use or does not belong to this machine.
-    """
-    checked = Access(**access)
-    host = checked.host
+def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:  # asyncio and getaddrinfo use different error numbers
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror
         raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    return Server(load, limits or Limits(), checked, label_studio), listener, url
-
-
-def serve(load: Callable[[], Segmenter], *, open_browser: bool = False, **options: Any) -> None:
-    """Serve until a signal; `options` are those of `make_server`.
-
-    Raises:
-        FusionerError: the address is in use or does not belong to this machine, or the model cannot be loaded.
-        KeyboardInterrupt: a second signal ended the server before it was drained.
-    """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    server, listener, url = make_server(load, **options)
-    print(f"Fusioner serves at {url} (Ctrl-C ends it)", flush=True)
-    if open_browser:
-        threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    with listener:
-        asyncio.run(server.serve([listener]))
-    if server.service.inference.failure:
-        raise server.service.inference.failure
-    if server.force_exit:
-        raise KeyboardInterrupt

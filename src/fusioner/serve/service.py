@@ -43,9 +43,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 class Service:
     """The state of one server; nothing is written to disk."""
 
-    def __init__(
-        self, load: Callable[[], Segmenter], limits: Limits, on_failure: Callable[[BaseException], None]
-    ) -> None:
+    def __init__(self, load: Callable[[], Segmenter], limits: Limits) -> None:
         self.limits, self.registry = limits, CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = self._counter("requests", "Requests answered.", "route", "method", "status")
@@ -63,7 +61,7 @@ class Service:
             buckets=(1, 2, 4, 8, 16, 32),
             registry=self.registry,
         )
-        self.inference = InferenceQueue(load, limits.batch, batches.observe, on_failure)
+        self.inference = InferenceQueue(load, limits.batch, batches.observe)
         self.concurrency = ConcurrencyLimit(limits, self.inference)
         self.images = ImageCache(int(limits.cache_mb * 1e6))
         self._progress: dict[str, tuple[int, int]] = {}
