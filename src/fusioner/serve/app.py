@@ -4,7 +4,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response, Security
 from fastapi.responses import FileResponse
@@ -108,19 +107,18 @@ def _api_routes(service: Service) -> APIRouter:
     @routes.post(
         "/images",
         status_code=201,
-        response_model=schemas.UploadedImage,
         responses=schemas.problems(400, 408, 413, 415, 422, 429, 503),
         openapi_extra=schemas.request_body(ImageRequest),
     )
-    async def add_image(request: Request) -> dict[str, Any]:
+    async def add_image(request: Request) -> schemas.UploadedImage:
         """Encode an image once, for any number of requests; it is kept until its memory is needed for others."""
         body = await read_body(request, ImageRequest)
         encoded = await run_until_disconnect(request, service.encode(body))
         height, width = encoded.size
-        return {"id": service.images.add(encoded), "width": width, "height": height, "name": body.name}
+        return schemas.UploadedImage(id=service.images.add(encoded), width=width, height=height, name=body.name)
 
-    @routes.get("/progress/{id}", response_model=schemas.Progress, responses=schemas.problems(404))
-    async def progress(id: str) -> dict[str, int]:
+    @routes.get("/progress/{id}", responses=schemas.problems(404))
+    async def progress(id: str) -> schemas.Progress:
         """Report the windows encoded by a request in progress that was sent with this `progress_id`."""
         return service.progress(id)
 
@@ -135,30 +133,30 @@ def _api_routes(service: Service) -> APIRouter:
         body = await read_body(request, LabelsRequest)
         return await run_until_disconnect(request, service.segment(service.image(id), body))
 
-    @routes.get("/models", response_model=schemas.Models, responses=schemas.problems(503))
-    async def models() -> dict[str, Any]:
+    @routes.get("/models", responses=schemas.problems(503))
+    async def models() -> schemas.Models:
         """Describe the model and the output formats."""
         segmenter = await service.inference.loaded()
         card = segmenter.card
         formats = {name: format.media_type for name, format in FORMATS.items()}
-        model = {
-            "id": "default",
-            "version": __version__,
-            "image_encoder": card.image_encoder,
-            "text_encoder": card.text_encoder,
-            "resolution": card.resolution,
-            "threshold": segmenter.resolve().threshold,
-            "max_labels": service.limits.max_labels,
-            "labels_independent": segmenter.labels_independent,
-            "formats": formats | {schemas.LOGITS: "application/json"},
-        }
-        return {"models": [model]}
+        model = schemas.Model(
+            id="default",
+            version=__version__,
+            image_encoder=card.image_encoder,
+            text_encoder=card.text_encoder,
+            resolution=card.resolution,
+            threshold=segmenter.resolve().threshold,  # pyright: ignore[reportArgumentType]
+            max_labels=service.limits.max_labels,
+            labels_independent=segmenter.labels_independent,
+            formats=formats | {schemas.LOGITS: "application/json"},
+        )
+        return schemas.Models(models=[model])
 
-    @routes.get("/samples", response_model=list[schemas.Sample], responses=schemas.problems())
-    async def samples() -> list[dict[str, Any]]:
+    @routes.get("/samples", responses=schemas.problems())
+    async def samples() -> list[schemas.Sample]:
         """List sample images; their URLs are relative to the page."""
         listed = json.loads((PAGE / "samples" / "samples.json").read_text("utf-8"))
-        return [{"url": f"static/samples/{sample['file']}", **sample} for sample in listed]
+        return [schemas.Sample(url=f"static/samples/{sample['file']}", **sample) for sample in listed]
 
     return routes
 
@@ -166,17 +164,17 @@ def _api_routes(service: Service) -> APIRouter:
 def _health_routes(service: Service) -> APIRouter:
     routes = APIRouter()
 
-    @routes.get("/healthz", response_model=schemas.Status)
-    async def healthz() -> dict[str, str]:
+    @routes.get("/healthz")
+    async def healthz() -> schemas.Status:
         """Tell that the process is alive."""
-        return {"status": "alive"}
+        return schemas.Status(status="alive")
 
-    @routes.get("/readyz", response_model=schemas.Status, responses=schemas.problems(503))
-    async def readyz() -> dict[str, str]:
+    @routes.get("/readyz", responses=schemas.problems(503))
+    async def readyz() -> schemas.Status:
         """Tell whether the model is loaded and requests are accepted."""
         if service.unready:
             raise ApiError(503, service.unready, {"Retry-After": "1"})
-        return {"status": "ready"}
+        return schemas.Status(status="ready")
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

@@ -31,7 +31,7 @@ from fusioner.serve.errors import ApiError
 from fusioner.serve.inference_queue import InferenceQueue
 from fusioner.serve.limits import Limits
 from fusioner.serve.requests import check_image_header, parse_labels
-from fusioner.serve.schemas import LOGITS, ImageRequest, LabelsRequest
+from fusioner.serve.schemas import LOGITS, ImageRequest, LabelsRequest, Progress
 
 T = TypeVar("T")
 MAX_PLANE_CELLS = 2**20  # of one label's logits; a finer grid looks the same on a screen
@@ -46,8 +46,10 @@ class Service:
     def __init__(self, load: Callable[[], Segmenter], limits: Limits) -> None:
         self.limits, self.registry = limits, CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = self._counter("requests", "Requests answered.", "route", "method", "status")
-        self.lookups = self._counter("cache_lookups", "Requests for uploaded images.", "found")
+        labels = ("route", "method", "status")
+        self.requests = Counter("fusioner_requests", "Requests answered.", labels, registry=self.registry)
+        lookups = "fusioner_cache_lookups", "Requests for uploaded images.", ("found",)
+        self.lookups = Counter(*lookups, registry=self.registry)
         self.seconds = Histogram(
             "fusioner_request_seconds",
             "From a request's first byte to the end of its response.",
@@ -64,7 +66,7 @@ class Service:
         self.inference = InferenceQueue(load, limits.batch, batches.observe)
         self.concurrency = ConcurrencyLimit(limits, self.inference)
         self.images = ImageCache(int(limits.cache_mb * 1e6))
-        self._progress: dict[str, tuple[int, int]] = {}
+        self._progress: dict[str, Progress] = {}
         self._pixels = PixelSemaphore(2 * limits.max_pixels)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "fusioner-images")
         self._gauge("queue_jobs", "Jobs waiting for the model.", lambda: self.inference.waiting)
@@ -90,12 +92,12 @@ class Service:
     async def encode(self, request: ImageRequest) -> EncodedImage:
         """Decode and encode an uploaded image file."""
         id = request.progress_id
+        progress = Progress(done=0, total=0)
         if id:
-            self._progress[id] = (0, 0)
+            self._progress[id] = progress
 
         def report(done: int, total: int) -> None:
-            if id in self._progress:  # not without an id, nor after a cancelled request
-                self._progress[id] = (done, total)
+            progress.total, progress.done = total, done
 
         try:
             pixels = await self._in_thread(check_image_header, request.image, self.limits.max_pixels)
@@ -106,12 +108,11 @@ class Service:
             if id:
                 self._progress.pop(id, None)
 
-    def progress(self, id: str) -> dict[str, int]:
+    def progress(self, id: str) -> Progress:
         """Return the progress of a request that encodes an image; ApiError 404 if there is none of that id."""
         if id not in self._progress:
             raise ApiError(404, "there is no request of this progress_id in progress")
-        done, total = self._progress[id]
-        return {"done": done, "total": total}
+        return self._progress[id]
 
     def image(self, id: str) -> EncodedImage:
         """Return an uploaded image; ApiError 404 if there is none of that id."""
@@ -144,9 +145,6 @@ class Service:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"fusioner_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         Gauge(f"fusioner_{name}", text, registry=self.registry).set_function(value)
