@@ -30,35 +30,20 @@ class AbandonedError(Exception):
     """The request of the job was cancelled."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Job:
-    """Unit of work of the inference thread; `abandoned` is set when its request is cancelled."""
+    """Unit of work of the inference thread."""
 
-    future: Future[Any] = field(default_factory=Future, init=False)
-    abandoned: bool = field(default=False, init=False)
+    work: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class EncodeJob(Job):
-    """Encode an image; `report` is called with the windows done and in total."""
+    """Encode an image, by `work` or in a batch with others."""
 
     image: UInt8[np.ndarray, "h w 3"]
     options: InferenceOptions
-    report: OnProgress
-
-    def on_progress(self, done: int, total: int) -> None:
-        """Report progress; stop an abandoned job at the next window."""
-        if self.abandoned:
-            raise AbandonedError
-        self.report(done, total)
-
-
-@dataclass(eq=False)
-class QueryJob(Job):
-    """Compute the logits of labels in an encoded image."""
-
-    encoded: EncodedImage
-    labels: Sequence[str]
 
 
 class InferenceQueue:
@@ -75,7 +60,7 @@ class InferenceQueue:
         """`on_batch` is called with the size of every batch; `batch_size` defaults to the network's."""
         self._load, self._batch_size, self._on_batch = load, batch_size, on_batch
         self._encodes: deque[EncodeJob] = deque()
-        self._queries: deque[QueryJob] = deque()
+        self._queries: deque[Job] = deque()
         self._wake, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="fusioner-inference", daemon=True)
         self._loaded: Future[None] = Future()
@@ -116,21 +101,29 @@ class InferenceQueue:
             options = replace(options, mode=mode, tta_scales=(1.0,), guided_filter=None)
         elif mode:
             options = replace(options, mode=mode, window=None, stride=None)
-        return await self._submit(EncodeJob(image, segmenter.resolve(options), report), self._encodes)
+        options, abandoned = segmenter.resolve(options), threading.Event()
+
+        def on_progress(done: int, total: int) -> None:
+            if abandoned.is_set():
+                raise AbandonedError
+            report(done, total)
+
+        work = partial(segmenter.encode, image, options, on_progress=on_progress)
+        try:
+            return await self._submit(EncodeJob(work=work, image=image, options=options), self._encodes)
+        finally:
+            abandoned.set()
 
     async def logits(self, encoded: EncodedImage, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
         """Compute logits as `Segmenter.low_res_logits` does."""
-        return await self._submit(QueryJob(encoded, labels), self._queries)
+        segmenter = await self.loaded()
+        return await self._submit(Job(work=partial(segmenter.low_res_logits, encoded, labels)), self._queries)
 
     async def _submit(self, job: Any, queue: deque[Any]) -> Any:
-        await self.loaded()
         with self._wake:
             queue.append(job)
             self._wake.notify()
-        try:
-            return await asyncio.wrap_future(job.future)
-        finally:
-            job.abandoned = True
+        return await asyncio.wrap_future(job.future)
 
     def _run(self) -> None:
         try:
@@ -152,7 +145,7 @@ class InferenceQueue:
             queries = [self._queries.popleft() for _ in range(len(self._queries))]
         for job in queries:
             if job.future.set_running_or_notify_cancel():
-                self._finish([job], lambda job=job: [segmenter.low_res_logits(job.encoded, job.labels)])
+                self._finish([job], lambda job=job: [job.work()])
         batch = self._next_batch(self._batch_size or segmenter.network.window_batch_size)
         if batch:
             self._on_batch(len(batch))
@@ -161,8 +154,7 @@ class InferenceQueue:
             if self._finish(batch, lambda: segmenter.encode_batch(images, options)):
                 return True
         for job in batch:
-            encode = partial(segmenter.encode, job.image, job.options, on_progress=job.on_progress)
-            self._finish([job], lambda encode=encode: [encode()])
+            self._finish([job], lambda job=job: [job.work()])
         return True
 
     def _next_batch(self, size: int) -> list[EncodeJob]:

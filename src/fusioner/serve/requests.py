@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -91,6 +91,13 @@ async def _read_form(request: Request) -> Mapping[str, Any]:
         form = await _InMemoryParser(request.headers, request.stream(), **limits).parse()
     except (MultiPartException, ValueError, LookupError) as error:  # LookupError: unknown charset
         raise ApiError(400, f"the multipart body cannot be read: {getattr(error, 'message', error)}") from error
+    try:
+        return await _form_fields(form)
+    finally:
+        await form.close()
+
+
+async def _form_fields(form: FormData) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     name = "image"
     for key, value in form.multi_items():
