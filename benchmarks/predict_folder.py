@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from fusioner.cli.inputs import find_inputs, name_results
-from fusioner.cli.predict_runner import Run, Settings
+from fusioner.cli.predict_runner import Run
 from fusioner.formats import FORMATS
 from fusioner.loading import load
 from fusioner.options import InferenceOptions, Mode
@@ -62,7 +62,7 @@ def seconds(
     segmenter.busy = 0.0
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), progress() as bar:
         jobs = name_results(find_inputs([str(folder)])[0], Path(out), [FORMATS[name].suffix for name in formats])
-        run = Run(Settings(["cat", "person", "cup"], InferenceOptions(mode=mode), formats, workers=workers))
+        run = Run(["cat", "person", "cup"], InferenceOptions(mode=mode), formats, workers=workers)
         start = time.perf_counter()
         run.segment(jobs, segmenter, bar.task("segmenting", len(jobs)))
         taken = time.perf_counter() - start

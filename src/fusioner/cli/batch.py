@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from fusioner.cli.options import (
     FastInferenceFlags,
     Labels,
     ModelFlags,
+    print_error,
     print_notes,
     read_label_flags,
 )
@@ -31,6 +31,7 @@ from fusioner.encoders.training_free import BACKGROUND_NAMES
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
 from fusioner.io import cannot_read
+from fusioner.labels import label_warnings
 from fusioner.loading import runs_on_torch
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
@@ -95,7 +96,7 @@ def batch(
         raise FusionerError(f"--batch-size applies to mode whole, not to mode {options.mode}: omit it")
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
-    print_notes(label_list)
+    print_notes(label_warnings(label_list))
     job = Job(
         out=out.absolute(),
         source=open_source(input, column),
@@ -111,7 +112,7 @@ def batch(
     left_out = Counter[str]()
     plan = make_plan(job.source, job.out, shard_size, _settings(job), lambda kind: left_out.update([kind]))
     if left_out:
-        print(f"error: {left_out_error(input, left_out)}", file=sys.stderr)
+        print_error(left_out_error(input, left_out))
     with progress(window=600.0) as bar:
         task = bar.task("segmenting", plan.images)
         show = lambda stats: task(stats.done, note=_note(stats, count, hourly_price))  # noqa: E731

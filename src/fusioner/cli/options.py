@@ -13,7 +13,7 @@ from fusioner.encoders.prompt_templates import read_templates
 from fusioner.encoders.training_free import resolve_pair
 from fusioner.errors import FusionerError
 from fusioner.export import Runtime
-from fusioner.labels import check_labels, label_warnings, parse_labels, read_labels
+from fusioner.labels import check_labels, parse_labels, read_labels
 from fusioner.options import InferenceOptions, Mode, check_model_or_pair, check_scales
 
 INFERENCE, MODEL, COMPUTE = Group("Inference", sort_key=1), Group("Model", sort_key=2), Group("Computation", sort_key=3)
@@ -123,7 +123,12 @@ def read_label_flags(values: Sequence[str]) -> list[str]:
     return check_labels([label for labels in lists for label in labels])
 
 
-def print_notes(labels: Sequence[str]) -> None:
-    """Print `label_warnings` on stderr."""
-    for warning in label_warnings(labels):
-        print(f"note: {warning}", file=sys.stderr)
+def print_notes(notes: Sequence[str]) -> None:
+    """Print notes on stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def print_error(error: FusionerError) -> None:
+    """Print an error after which the command goes on."""
+    print(f"error: {error}", file=sys.stderr, flush=True)

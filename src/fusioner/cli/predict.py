@@ -19,15 +19,17 @@ from fusioner.cli.options import (
     Labels,
     ModelFlags,
     RuntimeName,
+    print_error,
     print_notes,
     read_label_flags,
 )
-from fusioner.cli.predict_runner import CSV_MARK, Run, Settings, found_text, is_newer, read_stdin
+from fusioner.cli.predict_runner import CSV_MARK, Run, found_text, is_newer, read_stdin
 from fusioner.encoders.prompt_templates import IMAGENET
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, get_format
 from fusioner.image import read_image
 from fusioner.io import check_replaceable, writable_folder
+from fusioner.labels import label_warnings
 from fusioner.progress import progress
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import ContactSheet, format_coverage
@@ -91,7 +93,7 @@ def predict(
     if csv and csv.suffix.lower() != ".csv":
         raise FusionerError(f"the name of a table must end in .csv, not {csv.name!r}")
 
-    print_notes(label_list)
+    print_notes(label_warnings(label_list))
     names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
     names = [name.strip() for name in names.split(",")]
 
@@ -109,12 +111,10 @@ def predict(
     formats = {name: get_format(name, options) for name in names}
     if skip_existing and model.image_encoder and "json" not in formats:
         raise FusionerError("--skip-existing with --image-encoder needs json among the formats: it names the encoders")
-    settings = Settings(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies)
-
     if to_stdout:
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(formats) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
-        return _to_stdout(next(iter(found)), settings, load)
+        return _to_stdout(next(iter(found)), label_list, options, names[0], load)
     jobs = name_results(found, out, [output.suffix for output in formats.values()])
     if csv:
         check_replaceable(csv, CSV_MARK)
@@ -124,7 +124,8 @@ def predict(
             raise FusionerError(
                 f"--contact-sheet {contact_sheet} would replace a picture or a result: give it another name"
             )
-    run = Run(settings, ContactSheet(contact_sheet, label_list) if contact_sheet else None)
+    sheet = ContactSheet(contact_sheet, label_list) if contact_sheet else None
+    run = Run(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies, sheet)
     for error in errors:
         run.fail(error)
     if jobs:
@@ -147,7 +148,7 @@ def _rasters(
     labels: list[str],
     options: InferenceFlags,
     dependencies: tuple[Path, ...] | None,
-    load: "Callable[[], Segmenter]",
+    load: Callable[[], Segmenter],
 ) -> int:
     """Segment GeoTIFF files window by window; with `dependencies` skip those whose results are newer."""
     from fusioner.geo import SUFFIXES, raster_options, segment_raster
@@ -159,7 +160,7 @@ def _rasters(
     raster_options(options)
     jobs = name_results(found, out, [SUFFIXES[name] for name in formats])
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
     segmenter = None
     for job in jobs:
         outputs = {name: job.folder / f"{job.stem}{SUFFIXES[name]}" for name in formats}
@@ -178,24 +179,24 @@ def _rasters(
             print(f"{job.path}: {found_text} -> {outputs['geotiff']}")
         except FusionerError as error:
             errors.append(error)
-            print(f"error: {error}", file=sys.stderr)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            print_error(error)
+        print_notes(notes)
     return 2 if errors else 0
 
 
-def _to_stdout(path: Path, settings: Settings, load: "Callable[[], Segmenter]") -> int:
+def _to_stdout(
+    path: Path, labels: list[str], options: InferenceFlags, format: str, load: Callable[[], Segmenter]
+) -> int:
     """Write the one result of one picture to stdout; the summary goes to stderr."""
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
     name = "standard input" if path == STDIN else str(path)
     notes: list[str] = []
     image = read_image(read_stdin() if path == STDIN else path, name, notes.append)
-    result = load()(image, settings.labels, settings.options)
+    result = load()(image, labels, options)
     result.name = "stdin" if path == STDIN else path.name
-    sys.stdout.buffer.write(result.to_bytes(settings.formats[0]))
+    sys.stdout.buffer.write(result.to_bytes(format))
     sys.stdout.buffer.flush()
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(notes)
     print(f"{path}: {found_text(result)}", file=sys.stderr)
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
+from fusioner.cli.options import print_error, print_notes
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
 from fusioner.image import ImageSource, read_image
@@ -28,42 +29,11 @@ from fusioner.video import Video, open_video, write_video
 from fusioner.visualization import ContactSheet, add_legend, format_coverage, thumbnail
 
 CSV_COLUMNS: tuple[str, ...] = (
-    "picture",
-    "frame",
-    "label",
-    "found",
-    "pixels",
-    "coverage",
-    "score",
-    "peak",
-    "outscored_by",
-    "box",
-    "error",
+    *("picture", "frame", "label", "found", "pixels", "coverage"),
+    *("score", "peak", "outscored_by", "box", "error"),
 )
 CSV_MARK = ",".join(CSV_COLUMNS).encode()
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a run.
-
-    `workers` threads read and as many write. `dependencies` are files besides the input that results depend on, such
-    as the model: with `skip_existing`, results must be newer.
-    """
-
-    labels: Sequence[str]
-    options: InferenceOptions
-    formats: tuple[str, ...]
-    frame_step: int = 10
-    workers: int = 2
-    skip_existing: bool = False
-    dependencies: tuple[Path, ...] = ()
-
-    @property
-    def frame_formats(self) -> tuple[str, ...]:
-        """Formats to write per video frame; the overlay of a video is a video itself."""
-        return tuple(name for name in self.formats if name != "overlay")
 
 
 @dataclass(eq=False)
@@ -80,6 +50,7 @@ class Item:
     skipped: bool = False
     message: str = ""
     notes: list[str] = field(default_factory=list)  # parts of the file that were not read
+    rows: Rows = field(default_factory=list)
     thumbnail: Image.Image | None = None
     drawing: Image.Image | None = None  # a frame of the video of overlays
 
@@ -93,24 +64,40 @@ class Item:
         return str(path) + ("" if self.frame is None else f" frame {self.frame}")
 
 
+@dataclass(eq=False)
 class Run:
-    """Segments all inputs, prints a line for each, and counts pictures, frames, skipped inputs and failures."""
+    """Segments all inputs, prints a line for each, and counts pictures, frames, skipped inputs and failures.
 
-    def __init__(self, settings: Settings, sheet: ContactSheet | None = None) -> None:
-        self.settings, self.sheet = settings, sheet
+    Attributes:
+        workers: number of threads that read, and of those that write.
+        dependencies: files besides the input that results depend on, such as the model: with `skip_existing`, results
+            must be newer.
+    """
+
+    labels: Sequence[str]
+    options: InferenceOptions
+    formats: tuple[str, ...]
+    frame_step: int = 10
+    workers: int = 2
+    skip_existing: bool = False
+    dependencies: tuple[Path, ...] = ()
+    sheet: ContactSheet | None = None
+
+    def __post_init__(self) -> None:
         self.pictures = self.frames = self.skipped = self.failed = 0
-        self._numbers, self._rows = count(), dict[int, Rows]()
+        self.frame_formats = tuple(name for name in self.formats if name != "overlay")  # that of a video is a video
+        self._numbers, self._rows = count(), Rows()
         self._written: dict[int, Item] = {}  # and not reported yet
         self._videos: dict[Job, Video] = {}
         self._segmented = self._total = 0
 
     def segment(self, jobs: Sequence[Job], segmenter: Segmenter, task: Task) -> None:
         """Segment pictures and videos in the order given; failures are printed and counted."""
-        self._segmenter, self._task, self._total, workers = segmenter, task, len(jobs), self.settings.workers
+        self._segmenter, self._task, self._total = segmenter, task, len(jobs)
         with (
             closing(self._items(jobs)) as items,
-            map_ahead(_read, items, workers) as read,
-            map_ahead(self._write, map(self._predict, read), workers) as written,
+            map_ahead(_read, items, self.workers) as read,
+            map_ahead(self._write, map(self._predict, read), self.workers) as written,
         ):
             for job, group in groupby(written, key=lambda item: item.job):
                 if job in self._videos:
@@ -136,13 +123,10 @@ class Run:
         if self.failed != 1 or self.pictures or self.frames or self.skipped or table or self.sheet:
             print(summary, flush=True)  # of a single failed input the error says all
 
-    def fail(self, error: FusionerError, path: str | Path = "") -> None:
-        """Report the failure of a whole input."""
-        self._rows[next(self._numbers)] = [{"picture": str(path), "error": error}]
-        self._print_error(error)
-
-    def _print_error(self, error: FusionerError) -> None:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    def fail(self, error: FusionerError, path: str | Path = "", frame: int | None = None) -> None:
+        """Report the failure of an input or of a frame."""
+        print_error(error)
+        self._rows.append({"picture": str(path), "frame": frame, "error": error})
         self.failed += 1
 
     def _items(self, jobs: Iterable[Job]) -> Generator[Item, None, None]:
@@ -155,18 +139,18 @@ class Run:
             try:
                 if job.path == STDIN:
                     item.image = read_stdin()
-                self._skip_existing(item, self.settings.formats)
+                self._skip_existing(item, self.formats)
             except FusionerError as error:
                 item.error = error
             yield item
 
     def _video_items(self, job: Job) -> Iterator[Item]:
-        step, with_overlay = self.settings.frame_step, "overlay" in self.settings.formats
+        step, with_overlay = self.frame_step, "overlay" in self.formats
         if with_overlay and self._is_newer(job.path, [job.folder / f"{job.stem}{VIDEO_OVERLAY}"]):
             first = Item(next(self._numbers), job, frame=0)
-            self._skip_existing(first, self.settings.frame_formats)
+            self._skip_existing(first, self.frame_formats)
             if first.skipped:  # the overlay is written last
-                self._rows[first.number] = []
+                first.rows = []
                 yield first
                 return
         try:
@@ -174,11 +158,11 @@ class Run:
                 self._videos[job] = video
                 expected, items = -(-(video.count or step) // step), 0
                 self._total += expected - 1
-                with closing(taken_ahead(iter(video.frames(step)), min(1, self.settings.workers))) as frames:
+                with closing(taken_ahead(iter(video.frames(step)), min(1, self.workers))) as frames:
                     for frame in frames:
                         item = Item(next(self._numbers), job, frame.rgb, frame.index, frame.time)
                         if not with_overlay:  # which needs every frame
-                            self._skip_existing(item, self.settings.formats)
+                            self._skip_existing(item, self.formats)
                         items += 1
                         yield item
                 self._total += items - expected + bool(video.damage)
@@ -192,28 +176,27 @@ class Run:
         paths = {name: item.job.folder / f"{item.stem}{FORMATS[name].suffix}" for name in formats}
         if not self._is_newer(item.job.path, list(paths.values())):
             return
-        rows: Rows = []
         if "json" in paths:
-            options = self._segmenter.resolve(self.settings.options)
-            expected = {"image": item.title(item.job.name), "labels": list(self.settings.labels)}
+            options = self._segmenter.resolve(self.options)
+            expected = {"image": item.title(item.job.name), "labels": list(self.labels)}
             expected |= options.to_dict() | {"model": self._segmenter.model_id}
             try:
                 values = json.loads(paths["json"].read_bytes())
                 if any(values[key] != value for key, value in expected.items()):
                     return
-                rows = [_segment_row(item, segment) for segment in values["segments"]]
+                item.rows = [_segment_row(item, segment) for segment in values["segments"]]
             except (OSError, ValueError, KeyError, TypeError):  # not a file of ours
                 return
-        item.skipped, self._rows[item.number] = True, rows
+        item.skipped = True
 
     def _is_newer(self, source: Path, results: Sequence[Path]) -> bool:
         """Return whether the results can be skipped, by the modification times of the files."""
-        skips = self.settings.skip_existing and source != STDIN
-        return skips and is_newer((source, *self.settings.dependencies), results)
+        skips = self.skip_existing and source != STDIN
+        return skips and is_newer((source, *self.dependencies), results)
 
     def _predict(self, item: Item) -> Item:
         if not item.error and not item.skipped:
-            labels, options = self.settings.labels, self.settings.options
+            labels, options = self.labels, self.options
             try:
                 item.result = self._segmenter(item.image, labels, options, on_progress=self._show_window)
                 item.result.name = item.title(item.job.name)
@@ -233,31 +216,29 @@ class Run:
                 self._save(item, item.result)
         except FusionerError as error:
             item.error = error
-        if item.error:
-            self._rows[item.number] = [{"picture": str(item.job.path), "frame": item.frame, "error": item.error}]
         item.image, item.result = b"", None
         self._written[item.number] = item
         return item
 
     def _save(self, item: Item, result: Segmentation) -> None:
-        formats = self.settings.formats if item.frame is None else self.settings.frame_formats
+        formats = self.formats if item.frame is None else self.frame_formats
         paths = list(result.save(item.job.folder, item.stem, formats).values())
         item.message = f"{item.title(item.job.path)}: {found_text(result)}" + (f" -> {paths[0]}" if paths else "")
-        self._rows[item.number] = [_segment_row(item, vars(segment)) for segment in segments(result)]
+        item.rows = [_segment_row(item, vars(segment)) for segment in segments(result)]
         if self.sheet:
             item.thumbnail = thumbnail(result, item.title(item.job.name))
-        if formats != self.settings.formats:
+        if formats != self.formats:
             item.drawing = add_legend(result.overlay(legend=False), result.labels)
 
     def _report(self, item: Item) -> None:
         del self._written[item.number]
-        for note in item.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
+        print_notes(item.notes)
         if item.error:
-            self._print_error(item.error)
+            self.fail(item.error, item.job.path, item.frame)
             return
-        self.skipped += item.skipped
+        self._rows += item.rows
         if item.skipped:
+            self.skipped += 1
             return
         print(item.message, flush=True)
         if self.sheet and item.thumbnail:
@@ -272,7 +253,7 @@ class Run:
     def _report_video(self, job: Job, video: Video, items: Iterable[Item]) -> None:
         target = job.folder / f"{job.stem}{VIDEO_OVERLAY}"
         try:
-            with write_video(target, video.rate / self.settings.frame_step) as writer:
+            with write_video(target, video.rate / self.frame_step) as writer:
                 for item in items:
                     self._report(item)
                     if item.drawing:
@@ -351,10 +332,9 @@ def _segment_row(item: Item, segment: Mapping[str, Any]) -> dict[str, Any]:
     return row | {"box": " ".join(map(str, segment["box"])) if segment["pixels"] else ""}
 
 
-def _write_csv(path: Path, rows: Mapping[int, Rows]) -> None:
+def _write_csv(path: Path, rows: Rows) -> None:
     check_replaceable(path, CSV_MARK)
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:
         table = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
         table.writeheader()
-        for number in sorted(rows):
-            table.writerows(rows[number])
+        table.writerows(rows)
