@@ -70,7 +70,16 @@ def test_label_studio(monkeypatch: pytest.MonkeyPatch) -> None:
     export, command = block("bash", "--label-studio").splitlines()
     monkeypatch.setenv(*export.removeprefix("export ").split("=", 1))
     options: dict[str, Any] = {}
-    monkeypatch.setattr(server, "serve", lambda load, **given: options.update(given))
+
+    class Recorded(server.Server):
+        def __init__(self, *_: Any, **given: Any) -> None:
+            self.url = ""
+            options.update(given)
+
+        def run_until_signal(self) -> None:
+            pass
+
+    monkeypatch.setattr(server, "Server", Recorded)
     assert main(shlex.split(command)[1:]) == 0
     assert (options["label_studio"], options["port"]) == (LabelStudio("http://localhost:8080", "TOKEN"), 8000)
     (control,) = read_label_config(block("xml", "BrushLabels"))

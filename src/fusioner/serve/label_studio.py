@@ -2,10 +2,10 @@
 
 import base64
 import binascii
-import json
 import logging
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
@@ -18,14 +18,15 @@ from pydantic import BaseModel, Field
 
 from fusioner import __version__
 from fusioner.errors import FusionerError
+from fusioner.formats import segments
 from fusioner.polygons import join_holes, simplify
-from fusioner.regions import decode_mask
+from fusioner.segmentation import Segmentation
 from fusioner.segmenter import EncodedImage
 from fusioner.serve import schemas
 from fusioner.serve.concurrency import run_until_disconnect
 from fusioner.serve.errors import ApiError
-from fusioner.serve.requests import read_body
-from fusioner.serve.schemas import ImageRequest, LabelsRequest
+from fusioner.serve.requests import parse_labels, read_body
+from fusioner.serve.schemas import ImageRequest
 from fusioner.serve.service import Service
 
 log = logging.getLogger(__name__)
@@ -107,9 +108,8 @@ def label_studio_routes(service: Service, label_studio: LabelStudio) -> APIRoute
                             content = await _download(http, address, service.limits.max_body_bytes)
                             upload = ImageRequest.model_validate({"image": content, "name": f"task {task.id}"})
                             images[control.key] = await service.encode(upload)
-                        request = LabelsRequest.model_validate({"labels": [*control.labels]})
-                        response = await service.segment(images[control.key], request)
-                        found += regions(json.loads(bytes(response.body)), control)
+                        labels = parse_labels([*control.labels], service.limits)
+                        found += await service.decide(images[control.key], labels, partial(regions, control))
                 except (FusionerError, ApiError) as error:
                     log.warning("Label Studio's task %s is not predicted: %s", task.id, error)
                 score = sum(region["score"] for region in found) / len(found) if found else 0.0
@@ -213,35 +213,29 @@ def read_label_config(xml: str) -> list[Control]:
     return controls
 
 
-def regions(result: dict[str, Any], control: Control) -> list[dict[str, Any]]:
-    """Return the regions of a prediction: one mask per label, or one simplified polygon per connected region.
-
-    Args:
-        result: a result as JSON values, see `fusioner.formats.describe`.
-        control: whose labels were segmented.
-    """
-    width, height = result["width"], result["height"]
+def regions(control: Control, result: Segmentation) -> list[dict[str, Any]]:
+    """Return the regions of a prediction: one mask per label, or one simplified polygon per connected region."""
     found = []
-    for place, segment in enumerate(result["segments"]):
-        if not segment["pixels"]:
+    for place, segment in enumerate(segments(result)):
+        if not segment.pixels:
             continue
         if control.kind == "brushlabels":
-            values = [{"format": "rle", "rle": encode_brush(decode_mask(segment["rle"]))}]
+            values = [{"format": "rle", "rle": encode_brush(segment.mask)}]
         else:
-            polygons = ([np.array(ring) for ring in polygon] for polygon in segment["polygons"])
-            rings = [join_holes(simplify(polygon)[0]) for polygon in polygons]
-            values = [{"points": (ring * 100 / (width, height)).tolist(), "closed": True} for ring in rings]
+            rings = [join_holes(simplify(polygon)[0]) for polygon in segment.polygons]
+            size = result.width, result.height
+            values = [{"points": (ring * 100 / size).tolist(), "closed": True} for ring in rings]
         found += [
             {
                 "id": f"{control.name}-{place}-{number}",
                 "from_name": control.name,
                 "to_name": control.to_name,
                 "type": control.kind,
-                "original_width": width,
-                "original_height": height,
+                "original_width": result.width,
+                "original_height": result.height,
                 "image_rotation": 0,
-                "value": value | {control.kind: [control.labels[segment["label"]]]},
-                "score": segment["score"],
+                "value": value | {control.kind: [control.labels[segment.label]]},
+                "score": segment.score,
             }
             for number, value in enumerate(values)
         ]

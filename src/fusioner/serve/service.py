@@ -25,6 +25,7 @@ from fusioner.image import read_image
 from fusioner.labels import label_warnings
 from fusioner.options import ENCODING_OPTIONS, InferenceOptions
 from fusioner.postprocess import sigmoid
+from fusioner.segmentation import Segmentation
 from fusioner.segmenter import EncodedImage, Segmenter
 from fusioner.serve.concurrency import ConcurrencyLimit, PixelSemaphore
 from fusioner.serve.errors import ApiError
@@ -122,26 +123,30 @@ class Service:
     async def segment(self, encoded: EncodedImage, request: LabelsRequest) -> Response:
         """Segment labels in an encoded image and return the result in the requested format."""
         labels, size = parse_labels(request.labels, self.limits), encoded.size
+        if request.format == LOGITS:
+            logits = await self.inference.logits(encoded, labels)
+            threshold = (await self.inference.loaded()).resolve().threshold
+            content = await self._in_thread(encode_logits, logits, labels, size, threshold)
+            return Response(content, media_type="application/json")
         if request.format == "npz" and len(labels) * math.prod(size) > MAX_NPZ_VALUES:
             raise ApiError(422, "the image has too many pixels for so many labels in an npz: send fewer labels")
-        logits = await self.inference.logits(encoded, labels)
-        segmenter = await self.inference.loaded()
-        if request.format == LOGITS:
-            content = await self._in_thread(encode_logits, logits, labels, size, segmenter.resolve().threshold)
-            return Response(content, media_type="application/json")
         decision = {field.name for field in fields(InferenceOptions)} - {*ENCODING_OPTIONS}
         changes = request.model_dump(include=decision, exclude_none=True)
-        options = segmenter.resolve(**changes)
-
-        def write() -> bytes:
-            return segmenter.decide(encoded, labels, logits, options).to_bytes(request.format)
-
-        async with self._pixels.acquire(math.prod(size)):
-            content = await self._in_thread(write)
+        content = await self.decide(encoded, labels, lambda result: result.to_bytes(request.format), **changes)
         format = FORMATS[request.format]
         file_name = quote((PurePath(encoded.name).stem or "image") + format.suffix)
         headers = {"Content-Disposition": f"inline; filename*=UTF-8''{file_name}"}
         return Response(content, media_type=format.media_type, headers=headers)
+
+    async def decide(
+        self, encoded: EncodedImage, labels: list[str], convert: Callable[[Segmentation], T], **changes: Any
+    ) -> T:
+        """Segment labels in an encoded image and return `convert` of the result; `changes`: options of the decision."""
+        logits = await self.inference.logits(encoded, labels)
+        segmenter = await self.inference.loaded()
+        options = segmenter.resolve(**changes)
+        async with self._pixels.acquire(math.prod(encoded.size)):
+            return await self._in_thread(lambda: convert(segmenter.decide(encoded, labels, logits, options)))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
