@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
 from fusioner.batch.plan import make_plan
 from fusioner.batch.run import Engine, Job, RunStats, run_shards
@@ -22,6 +22,7 @@ from fusioner.cli.options import (
     FastInferenceFlags,
     Labels,
     ModelFlags,
+    Positive,
     print_error,
     print_notes,
     read_label_flags,
@@ -35,8 +36,6 @@ from fusioner.labels import label_warnings
 from fusioner.loading import runs_on_torch
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
-
-Positive: TypeAlias = Annotated[int, Parameter(group=COMPUTE, validator=validators.Number(gte=1))]
 
 
 def batch(
@@ -52,10 +51,10 @@ def batch(
     device: Device = "auto",
     engine: Annotated[Literal["local", "ray"], Parameter(group=COMPUTE)] = "local",
     address: Annotated[str | None, Parameter(group=COMPUTE)] = None,
-    workers: Positive | None = None,
-    threads: Positive = 1,
-    batch_size: Positive | None = None,
-    shard_size: Positive | None = None,
+    workers: Annotated[Positive | None, Parameter(group=COMPUTE)] = None,
+    threads: Annotated[Positive, Parameter(group=COMPUTE)] = 1,
+    batch_size: Annotated[Positive | None, Parameter(group=COMPUTE)] = None,
+    shard_size: Annotated[Positive | None, Parameter(group=COMPUTE)] = None,
     hourly_price: Annotated[float | None, Parameter(group=COMPUTE)] = None,
 ) -> int:
     """Segment many pictures into Parquet files; a repeated command continues an interrupted one.

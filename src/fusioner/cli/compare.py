@@ -4,14 +4,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fusioner.errors import FusionerError
+from fusioner.cli.options import Positive
 from fusioner.evaluation.compare import compare as compare_runs
 from fusioner.evaluation.compare import terminal, write_comparison
 from fusioner.evaluation.results import load_counts
 from fusioner.io import writable_folder
 
 
-def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples: int = 2000, seed: int = 0) -> None:
+def compare(
+    run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples: Positive = 2000, seed: int = 0
+) -> None:
     """Compare two evaluations image by image: B minus A, its 95 % interval, and a p-value.
 
     Both runs evaluate the same images, so their difference is more precise than either value: overlapping intervals may
@@ -28,8 +30,6 @@ def compare(run_a: Path, run_b: Path, /, *, out: Path | None = None, n_resamples
         n_resamples: Samples of the bootstrap and of the randomisation.
         seed: Random seed of both.
     """
-    if n_resamples < 1:
-        raise FusionerError(f"--n-resamples must be at least 1, not {n_resamples}")
     a, b = load_counts(run_a), load_counts(run_b)
     if out is not None:
         writable_folder(out)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter, Token, validators
 
 from fusioner.data.registry import DatasetName
 from fusioner.encoders.prompt_templates import read_templates
@@ -64,6 +64,7 @@ _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with o
 _RUNTIME_HELP = "torch; for bundled and exported models also onnx (ONNX Runtime) and openvino. auto: the fastest."
 _CACHE_HELP = "Cache folder; default: $FUSIONER_CACHE, or the platform's folder for caches."
 _VALUES_HELP = "Mask values to read as others, such as 255=1 (masks of 0 and 255) or 7=ignore."
+Positive: TypeAlias = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Labels: TypeAlias = Annotated[tuple[str, ...], Parameter(negative="", help=_LABELS_HELP)]
 Device: TypeAlias = Annotated[str, Parameter(group=COMPUTE, help="auto, cpu, cuda, cuda:N or mps.")]
 RuntimeName: TypeAlias = Annotated[Runtime, Parameter(group=COMPUTE, help=_RUNTIME_HELP)]

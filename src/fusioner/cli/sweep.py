@@ -2,13 +2,11 @@
 
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from fusioner.errors import FusionerError
+from fusioner.cli.options import Positive
 from fusioner.evaluation.report import Table
 from fusioner.progress import format_duration, progress
 from fusioner.sweep.plan import Sweep, read_sweep
@@ -16,7 +14,7 @@ from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
 from fusioner.sweep.table import build, to_markdown, write
 
 
-def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> None:
+def sweep(file: Path, /, *, out: Path, jobs: Positive = 1, dry_run: bool = False) -> None:
     """Train and evaluate every combination listed in a TOML file, and tabulate the results as the paper's Table 1.
 
     Repeat the command after an interruption: finished cells are not repeated, others continue. Failed cells are
@@ -31,23 +29,14 @@ def sweep(file: Path, /, *, out: Path, jobs: int = 1, dry_run: bool = False) -> 
         jobs: Cells run in parallel; they share the processor's threads.
         dry_run: Only list the cells, their state and the estimated time.
     """
-    if jobs < 1:
-        raise FusionerError(f"--jobs is at least 1, not {jobs}")
     plan = read_sweep(file)
     if dry_run:
         _list_cells(plan, out, jobs)
         return
-    console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-    def render() -> None:
-        write(build(plan, out), out)
-
-    with claimed(plan, out), _exit_on_sigterm(), progress("cells") as bars:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # running cells are then terminated
+    with claimed(plan, out), progress("cells") as bars:
         task = bars.task("sweep", len(plan.cells))
-        failed = run(plan, out, jobs, say, lambda done, note: task(done, note=note), render)
+        failed = run(plan, out, jobs, bars.say, task, lambda: write(build(plan, out), out))
         table = build(plan, out, failed)
         paths = write(table, out)
     print(to_markdown(table))
@@ -72,13 +61,3 @@ def _list_cells(plan: Sweep, out: Path, jobs: int) -> None:
     basis = "from finished cells" if any(is_done(out, cell) for cell in plan.cells) else "a rough guess"
     total = format_duration(left / min(jobs, len(plan.cells)))
     print(f"about {total} in all with --jobs {jobs}, {basis}, plus the feature cache")
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Raise SystemExit on SIGTERM, so that running cells are terminated."""
-    handler = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fusioner.errors import FusionerError, first_difference
 from fusioner.io import FileLocks, atomic_write, writable_folder
@@ -21,18 +20,6 @@ SWEEP, CELLS, CACHE, OUTPUT = "sweep.json", "cells", "cache", "log.txt"
 SECONDS = 0.1
 """Rough time per image and step of `small` at 336 px on two cores, used until a cell is finished."""
 _POLL = 1.0
-
-
-@dataclass
-class _Running:
-    cell: Cell
-    process: subprocess.Popen[bytes]
-    output: IO[bytes]
-
-    def close(self) -> None:
-        self.output.close()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
 
 
 def folder_of(out: Path, cell: Cell) -> Path:
@@ -74,64 +61,62 @@ def run(
     sweep: Sweep,
     out: Path,
     jobs: int,
-    say: Callable[[str], None],
-    show: Callable[[float, str], None],
-    finished: Callable[[], None],
+    say: Callable[[str], object],
+    show: Callable[..., object],
+    finished: Callable[[], object],
 ) -> dict[Cell, str]:
     """Run every unfinished cell; return the reasons of those that failed.
 
-    Args:
-        say: receives a line when a cell ends; show: receives (cells done, with fractions; running cells) regularly.
-        finished: called after each successful cell.
+    `say` is called with a line when a cell ends, `show` regularly as a `progress.Task`, and `finished` after each
+    successful cell.
     """
     waiting = [cell for cell in sweep.cells if not is_done(out, cell)]
-    running: list[_Running] = []
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
     failed: dict[Cell, str] = {}
     done = len(sweep.cells) - len(waiting)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(sweep, out, waiting.pop(0), jobs))
+                cell = waiting.pop(0)
+                running[cell] = _start(sweep, out, cell, jobs)
             with suppress(subprocess.TimeoutExpired):
-                running[0].process.wait(_POLL)
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                job.close()
-                folder = folder_of(out, job.cell)
-                if job.process.returncode:
-                    failed[job.cell] = _reason(folder, job.process.returncode)
-                    say(f"failed: {job.cell.title}: {failed[job.cell]}")
+                next(iter(running.values())).wait(_POLL)
+            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                with running.pop(cell) as process:  # closes its pipe
+                    code, folder = process.returncode, folder_of(out, cell)
+                if code:
+                    failed[cell] = _reason(folder, code)
+                    say(f"failed: {cell.title}: {failed[cell]}")
                 else:
                     done += 1
-                    say(f"done: {job.cell.title}: {_headline(folder)}")
+                    say(f"done: {cell.title}: {_headline(folder)}")
                     finished()
-            parts = sum(_progress(folder_of(out, job.cell), sweep.config(job.cell).optim.steps) for job in running)
-            show(done + len(failed) + parts, ", ".join(job.cell.title for job in running))
+            parts = sum(_progress(folder_of(out, cell), sweep.config(cell).optim.steps) for cell in running)
+            show(done + len(failed) + parts, note=", ".join(cell.title for cell in running))
     finally:
-        for job in running:
-            job.process.terminate()  # a training saves its state
-        for job in running:
-            job.process.wait()
-            job.close()
+        for process in running.values():
+            process.terminate()  # a training saves its state
+        for process in running.values():
+            with process:
+                process.wait()  # before its pipe is closed, which ends it at once
     return failed
 
 
-def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> _Running:
+def _start(sweep: Sweep, out: Path, cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
     folder = writable_folder(folder_of(out, cell))
     content = {**cell.settings(), "fold": cell.fold, "commands": sweep.commands(cell, folder, out / CACHE)}
     with atomic_write(folder / CELL) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // jobs)
-    output = (folder / OUTPUT).open("ab")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fusioner.sweep.cell", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"},
-        start_new_session=True,  # Ctrl-C reaches the sweep only, which terminates each cell once
-    )
-    return _Running(cell, process, output)
+    with (folder / OUTPUT).open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fusioner.sweep.cell", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "140"},
+            start_new_session=True,  # Ctrl-C reaches the sweep only, which terminates each cell once
+        )
 
 
 def _progress(folder: Path, steps: int) -> float:

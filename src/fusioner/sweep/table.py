@@ -1,7 +1,7 @@
 """The table of a sweep in the form of the paper's Table 1: one row per encoder pair and method, one column per fold."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -103,13 +103,12 @@ def to_html(table: SweepTable) -> str:
     return report.html_page(table.title, parts)
 
 
-def _measure_tables(table: SweepTable) -> list[tuple[str, str, report.Table]]:
-    """Return (label, meaning, table) of each measure that was taken."""
-    taken = [measure for measure in COLUMNS if any(measure in row.figures for row in table.rows)]
-    return [
-        (MEASURES[name][0], f"{MEASURES[name][1][0].upper()}{MEASURES[name][1][1:]}.", _measure_table(table, name))
-        for name in taken
-    ]
+def _measure_tables(table: SweepTable) -> Iterator[tuple[str, str, report.Table]]:
+    """Yield (label, meaning, table) of each measure that was taken."""
+    for name in COLUMNS:
+        if any(name in row.figures for row in table.rows):
+            label, meaning = MEASURES[name]
+            yield label, f"{meaning[0].upper()}{meaning[1:]}.", _measure_table(table, name)
 
 
 def _measure_table(table: SweepTable, measure: str) -> report.Table:
