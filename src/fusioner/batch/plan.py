@@ -210,7 +210,10 @@ class CrashLog:
             self.path.parent.mkdir(exist_ok=True)
             lines = self.path.read_text("ascii").splitlines() if self.path.exists() else []
             self.one_by_one = lines[:1] == [run]
-            self.poison_images = _poison_images(lines[1:]) if self.one_by_one else frozenset()
+            # Each attempt is a dash and the images begun; the last of them is the one it ended at.
+            attempts = [attempt.split() for attempt in "\n".join(lines[1:]).split("-")] if self.one_by_one else []
+            ends = [int(images[-1]) for images in attempts if images]
+            self.poison_images = frozenset(image for image in ends if ends.count(image) >= _MAX_CRASHES)
             mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if self.one_by_one else os.O_TRUNC)
             self._file = os.open(self.path, mode, 0o666)
             self._write("-" if self.one_by_one else f"{run}\n-")
@@ -232,10 +235,3 @@ class CrashLog:
         os.close(self._file)
         if kind is None:
             self.path.unlink(missing_ok=True)
-
-
-def _poison_images(lines: list[str]) -> frozenset[int]:
-    """Each attempt is a dash and the images begun; the last of them is the one it ended at."""
-    attempts = [attempt.split() for attempt in "\n".join(lines).split("-")]
-    ends = [int(images[-1]) for images in attempts if images]
-    return frozenset(image for image in ends if ends.count(image) >= _MAX_CRASHES)

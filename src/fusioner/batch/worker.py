@@ -99,20 +99,24 @@ class Worker:
                 message = str(result) if isinstance(result, FusionerError) else f"{type(result).__name__}: {result}"
                 yield row | {"error": _valid_utf8(message)}
                 continue
-            segments = [
+            row |= {"width": result.width, "height": result.height}
+            row["segments"] = [
                 {
                     "label": segment.label,
                     "area": segment.pixels,
                     "score": segment.score,
-                    "box": list(segment.box),
+                    "box": segment.box,
                     "rle": segment.rle["counts"],
                 }
                 for segment in found_segments(result)
             ]
+            if "mask" in self.job.formats:
+                row["mask"] = f"masks/{number // 10_000:06}/{number:012}.png"
+                with atomic_write(self.job.out / row["mask"]) as temporary:
+                    temporary.write_bytes(result.to_bytes("mask"))
             if "yolo" in self.job.formats:
                 write_example(self.job.out, number, picture, result)
-            size = {"width": result.width, "height": result.height}
-            yield row | size | {"segments": segments, "mask": self._write_mask(number, result)}
+            yield row
 
     def _segment(self, images: list[np.ndarray]) -> list[Segmentation | Exception]:
         """Return a result or error per image; if a batch fails, its images are segmented one by one."""
@@ -125,14 +129,6 @@ class Worker:
             return [segmenter.decide(image, labels, plane, options) for image, plane in logits]
         except Exception as error:  # any error of one image; the others of the input must still be segmented
             return [error] if len(images) == 1 else [self._segment([image])[0] for image in images]
-
-    def _write_mask(self, number: int, result: Segmentation) -> str | None:
-        if "mask" not in self.job.formats:
-            return None
-        name = f"masks/{number // 10_000:06}/{number:012}.png"
-        with atomic_write(self.job.out / name) as temporary:
-            temporary.write_bytes(result.to_bytes("mask"))
-        return name
 
 
 class DecodedImage(NamedTuple):
