@@ -20,11 +20,10 @@ from fusioner.cli.options import (
     ModelFlags,
     Positive,
     RuntimeName,
-    print_error,
     print_notes,
     read_label_flags,
 )
-from fusioner.cli.predict_runner import CSV_MARK, Run, found_text, is_newer, read_stdin
+from fusioner.cli.predict_runner import CSV_MARK, Run, found_text, read_stdin
 from fusioner.encoders.prompt_templates import IMAGENET
 from fusioner.errors import FusionerError
 from fusioner.formats import default_formats, get_format
@@ -96,7 +95,7 @@ def predict(
 
     print_notes(label_warnings(label_list))
     names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
-    names = [name.strip() for name in names.split(",")]
+    names = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
 
     arguments = model.arguments()
 
@@ -105,28 +104,28 @@ def predict(
 
     found, errors = find_inputs(images, recursive, out)
     dependencies = tuple(file for file in (model.model, model.templates) if file and str(file) != IMAGENET)
+    run = Run(label_list, options, names, frame_step, workers, skip_existing, dependencies)
     if "geotiff" in names:
         if csv or contact_sheet:
             raise FusionerError("--format geotiff writes neither --csv nor --contact-sheet: omit them")
-        return _rasters(found, errors, out, names, label_list, options, dependencies if skip_existing else None, load)
-    formats = {name: get_format(name, options) for name in names}
-    if skip_existing and model.image_encoder and "json" not in formats:
+        return _rasters(run, found, errors, out, load)
+    formats = [get_format(name, options) for name in names]
+    if skip_existing and model.image_encoder and "json" not in names:
         raise FusionerError("--skip-existing with --image-encoder needs json among the formats: it names the encoders")
     if to_stdout:
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(formats) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
-        return _to_stdout(next(iter(found)), label_list, options, names[0], load)
-    jobs = name_results(found, out, [output.suffix for output in formats.values()])
+        return _to_stdout(run, next(iter(found)), load)
+    jobs = name_results(found, out, [output.suffix for output in formats])
     if csv:
         check_replaceable(csv, CSV_MARK)
     if contact_sheet:
-        results = [job.folder / f"{job.stem}{output.suffix}" for job in jobs for output in formats.values()]
+        results = [job.folder / f"{job.stem}{output.suffix}" for job in jobs for output in formats]
         if os.path.realpath(contact_sheet) in {os.path.realpath(path) for path in (*found, *results)}:
             raise FusionerError(
                 f"--contact-sheet {contact_sheet} would replace a picture or a result: give it another name"
             )
-    sheet = ContactSheet(contact_sheet, label_list) if contact_sheet else None
-    run = Run(label_list, options, tuple(formats), frame_step, workers, skip_existing, dependencies, sheet)
+        run.sheet = ContactSheet(contact_sheet, label_list)
     for error in errors:
         run.fail(error)
     if jobs:
@@ -142,30 +141,23 @@ def predict(
 
 
 def _rasters(
-    found: dict[Path, Path],
-    errors: list[FusionerError],
-    out: Path,
-    formats: list[str],
-    labels: list[str],
-    options: InferenceFlags,
-    dependencies: tuple[Path, ...] | None,
-    load: Callable[[], Segmenter],
+    run: Run, found: dict[Path, Path], errors: list[FusionerError], out: Path, load: Callable[[], Segmenter]
 ) -> int:
-    """Segment GeoTIFF files window by window; with `dependencies` skip those whose results are newer."""
+    """Segment GeoTIFF files window by window."""
     from fusioner.geo import SUFFIXES, raster_options, segment_raster
 
-    if not set(formats) <= SUFFIXES.keys() or options.mode not in ("auto", "slide") or str(out) == "-":
+    if not set(run.formats) <= SUFFIXES.keys() or run.options.mode not in ("auto", "slide") or str(out) == "-":
         raise FusionerError("--format geotiff is written to a folder, in --mode slide and together with geojson only")
     if STDIN in found:
         raise FusionerError("--format geotiff reads windows of a file, not the standard input: name a file")
-    raster_options(options)
-    jobs = name_results(found, out, [SUFFIXES[name] for name in formats])
+    raster_options(run.options)
+    jobs = name_results(found, out, [SUFFIXES[name] for name in run.formats])
     for error in errors:
-        print_error(error)
+        run.fail(error)
     segmenter = None
     for job in jobs:
-        outputs = {name: job.folder / f"{job.stem}{SUFFIXES[name]}" for name in formats}
-        if dependencies is not None and is_newer((job.path, *dependencies), outputs.values()):
+        outputs = {name: job.folder / f"{job.stem}{SUFFIXES[name]}" for name in run.formats}
+        if run.is_newer(outputs.values(), job.path):
             print(f"{job.path}: skipped (its results are there)")
             continue
         segmenter = segmenter or load()
@@ -174,29 +166,26 @@ def _rasters(
             with progress(after=2.0) as bar:
                 task = bar.task(f"segmenting {job.name}", None)
                 shares = segment_raster(
-                    segmenter, job.path, labels, outputs, options, on_progress=task, on_note=notes.append
+                    segmenter, job.path, run.labels, outputs, run.options, on_progress=task, on_note=notes.append
                 )
-            found_text = ", ".join(f"{label} {format_coverage(share)}" for label, share in shares.items())
-            print(f"{job.path}: {found_text} -> {outputs['geotiff']}")
+            text = ", ".join(f"{label} {format_coverage(share)}" for label, share in shares.items())
+            print(f"{job.path}: {text} -> {outputs['geotiff']}")
         except FusionerError as error:
-            errors.append(error)
-            print_error(error)
+            run.fail(error, job.path)
         print_notes(notes)
-    return 2 if errors else 0
+    return 2 if run.failed else 0
 
 
-def _to_stdout(
-    path: Path, labels: list[str], options: InferenceFlags, format: str, load: Callable[[], Segmenter]
-) -> int:
+def _to_stdout(run: Run, path: Path, load: Callable[[], Segmenter]) -> int:
     """Write the one result of one picture to stdout; the summary goes to stderr."""
     if is_video(path):
         raise FusionerError("--out - takes a picture, not a video: name a folder with --out")
     name = "standard input" if path == STDIN else str(path)
     notes: list[str] = []
     image = read_image(read_stdin() if path == STDIN else path, name, notes.append)
-    result = load()(image, labels, options)
+    result = load()(image, run.labels, run.options)
     result.name = "stdin" if path == STDIN else path.name
-    sys.stdout.buffer.write(result.to_bytes(format))
+    sys.stdout.buffer.write(result.to_bytes(run.formats[0]))
     sys.stdout.buffer.flush()
     print_notes(notes)
     print(f"{path}: {found_text(result)}", file=sys.stderr)

@@ -146,7 +146,7 @@ class Run:
 
     def _video_items(self, job: Job) -> Iterator[Item]:
         step, with_overlay = self.frame_step, "overlay" in self.formats
-        if with_overlay and self._is_newer(job.path, [job.folder / f"{job.stem}{VIDEO_OVERLAY}"]):
+        if with_overlay and self.is_newer([job.folder / f"{job.stem}{VIDEO_OVERLAY}"], job.path):
             first = Item(next(self._numbers), job, frame=0)
             self._skip_existing(first, self.frame_formats)
             if first.skipped:  # the overlay is written last
@@ -174,7 +174,7 @@ class Run:
     def _skip_existing(self, item: Item, formats: Sequence[str]) -> None:
         """Mark the item as skipped if its results exist, are up to date and, as its JSON says, of the same settings."""
         paths = {name: item.job.folder / f"{item.stem}{FORMATS[name].suffix}" for name in formats}
-        if not self._is_newer(item.job.path, list(paths.values())):
+        if not self.is_newer(paths.values(), item.job.path):
             return
         if "json" in paths:
             options = self._segmenter.resolve(self.options)
@@ -189,10 +189,15 @@ class Run:
                 return
         item.skipped = True
 
-    def _is_newer(self, source: Path, results: Sequence[Path]) -> bool:
-        """Return whether the results can be skipped, by the modification times of the files."""
-        skips = self.skip_existing and source != STDIN
-        return skips and is_newer((source, *self.dependencies), results)
+    def is_newer(self, results: Iterable[Path], source: Path) -> bool:
+        """Return whether results can be skipped: all exist, and none is older than its source or a dependency."""
+        if not self.skip_existing or source == STDIN:
+            return False
+        try:
+            changed = max(path.stat().st_mtime for path in (source, *self.dependencies))
+            return all(path.stat().st_mtime >= changed for path in results)
+        except OSError:
+            return False
 
     def _predict(self, item: Item) -> Item:
         if not item.error and not item.skipped:
@@ -263,15 +268,6 @@ class Run:
         except FusionerError as error:
             self.fail(error, job.path)
             self._report_all(items)
-
-
-def is_newer(sources: Iterable[Path], results: Iterable[Path]) -> bool:
-    """Return whether all results exist and none is older than one of the sources."""
-    try:
-        changed = max(path.stat().st_mtime for path in sources)
-        return all(path.stat().st_mtime >= changed for path in results)
-    except OSError:
-        return False
 
 
 def read_stdin() -> bytes:

@@ -108,11 +108,7 @@ class ConcurrencyMiddleware:
 
 
 async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, but cancel it if the client disconnects; the request body must have been read before.
-
-    Raises:
-        ClientDisconnect: the client disconnected.
-    """
+    """Await `work`, or cancel it and raise ClientDisconnect; the request body must have been read before."""
 
     async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -191,11 +191,7 @@ class Control:
 
 
 def read_label_config(xml: str) -> list[Control]:
-    """Return the brush and polygon controls of a labelling configuration.
-
-    Raises:
-        FusionerError: it is not XML, or no BrushLabels or PolygonLabels with labels belongs to an image.
-    """
+    """Return the brush and polygon controls that have labels and an image; FusionerError if there are none."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError as error:

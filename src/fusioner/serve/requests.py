@@ -23,11 +23,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[Body]) -> Body:
-    """Parse the body as `model`.
-
-    Raises:
-        ApiError: 400 malformed, 415 neither multipart nor JSON, 422 invalid field.
-    """
+    """Parse the body as `model`; ApiError 400 if it is malformed, 415 of another type, 422 for an invalid field."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     takes_form = "image" in model.model_fields
     try:

@@ -41,11 +41,7 @@ class Server(uvicorn.Server):
         limits: Limits | None = None,
         label_studio: LabelStudio | None = None,
     ) -> None:
-        """Listen on `port` (0: a free one) of the host of `access`; the other arguments are those of `create_app`.
-
-        Raises:
-            FusionerError: the address is in use or does not belong to this machine.
-        """
+        """Listen on `port` (0: a free one); FusionerError if the address is in use or not one of this machine."""
         access = access or Access()
         self.listener = _listen(access.host, port)
         host = f"[{access.host}]" if ":" in access.host else access.host
@@ -65,12 +61,7 @@ class Server(uvicorn.Server):
         self._without_request: WeakKeyDictionary[Any, tuple[int, float]] = WeakKeyDictionary()
 
     def run_until_signal(self) -> None:
-        """Serve until a signal.
-
-        Raises:
-            Exception: the model cannot be loaded.
-            KeyboardInterrupt: a second signal ended the server before it was drained.
-        """
+        """Serve until a signal; raise why the model cannot be loaded, and KeyboardInterrupt for a second signal."""
         with self.listener:
             asyncio.run(self.serve([self.listener]))
         if self.service.inference.failure:
