@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
@@ -61,7 +62,7 @@ class InferenceQueue:
         self._load, self._batch_size, self._on_batch = load, batch_size, on_batch
         self._encodes: deque[EncodeJob] = deque()
         self._queries: deque[Job] = deque()
-        self._wake, self._closed = threading.Condition(), False
+        self._turns = SimpleQueue[bool]()  # one per job; False ends the thread
         self._thread = threading.Thread(target=self._run, name="fusioner-inference", daemon=True)
         self._loaded: Future[None] = Future()
         self._loaded.set_running_or_notify_cancel()  # a request that stops waiting cannot cancel it
@@ -76,9 +77,7 @@ class InferenceQueue:
 
     def close(self) -> None:
         """Process the submitted jobs, then end the thread."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        self._turns.put(False)
         self._thread.join()
 
     @property
@@ -120,9 +119,8 @@ class InferenceQueue:
         return await self._submit(Job(work=partial(segmenter.low_res_logits, encoded, labels)), self._queries)
 
     async def _submit(self, job: Any, queue: deque[Any]) -> Any:
-        with self._wake:
-            queue.append(job)
-            self._wake.notify()
+        queue.append(job)
+        self._turns.put(True)
         return await asyncio.wrap_future(job.future)
 
     def _run(self) -> None:
@@ -134,16 +132,11 @@ class InferenceQueue:
             return
         finally:
             self._loaded.set_result(None)
-        while self._turn(self.segmenter):
-            pass
+        for _ in iter(self._turns.get, False):
+            self._turn(self.segmenter)
 
-    def _turn(self, segmenter: Segmenter) -> bool:
-        with self._wake:
-            self._wake.wait_for(lambda: self.waiting or self._closed)
-            if not self.waiting:
-                return False
-            queries = [self._queries.popleft() for _ in range(len(self._queries))]
-        for job in queries:
+    def _turn(self, segmenter: Segmenter) -> None:
+        for job in [self._queries.popleft() for _ in range(len(self._queries))]:
             if job.future.set_running_or_notify_cancel():
                 self._finish([job], lambda job=job: [job.work()])
         batch = self._next_batch(self._batch_size or segmenter.network.window_batch_size)
@@ -152,10 +145,9 @@ class InferenceQueue:
         if len(batch) > 1:
             images, options = [job.image for job in batch], batch[0].options
             if self._finish(batch, lambda: segmenter.encode_batch(images, options)):
-                return True
+                return
         for job in batch:
             self._finish([job], lambda job=job: [job.work()])
-        return True
 
     def _next_batch(self, size: int) -> list[EncodeJob]:
         """Take the image that has waited longest; in mode whole, where images share a forward pass, several."""
