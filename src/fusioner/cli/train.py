@@ -4,9 +4,9 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import field, fields, make_dataclass
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
 
 from cyclopts import Parameter
 
@@ -24,40 +24,33 @@ from fusioner.weights import DEFAULT_MODEL, weights_file
 if TYPE_CHECKING:
     from fusioner.training.trainer import Result
 
-    ModelFlags = ModelOptions
-    DataFlags = DataOptions
-    OptimFlags = OptimOptions
+    Settings: TypeAlias = dict[str, Any]
 else:
 
-    def _flags(options: type, *without: str) -> type:
-        """Return a dataclass of optional fields, None by default, so that flags not given leave the preset's values.
-
-        Inherited fields come last.
-        """
-        entries = [
-            (entry.name, entry.type | None, field(default=None, metadata={"help": _with_default(entry)}))
-            for entry in sorted(fields(options), key=lambda entry: entry.name not in options.__annotations__)
-            if entry.name not in without
-        ]
-        made = make_dataclass(options.__name__, entries)
-        made.__module__ = __name__  # cyclopts does not read dataclasses of the module `types`
-        return made
-
-    def _with_default(entry: Any) -> str:
-        """Return the help of an option with the presets' values: that of small, and those that differ."""
+    def _flag(group: str, entry: Field) -> Any:
+        """Return the type of a flag: that of an option, with its help and the presets' values (small's and others)."""
         values = {name: _format(flatten(preset.to_dict())[entry.name]) for name, preset in PRESETS.items()}
         small = values.pop("small")
         others = "; ".join(f"{name}: {value}" for name, value in values.items() if value != small)
-        return f"{entry.metadata['help']} Default: {small}" + (f" ({others})." if others else ".")
+        text = f"{entry.metadata['help']} Default: {small}" + (f" ({others})." if others else ".")
+        return Annotated[entry.type, Parameter(group=group, help=text, consume_multiple=True)]
 
     def _format(value: Any) -> str:
         if isinstance(value, bool):
             return "on" if value else "off"
         return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
-    ModelFlags = _flags(ModelOptions, "templates")
-    DataFlags = _flags(DataOptions, "features")
-    OptimFlags = _flags(OptimOptions)
+    # Flags not given are not in the dictionary, so that they leave the preset's values. Inherited fields come last.
+    Settings = TypedDict(
+        "Settings",
+        {
+            entry.name: _flag(group, entry)
+            for group, options in (("Model", ModelOptions), ("Data", DataOptions), ("Optimization", OptimOptions))
+            for entry in sorted(fields(options), key=lambda entry: entry.name not in options.__annotations__)
+            if entry.name not in ("templates", "features")
+        },
+        total=False,
+    )
 
 
 def train(
@@ -80,9 +73,7 @@ def train(
     devices: Annotated[int, Parameter(group=COMPUTE)] = 1,
     compile: Annotated[bool, Parameter(group=COMPUTE)] = False,
     seed: int | None = None,
-    model: Annotated[ModelFlags | None, Parameter(name="*", group="Model", consume_multiple=True)] = None,
-    data: Annotated[DataFlags | None, Parameter(name="*", group="Data")] = None,
-    optim: Annotated[OptimFlags | None, Parameter(name="*", group="Optimization")] = None,
+    settings: Annotated[Settings | None, Parameter(name="*")] = None,
 ) -> None:
     """Train the fusion network on frozen encoders; writes best.safetensors, last.safetensors and metrics.jsonl.
 
@@ -119,7 +110,7 @@ def train(
     from fusioner.training.train import train as run_training
     from fusioner.training.trainer import RunConfig
 
-    given = {name: value for group in (model, data, optim) if group is not None for name, value in vars(group).items()}
+    given: dict[str, Any] = {**(settings or {})}
     given |= {"seed": seed, "templates": None if templates is None else read_templates(templates)}
     given["features"] = None if cache is None else "live" if cache == "off" else "cached"
     given = {name: value for name, value in given.items() if value is not None}
@@ -127,15 +118,15 @@ def train(
         given.setdefault("steps", 0)
     fold_number = None if fold == "all" else int(fold)
     base = get_preset(preset, fold_number)
-    settings = (base if config is None else base.merge(read_toml(config), str(config))).override(**given)
-    splits = [open_split(dataset, root, fold_number, settings.data.unseen_pixels, mask_values)]
+    chosen = (base if config is None else base.merge(read_toml(config), str(config))).override(**given)
+    splits = [open_split(dataset, root, fold_number, chosen.data.unseen_pixels, mask_values)]
     splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
     if init_from == Path("default"):
         init_from = weights_file(DEFAULT_MODEL)
     folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
     command = command_line(["fusioner", *sys.argv[1:]])
     run = RunConfig(out, resume, device, devices, folder, init_from, preset, command, checkpoint_minutes, compile)
-    report(run_training(splits, settings, run), out)
+    report(run_training(splits, chosen, run), out)
 
 
 def report(result: "Result", out: Path) -> None:
