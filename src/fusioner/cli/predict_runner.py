@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,8 @@ Rows = list[dict[str, Any]]
 
 @dataclass(eq=False)
 class Item:
-    """A picture, or frame number `frame` of a video, on its way through the loop; `number` is its position in it."""
+    """A picture, or frame number `frame` of a video, on its way through the loop."""
 
-    number: int
     job: Job
     image: ImageSource = b""
     frame: int | None = None
@@ -86,8 +85,8 @@ class Run:
     def __post_init__(self) -> None:
         self.pictures = self.frames = self.skipped = self.failed = 0
         self.frame_formats = tuple(name for name in self.formats if name != "overlay")  # that of a video is a video
-        self._numbers, self._rows = count(), Rows()
-        self._written: dict[int, Item] = {}  # and not reported yet
+        self._rows: Rows = []
+        self._unreported: list[Item] = []  # which the model has seen
         self._videos: dict[Job, Video] = {}
         self._segmented = self._total = 0
 
@@ -107,8 +106,8 @@ class Run:
 
     def end(self, out: Path, table: Path | None = None) -> None:
         """Write the CSV table and the contact sheet and print the summary; also after Ctrl-C."""
-        for number in sorted(self._written):
-            self._report(self._written[number])
+        for item in [item for item in self._unreported if item.result is None]:
+            self._report(item)
         counts = [_plural(self.pictures, "picture")] if self.pictures or not self.frames else []
         counts += [_plural(self.frames, "frame")] if self.frames else []
         summary = f"{' and '.join(counts)} segmented into {out}"
@@ -135,7 +134,7 @@ class Run:
             if is_video(job.path):
                 yield from self._video_items(job)
                 continue
-            item = Item(next(self._numbers), job, job.path)
+            item = Item(job, job.path)
             try:
                 if job.path == STDIN:
                     item.image = read_stdin()
@@ -147,7 +146,7 @@ class Run:
     def _video_items(self, job: Job) -> Iterator[Item]:
         step, with_overlay = self.frame_step, "overlay" in self.formats
         if with_overlay and self.is_newer([job.folder / f"{job.stem}{VIDEO_OVERLAY}"], job.path):
-            first = Item(next(self._numbers), job, frame=0)
+            first = Item(job, frame=0)
             self._skip_existing(first, self.frame_formats)
             if first.skipped:  # the overlay is written last
                 first.rows = []
@@ -160,7 +159,7 @@ class Run:
                 self._total += expected - 1
                 with closing(taken_ahead(iter(video.frames(step)), min(1, self.workers))) as frames:
                     for frame in frames:
-                        item = Item(next(self._numbers), job, frame.rgb, frame.index, frame.time)
+                        item = Item(job, frame.rgb, frame.index, frame.time)
                         if not with_overlay:  # which needs every frame
                             self._skip_existing(item, self.formats)
                         items += 1
@@ -169,7 +168,7 @@ class Run:
                 if video.damage:
                     raise FusionerError(video.damage)
         except FusionerError as error:
-            yield Item(next(self._numbers), job, error=error)
+            yield Item(job, error=error)
 
     def _skip_existing(self, item: Item, formats: Sequence[str]) -> None:
         """Mark the item as skipped if its results exist, are up to date and, as its JSON says, of the same settings."""
@@ -207,6 +206,7 @@ class Run:
                 item.result.name = item.title(item.job.name)
             except FusionerError as error:
                 item.error = FusionerError(f"{item.title(item.job.path)}: {error}")
+        self._unreported.append(item)
         self._segmented += 1
         self._task(self._segmented, self._total)
         return item
@@ -222,7 +222,6 @@ class Run:
         except FusionerError as error:
             item.error = error
         item.image, item.result = b"", None
-        self._written[item.number] = item
         return item
 
     def _save(self, item: Item, result: Segmentation) -> None:
@@ -236,7 +235,7 @@ class Run:
             item.drawing = add_legend(result.overlay(legend=False), result.labels)
 
     def _report(self, item: Item) -> None:
-        del self._written[item.number]
+        self._unreported.remove(item)
         print_notes(item.notes)
         if item.error:
             self.fail(item.error, item.job.path, item.frame)
