@@ -8,22 +8,39 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fusioner.batch.run import Event, Job
+from fusioner.batch.run import Engine, Event, Job
 from fusioner.batch.worker import Worker
+from fusioner.cores import available_cores
 from fusioner.errors import FusionerError
+from fusioner.loading import runs_on_torch
 
 MAX_FAILED_STARTS = 6  # consecutive deaths of a process before its first image
 
 
-def run_multiprocessing(job: Job, shards: Iterable[int], workers: int, gpus: int = 0) -> Iterator[Event]:
-    """Segment the shards and yield the events of the workers.
+def local_engine(job: Job, workers: int | None, device: str, batch_size: int | None) -> tuple[int, Engine]:
+    """Return the number of workers, by default one per GPU or one per `job.threads` cores, and the engine."""
+    chosen, gpus = "cpu", 0
+    if device not in ("auto", "cpu") or (device == "auto" and runs_on_torch(**job.model) and find_spec("torch")):
+        import torch
 
-    The workers are distributed over `gpus`; 0: all use `job.device`.
-    """
+        from fusioner.device import pick_device
+
+        found = pick_device(device)
+        gpus = torch.cuda.device_count() if found.type == "cuda" and found.index is None else 0
+        chosen = str(found)
+    on_cpu = chosen == "cpu"
+    count = workers or gpus or (max(1, available_cores() // job.threads) if on_cpu else 1)
+    job = replace(job, device=chosen, batch_size=batch_size or (1 if on_cpu else 16))
+    return count, lambda shards: _run(job, shards, min(count, len(shards)), gpus)
+
+
+def _run(job: Job, shards: Iterable[int], workers: int, gpus: int) -> Iterator[Event]:
+    """Yield the events of workers that are distributed over `gpus`; 0: all use `job.device`."""
     queue = iter(shards)
     processes = [_Process(replace(job, device=f"cuda:{n % gpus}") if gpus else job) for n in range(workers)]
     try:

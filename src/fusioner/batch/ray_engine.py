@@ -8,15 +8,19 @@ the result files keep retried shards from being done twice.
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from fusioner.batch.run import Event, Job
+from fusioner.batch.run import Engine, Event, Job
 from fusioner.batch.worker import Worker
 from fusioner.errors import FusionerError
+from fusioner.loading import runs_on_torch
 
 
-def start_ray(address: str | None) -> None:
-    """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine."""
+def start_ray(
+    job: Job, workers: int | None, device: str, batch_size: int | None, address: str | None
+) -> tuple[int, Engine]:
+    """Join the cluster at `address` (or RAY_ADDRESS), or start Ray here; return the number of workers and an engine."""
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
         os.environ.setdefault(name, value)
     import ray.data
@@ -28,18 +32,18 @@ def start_ray(address: str | None) -> None:
     except Exception as error:  # Ray raises plain exceptions
         problem = f"cannot join the Ray cluster at {address}" if address else "Ray does not start on this machine"
         raise FusionerError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
-
-
-def cluster_workers(threads: int) -> tuple[int, bool]:
-    """Return how many workers fit on the cluster, and whether each has a GPU."""
-    import ray
-
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    return (gpus, True) if gpus else (max(1, int(resources.get("CPU", 1)) // threads), False)
+    capacity = gpus or max(1, int(resources.get("CPU", 1)) // job.threads)
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
+        raise FusionerError(f"--device {device} is not in the Ray cluster: omit it, or name cpu or cuda")
+    on_gpu = bool(gpus) and device != "cpu" and (device == "cuda" or runs_on_torch(**job.model, device="cuda"))
+    job = replace(job, device="cuda" if on_gpu else "cpu", batch_size=batch_size or (16 if on_gpu else 1))
+    count = workers or capacity
+    return count, lambda shards: _run(job, shards, count, on_gpu)
 
 
-def run_ray(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[Event]:
+def _run(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[Event]:
     """Segment the shards and yield the result of each as it ends."""
     import ray.data
     from ray.exceptions import RayError

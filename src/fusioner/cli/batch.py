@@ -3,15 +3,13 @@
 import hashlib
 import secrets
 from collections import Counter
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from fusioner.batch.plan import make_plan
-from fusioner.batch.run import Engine, Job, RunStats, run_shards
+from fusioner.batch.run import Job, RunStats, run_shards
 from fusioner.batch.sources import open_source
 from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.options import (
@@ -27,13 +25,11 @@ from fusioner.cli.options import (
     print_notes,
     read_label_flags,
 )
-from fusioner.cores import available_cores
 from fusioner.encoders.training_free import BACKGROUND_NAMES
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
 from fusioner.io import cannot_read
 from fusioner.labels import label_warnings
-from fusioner.loading import runs_on_torch
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
@@ -106,8 +102,16 @@ def batch(
         formats=formats,
         threads=threads,
     )
-    setup = _local_engine if engine == "local" else _ray_engine
-    count, run = setup(job, workers, device, batch_size, address)
+    if engine == "ray":
+        from fusioner.batch.ray_engine import start_ray
+
+        count, run = start_ray(job, workers, device, batch_size, address)
+    else:
+        from fusioner.batch.multiprocessing_engine import local_engine
+
+        if address:
+            raise FusionerError("--address is that of a Ray cluster: add --engine ray")
+        count, run = local_engine(job, workers, device, batch_size)
     left_out = Counter[str]()
     plan = make_plan(job.source, job.out, shard_size, _settings(job), lambda kind: left_out.update([kind]))
     if left_out:
@@ -150,44 +154,6 @@ def _model_digest(path: Path) -> str:
     except OSError as error:
         raise cannot_read(f"the model {path}", error) from error
     return digest.hexdigest()
-
-
-def _local_engine(
-    job: Job, workers: int | None, device: str, batch_size: int | None, address: str | None
-) -> tuple[int, Engine]:
-    """Return the number of workers and the engine."""
-    from fusioner.batch.multiprocessing_engine import run_multiprocessing
-
-    if address:
-        raise FusionerError("--address is that of a Ray cluster: add --engine ray")
-    chosen, gpus = "cpu", 0
-    if device not in ("auto", "cpu") or (device == "auto" and runs_on_torch(**job.model) and find_spec("torch")):
-        import torch
-
-        from fusioner.device import pick_device
-
-        found = pick_device(device)
-        gpus = torch.cuda.device_count() if found.type == "cuda" and found.index is None else 0
-        chosen = str(found)
-    on_cpu = chosen == "cpu"
-    count = workers or gpus or (max(1, available_cores() // job.threads) if on_cpu else 1)
-    job = replace(job, device=chosen, batch_size=batch_size or (1 if on_cpu else 16))
-    return count, lambda shards: run_multiprocessing(job, shards, min(count, len(shards)), gpus)
-
-
-def _ray_engine(
-    job: Job, workers: int | None, device: str, batch_size: int | None, address: str | None
-) -> tuple[int, Engine]:
-    from fusioner.batch.ray_engine import cluster_workers, run_ray, start_ray
-
-    start_ray(address)
-    capacity, gpus = cluster_workers(job.threads)
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not gpus):
-        raise FusionerError(f"--device {device} is not in the Ray cluster: omit it, or name cpu or cuda")
-    gpus = gpus and device != "cpu" and (device == "cuda" or runs_on_torch(**job.model, device="cuda"))
-    job = replace(job, device="cuda" if gpus else "cpu", batch_size=batch_size or (16 if gpus else 1))
-    count = workers or capacity
-    return count, lambda shards: run_ray(job, shards, count, gpus)
 
 
 def _note(stats: RunStats, workers: int, price: float | None) -> str:
