@@ -32,6 +32,7 @@ CSV_COLUMNS: tuple[str, ...] = (
     *("picture", "frame", "label", "found", "pixels", "coverage"),
     *("score", "peak", "outscored_by", "box", "error"),
 )
+MAX_NAMES = 8  # of labels found, and of labels not found, in the line of an input
 CSV_MARK = ",".join(CSV_COLUMNS).encode()
 Rows = list[dict[str, Any]]
 
@@ -101,8 +102,8 @@ class Run:
             for job, group in groupby(written, key=lambda item: item.job):
                 if job in self._videos:
                     self._report_video(job, self._videos.pop(job), group)
-                else:
-                    self._report_all(group)
+                for item in group:  # noqa: B031 (those that no overlay has taken)
+                    self._report(item)
 
     def end(self, out: Path, table: Path | None = None) -> None:
         """Write the CSV table and the contact sheet and print the summary; also after Ctrl-C."""
@@ -250,11 +251,8 @@ class Run:
         self.pictures += item.frame is None
         self.frames += item.frame is not None
 
-    def _report_all(self, items: Iterable[Item]) -> None:
-        for item in items:
-            self._report(item)
-
     def _report_video(self, job: Job, video: Video, items: Iterable[Item]) -> None:
+        """Report frames while the overlay is written: if that fails, `items` are left over."""
         target = job.folder / f"{job.stem}{VIDEO_OVERLAY}"
         try:
             with write_video(target, video.rate / self.frame_step) as writer:
@@ -266,7 +264,6 @@ class Run:
                 print(f"{job.path}: {_plural(writer.count, 'frame')} -> {target}{writer.remark}", flush=True)
         except FusionerError as error:
             self.fail(error, job.path)
-            self._report_all(items)
 
 
 def read_stdin() -> bytes:
@@ -278,30 +275,28 @@ def read_stdin() -> bytes:
 
 
 def _read(item: Item) -> Item:
-    try:
-        if not item.error and not item.skipped:
-            item.image = read_image(
-                item.image, "standard input" if item.job.path == STDIN else None, on_note=item.notes.append
-            )
-    except FusionerError as error:
-        item.error = error
+    if not item.error and not item.skipped:
+        name = "standard input" if item.job.path == STDIN else None
+        try:
+            item.image = read_image(item.image, name, on_note=item.notes.append)
+        except FusionerError as error:
+            item.error = error
     return item
 
 
-def found_text(result: Segmentation, limit: int = 8) -> str:
-    """Return `cat 61.4 %, sofa 2.8 %; not found: dog (at most 0.02)`, the largest first and at most `limit` of each.
+def found_text(result: Segmentation) -> str:
+    """Return `cat 61.4 %, sofa 2.8 %; not found: dog (at most 0.02)`, the largest first.
 
     In brackets is the highest probability of a label, and the label that is likelier there.
     """
     regions = Counter(region.label for region in result.regions)
-    found = [f"{label} {format_coverage(coverage)}" for label, coverage in result.found.items()]
-    if result.options.instances:
-        found = [
-            f"{text} in {_plural(regions[label], 'region')}" for text, label in zip(found, result.found, strict=True)
-        ]
+    found = [
+        f"{label} {format_coverage(coverage)}" + (f" in {_plural(regions[label], 'region')}" if regions else "")
+        for label, coverage in result.found.items()
+    ]
     missing = [_missing_text(result, label) for label in result.labels if label not in result.found]
-    text = f"{_list(found, limit)}; not found: " if found else "nothing found: "
-    return text + _list(missing, limit) if missing else _list(found, limit)
+    text = f"{_list(found)}; not found: " if found else "nothing found: "
+    return text + _list(missing) if missing else _list(found)
 
 
 def _missing_text(result: Segmentation, label: str) -> str:
@@ -311,9 +306,9 @@ def _missing_text(result: Segmentation, label: str) -> str:
     return f"{label} (at most {max(0.01, result.peaks[label]):.2f}{hint})"
 
 
-def _list(names: Sequence[str], limit: int) -> str:
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+def _list(names: Sequence[str]) -> str:
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _plural(number: int, noun: str) -> str:
