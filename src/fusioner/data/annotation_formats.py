@@ -367,7 +367,11 @@ def voc(source: Path, mask_values: Mapping[int, int | None] | None = None) -> An
         if path.suffix == ".png":
             image.mask, project.classes = path, [name for _, name in sorted(names.items())]
         else:
-            image.shapes = _voc_objects(path)
+            with _reading(f"{path} is no annotation file of PASCAL VOC"):
+                for entry in ElementTree.parse(path).iter("object"):
+                    polygons = [[n.text for n in p.iter() if n.tag[0] in "xy"] for p in entry.iter("polygon")]
+                    kind = "polygon" if polygons else "box"
+                    image.shapes.append(Shape(entry.findtext("name") or "", kind, polygons))
         project.images.append(image)
     return project
 
@@ -395,15 +399,6 @@ def _voc_classes(source: Path) -> tuple[dict[int, str], dict[Colour, int]]:
         colours = {tuple(map(int, entry[1].split(","))): i for i, entry in enumerate(entries)}
     names = {65535: "background"} | {i: entry[0] for i, entry in enumerate(entries)}
     return names, {(0, 0, 0): 65535, **colours}
-
-
-def _voc_objects(path: Path) -> list[Shape]:
-    objects = []
-    with _reading(f"{path} is no annotation file of PASCAL VOC"):
-        for entry in ElementTree.parse(path).iter("object"):
-            polygons = [[one.text for one in polygon.iter() if one.tag[0] in "xy"] for polygon in entry.iter("polygon")]
-            objects.append(Shape(entry.findtext("name") or "", "polygon" if polygons else "box", polygons))
-    return objects
 
 
 def _with_suffixes(stem: str) -> list[str]:

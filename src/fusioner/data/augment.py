@@ -56,14 +56,20 @@ class Augmentation:
         height, width = mask.shape
         field = identity(height, width)
         # The field maps output to input coordinates: the step applied last to the image comes first here.
-        field = _crop_field(field, _random_box(rng, self.crop)) if on[0] else field
+        if on[0]:
+            low, high = _random_box(rng, self.crop).astype(np.float32).reshape(2, 2)
+            field = (high + low) / 2 + field * (high - low) / 2
         field = self._affine_field(field, rng) if on[1] else field
         field = field + _elastic_field(height, width, self.elastic, rng) if on[2] else field
         field = field * np.array([1, -1], np.float32) if on[3] and self.flip else field
         if on[:4].any():
             rgb, mask = warp(rgb, mask, field, self.ignore)
         rgb = jitter(rgb, self.jitter, rng) if on[4] else rgb
-        return (_add_noise(rgb, self.noise, rng) if on[5] else rgb.copy()), mask.copy()
+        if on[5]:
+            sigma = np.float32(rng.uniform(0, self.noise))
+            noise = sigma * rng.standard_normal(rgb.shape, dtype=np.float32)
+            return _to_uint8(rgb.astype(np.float32) / 255 + noise), mask.copy()
+        return rgb.copy(), mask.copy()
 
     def _affine_field(self, field: Field, rng: np.random.Generator) -> Field:
         """Shift, scale and rotate about the centre, with square pixels (a rotated square stays a square)."""
@@ -81,7 +87,7 @@ PASCAL_AUGMENT = Augmentation()
 COCO_AUGMENT = Augmentation(jitter=0.2, rotate=10.0)
 
 
-def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h2 w2 3"], Integer[ndarray, "h2 w2"]]:
+def view(rgb: Rgb, index: int, seed: int) -> UInt8[ndarray, "h2 w2 3"]:
     """Return light augmentation number `index` of an image, for caching the features of a few views per image.
 
     View 0 is the image itself; odd views are flipped, views from 2 on are cropped without resampling (to 45..100 % of
@@ -90,14 +96,12 @@ def view(rgb: Rgb, mask: Mask, index: int, seed: int) -> tuple[UInt8[ndarray, "h
     Args:
         index: 0, 1, 2, ...; seed: non-negative, different for every image.
     """
-    if index == 0:
-        return rgb, mask
     rng = np.random.default_rng((seed, index))
-    return jitter(_frame(rgb, index, rng), 0.3, rng), view_mask(mask, index, seed)
+    return rgb if index == 0 else jitter(_frame(rgb, index, rng), 0.3, rng)
 
 
 def view_mask(mask: Mask, index: int, seed: int) -> Integer[ndarray, "h2 w2"]:
-    """Return the mask of `view` without its image."""
+    """Return the mask of the `view` of the same number and seed."""
     return mask if index == 0 else _frame(mask, index, np.random.default_rng((seed, index)))
 
 
@@ -130,11 +134,6 @@ def _random_box(rng: np.random.Generator, smallest: float) -> Float[ndarray, "4"
     height, width = min(1.0, np.sqrt(area / ratio)), min(1.0, np.sqrt(area * ratio))
     y, x = rng.uniform(-1 + height, 1 - height), rng.uniform(-1 + width, 1 - width)
     return np.array([y - height, x - width, y + height, x + width])
-
-
-def _crop_field(field: Field, box: Float[ndarray, "4"]) -> Field:
-    low, high = box[:2].astype(np.float32), box[2:].astype(np.float32)
-    return (high + low) / 2 + field * (high - low) / 2
 
 
 def _elastic_field(height: int, width: int, strength: float, rng: np.random.Generator) -> Field:
@@ -172,12 +171,6 @@ def jitter(rgb: Rgb, strength: float, rng: np.random.Generator) -> Rgb:
     constant = torch.from_numpy((matrix @ np.full(3, (1 - contrast) * grey)).astype(np.float32))
     moved = torch.addmm(constant[:, None], factors, planes).round_().clamp_(0, 255)
     return np.ascontiguousarray(moved.to(torch.uint8).view(3, *rgb.shape[:2]).permute(1, 2, 0).numpy())
-
-
-def _add_noise(rgb: Rgb, max_sigma: float, rng: np.random.Generator) -> Rgb:
-    """Add Gaussian noise of a random standard deviation up to `max_sigma` (RGB in [0, 1])."""
-    sigma = np.float32(rng.uniform(0, max_sigma))
-    return _to_uint8(rgb.astype(np.float32) / 255 + sigma * rng.standard_normal(rgb.shape, dtype=np.float32))
 
 
 def _to_uint8(image: Float[ndarray, "h w 3"]) -> Rgb:

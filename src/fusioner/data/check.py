@@ -12,6 +12,8 @@ from fusioner.image import is_turned
 from fusioner.progress import Track, no_progress
 from fusioner.visualization import arrange_grid, overlay, resize_with_maps
 
+WIDTH = 360  # px of an image in the contact sheet
+
 
 @dataclass
 class DatasetReport:
@@ -64,20 +66,20 @@ def check_dataset(data: SegmentationData, track: Track = no_progress) -> Dataset
     return report
 
 
-def contact_sheet(data: SegmentationData, count: int = 12, columns: int = 4, width: int = 360) -> Image.Image:
-    """Draw `count` images, evenly spaced over the data set, in `columns` columns of `width` px."""
-    if min(count, columns, width) < 1:
+def contact_sheet(data: SegmentationData, count: int, columns: int) -> Image.Image:
+    """Draw `count` images, evenly spaced over the data set, in `columns` columns of `WIDTH` px."""
+    if min(count, columns) < 1:
         raise FusionerError(f"a contact sheet needs at least one cell, not {count} in {columns} columns")
     chosen = np.linspace(0, len(data.items) - 1, min(count, len(data.items))).round().astype(int)
-    return arrange_grid([_cell(data, data.items[i], width) for i in chosen], columns, gap=max(4, width // 40))
+    return arrange_grid([_cell(data, data.items[i]) for i in chosen], columns, gap=WIDTH // 40)
 
 
-def _cell(data: SegmentationData, item: Item, width: int) -> Image.Image:
+def _cell(data: SegmentationData, item: Item) -> Image.Image:
     rgb, mask = data.read(item)
     # Resized before the legend is drawn, so that all legends have the same font size.
-    rgb, (mask,) = resize_with_maps(rgb, [mask], (width, max(1, round(len(rgb) * width / rgb.shape[1]))))
+    rgb, (mask,) = resize_with_maps(rgb, [mask], (WIDTH, max(1, round(len(rgb) * WIDTH / rgb.shape[1]))))
     classes = [i for i in np.unique(mask).tolist() if i not in (0, data.ignore)]
     table = np.zeros(65536, np.uint16)
     table[classes] = np.arange(1, len(classes) + 1)
     cell = overlay(rgb, [table[mask]], [data.classes[i] for i in classes])
-    return cell if cell.width == width else cell.resize((width, round(cell.height * width / cell.width)))
+    return cell if cell.width == WIDTH else cell.resize((WIDTH, round(cell.height * WIDTH / cell.width)))

@@ -26,14 +26,11 @@ def published_pairs(name: str, split: str) -> tuple[Pair, ...]:
     with as_file(files("fusioner.data") / "splits" / f"{name}.npz") as path, np.load(path) as packed:
         numbers = np.cumsum(packed[f"{part}_step"], dtype=np.int64)
         bits = np.unpackbits(packed[f"{part}_bits"], axis=1)
-    ids = [_image_id(name, split, int(number)) for number in numbers]
-    return tuple((ids[row], int(column) + 1) for row, column in np.argwhere(bits))
-
-
-def _image_id(name: str, split: str, number: int) -> str:
     if name == "coco":
-        return f"COCO_{split}2014_{number:012d}"
-    return f"{number // 1_000_000}_{number % 1_000_000:06d}"
+        ids = [f"COCO_{split}2014_{number:012d}" for number in numbers]
+    else:
+        ids = [f"{number // 1_000_000}_{number % 1_000_000:06d}" for number in numbers]
+    return tuple((ids[row], int(column) + 1) for row, column in np.argwhere(bits))
 
 
 def fold_classes(name: str, fold: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,6 +4,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -38,7 +39,10 @@ def prepare_coco(instances: Path, root: Path, track: Track = no_progress) -> tup
         )
     project.classes = list(COCO_CLASSES[1:])
     for image in track(project.images, "painting"):
-        part = _coco_part(image.name, instances)
+        names = (image.name, instances.stem)
+        part = next((part for name in names for part in ("train2014", "val2014") if part in name), None)
+        if part is None:
+            raise FusionerError(f"neither {names[0]} nor {instances.name} says whether it is of train2014 or val2014")
         path = root / "annotation" / part / f"{PurePosixPath(image.name).stem}.png"
         if not path.exists():
             size = image.size or image_size(root / part / image.name)
@@ -85,15 +89,6 @@ def _files_by_name(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return {label_key(path.stem): path for path in folder.glob("*") if path.suffix.lower() in suffixes}
 
 
-def _coco_part(file_name: str, instances: Path) -> str:
-    """train2014 or val2014, from the name of the image or of the instances file."""
-    for name in (file_name, instances.stem):
-        for part in ("train2014", "val2014"):
-            if part in name:
-                return part
-    raise FusionerError(f"neither {file_name} nor {instances.name} says whether it belongs to train2014 or val2014")
-
-
 def _stems(images: Sequence[AnnotatedImage]) -> list[str]:
     """Names in the folder: the stem of an image, or its whole path if others have the same stem in any case."""
     paths = [PurePosixPath(image.name.replace("\\", "/")).with_suffix("") for image in images]
@@ -138,7 +133,10 @@ def _place_image(
 
 def _write_png(path: Path, pixels: Integer[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> None:
     """Write an indexed (8-bit), grey (16-bit) or RGB file with the mark of this program; keep other files."""
-    if path.exists() and not _is_ours(path):
+    ours = False
+    with suppress(OSError), Image.open(path) as picture:
+        ours = picture.info.get("Software") == _SOFTWARE and not path.is_symlink()
+    if path.exists() and not ours:
         if pixels.ndim == 2 and np.array_equal(read_mask(path), pixels):
             return
         raise FusionerError(f"{path} exists and was not written by this command: choose an empty folder for --root")
@@ -146,11 +144,3 @@ def _write_png(path: Path, pixels: Integer[np.ndarray, "h w"] | UInt8[np.ndarray
     mark.add_text("Software", _SOFTWARE)
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary, pnginfo=mark)
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == _SOFTWARE and not path.is_symlink()
-    except OSError:
-        return False

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float16
 from torch import Tensor, nn
@@ -283,5 +282,4 @@ def load_views(image: Path, digest: str, views: Sequence[int], side: int) -> lis
     if image_digest(raw) != digest:
         raise FusionerError(f"image {image} has changed since it was indexed: run this again")
     rgb = read_image(raw, str(image))
-    no_mask = np.broadcast_to(np.uint8(0), rgb.shape[:2])
-    return [resize_square(view(rgb, no_mask, number, view_seed(digest))[0], side) for number in views]
+    return [resize_square(view(rgb, number, view_seed(digest)), side) for number in views]

@@ -70,7 +70,7 @@ class LiveSource:
         rgb, mask, seed = read_image(raw, str(item.image)), self.data.read_mask(item), view_seed(image_digest(raw))
         check_size(item, rgb.shape[:2], mask.shape)
         if self.augment is None:
-            rgb, mask = view(rgb, mask, number, seed)
+            rgb, mask = view(rgb, number, seed), view_mask(mask, number, seed)
         else:
             rgb, mask = self.augment(rgb, mask, np.random.default_rng((seed, number)))
         return resize_square(rgb, self.resolution), mask
