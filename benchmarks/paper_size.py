@@ -18,7 +18,7 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.progress import progress
 from fusioner.training.build import build_fabric
 from fusioner.training.data_loader import Batch, DataLoader
-from fusioner.training.dataset import BatchSampler, build_corpus, open_split
+from fusioner.training.dataset import build_corpus, open_split
 from fusioner.training.presets import PAPER
 from fusioner.training.prompt_sampling import Vocabulary
 from fusioner.training.trainer import RunConfig, Trainer
@@ -66,7 +66,7 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
             trainer = Trainer(
                 build_fabric("cpu", 1, "32"), model, batches, config, card, RunConfig(folder / "run"), {}, bar
             )
-        made = batches.training_batches(BatchSampler(corpus.samples, batch, 0), 0)
+        made = batches.training_batches(0)
         found[name] = (_gradients(trainer, made), lambda trainer=trainer: trainer._update(1))
     return found
 

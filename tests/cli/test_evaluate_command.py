@@ -15,7 +15,7 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.classes import PASCAL_CLASSES
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.evaluation.options import EvaluationOptions
+from fusioner.evaluation.protocols import EvaluationOptions
 from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 from fusioner.model.checkpoint import ModelCard, load_model, save_model
 from fusioner.model.config import FusionerConfig

@@ -18,8 +18,8 @@ from fusioner.evaluation.bootstrap import summarize
 from fusioner.evaluation.compare import Comparison, compare, select_images
 from fusioner.evaluation.evaluate_report import write_report
 from fusioner.evaluation.evaluator import EvaluationResult, evaluate
-from fusioner.evaluation.options import EvaluationOptions
 from fusioner.evaluation.predictor import FunctionPredictor
+from fusioner.evaluation.protocols import EvaluationOptions
 from fusioner.evaluation.results import (
     COUNTS_FILE,
     Counts,

@@ -15,9 +15,8 @@ from fusioner.data.folds import val_pairs
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluator import EvaluationResult, evaluate, to_metrics
-from fusioner.evaluation.options import EvaluationOptions
 from fusioner.evaluation.predictor import FunctionPredictor
-from fusioner.evaluation.protocols import argmax_plan, fold_plan, limit_images, sample_pairs
+from fusioner.evaluation.protocols import EvaluationOptions, argmax_plan, fold_plan, limit_images, sample_pairs
 from fusioner.evaluation.results import IGNORED
 
 WORDS = {"dining table": "diningtable", "potted plant": "pottedplant", "tv monitor": "tvmonitor"}

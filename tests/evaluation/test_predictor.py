@@ -12,8 +12,8 @@ from PIL import Image
 from fusioner.data.base import SegmentationData
 from fusioner.errors import FusionerError
 from fusioner.evaluation.evaluator import evaluate, to_metrics
-from fusioner.evaluation.options import EvaluationOptions
 from fusioner.evaluation.predictor import FunctionPredictor, SegmenterPredictor
+from fusioner.evaluation.protocols import EvaluationOptions
 from fusioner.options import Mode
 from fusioner.postprocess import upsample
 from fusioner.segmenter import Segmenter

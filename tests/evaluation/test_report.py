@@ -18,8 +18,8 @@ from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import Estimate
 from fusioner.evaluation.evaluate_report import class_table, markdown, terminal, write_report
 from fusioner.evaluation.evaluator import EvaluationResult, evaluate
-from fusioner.evaluation.options import EvaluationOptions
 from fusioner.evaluation.predictor import FunctionPredictor
+from fusioner.evaluation.protocols import EvaluationOptions
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate
 
 ORIGIN = {"command": "fusioner evaluate pascal --root '<here>' --fold 0", "model": {"sha256": "abc"}}

@@ -20,7 +20,7 @@ from fusioner.features.dataset import LiveSource, TokenSource
 from fusioner.prefetch import taken_ahead
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch, DataLoader
-from fusioner.training.dataset import BatchSampler, Corpus, build_corpus, open_split
+from fusioner.training.dataset import Corpus, build_corpus, open_split
 from fusioner.training.losses import iou_counts, miou
 from fusioner.training.prompt_sampling import Vocabulary
 
@@ -75,9 +75,9 @@ def test_each_image_is_prompted_with_classes_of_its_own_data_set(
     voc_tree: Path, unlabeled_tree: Path, encoder: Any
 ) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree), open_split("folder", unlabeled_tree)], "images")
-    made = batches(corpus, encoder, prompts=6)
-    for batch in [next(made.training_batches(BatchSampler(corpus.samples, 28, 0), 0))]:
-        for row, sample in enumerate(BatchSampler(corpus.samples, 28, 0)(0)):
+    made = batches(corpus, encoder, prompts=6, batch_size=28)
+    for batch in [next(made.training_batches(0))]:
+        for row, sample in enumerate(made.samples(0)):
             requested = batch.classes[row][~batch.padded[row]].tolist()
             first, end = corpus.class_offsets[sample.split : sample.split + 2]
             assert len(requested) == (6 if sample.split == 0 else 3)  # the folder has three names; the rest is padding
@@ -109,11 +109,11 @@ def test_a_hypernym_prompt_covers_all_its_classes(
     groups = {"thing": [named[i] for i in (8, 12, 13)], "all": [named[i] for i in split.data.class_ids]}
     vocabulary = Vocabulary(corpus.names(), None, groups)
     table = torch.nn.functional.normalize(torch.eye(len(vocabulary.words)), dim=1)
-    settings = TrainConfig().override(sampling="images", prompts=4, resolution=SIZE)
+    settings = TrainConfig().override(sampling="images", prompts=4, resolution=SIZE, batch_size=7)
     made = DataLoader(corpus, [LiveSource(split.data, encoder, 32)], vocabulary, table, settings)
     requested = 0
     for step in range(6):
-        samples = BatchSampler(corpus.samples, 7, 0)(step)
+        samples = made.samples(step)
         batch = made.build(samples, [(step, i) for i in range(7)], training=False)
         for row, sample in enumerate(samples):
             mask, claimed = resize_mask(split.data.read_mask(sample.item), (SIZE, SIZE)), set()
@@ -154,10 +154,9 @@ def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder:
     data = corpus.splits[0].data
     cached = cache_features(tmp_path, data, encoder, 32, views=3)
     live = LiveSource(data, encoder, 32, views=3)
-    order = BatchSampler(corpus.samples, 8, 1)
     for step in range(3):
         one, other = (
-            next(batches(corpus, encoder, [source]).training_batches(order, step)) for source in (cached, live)
+            next(batches(corpus, encoder, [source], batch_size=8).training_batches(step)) for source in (cached, live)
         )
         assert (one.tokens - other.tokens).abs().max() < 1e-3  # fp16 of numbers below one
         for name in ("text", "labels", "classes", "padded"):
@@ -186,9 +185,11 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "pairs")
     source = LiveSource(corpus.splits[0].data, encoder, 32, views=1)
-    order, flipped = BatchSampler(corpus.samples, 12, 0), 0
-    plain = next(batches(corpus, encoder, [source]).training_batches(order, 0))
-    mirrored = next(batches(corpus, encoder, [source], horizontal_flip=True).training_batches(order, 0))
+    flipped = 0
+    plain, mirrored = (
+        next(batches(corpus, encoder, [source], horizontal_flip=flip, batch_size=12).training_batches(0))
+        for flip in (False, True)
+    )
     for row in range(12):
         turn = not torch.equal(mirrored.tokens[row], plain.tokens[row])
         flipped += turn
@@ -199,19 +200,19 @@ def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
 
 def test_processes_share_the_batch(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images", val_images=1)
-    made, order = batches(corpus, encoder), BatchSampler(corpus.samples, 7, 0)
-    whole = next(made.training_batches(order, 4))
-    splits = [next(made.training_batches(order, 4, rank, 2)) for rank in range(2)]
+    made = batches(corpus, encoder, batch_size=7)
+    whole = next(made.training_batches(4))
+    splits = [next(made.training_batches(4, rank, 2)) for rank in range(2)]
     for rank, split in enumerate(splits):
         assert torch.equal(split.labels, whole.labels[rank::2])
         assert torch.allclose(split.tokens, whole.tokens[rank::2], atol=1e-6)
     assert torch.equal(sum((split.counts() for split in splits), torch.zeros(2)), whole.counts())
-    assert [len(batch.labels) for batch in made.held_out_batches(4)] == [1]
+    assert [len(batch.labels) for batch in made.held_out_batches()] == [1]
 
 
 def test_microbatches_make_up_the_batch(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
-    whole = next(batches(corpus, encoder).training_batches(BatchSampler(corpus.samples, 5, 0), 0))
+    whole = next(batches(corpus, encoder, batch_size=5).training_batches(0))
     pieces = whole.split(3)
     assert [len(piece.tokens) for piece in pieces] == [2, 2, 1]
     assert torch.equal(torch.cat([piece.labels for piece in pieces]), whole.labels)

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fusioner.data.folds import fold_classes
 from fusioner.errors import FusionerError
-from fusioner.training.dataset import BatchSampler, build_corpus, held_out_count, open_split
+from fusioner.training.config import TrainConfig
+from fusioner.training.data_loader import DataLoader
+from fusioner.training.dataset import build_corpus, held_out_count, open_split
+from fusioner.training.prompt_sampling import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +83,13 @@ def test_a_fold_excludes_further_data_sets(voc_tree: Path, own_tree: Path) -> No
 
 
 def test_every_epoch_has_every_example_once_in_another_order(voc_tree: Path) -> None:
-    samples = build_corpus([open_split("pascal", voc_tree)], "images").samples
-    order = BatchSampler(samples, 5, seed=0)
-    assert order.steps(2) == 10  # 48 images in tens of 5
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    samples, config = corpus.samples, TrainConfig().override(batch_size=5)
+    order, again = (DataLoader(corpus, [], Vocabulary([]), torch.zeros(0, 1), config).samples for _ in range(2))
     stream = [sample.item.id for step in range(10) for sample in order(step)]
     first, second = stream[:24], stream[24:48]
     assert sorted(first) == sorted(second) == sorted({sample.item.id for sample in samples})
     assert first != second
-    again = BatchSampler(samples, 5, seed=0)
     assert [sample.item.id for sample in again(7)] == stream[35:40]
     assert again(0) == order(0)
 

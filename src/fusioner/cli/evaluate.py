@@ -15,8 +15,7 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
-from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
-from fusioner.evaluation.protocols import make_plans
+from fusioner.evaluation.protocols import DEFAULT_OPTIONS, EvaluationOptions, make_plans
 from fusioner.evaluation.results import Plan
 from fusioner.io import find_path, writable_folder
 from fusioner.loading import load

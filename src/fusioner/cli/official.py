@@ -14,7 +14,7 @@ from fusioner.cli.evaluate import evaluate
 from fusioner.cli.main import run
 from fusioner.cli.train import command_line, report
 from fusioner.errors import FusionerError
-from fusioner.evaluation.options import EvaluationOptions
+from fusioner.evaluation.protocols import EvaluationOptions
 from fusioner.training.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from fusioner.training.dataset import open_split
 

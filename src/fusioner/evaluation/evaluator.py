@@ -17,11 +17,9 @@ from torch import Tensor
 from fusioner.data.base import Item, PairCoverage, SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
 from fusioner.encoders.prompt_templates import NEUTRAL
-from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import Summary, summarize
-from fusioner.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from fusioner.evaluation.predictor import Predictor
-from fusioner.evaluation.protocols import make_plans
+from fusioner.evaluation.protocols import DEFAULT_OPTIONS, EvaluationOptions, make_plans
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, Plan, PromptCounts
 from fusioner.postprocess import decide_logits, sigmoid, upsample
 from fusioner.progress import Track, no_progress
@@ -60,11 +58,8 @@ def evaluate(
 
     Raises FusionerError as `make_plans`, and for an unreadable image or mask.
     """
-    plans = make_plans(data, options)
-    if not plans:
-        raise FusionerError("no fold to evaluate")
     results: dict[int | None, FoldResult] = {}
-    for fold, (plan, coverage) in plans.items():
+    for fold, (plan, coverage) in make_plans(data, options).items():
         counter = _PixelCounter(predictor, data, plan)
         items = [data.by_id[image] for image in plan.images]
         for index, item in enumerate(track(items, data.name if fold is None else f"fold {fold}")):

@@ -1,4 +1,4 @@
-"""Evaluation protocols: which classes are prompted on which images.
+"""Options and protocols of an evaluation: which classes are prompted on which images.
 
 - `official`: PASCAL-5i: every val pair of the fold once; COCO-20i: the first 1000 pairs, sorted by image, then class.
 - `hsnet`: 1000 samples with a seed: a class of the fold, then one of its pairs (an image may be sampled again).
@@ -11,20 +11,47 @@ not on disk are left out and counted. `fold_plan` adds measures that this binary
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from cyclopts import Parameter
 
 from fusioner.data.base import Pair, PairCoverage, SegmentationData, present_pairs
 from fusioner.data.folds import FOLD_DATASETS, fold_classes, val_pairs
 from fusioner.errors import FusionerError
-from fusioner.evaluation.options import EvaluationOptions, Protocol
 from fusioner.evaluation.results import Plan
 
 COCO_PAIRS = 1000
 HSNET_SAMPLES = 1000
 ABSENT_PROMPTS = 5  # per image: all of PASCAL's, a sample of COCO's 20
+Protocol = Literal["official", "hsnet", "full"]
+
+
+@Parameter(name="*", group="Protocol")
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Options of the protocol and of scoring."""
+
+    folds: Annotated[tuple[int, ...], Parameter(parse=False)] = (0, 1, 2, 3)
+    """Folds of pascal, coco and coco-to-pascal; other data sets have none."""
+    protocol: Protocol = "official"
+    """official: PASCAL: every val pair once, COCO: the first 1000; hsnet: 1000 seeded samples; full: every pair."""
+    images: Literal["fold", "all"] = "fold"
+    """Images on which measures beyond the protocol are taken: those of the fold's pairs, or all val images (slower)."""
+    threshold: float | Literal["model"] = 0.5
+    """Minimum probability of a positive pixel; model: the one chosen on held-out training images."""
+    eval_size: int | None = None
+    """Score at this side in pixels, as the papers' 224; default: each mask's own size."""
+    limit: int | None = None
+    """Maximum number of images per fold, spread evenly; default: all."""
+    seed: int = 0
+    """Seed of hsnet's samples, the mosaics, the choice of absent classes and the bootstrap."""
+    n_resamples: int = 1000
+    """Bootstrap samples of the 95 % intervals."""
+
+
+DEFAULT_OPTIONS = EvaluationOptions()
 
 
 def make_plans(

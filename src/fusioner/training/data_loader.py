@@ -17,7 +17,7 @@ from torch import Tensor
 from fusioner.data.masks import resize_mask
 from fusioner.features.dataset import TokenSource
 from fusioner.training.config import TrainConfig
-from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, Sample, cross_fit_fold
+from fusioner.training.dataset import Corpus, DatasetSplit, Sample, cross_fit_fold
 from fusioner.training.prompt_sampling import Vocabulary, draw_prompts
 
 LIVE_VIEWS = 2**31 - 1
@@ -71,7 +71,7 @@ class DataLoader:
     Args:
         sources: one per split of the corpus.
         table: unit embeddings of `vocabulary.words`, in their order.
-        config: its data options and seed are used, and the resolution of the loss.
+        config: its data options, batch size and seed are used, and the resolution of the loss.
     """
 
     def __init__(
@@ -87,6 +87,18 @@ class DataLoader:
         self.side = max(1, config.model.resolution // config.optim.loss_stride)
         power = self.options.negative_frequency_power
         self._weights = [_negative_weights(split, power) if power else None for split in corpus.splits]
+        self._epoch, self._permutation = -1, np.empty(0, int)
+
+    def samples(self, step: int) -> list[Sample]:
+        """Return the samples of a step: a new permutation every epoch; batches run on across the ends of epochs."""
+        samples, size = self.corpus.samples, self.config.optim.batch_size
+        drawn = []
+        for epoch, place in (divmod(place, len(samples)) for place in range(step * size, (step + 1) * size)):
+            if epoch != self._epoch:
+                rng = np.random.default_rng((self.config.seed, 1, epoch))
+                self._epoch, self._permutation = epoch, rng.permutation(len(samples))
+            drawn.append(samples[self._permutation[place]])
+        return drawn
 
     def build(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
         """Build the batch of some samples, each with the numbers that seed its draws.
@@ -94,7 +106,10 @@ class DataLoader:
         Only training batches use other views than 0, and flips. Samples with a class are prompted with it alone.
         """
         rngs = [np.random.default_rng((self.config.seed, 2, *numbers)) for numbers in seeds]
-        views = [self._view(sample, rng) if training else 0 for sample, rng in zip(samples, rngs, strict=True)]
+        views = [0] * len(samples)
+        for row, (sample, rng) in enumerate(zip(samples, rngs, strict=True) if training else ()):
+            limit = self.sources[sample.split].views
+            views[row] = int(rng.integers(1, LIVE_VIEWS) if limit is None else rng.integers(limit))
         tokens, masks = self._read(samples, views)
         if self.options.horizontal_flip and training:
             flips = [bool(rng.integers(2)) for rng in rngs]
@@ -112,22 +127,18 @@ class DataLoader:
         arrays = (torch.from_numpy(array) for array in (labels, classes, padded, folds))
         return Batch(tokens, self.table[torch.from_numpy(rows)], *arrays)
 
-    def training_batches(self, sampler: BatchSampler, start: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def training_batches(self, start: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield process `rank`'s share (of `world`) of the batches of steps `start`, `start + 1`, ... without end."""
         for step in count(start):
-            share = list(enumerate(sampler(step)))[rank::world]
+            share = list(enumerate(self.samples(step)))[rank::world]
             yield self.build([sample for _, sample in share], [(step, place) for place, _ in share])
 
-    def held_out_batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    def held_out_batches(self, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield a process's share of the held-out samples, in order, unaugmented and with fixed prompts."""
-        share = list(enumerate(self.corpus.held_out))[rank::world]
+        share, batch_size = list(enumerate(self.corpus.held_out))[rank::world], self.config.optim.batch_size
         for start in range(0, len(share), batch_size):
             part = share[start : start + batch_size]
             yield self.build([sample for _, sample in part], [(place,) for place, _ in part], training=False)
-
-    def _view(self, sample: Sample, rng: np.random.Generator) -> int:
-        views = self.sources[sample.split].views
-        return int(rng.integers(1, LIVE_VIEWS)) if views is None else int(rng.integers(views))
 
     def _read(
         self, samples: Sequence[Sample], views: Sequence[int]

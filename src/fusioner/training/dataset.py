@@ -165,29 +165,6 @@ def held_out_count(images: int, val_images: int) -> int:
     return min(val_images, max(images // 20, min(images // 5, 20)))
 
 
-class BatchSampler:
-    """Samples of each step: a new permutation every epoch; batches run on across the ends of epochs."""
-
-    def __init__(self, samples: Sequence[Sample], batch_size: int, seed: int) -> None:
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self._epoch, self._permutation = -1, np.empty(0, int)
-
-    def steps(self, epochs: int) -> int:
-        """Return the number of updates of `epochs` epochs."""
-        return -(-epochs * len(self.samples) // self.batch_size)
-
-    def __call__(self, step: int) -> list[Sample]:
-        """Return the batch of a step, a function of seed and step alone."""
-        first = step * self.batch_size
-        return [self._at(*divmod(place, len(self.samples))) for place in range(first, first + self.batch_size)]
-
-    def _at(self, epoch: int, place: int) -> Sample:
-        if epoch != self._epoch:
-            rng = np.random.default_rng((self.seed, 1, epoch))
-            self._epoch, self._permutation = epoch, rng.permutation(len(self.samples))
-        return self.samples[self._permutation[place]]
-
-
 def _samples(number: int, split: DatasetSplit, sampling: Sampling) -> list[Sample]:
     by_id = split.data.by_id
     if sampling == "pairs":

@@ -26,7 +26,7 @@ from fusioner.training.calibration import calibrate_threshold, set_reference_wor
 from fusioner.training.closed_set import FitCache, fit_closed_set_head
 from fusioner.training.config import BEST, LAST, RESUME, SECTIONS, TrainConfig
 from fusioner.training.data_loader import DataLoader
-from fusioner.training.dataset import BatchSampler, Corpus, DatasetSplit, build_corpus
+from fusioner.training.dataset import Corpus, DatasetSplit, build_corpus
 from fusioner.training.prompt_sampling import Vocabulary
 from fusioner.training.trainer import Result, RunConfig, Trainer
 
@@ -56,8 +56,8 @@ def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, 
             f"note: {held_out} of only {images} images are held out to choose checkpoint and threshold, which is an "
             "uncertain choice: add images, or train on all with --val-images 0"
         )
-    sampler = BatchSampler(corpus.samples, config.optim.batch_size, config.seed)
-    config = config.override(steps=config.optim.steps or sampler.steps(config.optim.epochs))
+    whole_epochs = -(-config.optim.epochs * len(corpus.samples) // config.optim.batch_size)
+    config = config.override(steps=config.optim.steps or whole_epochs)
     fabric = build_fabric(run.device, run.devices, config.optim.precision)
     if config.optim.batch_size < fabric.world_size:
         size = config.optim.batch_size

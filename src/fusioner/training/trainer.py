@@ -30,7 +30,6 @@ from fusioner.prefetch import taken_ahead, timed
 from fusioner.progress import ProgressBar
 from fusioner.training.config import BEST, LAST, RESUME, TrainConfig
 from fusioner.training.data_loader import Batch, DataLoader
-from fusioner.training.dataset import BatchSampler
 from fusioner.training.losses import COUNT_DECAY, THRESHOLDS, iou_counts, masked_bce, miou, multiclass_ce
 from fusioner.training.optim import build_optimizer, set_rates
 from fusioner.training.resume import Log, read_state, write_state
@@ -138,8 +137,7 @@ class Trainer:
         self.fabric, self.loader, self.config, self.card, self.out = fabric, loader, config, card, run.out
         self.run, self.bar = run, bar
         self.identity = {"settings": config.changes(), **identity}
-        self.sampler = BatchSampler(loader.corpus.samples, config.optim.batch_size, config.seed)
-        self.steps = config.optim.steps or self.sampler.steps(config.optim.epochs)
+        self.steps = config.optim.steps
         self.model = model.to(fabric.device)
         if self.model.decoder is not None:
             self.model.decoder.to(memory_format=torch.channels_last)  # pyright: ignore  (fastest for convolutions)
@@ -187,7 +185,7 @@ class Trainer:
         waited, speed, earlier_seconds = 0.0, 0.0, self.seconds
         log_interval, evaluation_interval = max(1, self.steps // 1000), -(-self.steps // self.config.optim.evaluations)
         batch_size, seed, rank = self.config.optim.batch_size, self.config.seed, self.fabric.global_rank
-        batches = self.loader.training_batches(self.sampler, self.start, rank, self.fabric.world_size)
+        batches = self.loader.training_batches(self.start, rank, self.fabric.world_size)
         live_on_cpu = self.config.data.features == "live" and self.fabric.device.type == "cpu"
         ahead = 0 if live_on_cpu else BATCHES_AHEAD
         task = self.bar.task("training", self.steps, self.start, unit="")
@@ -284,7 +282,7 @@ class Trainer:
         network.eval()
         counts = torch.zeros(len(THRESHOLDS), *self.counts.shape, device=self.fabric.device)
         rank, world = self.fabric.global_rank, self.fabric.world_size
-        for batch in self.loader.held_out_batches(self.config.optim.batch_size, rank, world):
+        for batch in self.loader.held_out_batches(rank, world):
             batch = batch.to(self.fabric.device)
             with self.fabric.autocast():
                 logits = network(batch.tokens, batch.text, batch.labels.shape[-2:]).float()
