@@ -13,16 +13,16 @@ def evidence(images: int = 6, seed: int = 0) -> Counts:
     image = np.repeat(np.arange(images), 2)
     class_id = np.tile([1, 2], images)
     both, extra = rng.integers(1, 50, len(image)), rng.integers(0, 50, len(image))
-    values = np.stack([500 - both - extra, 500 - both, both, both + extra], axis=1).astype(float)
+    values = np.stack([500 - both - extra, 500 - both, both, both + extra] * 2, axis=1).astype(float)
     right = rng.integers(1, 30, (images, 3))
     counts = np.stack([right, right + rng.integers(0, 9, right.shape), right + rng.integers(0, 9, right.shape)], axis=1)
     group = GroupCounts((1, 2), counts, np.zeros((3, 3), int))
     rows = PromptCounts(image, class_id, values)
-    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    absent = PromptCounts(image, class_id, np.stack([extra / 500, extra == 0], axis=1).astype(float))
-    present = PromptCounts(image, class_id, (both[:, None] > 25).astype(float))
+    absent = np.stack([0 * both, extra / 500, extra > 0], axis=1).astype(float)
+    present = np.stack([0 * both + 1, both / 500, both > 25], axis=1).astype(float)
+    presence = PromptCounts(np.tile(image, 2), np.tile(class_id, 2), np.concatenate([absent, present]))
     plan = Plan("official", tuple(f"{seed}-{i}" for i in range(images)), groups={"unseen": (1, 2)})
-    return Counts(plan, rows, none, absent, present, {"unseen": group}, [], [])
+    return Counts(plan, rows, presence, {"unseen": group}, [], [])
 
 
 def miou_of(e: Counts, drawn: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def test_measure_and_interval_equal_those_of_a_naive_bootstrap():
 
 def test_equal_images_have_an_interval_of_zero_width():
     e = evidence()
-    e.pairs.values[:] = e.pairs.values[:2].repeat(6, axis=0).reshape(2, 6, 4).transpose(1, 0, 2).reshape(12, 4)
+    e.pairs.values[:] = e.pairs.values[:2].repeat(6, axis=0).reshape(2, 6, 8).transpose(1, 0, 2).reshape(12, 8)
     figure = summarize([e], n_resamples=100).measures["miou"]
     assert figure.low == pytest.approx(figure.value) == pytest.approx(figure.high)
 
@@ -69,10 +69,11 @@ def test_argmax_and_absent_by_hand():
     iou = inside / (truth + guess - inside)
     assert found["argmax_miou"].value == pytest.approx(100 * iou[1:].mean())
     assert found["background_iou"].value == pytest.approx(100 * iou[0])
-    assert found["false_positive_area"].value == pytest.approx(100 * e.absent.values[:, 0].mean())
-    truth, guess = np.repeat([1, 0], 12), np.append(e.present.values[:, 0], 1 - e.absent.values[:, 1])
+    assert found["false_positive_area"].value == pytest.approx(100 * e.presence.values[:12, 1].mean())
+    truth, guess = e.presence.values[:, 0], e.presence.values[:, 2]
+    assert found["specificity"].value == pytest.approx(100 - 100 * guess[:12].mean())
     assert found["presence_mcc"].value == pytest.approx(100 * np.corrcoef(truth, guess)[0, 1])
-    assert "prompt_ablated_miou" not in found
+    assert found["prompt_ablated_miou"] == found["miou"]
     assert "harmonic" not in found
 
 

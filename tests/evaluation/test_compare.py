@@ -40,14 +40,14 @@ def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Cou
     image, class_id = np.repeat(np.arange(images), 2), np.tile([1, 2], images)
     union = 100.0
     both = np.round(union * np.clip(rng.normal(0.5 + better, 0.15, len(image)), 0, 1))
-    values = np.stack([900 - union + 0 * both, 900 - both, both, union + 0 * both], axis=1)
+    values = np.stack([900 - union + 0 * both, 900 - both, both, union + 0 * both] * 2, axis=1)
     right = np.stack([0 * both[::2], both[::2], both[1::2]], axis=1).astype(int)
     group = GroupCounts((1, 2), np.stack([right, right * 0 + 80, right * 0 + 90], axis=1), np.zeros((3, 3), int))
-    absent = PromptCounts(image, class_id + 1, np.stack([1 - both / union, both == union], axis=1).astype(float))
+    absent = np.stack([0 * both, 1 - both / union, both < union], axis=1).astype(float)
+    present = np.stack([0 * both + 1, both / union, both > 0], axis=1).astype(float)
+    presence = PromptCounts(np.tile(image, 2), np.append(class_id + 2, class_id), np.concatenate([absent, present]))
     plan = Plan("official", tuple(f"image {first + i}" for i in range(images)), groups={"unseen": (1, 2)})
-    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    present = PromptCounts(image, class_id, (both[:, None] > 0).astype(float))
-    return Counts(plan, PromptCounts(image, class_id, values), none, absent, present, {"unseen": group}, [], [])
+    return Counts(plan, PromptCounts(image, class_id, values), presence, {"unseen": group}, [], [])
 
 
 def stored(*folds: Counts, name: str = "run", classes: Sequence[str] = CLASSES) -> SavedRun:
@@ -87,7 +87,7 @@ def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():
     a, b = evidence(15, 0), evidence(15, 1, better=0.1)
 
     def miou(e: Counts, drawn: np.ndarray) -> float:
-        sums = [e.pairs.values.reshape(15, 2, 4)[drawn, k].sum(axis=0) for k in (0, 1)]
+        sums = [e.pairs.values.reshape(15, 2, 8)[drawn, k].sum(axis=0) for k in (0, 1)]
         return 100 * float(np.mean([one[2] / one[3] for one in sums]))
 
     rng = np.random.default_rng(9)
@@ -100,7 +100,7 @@ def test_the_randomisation_test_equals_predictions_exchanged_by_hand():
     a, b = evidence(12, 0), evidence(12, 1, better=0.06)
 
     def difference(swap: np.ndarray) -> float:
-        tables = [e.pairs.values.reshape(12, 2, 4) for e in (a, b)]
+        tables = [e.pairs.values.reshape(12, 2, 8) for e in (a, b)]
         first = np.where(swap[:, None, None], tables[1], tables[0]).sum(axis=0)
         second = np.where(swap[:, None, None], tables[0], tables[1]).sum(axis=0)
         return float(np.mean(second[:, 2] / second[:, 3]) - np.mean(first[:, 2] / first[:, 3]))

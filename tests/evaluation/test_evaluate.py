@@ -161,7 +161,9 @@ def test_measures_of_folds_equal_those_of_the_metric(voc_data: SegmentationData)
 
 def test_absent_prompts_are_classes_not_in_the_image(voc_data: SegmentationData):
     evidence = evaluate(FunctionPredictor(oracle), voc_data, FAST).folds[0].counts
-    for image, class_id in zip(evidence.absent.image, evidence.absent.class_id, strict=True):
+    absent = evidence.presence.take(evidence.presence.values[:, 0] == 0)
+    assert len(absent.image)
+    for image, class_id in zip(absent.image, absent.class_id, strict=True):
         mask = voc_data.read_mask(voc_data.by_id[evidence.plan.images[image]])
         assert class_id in (1, 2, 3, 4, 5)
         assert class_id not in mask

@@ -125,11 +125,9 @@ def test_a_cell_ends_with_its_parent_process(tmp_path: Path) -> None:
 def evidence(fold: int, right: int) -> Counts:
     """Two images, one pair each, of which `right` of 10 pixels are found."""
     images = (f"{fold}a", f"{fold}b")
-    pairs = PromptCounts(
-        np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10], [80, 90, right, 10]], float)
-    )
-    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    return Counts(Plan("official", images), pairs, none, none, none, {}, [], [])
+    pairs = PromptCounts(np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10] * 2] * 2, float))
+    none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)))
+    return Counts(Plan("official", images), pairs, none, {}, [], [])
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def summarize(folds: list[Counts], n_resamples: int = 1000, seed: int = 0) -> Su
         *(of_kind(estimates, kind) for kind in ("measure", "class", "argmax")),
         images=len(images),
         pairs=sum(len(counts.pairs.image) for counts in folds),
-        absent_prompts=sum(len(counts.absent.image) for counts in folds),
+        absent_prompts=sum(int((counts.presence.values[:, 0] == 0).sum()) for counts in folds),
     )
 
 
@@ -101,33 +101,39 @@ def sample_weights(images: int, n_resamples: int, seed: int) -> list[Weights]:
 def _measure(counts: Counts, weights: Weights) -> dict[MeasureKey, Values]:
     measures: dict[MeasureKey, Values] = {}
     if len(counts.pairs.image):
-        ids, iou, fb_iou = _pair_iou(counts.pairs, weights)
+        ids, iou, fb_iou = _pair_iou(counts.pairs._replace(values=counts.pairs.values[:, :4]), weights)
         if "all" in counts.groups:
             measures["measure", "single_prompt_miou"] = _nanmean(iou)
         else:
             measures |= {("measure", "miou"): _nanmean(iou), ("measure", "fb_iou"): fb_iou}
             measures |= {("class", int(i)): iou[:, k] for k, i in enumerate(ids)}
+        ablated = counts.pairs._replace(values=counts.pairs.values[:, 4:])
+        measures["measure", "prompt_ablated_miou"] = _nanmean(_pair_iou(ablated, weights)[1])
     argmax = {name: _group_iou(group, weights) for name, group in counts.groups.items()}
     if "all" in argmax:
         measures |= _measure_all_classes(counts, argmax["all"], weights)
     if "unseen" in argmax:
         measures |= _measure_unseen_and_seen(counts, argmax)
-    if len(counts.absent.image):
-        per_row = weights[:, counts.absent.image]
-        for column, name in enumerate(("false_positive_area", "specificity")):
-            measures["measure", name] = _divide(per_row @ counts.absent.values[:, column], per_row.sum(axis=1))
-        measures["measure", "presence_mcc"] = _presence_mcc(counts, weights)
-    if len(counts.ablated.image):
-        measures["measure", "prompt_ablated_miou"] = _nanmean(_pair_iou(counts.ablated, weights)[1])
+    is_present = counts.presence.values[:, 0] > 0
+    if not is_present.all():
+        measures |= _measure_presence(counts.presence.take(is_present), counts.presence.take(~is_present), weights)
     return measures
 
 
-def _presence_mcc(counts: Counts, weights: Weights) -> Values:
-    """Return the Matthews correlation of predicting any pixel with presence; 0 where one of them is constant."""
-    present, absent = weights[:, counts.present.image], weights[:, counts.absent.image]
-    found, refused = counts.present.values[:, 0], counts.absent.values[:, 1]
-    tp, fn, fp, tn = present @ found, present @ (1 - found), absent @ (1 - refused), absent @ refused
-    return _divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)), empty=0.0)
+def _measure_presence(present: PromptCounts, absent: PromptCounts, weights: Weights) -> dict[MeasureKey, Values]:
+    """Measure prompts of one class by whether it is in the image."""
+    in_image, elsewhere = weights[:, present.image], weights[:, absent.image]
+    found, share, wrong = present.values[:, 2], absent.values[:, 1], absent.values[:, 2]
+    tp, fn, fp, tn = in_image @ found, in_image @ (1 - found), elsewhere @ wrong, elsewhere @ (1 - wrong)
+    prompts = elsewhere.sum(axis=1)
+    return {
+        ("measure", "false_positive_area"): _divide(elsewhere @ share, prompts),
+        ("measure", "specificity"): _divide(tn, prompts),
+        # the Matthews correlation of predicting any pixel with presence; 0 where one of them is constant
+        ("measure", "presence_mcc"): _divide(
+            tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)), empty=0.0
+        ),
+    }
 
 
 def _measure_all_classes(counts: Counts, iou: np.ndarray, weights: Weights) -> dict[MeasureKey, Values]:

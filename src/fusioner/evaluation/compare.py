@@ -105,15 +105,16 @@ def _align(a: Counts, b: Counts) -> tuple[Counts, Counts]:
     classes = [{name: group.class_ids for name, group in counts.groups.items()} for counts in (a, b)]
     if classes[0] != classes[1]:
         raise FusionerError("the two runs prompted different classes: evaluate both with the same settings")
-    common = sorted(set(a.plan.images) & set(b.plan.images))
-    if not common:
+    images = sorted(set(a.plan.images) & set(b.plan.images))
+    if not images:
         raise FusionerError("the two runs share no image: evaluate both on the same split with the same --limit")
-    a, b = select_images(a, common), select_images(b, common)
+    a, b = select_images(a, images), select_images(b, images)
     if _prompts(a.pairs) != _prompts(b.pairs):
         raise FusionerError("the two runs have different pairs: evaluate both with the same --protocol and --seed")
-    ablated = _common_prompts(a.ablated, b.ablated)
-    absent = _common_prompts(a.absent, b.absent)  # drawn by an image's position in its run
-    return replace(a, ablated=ablated[0], absent=absent[0]), replace(b, ablated=ablated[1], absent=absent[1])
+    # Absent classes are drawn by an image's position in its run.
+    common = set(_prompts(a.presence)) & set(_prompts(b.presence))
+    rows = [np.array([prompt in common for prompt in _prompts(run.presence)], bool) for run in (a, b)]
+    return replace(a, presence=a.presence.take(rows[0])), replace(b, presence=b.presence.take(rows[1]))
 
 
 def select_images(counts: Counts, images: Sequence[str]) -> Counts:
@@ -134,13 +135,6 @@ def select_images(counts: Counts, images: Sequence[str]) -> Counts:
 
 def _prompts(table: PromptCounts) -> list[tuple[int, int]]:
     return list(zip(table.image.tolist(), table.class_id.tolist(), strict=True))
-
-
-def _common_prompts(a: PromptCounts, b: PromptCounts) -> list[PromptCounts]:
-    common = set(_prompts(a)) & set(_prompts(b))
-    if not common:
-        return [a.take(np.zeros(0, int))] * 2
-    return [table.take(np.array([prompt in common for prompt in _prompts(table)])) for table in (a, b)]
 
 
 def _randomize(

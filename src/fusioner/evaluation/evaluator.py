@@ -161,7 +161,8 @@ class _PixelCounter:
         self.listed: dict[str, Counter[int]] = {}
         for image, class_id in plan.pairs:
             self.listed.setdefault(image, Counter())[class_id] += 1
-        self.tables: dict[str, list[tuple[int, int, list]]] = {"pairs": [], "ablated": [], "absent": [], "present": []}
+        self.pairs: list[tuple[int, int, list[float]]] = []
+        self.presence: list[tuple[int, int, list[float]]] = []
         self.group_counts: dict[str, list[np.ndarray]] = {name: [] for name in plan.groups}
         self.confusion = {name: np.zeros((len(ids) + 1,) * 2, np.int64) for name, ids in plan.groups.items()}
         self.best: list[Example] = []
@@ -187,30 +188,25 @@ class _PixelCounter:
         if not listed:
             return
         ignored = mask == self.data.ignore
-        ablated = predictions.positive(NEUTRAL, self.plan.threshold)
+        neutral = predictions.positive(NEUTRAL, self.plan.threshold)
         for class_id, times in sorted(listed.items()):
             positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold)
-            counts = binary_counts(positive, mask == class_id, ignored)
-            self.tables["pairs"] += [(index, class_id, counts.flatten().tolist())] * times
+            counts, ablated = (binary_counts(found, mask == class_id, ignored) for found in (positive, neutral))
+            self.pairs += [(index, class_id, torch.cat([counts, ablated]).flatten().tolist())] * times
             if "all" not in self.plan.groups:
                 truth = (mask == class_id).long().masked_fill(ignored, IGNORED)
                 self._add_example(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), positive, truth)
-            ablated_counts = binary_counts(ablated, mask == class_id, ignored).flatten().tolist()
-            self.tables["ablated"] += [(index, class_id, ablated_counts)] * times
 
     def _count_presence(self, index: int, present: set[int], mask: Tensor, predictions: "_Predictions") -> None:
         if not self.plan.absent:
             return
         absent = [i for i in self.plan.prompted if i not in present]
-        rng = np.random.default_rng((self.plan.seed, index))
+        drawn = np.random.default_rng((self.plan.seed, index)).permutation(absent)[: self.plan.absent].tolist()
         valid = mask != self.data.ignore
-        for class_id in sorted(rng.permutation(absent)[: self.plan.absent].tolist()):
+        for class_id in (*sorted(drawn), *sorted(present.intersection(self.plan.prompted))):
             positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold) & valid
             share = float(positive.sum() / valid.sum().clamp(min=1))
-            self.tables["absent"].append((index, class_id, [share, float(not positive.any())]))
-        for class_id in sorted(present.intersection(self.plan.prompted)):
-            positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold) & valid
-            self.tables["present"].append((index, class_id, [float(positive.any())]))
+            self.presence.append((index, class_id, [float(class_id in present), share, float(positive.any())]))
 
     def _predict_group(self, name: str, item: Item, predictions: "_Predictions") -> Integer[Tensor, "H W"]:
         """Return the winning class of a group at each pixel, numbered from 1 as the group lists them; 0: background."""
@@ -248,8 +244,8 @@ class _PixelCounter:
             name: GroupCounts(ids, np.stack(self.group_counts[name]), self.confusion[name])
             for name, ids in self.plan.groups.items()
         }
-        pairs, ablated, absent, present = (_to_columns(rows) for rows in self.tables.values())
-        return Counts(self.plan, pairs, ablated, absent, present, groups, self.best, self.worst)
+        pairs, presence = _to_columns(self.pairs, 8), _to_columns(self.presence, 3)
+        return Counts(self.plan, pairs, presence, groups, self.best, self.worst)
 
 
 class _Predictions:
@@ -281,8 +277,6 @@ def _image_miou(counts: Int[Tensor, "3 c"]) -> float:
     return float((inside / (truth + predicted - inside))[truth > 0].mean())
 
 
-def _to_columns(rows: list[tuple[int, int, list]]) -> PromptCounts:
-    if not rows:
-        return PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 0)))
-    images, class_ids, values = zip(*rows, strict=True)
-    return PromptCounts(np.array(images), np.array(class_ids), np.array(values, float))
+def _to_columns(rows: list[tuple[int, int, list[float]]], width: int) -> PromptCounts:
+    values = np.array([row[2] for row in rows], float).reshape(len(rows), width)
+    return PromptCounts(np.array([row[0] for row in rows], int), np.array([row[1] for row in rows], int), values)

@@ -21,8 +21,8 @@ IGNORED = 65535
 """Value of ignored pixels in the ground truth of an `Example`."""
 
 COUNTS_FILE = "counts.npz"
-_FORMAT = "fusioner-counts-2"
-TABLES = ("pairs", "ablated", "absent", "present")
+_FORMAT = "fusioner-counts-3"
+TABLES = ("pairs", "presence")
 _STORED_FIELDS = (
     "protocol", "listed_only", "background", "background_prompts", "include_background", "threshold", "eval_size",
     "seed",
@@ -108,19 +108,17 @@ class Counts:
     """All counts of an evaluation.
 
     Attributes:
-        pairs, ablated: values (background intersection, background union, foreground intersection, foreground union)
-            of each pair prompted with its class name and with the neutral prompt.
-        absent: values (share of the image predicted, 1.0 if not one pixel was).
-        present: values (1.0 if a pixel was predicted,) of the `prompted` classes that are in an image.
+        pairs: values (background intersection, background union, foreground intersection, foreground union) of each
+            pair prompted with its class name, then the same with the neutral prompt.
+        presence: values (1.0 if the class is in the image, share of the image predicted, 1.0 if a pixel was) of
+            `prompted` classes, each prompted alone.
         groups: by the plan's names.
         best, worst: examples, best first and worst first.
     """
 
     plan: Plan
     pairs: PromptCounts
-    ablated: PromptCounts
-    absent: PromptCounts
-    present: PromptCounts
+    presence: PromptCounts
     groups: dict[str, GroupCounts]
     best: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
