@@ -134,7 +134,7 @@ def test_order_does_not_matter_and_only_common_images_count(order: list[int], re
 def test_p_values_of_classes_are_adjusted_for_multiple_comparisons():
     a, b = evidence(30, 0), evidence(30, 1, better=0.08)
     found: Comparison = compare(stored(a), stored(b), n_resamples=1000)
-    lone = [compare(stored(_of(a, i)), stored(_of(b, i)), n_resamples=1000).per_class[i].p for i in (1, 2)]
+    lone = [compare(stored(_of(a, i)), stored(_of(b, i)), n_resamples=1000).per_class[CLASSES[i]].p for i in (1, 2)]
     low, high = sorted(lone)
     assert sorted(one.p for one in found.per_class.values()) == pytest.approx([2 * low, max(2 * low, high)], abs=0.02)
 
@@ -148,7 +148,7 @@ def _of(e: Counts, class_id: int) -> Counts:
 def test_a_class_without_images_is_left_out():
     a = evidence(5, 0)
     a.groups["unseen"].counts[:, :, 2] = 0
-    one = compare(stored(a), stored(a), n_resamples=10).argmax_per_class[2]
+    one = compare(stored(a), stored(a), n_resamples=10).argmax_per_class[CLASSES[2]]
     assert np.isnan(one.change.value)
     assert one.p == 1
     assert not one.significant

@@ -101,12 +101,6 @@ def test_augmented_views_are_many_and_repeatable(data, encoder):
     assert not torch.equal(drawn[1], drawn[2])
 
 
-def test_a_missing_view_is_one_sentence(data, encoder, tmp_path: Path):
-    cached = cache_features(tmp_path, data, encoder, SIDE, views=2)
-    with pytest.raises(FusionerError, match="no view 2 of"):
-        single(cached, data.items[0], 2)
-
-
 def test_live_encoding_reports_broken_images_and_mask_sizes(data, encoder):
     live, (first, second, *_) = LiveSource(data, encoder, SIDE), data.items
     first.image.write_bytes(first.image.read_bytes()[:100])

@@ -1,9 +1,7 @@
 """Annotations of other tools in one form: class names, and images with labelled shapes, the last on top.
 
-Supported are COCO instances (JSON), LabelMe (one JSON per image), CVAT (CVAT for images 1.1: XML), Label Studio (JSON),
-Supervisely (meta.json, DATASET/img, DATASET/ann), YOLO segmentation (labels/NAME.txt, data.yaml) and PASCAL VOC (masks
-in SegmentationClass, also CVAT's Segmentation mask 1.1; or polygons in Annotations). Shapes without an area, such as
-lines and detection boxes, are left out and counted.
+There is one reader per format (`READERS`). Shapes without an area, such as lines and detection boxes, are left out and
+counted.
 """
 
 import base64

@@ -9,7 +9,7 @@ the difference is computed again.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _LOWER_IS_BETTER = ("false_positive_area", "prompt_ablated_miou")
 _WIDTH = 300  # px on each side of zero in the plot of a difference
 
 
-@dataclass(frozen=True)
+@dataclass
 class Difference:
     """One measure of both runs, in per cent.
 
@@ -36,17 +36,17 @@ class Difference:
         a, b: of run A and run B; NaN if not measured.
         change: b - a with the 95 % interval of the paired bootstrap.
         p: of the two-sided randomisation test, at least 1 / (n_resamples + 1).
+        significant: p is below 0.05 and the interval excludes 0.
     """
 
     a: float
     b: float
     change: Estimate
     p: float
+    significant: bool = field(init=False)
 
-    @property
-    def significant(self) -> bool:
-        """Whether p is below 0.05 and the interval excludes 0."""
-        return self.p < 0.05 and (self.change.low > 0 or self.change.high < 0)
+    def __post_init__(self) -> None:
+        self.significant = self.p < 0.05 and (self.change.low > 0 or self.change.high < 0)
 
 
 @dataclass
@@ -55,19 +55,18 @@ class Comparison:
 
     Attributes:
         a, b: folders of the runs; images: number of images that both evaluated.
-        measures: by the names of `report.MEASURES`; per_class, argmax_per_class: by class id, p-values Holm-adjusted
+        measures: by the names of `report.MEASURES`; per_class, argmax_per_class: by class name, p-values Holm-adjusted
             over the classes of a table.
         notes: remarks for the reader.
     """
 
-    a: Path
-    b: Path
+    a: str
+    b: str
     dataset: str
-    classes: Sequence[str]
     images: int
     measures: dict[str, Difference]
-    per_class: dict[int, Difference]
-    argmax_per_class: dict[int, Difference]
+    per_class: dict[str, Difference]
+    argmax_per_class: dict[str, Difference]
     notes: list[str]
 
 
@@ -87,15 +86,18 @@ def compare(a: SavedRun, b: SavedRun, n_resamples: int = 2000, seed: int = 0) ->
     )
     exchanged = _randomize(aligned, images, n_resamples, seed)
     differences = {key: _difference(first[key], second[key], exchanged[key]) for key in first if key in second}
+    per_class, argmax_per_class = (
+        _adjust({a.classes[i]: difference for i, difference in of_kind(differences, kind).items()})
+        for kind in ("class", "argmax")
+    )
     return Comparison(
-        a.folder,
-        b.folder,
+        str(a.folder),
+        str(b.folder),
         a.dataset,
-        a.classes,
         len(images),
         of_kind(differences, "measure"),
-        _adjust(of_kind(differences, "class")),
-        _adjust(of_kind(differences, "argmax")),
+        per_class,
+        argmax_per_class,
         _notes(a, b, folds, len(images)),
     )
 
@@ -182,14 +184,13 @@ def _difference(first: np.ndarray, second: np.ndarray, exchanged: np.ndarray) ->
     return Difference(100 * float(first[0]), 100 * float(second[0]), change, (as_large + 1) / (len(known) + 1))
 
 
-def _adjust(differences: Mapping[int, Difference]) -> dict[int, Difference]:
+def _adjust(differences: Mapping[str, Difference]) -> dict[str, Difference]:
     """Apply Holm's step-down adjustment: the probability of one false finding among all classes stays below p."""
-    order = sorted(differences, key=lambda i: differences[i].p)
-    adjusted, floor = {}, 0.0
-    for rank, i in enumerate(order):
-        floor = max(floor, min(1.0, differences[i].p * (len(order) - rank)))
-        adjusted[i] = replace(differences[i], p=floor)
-    return {i: adjusted[i] for i in differences}
+    adjusted, floor = dict(differences), 0.0
+    for rank, name in enumerate(sorted(differences, key=lambda name: differences[name].p)):
+        floor = max(floor, min(1.0, differences[name].p * (len(differences) - rank)))
+        adjusted[name] = replace(differences[name], p=floor)
+    return adjusted
 
 
 def _notes(a: SavedRun, b: SavedRun, folds: Sequence[int | None], images: int) -> list[str]:
@@ -220,8 +221,9 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     measures, classes = _tables(found)
     markdown = [f"# {_title(found)}", bullets, measures.to_markdown(), classes.to_markdown()]
     html = [html_list(remarks), measures.to_html(), "<h2>Classes</h2>", classes.to_html()]
+    values = json.dumps({"generator": "Fusioner", "unit": "per cent", **asdict(found)}, indent=2)
     contents = {
-        "compare.json": json.dumps({"generator": "Fusioner"} | _to_json(found), indent=2, allow_nan=False) + "\n",
+        "compare.json": values.replace(": NaN", ": null") + "\n",
         "compare.md": "\n\n".join(markdown) + "\n",
         "compare.html": html_page(_title(found), html),
     }
@@ -234,10 +236,10 @@ def _tables(found: Comparison) -> list[Table]:
     for name, (label, _) in MEASURES.items():
         if name in found.measures:
             measures.append((label, found.measures[name], name in _LOWER_IS_BETTER))
-    for i in sorted(found.per_class.keys() | found.argmax_per_class.keys()):
+    for name in {**found.per_class, **found.argmax_per_class}:
         for differences, suffix in ((found.per_class, ""), (found.argmax_per_class, ", multi-class")):
-            if i in differences:
-                classes.append((found.classes[i] + suffix, differences[i], False))
+            if name in differences:
+                classes.append((name + suffix, differences[name], False))
     tables = []
     for title, entries in ((_title(found), measures), ("classes", classes)):
         rows = [[label, *_cells(difference, lower)] for label, difference, lower in entries]
@@ -267,24 +269,6 @@ def _title(found: Comparison) -> str:
 def _legend(found: Comparison) -> list[str]:
     method = "interval: paired bootstrap over images; p: approximate randomisation, Holm-adjusted over classes"
     return [f"A: {found.a}", f"B: {found.b}", f"per cent; {method}"]
-
-
-def _to_json(found: Comparison) -> dict[str, object]:
-    def table(differences: Mapping[str, Difference]) -> dict[str, object]:
-        values = {name: asdict(value) | {"significant": value.significant} for name, value in differences.items()}
-        return json.loads(json.dumps(values).replace("NaN", "null"))
-
-    return {
-        "a": str(found.a),
-        "b": str(found.b),
-        "dataset": found.dataset,
-        "images": found.images,
-        "unit": "per cent",
-        "measures": table(found.measures),
-        "per_class": table({found.classes[i]: difference for i, difference in found.per_class.items()}),
-        "argmax_per_class": table({found.classes[i]: difference for i, difference in found.argmax_per_class.items()}),
-        "notes": found.notes,
-    }
 
 
 def _plot(difference: Difference, limit: float) -> Markup:

@@ -1,13 +1,8 @@
 """Options and protocols of an evaluation: which classes are prompted on which images.
 
-- `official`: PASCAL-5i: every val pair of the fold once; COCO-20i: the first 1000 pairs, sorted by image, then class.
-- `hsnet`: 1000 samples with a seed: a class of the fold, then one of its pairs (an image may be sampled again).
-- `full`: every val pair of the fold once.
-- `mosaic4`: the four classes of a mosaic prompted together, the argmax decides; see `data.mosaic4`.
-- `argmax` (benchmarks, own folders): all classes prompted together on every image, the argmax decides.
-
-In the first three each pair is prompted alone with its class name and decided at the threshold; pairs whose image is
-not on disk are left out and counted. `fold_plan` adds measures that this binary protocol omits.
+With folds, each (image, class) pair is prompted alone with its class name and decided at the threshold; pairs whose
+image is not on disk are left out and counted. Benchmarks and own folders prompt all classes together on every image,
+Mosaic-4 the four classes of a mosaic, and the argmax decides.
 """
 
 from collections.abc import Sequence

@@ -23,10 +23,6 @@ IGNORED = 65535
 COUNTS_FILE = "counts.npz"
 _FORMAT = "fusioner-counts-3"
 TABLES = ("pairs", "presence")
-_STORED_FIELDS = (
-    "protocol", "listed_only", "background", "background_prompts", "include_background", "threshold", "eval_size",
-    "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ def save_counts(folder: Path, dataset: str, classes: Sequence[str], folds: Mappi
     arrays: dict[str, Any] = {}
     metadata: dict[str, Any] = {"format": _FORMAT, "dataset": dataset, "classes": list(classes), "folds": []}
     for number, (fold, counts) in enumerate(folds.items()):
-        plan = {name: getattr(counts.plan, name) for name in _STORED_FIELDS}
+        plan = {name: value for name, value in vars(counts.plan).items() if name not in ("images", "pairs", "groups")}
         groups = {name: list(group.class_ids) for name, group in counts.groups.items()}
         metadata["folds"].append({"fold": fold, "plan": plan, "groups": groups})
         arrays[f"{number}/images"] = np.array(counts.plan.images, dtype=np.str_)

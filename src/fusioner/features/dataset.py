@@ -15,7 +15,6 @@ from torch import Tensor
 from fusioner.data.augment import Augmentation, view, view_mask
 from fusioner.data.base import Item, SegmentationData, check_size
 from fusioner.encoders.base import ImageEncoder
-from fusioner.errors import FusionerError
 from fusioner.features.cache import FeatureCache, encode, image_digest, read_bytes, view_seed
 from fusioner.image import read_image, resize_square
 
@@ -93,8 +92,6 @@ class CachedSource:
         key = self.cache.key
         tokens = torch.empty((len(wanted), key.dim, *key.grid))
         for row, (item, number) in zip(tokens, wanted, strict=True):
-            if self.views is not None and number >= self.views:
-                raise FusionerError(f"the feature cache has no view {number} of {item.image}")
             row.copy_(self.cache.tokens(item.image, self.digests[item.id], number))
         return tokens, [self._mask(item, number) for item, number in wanted]
 
