@@ -9,11 +9,11 @@ import shutil
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import Self, TypeVar
 
 from fusioner.errors import FusionerError
 
@@ -21,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover (Windows)
     fcntl = None
+
+T = TypeVar("T")
 
 _REASONS = {
     errno.ENOSPC: "there is no space left on the device: free some or choose another folder",
@@ -113,6 +115,21 @@ def cannot_write(path: Path, error: OSError) -> FusionerError:
 def cannot_read(path: Path | str, error: OSError) -> FusionerError:
     """Return the error for a failed read of `path`."""
     return FusionerError(f"cannot read {path}: {error.strerror or error}")
+
+
+def parse_file(path: str | Path, parse: Callable[[str], T], what: str = "") -> T:
+    """Parse a UTF-8 text file, with or without a byte-order mark.
+
+    Raises:
+        FusionerError: it cannot be read, or `parse` raises a ValueError: `cannot read WHAT PATH: reason`.
+    """
+    try:
+        return parse(Path(path).read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        if isinstance(error, UnicodeDecodeError):
+            reason = "it is not UTF-8 text: save it as UTF-8"
+        raise FusionerError(f"cannot read {what}{path}: {reason}") from error
 
 
 def find_path(name: str | Path, folder: str | Path = "") -> Path | None:

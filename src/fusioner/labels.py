@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusioner.errors import FusionerError
+from fusioner.io import parse_file
 from fusioner.weights import weights_file
 
 MAX_LABELS = 65_535  # of a 16-bit mask
@@ -30,12 +31,7 @@ def read_labels(path: str | Path) -> list[str]:
     Raises:
         FusionerError: the file cannot be read, has no labels, or has one twice.
     """
-    try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise FusionerError(f"cannot read labels from {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise FusionerError(f"labels file {path} is not UTF-8 text: save it as UTF-8") from error
+    lines = parse_file(path, str.splitlines, "labels from ")
     try:
         return check_labels([line for line in lines if line.strip()])
     except FusionerError as error:
@@ -79,11 +75,7 @@ def read_word_lists(source: str, packaged: str = "synonyms.json") -> dict[str, t
     if not source:
         return {}
     path = Path(__file__).with_name("data") / packaged if source == "packaged" else Path(source).expanduser()
-    try:
-        content = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FusionerError(f"cannot read the words in {path}: {reason}") from error
+    content = parse_file(path, json.loads, "the words in ")
     well_formed = isinstance(content, dict) and all(
         isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
         for words in content.values()

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from shlex import split
@@ -21,7 +22,7 @@ from fusioner.cli.train import command_line
 from fusioner.data.folds import val_pairs
 from fusioner.loading import load
 from fusioner.model.checkpoint import load_model
-from fusioner.training.config import TrainConfig, read_toml
+from fusioner.training.config import TrainConfig
 from fusioner.training.presets import PAPER, SMALL
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
@@ -170,7 +171,7 @@ def script(name: str, *words: object) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
-    example = SMALL.merge(read_toml(REPO / "examples" / "default.toml"))
+    example = SMALL.merge(tomllib.loads((REPO / "examples" / "default.toml").read_text("utf-8")))
     card = load().card
     assert card.training["settings"] == example.to_dict()
     assert card.guided_filter is example.model.guided_filter

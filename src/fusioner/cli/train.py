@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from pathlib import Path
@@ -14,8 +15,9 @@ from fusioner.cli.options import COMPUTE, Device, MaskValues, Root
 from fusioner.data.registry import TrainableDataset
 from fusioner.encoders.prompt_templates import read_templates
 from fusioner.errors import FusionerError
+from fusioner.io import parse_file
 from fusioner.progress import format_duration
-from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions, flatten, read_toml
+from fusioner.training.config import BEST, LAST, DataOptions, ModelOptions, OptimOptions, flatten
 from fusioner.training.dataset import open_split
 from fusioner.training.presets import PRESETS
 from fusioner.training.presets import preset as get_preset
@@ -118,7 +120,9 @@ def train(
         given.setdefault("steps", 0)
     fold_number = None if fold == "all" else int(fold)
     base = get_preset(preset, fold_number)
-    chosen = (base if config is None else base.merge(read_toml(config), str(config))).override(**given)
+    if config is not None:
+        base = base.merge(parse_file(config, tomllib.loads, "the settings in "), str(config))
+    chosen = base.override(**given)
     splits = [open_split(dataset, root, fold_number, chosen.data.unseen_pixels, mask_values)]
     splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
     if init_from == Path("default"):

@@ -31,6 +31,7 @@ from fusioner.data.paths import find_file, read_lines
 from fusioner.data.shapes import DRAWERS, MALFORMED, Drawers, Size
 from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes
+from fusioner.io import parse_file
 
 _BACKGROUND = frozenset({"background", "_background_", "__background__", "bg"})
 _IGNORE = frozenset({"__ignore__", *UNLABELED_NAMES})
@@ -204,17 +205,10 @@ def _reading(message: str) -> Iterator[None]:
         raise FusionerError(f"{message}: {error if type(error) is ValueError else repr(error)}") from error
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FusionerError(f"{path} cannot be read: {error}") from error
-
-
 def coco(source: Path) -> AnnotationProject:
     """Read an instances file; its images are beside it or in `images`."""
     path = _only(source, "*.json")
-    project, content = AnnotationProject(path, DRAWERS["coco"], small_on_top=True), _read_json(path)
+    project, content = AnnotationProject(path, DRAWERS["coco"], small_on_top=True), parse_file(path, json.loads)
     with _reading(f"{path} is no COCO instances file, which has images, annotations and categories"):
         categories = {_id(entry["id"]): _label(entry["name"]) for entry in content["categories"]}
         categories = dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
@@ -251,7 +245,7 @@ def labelme(source: Path) -> AnnotationProject:
     files = [source] if source.is_file() else source.rglob("*.json")
     source = source.parent if source.is_file() else source
     for path in sorted(path for path in files if not path.name.startswith(".")):
-        content = _read_json(path)
+        content = parse_file(path, json.loads)
         with _reading(f"{path} is no LabelMe file"):
             file_name = str(content.get("imagePath") or f"{path.stem}.png").replace("\\", "/")
             shapes = [Shape(_label(s["label"]), str(s.get("shape_type") or "polygon"), s) for s in content["shapes"]]
@@ -284,11 +278,11 @@ def cvat(source: Path) -> AnnotationProject:
 
 def supervisely(source: Path) -> AnnotationProject:
     """Read a project folder: `meta.json`, and in each data set `img/NAME` with `ann/NAME.json`."""
-    project, meta = AnnotationProject(source, DRAWERS["supervisely"]), _read_json(source / "meta.json")
+    project, meta = AnnotationProject(source, DRAWERS["supervisely"]), parse_file(source / "meta.json", json.loads)
     with _reading(f"{source} is no Supervisely project"):
         project.classes = [_label(entry["title"]) for entry in meta["classes"]]
         for path in sorted(source.glob("*/ann/*.json")):
-            content, folder = _read_json(path), path.parent.parent
+            content, folder = parse_file(path, json.loads), path.parent.parent
             shapes = [Shape(_label(e["classTitle"]), str(e["geometryType"]), e) for e in content["objects"]]
             name, size = f"{folder.name}/{path.stem}", _size(content.get("size", {}))
             project.images.append(AnnotatedImage(name, shapes, size, [path.stem], [folder / "img"]))
@@ -300,7 +294,7 @@ def label_studio(source: Path) -> AnnotationProject:
     path = _only(source, "*.json")
     project, folders = AnnotationProject(path, DRAWERS["label-studio"]), [path.parent, path.parent / "images"]
     with _reading(f"{path} is no JSON export of Label Studio"):
-        for task in _read_json(path):
+        for task in parse_file(path, json.loads):
             urls = [value for value in task["data"].values() if isinstance(value, str)]
             is_image = [Path(url).suffix.lower() in image_suffixes() for url in urls]
             url = unquote(urls[is_image.index(True)] if any(is_image) else urls[0]).split("?d=")[-1]

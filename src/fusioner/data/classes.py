@@ -1,14 +1,14 @@
 """Class names: of the packaged data sets, and of a user's own set in classes.txt, classes.json or classes.yaml."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
 
 from fusioner.errors import FusionerError
-from fusioner.io import find_path, name_key
+from fusioner.io import find_path, name_key, parse_file
 
 UNLABELED_NAMES = frozenset({"null", "unlabeled", "unlabelled", "unknown", "ignore", "void"})
 """Names of classes (in any case) that mean "not annotated": their pixels are ignored."""
@@ -104,13 +104,11 @@ def prompt_of(name: str) -> str:
 
 
 def _parse(path: Path) -> object:
+    parsers: dict[str, Callable[[str], object]] = {".txt": str.splitlines, ".json": json.loads}
     try:
-        text = path.read_text("utf-8-sig")
-        if path.suffix == ".txt":
-            return text.splitlines()
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise FusionerError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        return parse_file(path, parsers.get(path.suffix, yaml.safe_load))
+    except yaml.YAMLError as error:
+        raise FusionerError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 
 def _by_value(content: object, path: Path) -> dict[int, str]:

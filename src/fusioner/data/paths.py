@@ -6,7 +6,7 @@ from pathlib import Path, PureWindowsPath
 
 from fusioner.data.base import Item
 from fusioner.errors import FusionerError
-from fusioner.io import find_path, name_key
+from fusioner.io import find_path, name_key, parse_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -25,11 +25,7 @@ def find_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
 
 def read_lines(path: Path) -> list[str]:
     """Return the non-empty stripped lines of a text list (UTF-8, with or without a byte-order mark)."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FusionerError(f"list {path} cannot be read: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in parse_file(path, str.splitlines, "list ") if line.strip()]
 
 
 def files_by_stem(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:

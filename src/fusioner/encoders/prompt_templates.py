@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fusioner.errors import FusionerError
+from fusioner.io import parse_file
 
 if TYPE_CHECKING:
     from fusioner.encoders.base import TextEncoder
@@ -50,11 +51,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     """
     if str(path) == IMAGENET:
         path = Path(__file__).with_name("imagenet_templates.txt")
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise FusionerError(f"cannot read the templates in {path}: {reason}") from error
+    lines = parse_file(Path(path).expanduser(), str.splitlines, "the templates in ")
     return check_templates([line.strip() for line in lines if line.strip()], str(path))
 
 

@@ -6,6 +6,7 @@ Everything that can be checked before hours of work is checked here; nothing is 
 import hashlib
 import itertools
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from fusioner.data.folds import FOLD_DATASETS, FOLDS
 from fusioner.data.registry import DatasetName, TrainableDataset
 from fusioner.encoders.registry import full_names, named_similarity, space_mismatch, value_tokens
 from fusioner.errors import FusionerError
+from fusioner.io import parse_file
 from fusioner.model.config import TRAINING_FREE, WITHOUT_SIMILARITY, Method
-from fusioner.training.config import SECTIONS, TrainConfig, read_toml
+from fusioner.training.config import SECTIONS, TrainConfig
 from fusioner.training.presets import preset as get_preset
 
 GRID = ("image_encoders", "text_encoders", "methods", "folds", "seeds")
@@ -109,7 +111,7 @@ class Sweep:
 
 def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep's file; docs/sweep.md has an example."""
-    content = read_toml(path, "the sweep")
+    content = parse_file(path, tomllib.loads, "the sweep in ")
     _check_names(content, ("data", "grid", "train", "evaluate"), f"{path}")
     for name, table in content.items():
         if not isinstance(table, dict):

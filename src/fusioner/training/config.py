@@ -5,10 +5,8 @@ Where and how fast a run computes (device, checkpoints, cache folder) is `traine
 
 # ruff: noqa: RUF009  # option() returns a field
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from fusioner.errors import FusionerError
@@ -162,15 +160,6 @@ SECTIONS: dict[str, str] = {"seed": ""} | {
     for entry in fields(options)
 }
 """The group of each setting; empty for those at the top."""
-
-
-def read_toml(path: Path, content: str = "the settings") -> dict[str, Any]:
-    """Read a TOML file; FusionerError, naming its `content`, if it cannot be read or parsed."""
-    try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FusionerError(f"cannot read {content} in {path}: {reason}") from error
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
