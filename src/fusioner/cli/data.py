@@ -155,6 +155,7 @@ def _class_table(data: SegmentationData, report: DatasetReport) -> Table:
 def _coverage_table(data: SegmentationData) -> Table:
     rows = []
     for fold in FOLDS:
-        listed, present = present_pairs(val_pairs(data.name, fold), data)[1]
+        pairs = val_pairs(data.name, fold)
+        listed, present = len(pairs), len(present_pairs(pairs, data))
         rows.append((str(fold), str(listed), str(present), str(listed - present)))
     return Table(("fold", "listed", "present", "missing"), rows, "published val pairs", text_columns=())

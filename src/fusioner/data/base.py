@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -201,14 +200,6 @@ def _arrange(tiles: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.concatenate(resized[:2], axis=1), np.concatenate(resized[2:], axis=1)])
 
 
-class PairCoverage(NamedTuple):
-    """Number of pairs of a published list, and of those whose image and mask are on disk."""
-
-    listed: int
-    present: int
-
-
-def present_pairs(pairs: Sequence[Pair], data: SegmentationData) -> tuple[list[Pair], PairCoverage]:
-    """Return the pairs of a published list whose image and mask are on disk, in order, and their count."""
-    here = [pair for pair in pairs if pair[0] in data.by_id]
-    return here, PairCoverage(len(pairs), len(here))
+def present_pairs(pairs: Sequence[Pair], data: SegmentationData) -> list[Pair]:
+    """Return the pairs of a published list whose image and mask are on disk, in order."""
+    return [pair for pair in pairs if pair[0] in data.by_id]

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, Integer
 from torch import Tensor
 
-from fusioner.data.base import Item, PairCoverage, SegmentationData
+from fusioner.data.base import Item, SegmentationData
 from fusioner.data.folds import FOLD_DATASETS
 from fusioner.encoders.prompt_templates import NEUTRAL
 from fusioner.evaluation.bootstrap import Summary, summarize
@@ -30,11 +30,11 @@ _EXAMPLES = 12  # best and worst predictions to keep
 
 @dataclass
 class FoldResult:
-    """Counts and measures of one fold, and how many listed pairs are on disk (None: no list)."""
+    """Counts and measures of one fold, and its coverage: the pairs listed and those on disk (None: no list)."""
 
     counts: Counts
     summary: Summary
-    coverage: PairCoverage | None
+    coverage: tuple[int, int] | None
 
 
 @dataclass
@@ -90,7 +90,9 @@ def to_metrics(result: EvaluationResult) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(result.options).items() if name not in ("protocol", *of_folds)}
     content["settings"] = settings | {"neutral_prompt": NEUTRAL if plan.pairs else None}
     content["missing"] = {
-        str(fold): fold_result.coverage._asdict() for fold, fold_result in result.folds.items() if fold_result.coverage
+        str(fold): dict(zip(("listed", "present"), fold_result.coverage, strict=True))
+        for fold, fold_result in result.folds.items()
+        if fold_result.coverage
     }
     content["confusion"] = {
         ("" if fold is None else f"fold {fold} ") + name: {

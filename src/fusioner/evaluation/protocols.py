@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from cyclopts import Parameter
 
-from fusioner.data.base import Pair, PairCoverage, SegmentationData, present_pairs
+from fusioner.data.base import Pair, SegmentationData, present_pairs
 from fusioner.data.folds import FOLD_DATASETS, fold_classes, val_pairs
 from fusioner.errors import FusionerError
 from fusioner.evaluation.results import Plan
@@ -51,17 +51,16 @@ DEFAULT_OPTIONS = EvaluationOptions()
 
 def make_plans(
     data: SegmentationData, options: EvaluationOptions
-) -> dict[int | None, tuple[Plan, PairCoverage | None]]:
-    """Return the plan of each fold; FusionerError if none of its pairs is on disk, or the limit is below 1."""
-    plans: dict[int | None, tuple[Plan, PairCoverage | None]] = {}
+) -> dict[int | None, tuple[Plan, tuple[int, int] | None]]:
+    """Return the plan of each fold, with the number of its listed pairs and of those on disk.
+
+    Raises FusionerError if none of a fold's pairs is on disk, or the limit is below 1.
+    """
+    plans: dict[int | None, tuple[Plan, tuple[int, int] | None]] = {}
     if data.name in FOLD_DATASETS:
         plans |= {fold: fold_plan(data, fold, options) for fold in options.folds}
-    elif data.name == "fss1000":
-        plans[None] = pairs_plan(data), None
-    elif data.name == "mosaic4":
-        plans[None] = mosaic_plan(data), None
     else:
-        plans[None] = argmax_plan(data), None
+        plans[None] = plan_without_folds(data), None
     threshold = 0.5 if options.threshold == "model" else options.threshold
     settings = {"threshold": threshold, "eval_size": options.eval_size, "seed": options.seed}
     return {
@@ -70,7 +69,7 @@ def make_plans(
     }
 
 
-def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> tuple[Plan, PairCoverage]:
+def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> tuple[Plan, tuple[int, int]]:
     """Return the plan of one fold of the val split of PASCAL-5i, COCO-20i or COCO to PASCAL.
 
     On every image it adds to the protocol: all unseen classes together (`argmax_miou`), all seen classes together (for
@@ -82,9 +81,11 @@ def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> 
     if protocol not in get_args(Protocol):
         raise FusionerError(f"there is no protocol {protocol!r}; choose one of {', '.join(get_args(Protocol))}")
     seen, unseen = fold_classes(data.name, fold)
-    pairs, coverage = present_pairs(val_pairs(data.name, fold), data)
+    listed = val_pairs(data.name, fold)
+    pairs = present_pairs(listed, data)
+    coverage = len(listed), len(pairs)
     if not pairs:
-        raise FusionerError(f"none of the {coverage.listed} val pairs of {data.name} fold {fold} has its image on disk")
+        raise FusionerError(f"none of the {len(listed)} val pairs of {data.name} fold {fold} has its image on disk")
     if protocol == "official" and data.name == "coco":
         pairs = pairs[:COCO_PAIRS]
     if protocol == "hsnet":
@@ -101,28 +102,24 @@ def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> 
     return plan, coverage
 
 
-def pairs_plan(data: SegmentationData) -> Plan:
-    """Return the plan of FSS-1000: every image once, prompted with its class. Its masks annotate no other class."""
-    pairs = tuple((item.id, item.class_id) for item in data.items if item.class_id is not None)
-    return Plan(protocol="full", images=tuple(item.id for item in data.items), pairs=pairs, prompted=data.class_ids)
+def plan_without_folds(data: SegmentationData) -> Plan:
+    """Return the plan of a data set without folds.
 
-
-def mosaic_plan(data: SegmentationData) -> Plan:
-    """Return the plan of Mosaic-4: an image's four classes and background compete; in addition each class alone.
-
-    There are no absent prompts: the masks of FSS-1000 annotate one class each.
+    FSS-1000: every image once, prompted with its class. Mosaic-4: an image's four classes and background compete; in
+    addition each class alone. Their masks annotate no other class, so there are no absent prompts. Benchmarks and own
+    folders: all classes together on every image, and background if any.
     """
-    pairs = tuple((item.id, tile.class_id) for item in data.items for tile in item.tiles if tile.class_id is not None)
     images = tuple(item.id for item in data.items)
-    return Plan("mosaic4", images, pairs, groups={"all": data.class_ids}, listed_only=True, prompted=data.class_ids)
-
-
-def argmax_plan(data: SegmentationData) -> Plan:
-    """Return the plan of benchmarks and own folders: all classes together on every image, and background if any."""
+    if data.name in ("fss1000", "mosaic4"):
+        tiles = ((item.id, tile.class_id) for item in data.items for tile in item.tiles or (item,))
+        pairs = tuple((image, class_id) for image, class_id in tiles if class_id is not None)
+        if data.name == "fss1000":
+            return Plan("full", images, pairs, prompted=data.class_ids)
+        return Plan("mosaic4", images, pairs, {"all": data.class_ids}, listed_only=True, prompted=data.class_ids)
     background = not data.ignore_unlabeled
     return Plan(
-        protocol="argmax",
-        images=tuple(item.id for item in data.items),
+        "argmax",
+        images,
         groups={"all": data.class_ids},
         # Where 0 means "not annotated", a class may be in the image without being in the mask.
         absent=ABSENT_PROMPTS if background else 0,

@@ -48,7 +48,7 @@ class DatasetSplit:
         """Return every (image id, class id) to train on, sorted; most sets read all masks, at about 1 ms each."""
         if self.data.name == "coco":
             listed = [pair for pair in published_pairs("coco", "train") if pair[1] in set(self.classes)]
-            return present_pairs(listed, self.data)[0]
+            return present_pairs(listed, self.data)
         if self.data.name == "fss1000":
             return sorted((item.id, item.class_id) for item in self.data.items if item.class_id is not None)
         return self.data.pairs(self.classes)
