@@ -26,9 +26,9 @@ def build(
     root: Root,
     out: CacheFolder = None,
     split: str | None = None,
-    views: Annotated[int | None, Parameter(group=MODEL)] = None,
-    image_encoder: Annotated[str | None, Parameter(group=MODEL)] = None,
-    resolution: Annotated[int | None, Parameter(group=MODEL)] = None,
+    views: Annotated[int, Parameter(group=MODEL)] = SMALL.data.views,
+    image_encoder: Annotated[str, Parameter(group=MODEL)] = SMALL.model.image_encoder,
+    resolution: Annotated[int, Parameter(group=MODEL)] = SMALL.model.resolution,
     batch_size: Annotated[int | None, Parameter(group=COMPUTE)] = None,
     workers: Annotated[int, Parameter(group=COMPUTE)] = 2,
     device: Device = "auto",
@@ -44,10 +44,9 @@ def build(
     Args:
         name: Data set; docs/data.md describes the folder of each.
         split: Split of the data set, as train or val; default: every image.
-        views: Views per image: the image itself, then flipped, recoloured and cropped copies; default: as in preset
-            small.
-        image_encoder: Encoder, or several joined by a plus sign; default: as in preset small.
-        resolution: Side in pixels to which each image is resized; default: as in preset small.
+        views: Views per image: the image itself, then flipped, recoloured and cropped copies.
+        image_encoder: Encoder, or several joined by a plus sign.
+        resolution: Side in pixels to which each image is resized.
         batch_size: Views encoded together; default: 4 on a CPU, 32 on a GPU.
         workers: Threads that read and decode images.
     """
@@ -58,7 +57,7 @@ def build(
 
     torch_device = pick_device(device)
     data = open_dataset(name, root, split)
-    encoder = build_image_encoder(image_encoder or SMALL.model.image_encoder)
+    encoder = build_image_encoder(image_encoder)
     if isinstance(encoder, nn.Module):
         encoder.to(torch_device)
     with progress("views") as track:
@@ -66,8 +65,8 @@ def build(
             out or default_cache_folder(),
             data,
             encoder,
-            SMALL.model.resolution if resolution is None else resolution,
-            views=SMALL.data.views if views is None else views,
+            resolution,
+            views=views,
             batch_size=batch_size,
             workers=workers,
             say=print,

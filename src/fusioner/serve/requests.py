@@ -54,10 +54,9 @@ def parse_labels(labels: list[str] | str, limits: Limits) -> list[str]:
 
 
 def check_image_header(content: bytes, max_pixels: int) -> int:
-    """Return the number of pixels according to the file's header, or 0 if it cannot be read.
+    """Return the number of pixels by the file's header, or 0 if it is unreadable; ApiError 413 above `max_pixels`.
 
-    Raises:
-        ApiError: 413 for more than `max_pixels`, 422 for an icon or a JPEG made to be slow to decode.
+    Icons and JPEGs made to be slow to decode are ApiError 422.
     """
     if content.startswith(b"\0\0\1\0"):
         raise ApiError(422, "icons are not read, they may hold more pixels than their header says: send a PNG")

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import math
 import os
 import secrets
@@ -32,7 +31,7 @@ from fusioner.serve.errors import ApiError
 from fusioner.serve.inference_queue import InferenceQueue
 from fusioner.serve.limits import Limits
 from fusioner.serve.requests import check_image_header, parse_labels
-from fusioner.serve.schemas import LOGITS, ImageRequest, LabelsRequest, Progress
+from fusioner.serve.schemas import LOGITS, ImageRequest, LabelsRequest, Logits, Progress
 
 T = TypeVar("T")
 MAX_PLANE_CELLS = 2**20  # of one label's logits; a finer grid looks the same on a screen
@@ -70,11 +69,14 @@ class Service:
         self._progress: dict[str, Progress] = {}
         self._pixels = PixelSemaphore(2 * limits.max_pixels)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "fusioner-images")
-        self._gauge("queue_jobs", "Jobs waiting for the model.", lambda: self.inference.waiting)
-        self._gauge("requests_in_progress", "Requests not answered yet.", lambda: self.concurrency.in_progress)
-        self._gauge("cache_bytes", "Memory of uploaded images.", lambda: self.images.bytes)
-        self._gauge("cache_images", "Uploaded images.", lambda: len(self.images))
-        self._gauge("ready", "1 if /readyz succeeds.", lambda: float(self.unready is None))
+        for name, text, value in (
+            ("queue_jobs", "Jobs waiting for the model.", lambda: self.inference.waiting),
+            ("requests_in_progress", "Requests not answered yet.", lambda: self.concurrency.in_progress),
+            ("cache_bytes", "Memory of uploaded images.", lambda: self.images.bytes),
+            ("cache_images", "Uploaded images.", lambda: len(self.images)),
+            ("ready", "1 if /readyz succeeds.", lambda: float(self.unready is None)),
+        ):
+            Gauge(f"fusioner_{name}", text, registry=self.registry).set_function(value)
 
     def close(self) -> None:
         """Finish the submitted jobs and end the threads."""
@@ -151,9 +153,6 @@ class Service:
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
-    def _gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        Gauge(f"fusioner_{name}", text, registry=self.registry).set_function(value)
-
 
 class ImageCache:
     """Encoded images in memory under random ids; the least recently used are dropped beyond `max_bytes`."""
@@ -213,15 +212,15 @@ def encode_logits(
     low = planes.min().item()
     step = max((planes.max().item() - low) / 65535, 1e-9)
     values = ((planes - low) / step).round().astype("<u2")
-    content = {
-        "width": size[1],
-        "height": size[0],
-        "labels": labels,
-        "threshold": threshold,
-        "notes": label_warnings(labels, missing),
-        "grid": {"height": planes.shape[1], "width": planes.shape[2]},
-        "low": low,
-        "step": step,
-        "planes": [base64.b64encode(plane.tobytes()).decode("ascii") for plane in values],
-    }
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    content = Logits(
+        width=size[1],
+        height=size[0],
+        labels=labels,
+        threshold=threshold,
+        notes=label_warnings(labels, missing),
+        grid={"height": planes.shape[1], "width": planes.shape[2]},
+        low=low,
+        step=step,
+        planes=[base64.b64encode(plane.tobytes()).decode("ascii") for plane in values],
+    )
+    return content.model_dump_json().encode()
