@@ -214,7 +214,7 @@ def test_another_input_or_other_settings_are_refused(tmp_path: Path) -> None:
 def test_a_partial_plan_is_written_again(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n")
     (tmp_path / "out" / ".plan").mkdir(parents=True)
-    (tmp_path / "out" / ".plan" / "names.jsonl").write_text('"b')
+    (tmp_path / "out" / ".plan" / "shards.jsonl").write_text('"b')
     make_plan(open_source(str(tmp_path / "list.txt")), tmp_path / "out", 1, {})
     assert Plan(tmp_path / "out").images == 1
     (tmp_path / "out" / "plan" / "plan.json").write_text("{")

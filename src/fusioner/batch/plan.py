@@ -1,13 +1,13 @@
 """The plan of a batch run: the images of each shard, written once and never changed.
 
-    OUT/plan/names.jsonl   names of the image files or containers, a JSON string per line
-    OUT/plan/shards.bin    a record per shard, see `_RECORD`
-    OUT/plan/plan.json     settings, number of shards and images, sha256 of the input
+    OUT/plan/shards.jsonl  a shard per line: its image files, or its place in a Parquet file or an archive
+    OUT/plan/index.bin     place of its line and number of its images, see `_RECORD`
+    OUT/plan/plan.json     settings, sha256 of the input
     OUT/shards/0000/part-000000012.parquet    results, complete or absent
     OUT/masks/0000/000000012345.png           masks, with --format mask
     OUT/images, OUT/labels, OUT/data.yaml     data set of Ultralytics, with --format yolo
 
-The folder `plan` is written under another name and renamed. `shards.bin` is memory-mapped, so that memory does not grow
+The folder `plan` is written under another name and renamed. `index.bin` is memory-mapped, so that memory does not grow
 with the number of shards.
 """
 
@@ -16,9 +16,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -30,10 +29,9 @@ from fusioner.batch.sources import OnLeftOut, Picture, Source
 from fusioner.errors import FusionerError, first_difference
 from fusioner.io import FileLocks, cannot_write, find_path, writable_folder
 
-FORMAT = "fusioner-batch-3"
+FORMAT = "fusioner-batch-4"
 DEFAULT_SHARD_SIZE = 256
-_RECORD = np.dtype([("container", "<u4"), ("count", "<u4"), ("start", "<u8"), ("first", "<u8")])
-_NO_CONTAINER = 2**32 - 1  # `start` is then a byte offset in names.jsonl
+_RECORD = np.dtype([("offset", "<u8"), ("count", "<u8")])
 _SHARDS_PER_FOLDER = 1000
 _PLANNING = 2**60  # lock held while the plan is written; shards are locked by their numbers
 _MAX_CRASHES = 2  # on one image
@@ -41,13 +39,14 @@ _MAX_CRASHES = 2  # on one image
 
 @dataclass(frozen=True)
 class Shard:
-    """`count` images of the input, starting with number `first`; `start` is their place in the container."""
+    """Images of the input, starting with number `first`: files, or `count` of a container, starting at `start`."""
 
     number: int
     first: int
     count: int
-    container: str
-    start: int
+    files: Sequence[str] = ()
+    container: str = ""
+    start: int = 0
 
 
 class Plan:
@@ -62,24 +61,20 @@ class Plan:
         if about.get("format") != FORMAT:
             raise FusionerError(f"{out} was written by another version of fusioner: choose another --out")
         self.settings, self.sha256 = about["settings"], about["sha256"]
-        self.images, self.shards = int(about["images"]), int(about["shards"])
-        self._records = np.memmap(self._folder / "shards.bin", _RECORD, "r") if self.shards else np.empty(0, _RECORD)
+        self._index = np.memmap(self._folder / "index.bin", _RECORD, "r")
+        self.images, self.shards = int(self._index["count"].sum()), len(self._index)
 
     def __getitem__(self, number: int) -> Shard:
-        record = self._records[number]
-        container = "" if record["container"] == _NO_CONTAINER else self._containers[record["container"]]
-        return Shard(number, int(record["first"]), int(record["count"]), container, int(record["start"]))
+        with (self._folder / "shards.jsonl").open("rb") as file:
+            file.seek(self._index["offset"][number])
+            return Shard(number, **json.loads(file.readline()))
 
     def pictures(self, shard: Shard, source: Source) -> Iterator[Picture]:
         """Yield the pictures of a shard."""
         if shard.container:
             yield from source.read(shard.container, shard.start, shard.count)
-            return
-        with (self._folder / "names.jsonl").open("rb") as file:
-            file.seek(shard.start)
-            for line in islice(file, shard.count):
-                name = json.loads(line)
-                yield Picture(name, find_path(name, source.base) or source.base / name)
+        for name in shard.files:
+            yield Picture(name, find_path(name, source.base) or source.base / name)
 
     def result(self, number: int) -> Path:
         """Return the path of a shard's results."""
@@ -104,12 +99,7 @@ class Plan:
 
     def count(self, which: Bool[np.ndarray, " shards"]) -> int:
         """Return the number of images of those shards."""
-        return int(self._records["count"][which].sum())
-
-    @cached_property
-    def _containers(self) -> list[str]:
-        with (self._folder / "names.jsonl").open("rb") as file:
-            return [json.loads(line) for line in file]
+        return int(self._index["count"][which].sum())
 
 
 def make_plan(
@@ -151,40 +141,41 @@ def _check_same(
     if change := first_difference(plan.settings, new):
         raise FusionerError(f"{plan.out} was begun with other settings: {change}: choose another --out")
     digest = hashlib.sha256()
-    for name in source.names(plan.out, on_left_out):
-        digest.update(json.dumps(source.identity(name)).encode() + b"\n")
+    for _ in _names(source, plan.out, on_left_out, digest):
+        pass
     if digest.hexdigest() != plan.sha256:
         raise FusionerError(f"{plan.out} was begun with another input than {source.text} is now: choose another --out")
 
 
+def _names(source: Source, out: Path, on_left_out: OnLeftOut, digest: "hashlib._Hash") -> Iterator[str]:
+    """Yield the names of the input and add them to its digest."""
+    for name in source.names(out, on_left_out):
+        digest.update(json.dumps(source.identity(name)).encode() + b"\n")
+        yield name
+
+
+def _cut(source: Source, names: Iterator[str], size: int, on_left_out: OnLeftOut) -> Iterator[dict[str, Any]]:
+    """Yield the values of each `Shard` but its number and its first image."""
+    if source.kind == "files":
+        while files := list(islice(names, size)):
+            yield {"count": len(files), "files": files}
+    for name in names:
+        for start, count in source.cut(name, size, on_left_out):
+            yield {"count": count, "container": name, "start": start}
+
+
 def _write(source: Source, out: Path, size: int, settings: Mapping[str, Any], on_left_out: OnLeftOut) -> None:
-    folder = out / ".plan"
+    folder, digest, images = out / ".plan", hashlib.sha256(), 0
     folder.mkdir()
-    digest, shards, images, start, pending = hashlib.sha256(), 0, 0, 0, 0
-    with (folder / "names.jsonl").open("wb") as names, (folder / "shards.bin").open("wb") as records:
-
-        def add(container: int, count: int, start: int) -> None:
-            nonlocal shards, images
-            records.write(np.array((container, count, start, images), _RECORD).tobytes())
-            shards, images = shards + 1, images + count
-
-        for number, name in enumerate(source.names(out, on_left_out)):
-            digest.update(json.dumps(source.identity(name)).encode() + b"\n")
-            names.write(json.dumps(name).encode() + b"\n")
-            if source.kind != "files":
-                for piece_start, count in source.cut(name, size, on_left_out):
-                    add(number, count, piece_start)
-                continue
-            pending += 1
-            if pending == size:
-                add(_NO_CONTAINER, pending, start)
-                start, pending = names.tell(), 0
-        if pending:
-            add(_NO_CONTAINER, pending, start)
+    with (folder / "shards.jsonl").open("wb") as shards, (folder / "index.bin").open("wb") as index:
+        for shard in _cut(source, _names(source, out, on_left_out, digest), size, on_left_out):
+            index.write(np.array((shards.tell(), shard["count"]), _RECORD).tobytes())
+            shards.write(json.dumps({"first": images} | shard).encode() + b"\n")
+            images += shard["count"]
     if not images:
         raise FusionerError(f"{source.text} holds no pictures")
     about = {"format": FORMAT, "settings": {**settings, "shard size": size}, "sha256": digest.hexdigest()}
-    (folder / "plan.json").write_text(json.dumps({**about, "images": images, "shards": shards}), "utf-8")
+    (folder / "plan.json").write_text(json.dumps(about), "utf-8")
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
