@@ -13,9 +13,7 @@ from fusioner.batch.run import Job, RunStats, run_shards
 from fusioner.batch.sources import open_source
 from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.options import (
-    BUNDLED_MODEL,
     COMPUTE,
-    FAST_FLAGS,
     Device,
     FastInferenceFlags,
     Labels,
@@ -42,8 +40,8 @@ def batch(
     out: Path,
     format: str | None = None,
     column: str | None = None,
-    options: FastInferenceFlags = FAST_FLAGS,
-    model: ModelFlags = BUNDLED_MODEL,
+    options: FastInferenceFlags = FastInferenceFlags(),
+    model: ModelFlags = ModelFlags(),
     device: Device = "auto",
     engine: Annotated[Literal["local", "ray"], Parameter(group=COMPUTE)] = "local",
     address: Annotated[str | None, Parameter(group=COMPUTE)] = None,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from fusioner.cli.inputs import find_inputs, is_video
-from fusioner.cli.options import BUNDLED_MODEL, ModelFlags
+from fusioner.cli.options import ModelFlags
 from fusioner.errors import FusionerError
 from fusioner.export.write import export as write
 from fusioner.image import read_image
@@ -16,7 +16,7 @@ MAX_PHOTOS = 16
 def export(
     *,
     out: Path,
-    model: ModelFlags = BUNDLED_MODEL,
+    model: ModelFlags = ModelFlags(),
     format: Literal["onnx", "openvino"] = "onnx",
     int8: bool = False,
     fp16: bool = False,

@@ -46,18 +46,12 @@ class InferenceFlags(InferenceOptions):  # noqa: D101
     tta_scales: TtaScales = (1.0,)
 
 
-DEFAULT_FLAGS = InferenceFlags()
-
-
 @Parameter(name="*", group=INFERENCE)
 @dataclass(frozen=True)
 class FastInferenceFlags(InferenceFlags):  # noqa: D101
     __doc__ = InferenceOptions.__doc__
 
     mode: Mode = "whole"  # of commands where time per image matters most: batch, serve
-
-
-FAST_FLAGS = FastInferenceFlags()
 
 
 _LABELS_HELP = "Labels: names separated by commas, or a .txt file (UTF-8) with one label per line; may be repeated."
@@ -113,9 +107,6 @@ class ModelFlags:
             "background": background,
             "templates": read_templates(self.templates) if self.templates else None,
         }
-
-
-BUNDLED_MODEL = ModelFlags()
 
 
 def read_label_flags(values: Sequence[str]) -> list[str]:

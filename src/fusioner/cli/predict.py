@@ -11,9 +11,7 @@ from cyclopts import Parameter, validators
 import fusioner
 from fusioner.cli.inputs import STDIN, find_inputs, is_video, name_results
 from fusioner.cli.options import (
-    BUNDLED_MODEL,
     COMPUTE,
-    DEFAULT_FLAGS,
     Device,
     InferenceFlags,
     Labels,
@@ -45,8 +43,8 @@ def predict(
     skip_existing: bool = False,
     contact_sheet: Path | None = None,
     csv: Path | None = None,
-    options: InferenceFlags = DEFAULT_FLAGS,
-    model: ModelFlags = BUNDLED_MODEL,
+    options: InferenceFlags = InferenceFlags(),
+    model: ModelFlags = ModelFlags(),
     device: Device = "auto",
     runtime: RuntimeName = "auto",
     workers: Annotated[int, Parameter(group=COMPUTE, validator=validators.Number(gte=0))] = 2,

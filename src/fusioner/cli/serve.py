@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from fusioner.cli.options import BUNDLED_MODEL, FAST_FLAGS, Device, FastInferenceFlags, ModelFlags, RuntimeName
+from fusioner.cli.options import Device, FastInferenceFlags, ModelFlags, RuntimeName
 from fusioner.errors import FusionerError
 from fusioner.loading import load
 from fusioner.segmenter import Segmenter
@@ -22,10 +22,10 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=validators.Number(gte=0, lte=65535))] = 8000,
-    model: ModelFlags = BUNDLED_MODEL,
+    model: ModelFlags = ModelFlags(),
     device: Device = "auto",
     runtime: RuntimeName = "auto",
-    options: FastInferenceFlags = FAST_FLAGS,
+    options: FastInferenceFlags = FastInferenceFlags(),
     open: bool = False,
     api_key_file: Path | None = None,
     cors_origin: tuple[str, ...] = (),
