@@ -32,7 +32,7 @@ def serve(
     allowed_host: tuple[str, ...] = (),
     root_path: str = "",
     label_studio: str | None = None,
-    limits: Limits | None = None,
+    limits: Limits = Limits(),
 ) -> int:
     """Serve a page and an HTTP API; images stay in this machine's memory.
 

@@ -31,8 +31,8 @@ PAGE = Path(__file__).with_name("page")
 
 def create_app(
     load: Callable[[], Segmenter],
-    limits: Limits | None = None,
-    access: Access | None = None,
+    limits: Limits = Limits(),
+    access: Access = Access(),
     label_studio: LabelStudio | None = None,
 ) -> FastAPI:
     """Create the application; `app.state.service` is its Service.
@@ -44,7 +44,6 @@ def create_app(
         access: who may call the server.
         label_studio: adds the routes of an ML backend for it.
     """
-    limits, access = limits or Limits(), access or Access()
     service = Service(load, limits)
 
     @asynccontextmanager

@@ -35,14 +35,13 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         load: Callable[[], Segmenter],
-        access: Access | None = None,
+        access: Access = Access(),
         *,
         port: int = 8000,
-        limits: Limits | None = None,
+        limits: Limits = Limits(),
         label_studio: LabelStudio | None = None,
     ) -> None:
         """Listen on `port` (0: a free one); FusionerError if the address is in use or not one of this machine."""
-        access = access or Access()
         self.listener = _listen(access.host, port)
         host = f"[{access.host}]" if ":" in access.host else access.host
         self.url = f"http://{host}:{self.listener.getsockname()[1]}"
