@@ -9,20 +9,15 @@ import os
 from fastapi import FastAPI
 from ray import serve
 
-from fusioner.segmenter import Segmenter
+from fusioner.loading import load
 from fusioner.serve.app import create_app
 from fusioner.serve.security import Access
 
 
 def build() -> FastAPI:
     """Create the application of one replica, in the replica's process."""
-    return create_app(_load, access=Access(os.environ.get("FUSIONER_API_KEY"), host="0.0.0.0"))
-
-
-def _load() -> Segmenter:
-    from fusioner.loading import load
-
-    return load(os.environ.get("FUSIONER_MODEL"))
+    access = Access(os.environ.get("FUSIONER_API_KEY"), host="0.0.0.0")
+    return create_app(lambda: load(os.environ.get("FUSIONER_MODEL")), access=access)
 
 
 @serve.deployment
