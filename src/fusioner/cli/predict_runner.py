@@ -115,7 +115,14 @@ class Run:
         summary += f", {self.skipped} skipped (their results are there)" if self.skipped else ""
         summary += f", {self.failed} failed" if self.failed else ""
         if table:
-            _write_csv(table, self._rows)
+            check_replaceable(table, CSV_MARK)
+            with (
+                atomic_write(table) as temporary,
+                temporary.open("w", encoding="utf-8", errors="replace", newline="") as file,
+            ):
+                writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self._rows)
         if self.sheet:
             self.sheet.write()
         for path in (*([table] if table else []), *(self.sheet.paths if self.sheet else [])):
@@ -320,11 +327,3 @@ def _segment_row(item: Item, segment: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: segment[name] for name in ("label", "pixels", "coverage", "score", "peak", "outscored_by")}
     row |= {"picture": str(item.job.path), "frame": item.frame, "found": "true" if segment["pixels"] else "false"}
     return row | {"box": " ".join(map(str, segment["box"])) if segment["pixels"] else ""}
-
-
-def _write_csv(path: Path, rows: Rows) -> None:
-    check_replaceable(path, CSV_MARK)
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        table = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)

@@ -124,12 +124,16 @@ def train(
         base = base.merge(parse_file(config, tomllib.loads, "the settings in "), str(config))
     chosen = base.override(**given)
     splits = [open_split(dataset, root, fold_number, chosen.data.unseen_pixels, mask_values)]
-    splits += [open_split(*_parse_dataset(text)) for text in extra_dataset or ()]
+    for text in extra_dataset or ():
+        name, _, folder = text.partition("=")
+        if not folder:
+            raise FusionerError(f"--extra-dataset {text}: write NAME=FOLDER, as in --extra-dataset coco=data/coco")
+        splits.append(open_split(name, Path(folder).expanduser()))
     if init_from == Path("default"):
         init_from = weights_file(DEFAULT_MODEL)
-    folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
+    cache_folder = None if cache in (None, "off") else Path(str(cache)).expanduser()
     command = command_line(["fusioner", *sys.argv[1:]])
-    run = RunConfig(out, resume, device, devices, folder, init_from, preset, command, checkpoint_minutes, compile)
+    run = RunConfig(out, resume, device, devices, cache_folder, init_from, preset, command, checkpoint_minutes, compile)
     report(run_training(splits, chosen, run), out)
 
 
@@ -148,17 +152,10 @@ def report(result: "Result", out: Path) -> None:
 
 def command_line(words: Sequence[str]) -> str:
     """Return a command for a model's card, with files and folders reduced to their own names."""
-    return shlex.join(_without_folders(word) for word in words)
-
-
-def _without_folders(word: str) -> str:
-    head, equals, path = word.rpartition("=")
-    name = Path(path).name
-    return head + equals + name if name and "/" in path and "@" not in path and Path(path).exists() else word
-
-
-def _parse_dataset(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not equals or not folder:
-        raise FusionerError(f"--extra-dataset {text}: write NAME=FOLDER, as in --extra-dataset coco=data/coco")
-    return name, Path(folder).expanduser()
+    shown = []
+    for word in words:
+        head, equals, path = word.rpartition("=")
+        name = Path(path).name
+        is_path = name and "/" in path and "@" not in path and Path(path).exists()
+        shown.append(head + equals + name if is_path else word)
+    return shlex.join(shown)

@@ -42,9 +42,15 @@ class Server(uvicorn.Server):
         label_studio: LabelStudio | None = None,
     ) -> None:
         """Listen on `port` (0: a free one); FusionerError if the address is in use or not one of this machine."""
-        self.listener = _listen(access.host, port)
-        host = f"[{access.host}]" if ":" in access.host else access.host
-        self.url = f"http://{host}:{self.listener.getsockname()[1]}"
+        host = access.host
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self.listener = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:  # asyncio and getaddrinfo use different error numbers
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
+            raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.listener.getsockname()[1]}"
         app = create_app(load, limits, access, label_studio)
         config = uvicorn.Config(
             app,
@@ -96,13 +102,3 @@ class Server(uvicorn.Server):
             self._without_request[connection] = id(last), since
             if monotonic() - since > HEADER_SECONDS:
                 connection.transport.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:  # asyncio and getaddrinfo use different error numbers
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror
-        raise FusionerError(f"cannot listen on {host} port {port}: {reason}") from error
