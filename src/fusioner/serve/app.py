@@ -72,13 +72,7 @@ def create_app(
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.add_middleware(ConcurrencyMiddleware, concurrency=service.concurrency)  # the last added runs first
     app.add_middleware(GZipMiddleware, compresslevel=1)
-    app.add_middleware(
-        SecurityMiddleware,
-        access=access,
-        max_body_bytes=limits.max_body_bytes,
-        requests=service.requests,
-        seconds=service.seconds,
-    )
+    app.add_middleware(SecurityMiddleware, access=access, service=service)
     if access.origins:
         app.add_middleware(
             CORSMiddleware,

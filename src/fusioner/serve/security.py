@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from time import monotonic
 from urllib.parse import SplitResult, urlsplit
 
-from prometheus_client import Counter, Histogram
 from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusioner.serve.errors import ApiError
+from fusioner.serve.service import Service
 
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -57,11 +57,9 @@ class Access:
 class SecurityMiddleware:
     """ASGI middleware that checks host, origin, key and body size, adds security headers and counts requests."""
 
-    def __init__(
-        self, app: ASGIApp, access: Access, max_body_bytes: int, requests: Counter, seconds: Histogram
-    ) -> None:
-        self.app, self.access, self.max_body_bytes = app, access, max_body_bytes
-        self.requests, self.seconds = requests, seconds
+    def __init__(self, app: ASGIApp, access: Access, service: Service) -> None:
+        self.app, self.access, self.service = app, access, service
+        self.max_body_bytes = service.limits.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,8 +101,8 @@ class SecurityMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = request_method if request_method in _METHODS else "other"  # a client may send any word
-            self.requests.labels(route, method, status).inc()
-            self.seconds.labels(route).observe(monotonic() - start)
+            self.service.requests.labels(route, method, status).inc()
+            self.service.seconds.labels(route).observe(monotonic() - start)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
