@@ -6,6 +6,7 @@ of the pictures counted carry the reason in place of a content.
 
 import os
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from glob import glob
@@ -196,10 +197,12 @@ def _tar_members(
             vars(archive)["members"].clear()  # otherwise it grows by every member read
             folder, _, name = member.name.rpartition("/")
             key = folder, name.partition(".")[0]
-            if member.isfile() and name[:1] != "." and Path(name).suffix.lower() in suffixes and key != sample:
+            if not member.isfile() or name[:1] == "." or key == sample:
+                continue
+            if Path(name).suffix.lower() in suffixes:
                 sample = key
                 yield archive, member
-            elif member.isfile() and name[:1] != "." and key != sample and (kind := unsupported_kind(name)):
+            elif kind := unsupported_kind(name):
                 on_left_out(kind)
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a damaged header for the end
@@ -208,19 +211,14 @@ def _tar_members(
 
 def _cut_tar(path: Path, size: int, on_left_out: OnLeftOut) -> list[tuple[int, int]]:
     """Read the headers only: about 10 microseconds per picture on a local disk."""
-    starts: list[int] = []
-    count = 0
+    offsets = array("Q")
     try:
         with path.open("rb") as file:
             for _, member in _tar_members(file, on_left_out):
-                if count % size == 0:
-                    starts.append(member.offset)
-                count += 1
+                offsets.append(member.offset)
     except (OSError, tarfile.TarError):  # one more picture, which the reader turns into an error
-        if count % size == 0:
-            starts.append(max(0, _size(path)))
-        count += 1
-    return [(start, min(size, count - number * size)) for number, start in enumerate(starts)]
+        offsets.append(max(0, _size(path)))
+    return [(offsets[start], min(size, len(offsets) - start)) for start in range(0, len(offsets), size)]
 
 
 def _read_tar(path: Path, start: int, count: int, column: str | None) -> Iterator[Picture]:
