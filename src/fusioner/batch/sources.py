@@ -155,22 +155,18 @@ def _read_parquet(path: Path, start: int, count: int, column: str | None) -> Ite
 
     file, image_column, name_column = _open_parquet(path, column)
     columns = [image_column, name_column] if name_column else [image_column]
-    skip, row, end = start, start, start + count
+    groups, skip, row, end = list(range(file.num_row_groups)), start, start, start + count
+    while groups and skip >= (rows := file.metadata.row_group(groups[0]).num_rows):
+        groups, skip = groups[1:], skip - rows
     with file:
         try:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if skip >= rows:
-                    skip -= rows
-                    continue
-                for batch in file.iter_batches(16, row_groups=[group], columns=columns, use_threads=False):
-                    cells = batch.slice(skip).slice(0, end - row).to_pylist()
-                    skip = max(0, skip - len(batch))
-                    for cell in cells:
-                        yield _parquet_picture(cell[image_column], cell.get(name_column or ""), path, row)
-                        row += 1
-                    if row == end:
-                        return
+            for batch in file.iter_batches(16, row_groups=groups, columns=columns, use_threads=False):
+                for cell in batch.slice(skip).slice(0, end - row).to_pylist():
+                    yield _parquet_picture(cell[image_column], cell.get(name_column or ""), path, row)
+                    row += 1
+                skip = max(0, skip - len(batch))
+                if row == end:
+                    return
         except pa.ArrowException as error:
             raise OSError(str(error)) from error
 
