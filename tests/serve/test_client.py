@@ -210,7 +210,7 @@ def test_errors_are_sentences(client: fusioner.Client, tmp_path: Path, photo: by
         client.segment(tmp_path / "none.jpg", "cat")
     with pytest.raises(FusionerError, match="label 2 of 2 is empty"):
         client.segment(photo, "cat,")
-    with pytest.raises(FusionerError, match="format: must be one of"):
+    with pytest.raises(FusionerError, match="format: Input should be"):
         client.export(photo, "cat", "gif")
     with pytest.raises(FusionerError, match="corrupt or truncated"):
         client.upload(photo[:2000])

@@ -186,7 +186,7 @@ def test_images_make_room_for_others(tight: Running) -> None:
 @pytest.mark.parametrize(
     ("content", "output"),
     [
-        ({"json": {"labels": "cat", "format": "gif"}}, "format: must be one of overlay, "),
+        ({"json": {"labels": "cat", "format": "gif"}}, "format: Input should be 'overlay', "),
         ({"json": {"labels": "cat", "threshold": 2}}, "threshold: "),
         ({"json": {"labels": "cat", "threshold": "0.5"}}, "threshold: "),
         ({"json": {"labels": 5}}, "labels"),
