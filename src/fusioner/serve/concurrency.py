@@ -1,4 +1,4 @@
-"""Limits on the requests and pixels processed at once, and cancellation when a client disconnects."""
+"""Limits on the bodies, requests and pixels processed at once, and cancellation when a client disconnects."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,7 +62,7 @@ class ConcurrencyLimit:
 
 
 class ConcurrencyMiddleware:
-    """ASGI middleware that applies the concurrency limit and the time limit to every POST."""
+    """ASGI middleware that applies the limits on bodies, concurrency and time to every POST."""
 
     def __init__(self, app: ASGIApp, concurrency: ConcurrencyLimit) -> None:
         self.app, self.concurrency = app, concurrency
@@ -70,6 +71,11 @@ class ConcurrencyMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        limit, seconds = self.concurrency.limits.max_body_bytes, self.concurrency.limits.timeout
+        too_large = ApiError(413, f"the body is over this server's limit of {limit / 1e6:g} MB")
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
+            raise too_large
         started = False
         start, received, complete = monotonic(), 0, False
 
@@ -82,6 +88,8 @@ class ConcurrencyMiddleware:
             except TimeoutError as error:
                 raise ApiError(408, "the body arrives too slowly: send it again", {"Connection": "close"}) from error
             received += len(message.get("body", b""))
+            if received > limit:
+                raise too_large
             complete = not message.get("more_body")  # then the next message is a disconnect
             return message
 
@@ -94,7 +102,6 @@ class ConcurrencyMiddleware:
                 body = body[CHUNK_BYTES:]
             await send({**message, "body": bytes(body)} if "body" in message else message)
 
-        seconds = self.concurrency.limits.timeout
         with self.concurrency.admit((scope["client"] or ("", 0))[0]):
             try:
                 async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""Access control, body size and headers, applied before any route."""
+"""Access control and headers, applied before any route."""
 
 import base64
 import hmac
@@ -55,17 +55,16 @@ class Access:
 
 
 class SecurityMiddleware:
-    """ASGI middleware that checks host, origin, key and body size, adds security headers and counts requests."""
+    """ASGI middleware that checks host, origin and key, adds security headers and counts requests."""
 
     def __init__(self, app: ASGIApp, access: Access, service: Service) -> None:
         self.app, self.access, self.service = app, access, service
-        self.max_body_bytes = service.limits.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status, received = monotonic(), 500, 0
+        start, status = monotonic(), 500
         request_method = scope["method"]
         root, path = self.access.root_path, scope["path"]
         if not path.startswith(f"{root}/"):  # the proxy removed it
@@ -73,14 +72,6 @@ class SecurityMiddleware:
         scope = {**scope, "root_path": root, "path": path}
         if request_method == "HEAD":  # answered as GET; uvicorn drops the body
             scope["method"] = "GET"
-
-        async def receive_limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
-                raise self._too_large()
-            return message
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -95,7 +86,7 @@ class SecurityMiddleware:
 
         try:
             self._check(scope, Headers(scope=scope))
-            await self.app(scope, receive_limited, send_with_headers)
+            await self.app(scope, receive, send_with_headers)
         except ApiError as error:
             await error.response()(scope, receive, send_with_headers)
         finally:
@@ -118,12 +109,6 @@ class SecurityMiddleware:
                 raise ApiError(401, "send the API key as 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
         if "content-length" in headers and "transfer-encoding" in headers:  # proxies may disagree where the body ends
             raise ApiError(400, "send Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.max_body_bytes:
-            raise self._too_large()
-
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is over this server's limit of {self.max_body_bytes / 1e6:g} MB")
 
 
 def _sent_key(authorization: str) -> bytes:
