@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -94,12 +95,7 @@ def predict(
     print_notes(label_warnings(label_list))
     names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
     names = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
-
-    arguments = model.arguments()
-
-    def load() -> Segmenter:
-        return fusioner.load(device=device, runtime=runtime, **arguments)
-
+    load = partial(fusioner.load, device=device, runtime=runtime, **model.arguments())
     found, errors = find_inputs(images, recursive, out)
     dependencies = tuple(file for file in (model.model, model.templates) if file and str(file) != IMAGENET)
     run = Run(label_list, options, names, frame_step, workers, skip_existing, dependencies)
