@@ -85,6 +85,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "a.jpg", "--labels", "cat", "--mode", "huge"], "--mode"),
         (["predict", "a.jpg", "--labels"], "fusioner predict needs --labels: see fusioner predict --help"),
         (["export"], "fusioner export needs --out: see fusioner export --help"),
+        (["export", "--out", "exported", "--photos", "clip.mp4"], "there are no pictures in clip.mp4"),
         (["serve", "8000"], "fusioner serve takes no argument 8000: see fusioner serve --help"),
     ],
 )

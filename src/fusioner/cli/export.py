@@ -44,9 +44,9 @@ def export(
         raise FusionerError("--int8 and --fp16 exclude each other: choose one")
 
     found, errors = find_inputs([str(photos or sample_photos())], False, out)
-    if errors:
-        raise errors[0]
     files = [file for file in found if not is_video(file)]
+    if errors or not files:
+        raise errors[0] if errors else FusionerError(f"there are no pictures in {photos}: name a folder of photos")
     chosen = [read_image(file) for file in files[:: -(-len(files) // MAX_PHOTOS)]]
     segmenter = load(device="cpu", runtime="torch", **model.arguments())
     precision = "int8" if int8 else "fp16" if fp16 else "fp32"
