@@ -56,23 +56,16 @@ Engine: TypeAlias = Callable[[Sequence[int]], Iterator[Event]]
 
 @dataclass
 class RunStats:
-    """Counts of a run.
-
-    Attributes:
-        total: images of the input; before: done by earlier runs; elsewhere: done by other runs meanwhile.
-        images, errors, notes: done by this run, in finished shards; notes: images that were read differently.
-        memory: peak memory of a worker, bytes.
-        unfinished: progress by shard, of the shards in work.
-    """
+    """Counts of images."""
 
     total: int
-    before: int
-    elsewhere: int = 0
-    images: int = 0
+    before: int  # done by earlier runs
+    elsewhere: int = 0  # done by other runs meanwhile
+    images: int = 0  # done by this run, in finished shards, as errors and notes
     errors: int = 0
-    notes: int = 0
-    memory: int = 0
-    unfinished: dict[int, Event] = field(default_factory=dict)
+    notes: int = 0  # images that were read differently
+    memory: int = 0  # bytes, peak of a worker
+    unfinished: dict[int, Event] = field(default_factory=dict)  # by shard
     begun: float = field(default_factory=time.monotonic)
 
     @property

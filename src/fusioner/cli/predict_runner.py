@@ -66,20 +66,14 @@ class Item:
 
 @dataclass(eq=False)
 class Run:
-    """Segments all inputs, prints a line for each, and counts pictures, frames, skipped inputs and failures.
-
-    Attributes:
-        workers: number of threads that read, and of those that write.
-        dependencies: files besides the input that results depend on, such as the model: with `skip_existing`, results
-            must be newer.
-    """
+    """Segments all inputs, prints a line for each, and counts pictures, frames, skipped inputs and failures."""
 
     labels: Sequence[str]
     options: InferenceOptions
     formats: tuple[str, ...]
     frame_step: int = 10
-    workers: int = 2
-    skip_existing: bool = False
+    workers: int = 2  # threads that read, and as many that write
+    skip_existing: bool = False  # results that are newer than the input and the dependencies, such as the model
     dependencies: tuple[Path, ...] = ()
     sheet: ContactSheet | None = None
 

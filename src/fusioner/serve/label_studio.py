@@ -174,20 +174,13 @@ async def _authorization(http: httpx.AsyncClient, label_studio: LabelStudio) -> 
 
 @dataclass(frozen=True)
 class Control:
-    """A control tag of a labelling configuration that takes masks.
-
-    Attributes:
-        name, to_name: of the tag and of its image tag.
-        kind: "brushlabels" or "polygonlabels".
-        key: of the image in a task's data.
-        labels: label -> the value that results carry (its alias, if it has one).
-    """
+    """A control tag of a labelling configuration that takes masks."""
 
     name: str
-    to_name: str
-    kind: str
-    key: str
-    labels: dict[str, str]
+    to_name: str  # name of its image tag
+    kind: str  # "brushlabels" or "polygonlabels"
+    key: str  # of the image in a task's data
+    labels: dict[str, str]  # label -> the value that results carry (its alias, if it has one)
 
 
 def read_label_config(xml: str) -> list[Control]:
