@@ -11,6 +11,7 @@ from cyclopts import Parameter, validators
 
 from fusioner.cli.options import Device, FastInferenceFlags, ModelFlags, RuntimeName
 from fusioner.errors import FusionerError
+from fusioner.io import parse_file
 from fusioner.loading import load
 from fusioner.segmenter import Segmenter
 from fusioner.serve.limits import Limits
@@ -94,11 +95,7 @@ def serve(
 def read_key(file: Path | None) -> str | None:
     """Return the key in `file`, else in the environment, else None; FusionerError if it is empty or not ASCII."""
     source = file or KEY_VARIABLE
-    try:
-        key = file.read_text("utf-8-sig").strip() if file else os.environ.get(KEY_VARIABLE)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise FusionerError(f"cannot read the API key from {file}: {reason}") from error
+    key = parse_file(file, str.strip, "the API key in ") if file else os.environ.get(KEY_VARIABLE)
     if key is not None and not (key.strip() and key.isascii()):
         raise FusionerError(f"the API key in {source} is {'not ASCII' if key.strip() else 'empty'}: set another one")
     return key
