@@ -95,7 +95,7 @@ def serve(
 def read_key(file: Path | None) -> str | None:
     """Return the key in `file`, else in the environment, else None; FusionerError if it is empty or not ASCII."""
     source = file or KEY_VARIABLE
-    key = parse_file(file, str.strip, "the API key in ") if file else os.environ.get(KEY_VARIABLE)
+    key = parse_file(file, str.strip, "the API key from ") if file else os.environ.get(KEY_VARIABLE)
     if key is not None and not (key.strip() and key.isascii()):
         raise FusionerError(f"the API key in {source} is {'not ASCII' if key.strip() else 'empty'}: set another one")
     return key
