@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
 from fusioner.data.base import Item, SegmentationData
@@ -169,56 +169,71 @@ class _PixelCounter:
         self.confusion = {name: np.zeros((len(ids) + 1,) * 2, np.int64) for name, ids in plan.groups.items()}
         self.best: list[Example] = []
         self.worst: list[Example] = []
+        self.encoded: Any = None
+        self.size = (0, 0)
+        self.cache: dict[str, Float[np.ndarray, "h w"]] = {}
 
     @torch.inference_mode()
     def visit(self, index: int, item: Item) -> None:
         """Count the pairs, the neutral prompt, absent classes, and the groups of one image."""
         rgb, stored = self.data.read(item)
-        encoded = self.predictor.encode(rgb, None if item.tiles else item.image)
+        self.encoded = self.predictor.encode(rgb, None if item.tiles else item.image)
         mask = torch.from_numpy(stored.astype(np.int64))
         if self.plan.eval_size:
             side = self.plan.eval_size
             mask = torch.nn.functional.interpolate(mask[None, None].double(), (side, side), mode="nearest")[0, 0].long()
-        predictions = _Predictions(self.predictor, encoded, (mask.shape[0], mask.shape[1]))
-        self._count_pairs(index, item, mask, predictions)
-        self._count_presence(index, set(np.unique(stored).tolist()), mask, predictions)
+        self.size, self.cache = (mask.shape[0], mask.shape[1]), {}
+        self._count_pairs(index, item, mask)
+        self._count_presence(index, set(np.unique(stored).tolist()), mask)
         for name in self.plan.groups:
-            self._count_group(name, item, mask, self._predict_group(name, item, predictions))
+            self._count_group(name, item, mask, self._predict_group(name, item))
 
-    def _count_pairs(self, index: int, item: Item, mask: Tensor, predictions: "_Predictions") -> None:
+    def _count_pairs(self, index: int, item: Item, mask: Tensor) -> None:
         listed = self.listed.get(item.id)
         if not listed:
             return
         ignored = mask == self.data.ignore
-        neutral = predictions.positive(NEUTRAL, self.plan.threshold)
+        neutral = self._predict(NEUTRAL)
         for class_id, times in sorted(listed.items()):
-            positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold)
+            positive = self._predict(self.data.prompts[class_id])
             counts, ablated = (binary_counts(found, mask == class_id, ignored) for found in (positive, neutral))
             self.pairs += [(index, class_id, torch.cat([counts, ablated]).flatten().tolist())] * times
             if "all" not in self.plan.groups:
                 truth = (mask == class_id).long().masked_fill(ignored, IGNORED)
                 self._add_example(float(counts[1, 0] / counts[1, 1].clamp(min=1)), item, (class_id,), positive, truth)
 
-    def _count_presence(self, index: int, present: set[int], mask: Tensor, predictions: "_Predictions") -> None:
+    def _count_presence(self, index: int, present: set[int], mask: Tensor) -> None:
         if not self.plan.absent:
             return
         absent = [i for i in self.plan.prompted if i not in present]
         drawn = np.random.default_rng((self.plan.seed, index)).permutation(absent)[: self.plan.absent].tolist()
         valid = mask != self.data.ignore
         for class_id in (*sorted(drawn), *sorted(present.intersection(self.plan.prompted))):
-            positive = predictions.positive(self.data.prompts[class_id], self.plan.threshold) & valid
+            positive = self._predict(self.data.prompts[class_id]) & valid
             share = float(positive.sum() / valid.sum().clamp(min=1))
             self.presence.append((index, class_id, [float(class_id in present), share, float(positive.any())]))
 
-    def _predict_group(self, name: str, item: Item, predictions: "_Predictions") -> Integer[Tensor, "H W"]:
+    def _predict(self, label: str) -> Bool[Tensor, "H W"]:
+        """Return the pixels of a label prompted alone."""
+        return torch.from_numpy(sigmoid(upsample(self._logits([label]), self.size)[0]) > self.plan.threshold)
+
+    def _predict_group(self, name: str, item: Item) -> Integer[Tensor, "H W"]:
         """Return the winning class of a group at each pixel, numbered from 1 as the group lists them; 0: background."""
         ids, extra = self.plan.groups[name], self.plan.background_prompts
         numbers = range(1, len(ids) + 1)
         if self.plan.listed_only:
             numbers = [k for k in numbers if ids[k - 1] in self.listed[item.id]]
-        labels = [self.data.prompts[ids[k - 1]] for k in numbers]
-        winners = predictions.argmax([*labels, *extra], self.plan.threshold, self.plan.background and not extra)
-        return torch.tensor([0, *numbers, *(0 for _ in extra)])[winners.long()]
+        logits = self._logits([*(self.data.prompts[ids[k - 1]] for k in numbers), *extra])
+        winners, _ = decide_logits(logits, self.size, self.plan.threshold, self.plan.background and not extra)
+        return torch.tensor([0, *numbers, *(0 for _ in extra)])[torch.from_numpy(winners).long()]
+
+    def _logits(self, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Return the logits of the current image; those of independent labels are computed once each."""
+        if not self.predictor.independent:
+            return np.asarray(self.predictor.logits(self.encoded, labels))
+        if new := [label for label in labels if label not in self.cache]:
+            self.cache |= dict(zip(new, np.asarray(self.predictor.logits(self.encoded, new)), strict=True))
+        return np.stack([self.cache[label] for label in labels])
 
     def _count_group(self, name: str, item: Item, mask: Tensor, prediction: Tensor) -> None:
         ids = self.plan.groups[name]
@@ -231,7 +246,9 @@ class _PixelCounter:
         self.group_counts[name].append(counts.numpy())
         self.confusion[name] += confusion.numpy()
         if name == "all" and counts[1, 1:].any():
-            self._add_example(_image_miou(counts), item, ids, prediction, truth)
+            inside, in_truth, predicted = counts[:, 1:].double()
+            score = (inside / (in_truth + predicted - inside))[in_truth > 0].mean()
+            self._add_example(float(score), item, ids, prediction, truth)
 
     def _add_example(self, score: float, item: Item, ids: tuple[int, ...], prediction: Tensor, truth: Tensor) -> None:
         for examples, sign in ((self.best, -1), (self.worst, 1)):
@@ -248,35 +265,6 @@ class _PixelCounter:
         }
         pairs, presence = _to_columns(self.pairs, 8), _to_columns(self.presence, 3)
         return Counts(self.plan, pairs, presence, groups, self.best, self.worst)
-
-
-class _Predictions:
-    """Predictions for one image at `size` (H, W); logits of independent labels are computed once each."""
-
-    def __init__(self, predictor: Predictor, encoded: Any, size: tuple[int, int]) -> None:
-        self.predictor, self.encoded, self.size = predictor, encoded, size
-        self.cache: dict[str, Float[np.ndarray, "h w"]] = {}
-
-    def positive(self, label: str, threshold: float) -> Bool[Tensor, "H W"]:
-        """Return the pixels of a label prompted alone."""
-        return torch.from_numpy(sigmoid(upsample(self._logits([label]), self.size)[0]) > threshold)
-
-    def argmax(self, labels: Sequence[str], threshold: float, background: bool) -> Integer[Tensor, "H W"]:
-        """Return the winner among labels prompted together: i for the i-th (from 1), 0 for none."""
-        return torch.from_numpy(decide_logits(self._logits(labels), self.size, threshold, background)[0])
-
-    def _logits(self, labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
-        if not self.predictor.independent:
-            return np.asarray(self.predictor.logits(self.encoded, labels))
-        if new := [label for label in labels if label not in self.cache]:
-            self.cache |= dict(zip(new, np.asarray(self.predictor.logits(self.encoded, new)), strict=True))
-        return np.stack([self.cache[label] for label in labels])
-
-
-def _image_miou(counts: Int[Tensor, "3 c"]) -> float:
-    """Return the mean IoU over the classes in an image's ground truth."""
-    inside, truth, predicted = counts[:, 1:].double()
-    return float((inside / (truth + predicted - inside))[truth > 0].mean())
 
 
 def _to_columns(rows: list[tuple[int, int, list[float]]], width: int) -> PromptCounts:
