@@ -130,15 +130,6 @@ class AnnotationProject:
             raise ValueError(f"mask {path} is {values.shape[1]}x{values.shape[0]} pixels")
         return values
 
-    def remove_lines(self) -> None:
-        """Remove and count the shapes without an area, which are of kinds that have no drawer."""
-        for image in self.images:
-            unknown = [shape.kind for shape in image.shapes if shape.kind not in self.drawers]
-            self.left_out.update(
-                f"shapes of kind {kind} mark no area or are not supported and were left out" for kind in unknown
-            )
-            image.shapes = [shape for shape in image.shapes if shape.kind in self.drawers]
-
     def merge_names(self) -> None:
         """Add the names of all shapes to the classes, without background, in the form and order of a class file."""
         names: dict[str, str] = {}
@@ -172,8 +163,10 @@ def read_annotations(
     if mask_values and not (source_format in ("cvat", "voc") and (source / "SegmentationClass").is_dir()):
         raise FusionerError(f"--mask-values applies to the masks of --from voc and cvat, but {source} holds none")
     project = voc(source, mask_values) if mask_values else READERS[source_format](source)
-    project.remove_lines()
     for image in project.images:
+        for kind in (shape.kind for shape in image.shapes if shape.kind not in project.drawers):
+            project.left_out[f"shapes of kind {kind} mark no area or are not supported and were left out"] += 1
+        image.shapes = [shape for shape in image.shapes if shape.kind in project.drawers]
         image.path = find_file(image.files, [images] if images else image.folders)
         if image.path is not None:
             image.name = str(Path(image.name.replace("\\", "/")).with_name(image.path.name))
