@@ -22,7 +22,7 @@ from fusioner.cli.main import main
 from fusioner.data.annotation_formats import read_annotations
 from fusioner.data.folder import folder
 from fusioner.data.prepare import prepare_folder
-from fusioner.data.shapes import fill_box, fill_brush, fill_runs, paste
+from fusioner.data.shapes import fill_box, fill_brush, fill_ellipse, fill_runs, paste
 from fusioner.errors import FusionerError
 
 WIDTH, HEIGHT = 12, 10
@@ -498,3 +498,7 @@ def test_tracks_of_cvat_for_video_are_named(tmp_path: Path):
     (tmp_path / "annotations.xml").write_text("<annotations><track label='cat'/></annotations>")
     with pytest.raises(FusionerError, match="CVAT for video"):
         read_annotations("cvat", tmp_path)
+
+
+def test_an_ellipse_smaller_than_any_number_has_no_pixel():
+    assert not fill_ellipse((1, 1), (1e-300, 1e-300), (HEIGHT, WIDTH)).any()

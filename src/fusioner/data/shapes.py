@@ -56,7 +56,10 @@ def fill_ellipse(centre: Sequence[Any], radii: Sequence[Any], size: Size, rotati
     """Fill an ellipse, rotated clockwise by degrees around its centre."""
     x0, y0, rx, ry = _finite([*centre, *radii])
     x, y = _pixel_centres(size, rotation, (x0, y0))
-    return (((x - x0) / rx) ** 2 + ((y - y0) / ry) ** 2 <= 1) if rx > 0 and ry > 0 else np.zeros(size, bool)
+    if rx <= 0 or ry <= 0:
+        return np.zeros(size, bool)
+    with np.errstate(over="ignore"):  # far outside of a tiny ellipse
+        return ((x - x0) / rx) ** 2 + ((y - y0) / ry) ** 2 <= 1
 
 
 def fill_runs(counts: str | bytes | Sequence[object], size: Size, column_major: bool) -> Mask:
