@@ -236,7 +236,7 @@ def _tables(found: Comparison) -> list[Table]:
     for name, (label, _) in MEASURES.items():
         if name in found.measures:
             measures.append((label, found.measures[name], name in _LOWER_IS_BETTER))
-    for name in {**found.per_class, **found.argmax_per_class}:
+    for name in {**found.argmax_per_class, **found.per_class}:
         for differences, suffix in ((found.per_class, ""), (found.argmax_per_class, ", multi-class")):
             if name in differences:
                 classes.append((name + suffix, differences[name], False))
