@@ -47,49 +47,32 @@ class Shape(NamedTuple):
 
 @dataclass
 class AnnotatedImage:
-    """One image with its shapes in the order of painting; the stem of `name` names the output files.
+    """One image with its shapes in the order of painting."""
 
-    Attributes:
-        size: (height, width) that the annotation was made on; None: that of the image file.
-        files: names of the image file to try; folders: where to look for them.
-        content: the image file's bytes, if embedded in the annotation.
-        mask: file with the painted classes, in place of shapes.
-        path: the image file, once found.
-    """
-
-    name: str
+    name: str  # whose stem names the output files
     shapes: list[Shape]
-    size: Size | None
-    files: Sequence[str]
+    size: Size | None  # (height, width) that the annotation was made on; None: that of the image file
+    files: Sequence[str]  # names of the image file to try, in these folders
     folders: Sequence[Path]
-    content: bytes | None = None
-    mask: Path | None = None
-    path: Path | None = None
+    content: bytes | None = None  # of the image file, if embedded in the annotation
+    mask: Path | None = None  # file with the painted classes, in place of shapes
+    path: Path | None = None  # of the image file, once found
 
 
 @dataclass
 class AnnotationProject:
-    """The annotations of a source.
-
-    Attributes:
-        classes: names in the order of their ids, without background.
-        mask_names: name of each value in the mask files; colours: (r, g, b) -> value (empty: see `read_mask`).
-        small_on_top: paint small shapes over large ones and ignored ones below all others, instead of in their order.
-        left_out: description of shapes or images that are not painted -> their number.
-        merged: one sentence for each class name that was merged into another.
-        painted: number of shapes painted so far.
-    """
+    """The annotations of a source."""
 
     source: Path
     drawers: Drawers
-    classes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)  # in the order of their ids, without background
     images: list[AnnotatedImage] = field(default_factory=list)
-    mask_names: dict[int, str] = field(default_factory=dict)
-    colours: dict[Colour, int] = field(default_factory=dict)
-    small_on_top: bool = False
-    left_out: Counter[str] = field(default_factory=Counter)
-    merged: list[str] = field(default_factory=list)
-    painted: int = 0
+    mask_names: dict[int, str] = field(default_factory=dict)  # of the values in mask files
+    colours: dict[Colour, int] = field(default_factory=dict)  # of the values in mask files; empty: see `read_mask`
+    small_on_top: bool = False  # small shapes over large ones, ignored ones below all others, whatever their order
+    left_out: Counter[str] = field(default_factory=Counter)  # description of shapes or images not painted -> number
+    merged: list[str] = field(default_factory=list)  # one sentence for each class name merged into another
+    painted: int = 0  # shapes so far
 
     @property
     def notes(self) -> list[str]:

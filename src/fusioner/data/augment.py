@@ -27,28 +27,19 @@ _TO_YIQ = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dty
 class Augmentation:
     """The augmentation of the paper, with a single resampling; the default strengths are its for PASCAL-5i.
 
-    Attributes:
-        probability: of each step, drawn independently.
-        jitter: brightness, contrast and saturation factors are in 1 +- jitter; hue is rotated by up to jitter / 5 of a
-            circle (the paper gives one number for "colour jitter"; the fifth is our choice).
-        noise: maximum standard deviation of Gaussian noise on RGB in [0, 1].
-        flip: flip horizontally.
-        elastic: standard deviation of the smooth displacement, as a fraction of the frame.
-        shift, scale: fraction of the frame; rotate: degrees; each uniform in +- its value.
-        crop: minimum area fraction of a random resized crop (1 = no crop), with an aspect ratio of 3/4..4/3.
-        ignore: mask value outside the frame.
+    The paper gives one number for "colour jitter"; that hue has a fifth of it is our choice.
     """
 
-    probability: float = 0.5
-    jitter: float = 0.5
-    noise: float = 0.028
-    flip: bool = True
-    elastic: float = 0.02
-    shift: float = 0.1
-    scale: float = 0.1
-    rotate: float = 20.0
-    crop: float = 0.5
-    ignore: int = 255
+    probability: float = 0.5  # of each step, drawn independently
+    jitter: float = 0.5  # brightness, contrast and saturation times 1 +- jitter; hue +- jitter / 5 of a circle
+    noise: float = 0.028  # maximum standard deviation of Gaussian noise on RGB in [0, 1]
+    flip: bool = True  # horizontally
+    elastic: float = 0.02  # standard deviation of the smooth displacement, as a fraction of the frame
+    shift: float = 0.1  # +- fraction of the frame
+    scale: float = 0.1  # +- fraction of the frame
+    rotate: float = 20.0  # +- degrees
+    crop: float = 0.5  # minimum area fraction of a random resized crop (1: none), with an aspect ratio of 3/4..4/3
+    ignore: int = 255  # mask value outside the frame
 
     def __call__(self, rgb: Rgb, mask: Mask, rng: np.random.Generator) -> tuple[Rgb, Mask]:
         """Return a new image and mask of the same size and dtype."""

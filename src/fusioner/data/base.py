@@ -19,18 +19,13 @@ Pair = tuple[str, int]
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its mask; `id` is unique within the data set.
+    """One image with its mask."""
 
-    Attributes:
-        class_id: for binary masks (FSS-1000), the class of every bright pixel (> 127).
-        tiles: for a mosaic, its four parts, top left, top right, bottom left, bottom right; the first has its files.
-    """
-
-    id: str
+    id: str  # unique within the data set
     image: Path
     mask: Path
-    class_id: int | None = None
-    tiles: tuple["Item", ...] = ()
+    class_id: int | None = None  # for binary masks (FSS-1000): of every bright pixel (> 127)
+    tiles: tuple["Item", ...] = ()  # of a mosaic: top left, top right, bottom left, bottom right
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -40,31 +35,20 @@ class Item:
 
 @dataclass
 class SegmentationData:
-    """A data set: names and paths only, images and masks are read one by one.
+    """A data set: names and paths only, images and masks are read one by one."""
 
-    Attributes:
-        name: its name in the registry.
-        classes: class names by id as the data set spells them; 0 is background or unlabeled, "" marks an unused id.
-        items: images with masks, in a fixed order.
-        ignore_unlabeled: id 0 means "not annotated" instead of background: its pixels are read as `ignore`.
-        prompts: prompt of each class by id (default: `classes` with spaces for underscores).
-        mask_values: value in the mask files -> class id, None for ignored; empty: the value is the id.
-        background_prompts: further prompts whose pixels count as background.
-        include_background: the mean IoU of the data set includes the background.
-        colours: (r, g, b) in the mask files -> mask value; empty: see `masks.read_mask`.
-        problems: missing or unusable files found while opening the data set, one sentence each.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    items: list[Item]
-    ignore_unlabeled: bool = False
-    prompts: tuple[str, ...] = ()
+    name: str  # in the registry
+    classes: tuple[str, ...]  # by id, as the data set spells them; 0: background or unlabeled, "": an unused id
+    items: list[Item]  # in a fixed order
+    ignore_unlabeled: bool = False  # id 0 means "not annotated", not background: its pixels are read as `ignore`
+    prompts: tuple[str, ...] = ()  # of the classes by id; default: `classes` with spaces for underscores
     mask_values: Mapping[int, int | None] = field(default_factory=dict)
-    background_prompts: tuple[str, ...] = ()
-    include_background: bool = False
+    """Value in the mask files -> class id, None for ignored; empty: the value is the id."""
+    background_prompts: tuple[str, ...] = ()  # further prompts whose pixels count as background
+    include_background: bool = False  # in the mean IoU
     colours: Mapping[Colour, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    """(r, g, b) in the mask files -> mask value; empty: see `masks.read_mask`."""
+    problems: list[str] = field(default_factory=list)  # one sentence for each kind of missing or unusable files
     _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

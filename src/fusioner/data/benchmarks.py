@@ -33,30 +33,18 @@ _PASCAL_TREE = """\
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Files and mask values of a benchmark.
+    """Files and mask values of a benchmark."""
 
-    Attributes:
-        tree: the expected directory tree, for error messages.
-        images, masks: candidate folders; `{}` stands for the tree's name of the split.
-        classes: name of a list in `names/`.
-        splits: name of a split -> its name in the tree.
-        class_values: mask values of the classes in their order, such as "0-10 12"; "": the value is the id.
-        ignored_values: mask values that are ignored.
-        background_values: mask values of a background that is part of the mIoU; "": there is none, 0 is ignored.
-        endings: suffixes after the id in the file names of images and masks.
-        listed: text file with the ids of a split, if not all masks of a folder belong to it.
-    """
-
-    tree: str
-    images: Sequence[str]
+    tree: str  # for error messages
+    images: Sequence[str]  # candidate folders; {} stands for the tree's name of the split
     masks: Sequence[str]
-    classes: str
-    splits: Mapping[str, str]
-    class_values: str = ""
+    classes: str  # name of a list in `names/`
+    splits: Mapping[str, str]  # name of a split -> its name in the tree
+    class_values: str = ""  # mask values of the classes in their order, such as "0-10 12"; "": the value is the id
     ignored_values: str = ""
-    background_values: str = ""
-    endings: Sequence[str] = (".jpg", ".png")
-    listed: str | None = None
+    background_values: str = ""  # of a background that is part of the mIoU; "": there is none, 0 is ignored
+    endings: Sequence[str] = (".jpg", ".png")  # after the id in the file names of images and masks
+    listed: str | None = None  # text file with the ids of a split, if not all masks of a folder belong to it
 
 
 def _ranges(text: str) -> list[int]:

@@ -17,21 +17,13 @@ WIDTH = 360  # px of an image in the contact sheet
 
 @dataclass
 class DatasetReport:
-    """Contents of a data set.
+    """Contents of a data set; class id 0 is background, the ignored value is counted as well."""
 
-    Attributes:
-        readable: number of images that can be read, with masks.
-        images: class id (0 for background, and the ignored value) -> number of images that contain it.
-        pixels: the same -> number of pixels.
-        turned: number of images that their EXIF orientation turns.
-        broken: one sentence for each image or mask that cannot be used.
-    """
-
-    readable: int = 0
-    images: Counter[int] = field(default_factory=Counter)
-    pixels: Counter[int] = field(default_factory=Counter)
-    turned: int = 0
-    broken: list[str] = field(default_factory=list)
+    readable: int = 0  # images that can be read, with masks
+    images: Counter[int] = field(default_factory=Counter)  # class id -> number of images that contain it
+    pixels: Counter[int] = field(default_factory=Counter)  # class id -> number of pixels
+    turned: int = 0  # images that their EXIF orientation turns
+    broken: list[str] = field(default_factory=list)  # one sentence for each image or mask that cannot be used
 
     def warnings(self, data: SegmentationData) -> list[str]:
         """Return warnings of unusual contents, one sentence each."""

@@ -57,22 +57,15 @@ class Markup(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells.
-
-    Attributes:
-        text_columns: left-aligned columns; all others are right-aligned and do not wrap.
-        bold: rows printed bold in the terminal.
-        best: (row, column) of cells highlighted in HTML.
-        plots: a drawing for each row, the second column in HTML under `plot_head`.
-    """
+    """A table of text cells."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    text_columns: Collection[int] = (0,)
-    bold: Collection[int] = ()
-    best: Collection[tuple[int, int]] = ()
-    plots: Sequence[Markup] = ()
+    text_columns: Collection[int] = (0,)  # left-aligned; all others are right-aligned and do not wrap
+    bold: Collection[int] = ()  # rows, in the terminal
+    best: Collection[tuple[int, int]] = ()  # (row, column) of cells highlighted in HTML
+    plots: Sequence[Markup] = ()  # a drawing for each row, the second column in HTML, under `plot_head`
     plot_head: str = ""
 
     def to_rich(self) -> RichTable:

@@ -27,38 +27,24 @@ TABLES = ("pairs", "presence")
 
 @dataclass(frozen=True)
 class Plan:
-    """Prompts of an evaluation.
+    """Prompts of an evaluation."""
 
-    Attributes:
-        protocol: its name in reports.
-        images: ids of all images to visit.
-        pairs: (image, class) prompts decided one at a time; a pair drawn twice is listed twice.
-        groups: classes prompted together, by name; the argmax decides. The group "all" is the protocol's own measure.
-        listed_only: prompt each image with only those classes of a group that `pairs` lists for it.
-        absent: maximum number of `prompted` classes that are not in an image and are prompted there, one at a time.
-        prompted: the classes of the pairs and the absent prompts; where `absent` is set, those in an image are also
-            prompted there, one at a time.
-        background: whether a pixel may belong to no class of a group.
-        background_prompts: further prompts of a group; the pixels they win are background, the threshold is not used.
-        include_background: the protocol's mIoU averages background, too.
-        threshold: minimum probability of a positive pixel.
-        eval_size: side in pixels to which masks are resized (nearest); None: each mask's own size.
-        seed: of the choice of absent classes.
-    """
-
-    protocol: str
-    images: tuple[str, ...]
-    pairs: tuple[Pair, ...] = ()
+    protocol: str  # its name in reports
+    images: tuple[str, ...]  # ids of all images to visit
+    pairs: tuple[Pair, ...] = ()  # prompts decided one at a time; a pair drawn twice is listed twice
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    listed_only: bool = False
-    absent: int = 0
+    """Classes prompted together, by name; the argmax decides. The group "all" is the protocol's own measure."""
+    listed_only: bool = False  # prompt each image with only those classes of a group that `pairs` lists for it
+    absent: int = 0  # maximum number of `prompted` classes prompted in an image without them, one at a time
     prompted: tuple[int, ...] = ()
-    background: bool = True
+    """Classes of the pairs and the absent prompts; where `absent` is set, also prompted alone where they are."""
+    background: bool = True  # a pixel may belong to no class of a group
     background_prompts: tuple[str, ...] = ()
-    include_background: bool = False
-    threshold: float = 0.5
-    eval_size: int | None = None
-    seed: int = 0
+    """Further prompts of a group; the pixels they win are background, the threshold is not used."""
+    include_background: bool = False  # in the protocol's mIoU
+    threshold: float = 0.5  # minimum probability of a positive pixel
+    eval_size: int | None = None  # px, side to which masks are resized (nearest); None: each mask's own size
+    seed: int = 0  # of the choice of absent classes
 
 
 class PromptCounts(NamedTuple):
@@ -75,17 +61,11 @@ class PromptCounts(NamedTuple):
 
 @dataclass
 class GroupCounts:
-    """Argmax results of classes prompted together.
+    """Argmax results of classes prompted together; index 0 of the arrays' classes is background."""
 
-    Attributes:
-        class_ids: (K,) in the order prompted; index 0 of the other arrays is background.
-        counts: per image: pixels correct, pixels of the ground truth, pixels predicted, each by class.
-        confusion: (true, predicted), summed over images.
-    """
-
-    class_ids: tuple[int, ...]
-    counts: Int[np.ndarray, "n 3 c"]
-    confusion: Int[np.ndarray, "c c"]
+    class_ids: tuple[int, ...]  # in the order prompted
+    counts: Int[np.ndarray, "n 3 c"]  # pixels of each image: correct, of the ground truth, predicted
+    confusion: Int[np.ndarray, "c c"]  # (true, predicted), summed over images
 
 
 @dataclass(frozen=True)
@@ -101,23 +81,18 @@ class Example:
 
 @dataclass
 class Counts:
-    """All counts of an evaluation.
-
-    Attributes:
-        pairs: values (background intersection, background union, foreground intersection, foreground union) of each
-            pair prompted with its class name, then the same with the neutral prompt.
-        presence: values (1.0 if the class is in the image, share of the image predicted, 1.0 if a pixel was) of
-            `prompted` classes, each prompted alone.
-        groups: by the plan's names.
-        best, worst: examples, best first and worst first.
-    """
+    """All counts of an evaluation."""
 
     plan: Plan
     pairs: PromptCounts
+    """Values (background intersection, background union, foreground intersection, foreground union) of each pair
+    prompted with its class name, then the same with the neutral prompt."""
     presence: PromptCounts
-    groups: dict[str, GroupCounts]
-    best: list[Example] = field(default_factory=list)
-    worst: list[Example] = field(default_factory=list)
+    """Values (1.0 if the class is in the image, share of the image predicted, 1.0 if a pixel was) of classes prompted
+    alone."""
+    groups: dict[str, GroupCounts]  # by the plan's names
+    best: list[Example] = field(default_factory=list)  # best first
+    worst: list[Example] = field(default_factory=list)  # worst first
 
 
 @dataclass(frozen=True)

@@ -16,29 +16,18 @@ from fusioner.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class BenchmarkProtocol:
-    """The protocol of a benchmark without training.
+    """The protocol of a benchmark without training."""
 
-    Attributes:
-        method: whose configuration it is.
-        short_side, window, stride: shorter side of the image, side and step of the windows, px; window 0: whole image.
-        scale: of the cosines in the softmax over all names.
-        threshold: least probability of a label; 0: the likeliest label takes the pixel.
-        background: names whose pixels are background.
-        synonyms: whether persons and monitors have several names, of which the likeliest counts.
-        min_area: labels with at most this share of all labelled pixels are dropped.
-        pamr: iterations of PAMR, which refines scores by the colours of pixels.
-    """
-
-    method: str
-    short_side: int
-    window: int
-    stride: int
-    scale: float = 40.0
-    threshold: float = 0.0
-    background: tuple[str, ...] = ()
-    synonyms: bool = False
-    min_area: float = 0.0
-    pamr: int = 0
+    method: str  # whose configuration it is
+    short_side: int  # px, of the image
+    window: int  # px, side; 0: whole image
+    stride: int  # px, between windows
+    scale: float = 40.0  # of the cosines in the softmax over all names
+    threshold: float = 0.0  # least probability of a label; 0: the likeliest label takes the pixel
+    background: tuple[str, ...] = ()  # names whose pixels are background
+    synonyms: bool = False  # persons and monitors have several names, of which the likeliest counts
+    min_area: float = 0.0  # labels with at most this share of all labelled pixels are dropped
+    pamr: int = 0  # iterations of PAMR, which refines scores by the colours of pixels
 
     def __str__(self) -> str:
         windows = f"windows of {self.window} px every {self.stride} px" if self.window else "whole image"

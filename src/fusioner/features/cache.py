@@ -43,21 +43,14 @@ _MAX_HEADER = 2**16
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that determines the tokens apart from the image and the view.
+    """Everything that determines the tokens apart from the image and the view."""
 
-    Attributes:
-        encoder: name, for display only: encoders of equal weights share entries.
-        fingerprint: sha256 of its weights and normalisation.
-        dim, grid: token width, and rows and columns of tokens.
-        preprocessing, views: versions of the pixel transforms.
-    """
-
-    encoder: str
-    fingerprint: str
+    encoder: str  # for display only: encoders of equal weights share entries
+    fingerprint: str  # sha256 of its weights and normalisation
     resolution: int
-    dim: int
-    grid: tuple[int, int]
-    preprocessing: str = PREPROCESSING
+    dim: int  # width of a token
+    grid: tuple[int, int]  # rows and columns of tokens
+    preprocessing: str = PREPROCESSING  # versions of the pixel transforms
     views: str = VIEWS
 
     @classmethod

@@ -48,17 +48,11 @@ class SampleView(NamedTuple):
 
 
 class PatchBatch(NamedTuple):
-    """Patches of some images.
+    """Patches of some images."""
 
-    Attributes:
-        features: see `model.closed_set_head.features`.
-        labels: class of each patch; the last class is "other", -1 is ignored.
-        splits: the split of each image, whose classes alone compete for its patches.
-    """
-
-    features: Float[Tensor, "b p f"]
-    labels: Int64[Tensor, "b p"]
-    splits: Int64[Tensor, " b"]
+    features: Float[Tensor, "b p f"]  # see `model.closed_set_head.features`
+    labels: Int64[Tensor, "b p"]  # class of each patch; the last class is "other", -1 is ignored
+    splits: Int64[Tensor, " b"]  # split of each image, whose classes alone compete for its patches
 
 
 class ClosedSetDataset:
@@ -129,15 +123,10 @@ def _label_table(split: DatasetSplit, classes: dict[str, int]) -> Int64[np.ndarr
 
 @dataclass(frozen=True)
 class FitCache:
-    """Fitted networks on disk, so that a resumed run or another process need not fit them again.
+    """Fitted networks on disk, so that a resumed run or another process need not fit them again."""
 
-    Attributes:
-        folder: one file per network.
-        key: describes the inputs of the fit; files with another key are not used.
-    """
-
-    folder: Path
-    key: str
+    folder: Path  # one file per network
+    key: str  # describes the inputs of the fit; files with another key are not used
     writes: bool = True
 
     def get(self, name: str) -> Mapping[str, Tensor] | None:

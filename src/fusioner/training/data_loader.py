@@ -25,23 +25,14 @@ LIVE_VIEWS = 2**31 - 1
 
 
 class Batch(NamedTuple):
-    """One step's data, or a micro-batch of it.
-
-    Attributes:
-        tokens: image tokens.
-        text: unit embeddings of each image's prompts.
-        labels: i where a pixel shows the image's i-th prompt (from 1), 0 for anything else, -1 ignored.
-        classes: class of each prompt in the joint numbering (`Corpus.class_offsets`).
-        padded: prompts that only fill up the tensor.
-        folds: cross-fitting fold of each training image (`dataset.cross_fit_fold`); -1 for held-out images.
-    """
+    """One step's data, or a micro-batch of it."""
 
     tokens: Float[Tensor, "b d gh gw"]
-    text: Float[Tensor, "b p c"]
-    labels: Int16[Tensor, "b h w"]
-    classes: Int64[Tensor, "b p"]
-    padded: Bool[Tensor, "b p"]
-    folds: Int64[Tensor, " b"]
+    text: Float[Tensor, "b p c"]  # unit embeddings of each image's prompts
+    labels: Int16[Tensor, "b h w"]  # i at the image's i-th prompt (from 1), 0 at anything else, -1 ignored
+    classes: Int64[Tensor, "b p"]  # of each prompt, in the joint numbering (`Corpus.class_offsets`)
+    padded: Bool[Tensor, "b p"]  # prompts that only fill up the tensor
+    folds: Int64[Tensor, " b"]  # cross-fitting fold of each training image (`cross_fit_fold`); -1: held out
 
     def target(self) -> Float[Tensor, "b p h w"]:
         """Return 1 where a pixel shows the prompt, else 0."""

@@ -28,21 +28,13 @@ CROSS_FIT_FOLDS = 2
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """Training split of one data set.
+    """Training split of one data set."""
 
-    Attributes:
-        root: the folder it was opened from.
-        data: its training split.
-        fold: None trains on all classes.
-        classes: ids that may be prompted, ascending.
-        ignored: mask values excluded from loss and metrics.
-    """
-
-    root: Path
+    root: Path  # the folder it was opened from
     data: SegmentationData
-    fold: int | None
-    classes: tuple[int, ...]
-    ignored: tuple[int, ...]
+    fold: int | None  # None: train on all classes
+    classes: tuple[int, ...]  # ids that may be prompted, ascending
+    ignored: tuple[int, ...]  # mask values excluded from loss and metrics
 
     def pairs(self) -> list[Pair]:
         """Return every (image id, class id) to train on, sorted; most sets read all masks, at about 1 ms each."""
