@@ -82,10 +82,7 @@ def view(rgb: Rgb, index: int, seed: int) -> UInt8[ndarray, "h2 w2 3"]:
     """Return light augmentation number `index` of an image, for caching the features of a few views per image.
 
     View 0 is the image itself; odd views are flipped, views from 2 on are cropped without resampling (to 45..100 % of
-    the area), and all but view 0 have colour jitter. Views differ in size.
-
-    Args:
-        index: 0, 1, 2, ...; seed: non-negative, different for every image.
+    the area), and all but view 0 have colour jitter. Views differ in size. The seed is that of the image, from 0 on.
     """
     rng = np.random.default_rng((seed, index))
     return rgb if index == 0 else jitter(_frame(rgb, index, rng), 0.3, rng)

@@ -115,10 +115,8 @@ def pascal(
 ) -> SegmentationData:
     """Open PASCAL VOC 2012 with the SBD masks: "train", "val" or "train_aug" (train + SBD, without val), or all (None).
 
-    Args:
-        root: holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`, or VOC's own
-            `SegmentationClass`.
-        options: further attributes of the `SegmentationData`.
+    `root` holds `VOCdevkit/VOC2012/JPEGImages` (or `VOC2012/JPEGImages`) and `SegmentationClassAug`, or VOC's own
+    `SegmentationClass`. `options` are further attributes of the data set.
     """
     root = Path(root)
     check_split("pascal", split, ("train", "val", "train_aug"))

@@ -32,10 +32,8 @@ def folder(root: Path, split: str | None = None) -> SegmentationData:
     Class 0 is background if it is called background or has no name; with any other name it is an ordinary class, and
     all ids move up by one. Pixels of classes called null, unlabeled, unknown, ignore or void are ignored.
 
-    Args:
-        root: holds `images`, `masks` and `classes.txt` (or .json, .yaml).
-        split: "train" or "val", as listed in `train.txt` / `val.txt`; without train.txt, "train" is everything that
-            val.txt does not list. None: everything.
+    The split is "train" or "val", as listed in `train.txt` / `val.txt`; without train.txt, "train" is everything that
+    val.txt does not list. None: everything.
     """
     root, problems = Path(root), list[str]()
     image_folder, left_out = find_folder(root, ("images",), TREE), Counter[str]()

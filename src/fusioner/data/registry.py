@@ -36,11 +36,9 @@ LOADERS: dict[str, Callable[..., SegmentationData]] = {
 def open_dataset(
     name: str, root: Path, split: str | None = None, mask_values: str = "", **options: Any
 ) -> SegmentationData:
-    """Open a registered data set.
+    """Open a registered data set with the options of its loader, for example the `seed` of mosaic4.
 
-    Args:
-        mask_values: mask values to read as others, such as "255=1,7=ignore".
-        options: parameters of the data set's own loader, for example the `seed` of mosaic4.
+    `mask_values` are to be read as others, such as "255=1,7=ignore".
     """
     if name not in LOADERS:
         raise FusionerError(f"there is no data set {name!r}; choose one of {', '.join(LOADERS)}")

@@ -11,12 +11,9 @@ from fusioner.features.cache import image_digest, read_bytes
 
 
 def refuse_trained_images(training: Mapping[str, Any], items: Sequence[Item], allowed: bool = False) -> list[str]:
-    """Return a note if evaluated images are among a model's training images, compared by content.
+    """Raise a FusionerError, or if `allowed` return a note, if images to evaluate are among a model's training images.
 
-    Args:
-        training: the card's `training` entry; its `images` are the first hex digits of each image file's sha256.
-        items: images to evaluate.
-        allowed: return a note instead of raising FusionerError.
+    They are compared by content: `images` of the card's `training` are the first hex digits of each file's sha256.
     """
     trained = set(training.get("images") or ())
     digits = len(next(iter(trained), ""))

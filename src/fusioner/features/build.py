@@ -57,7 +57,6 @@ def cache_features(
         batch_size: views encoded together; None: 32 on a GPU, 4 on a CPU.
         workers: threads that read and decode images.
         say: receives one line before anything is encoded and one afterwards.
-        track: progress bars, for example of `fusioner.progress.progress`.
 
     Raises FusionerError for too little disk space, or images that cannot be read (all others are cached by then).
     """

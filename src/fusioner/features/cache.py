@@ -85,12 +85,9 @@ class EntryHeader(NamedTuple):
 
 
 class FeatureCache:
-    """Cached tokens of one encoder at one resolution, stored as fp16.
+    """Cached tokens of one encoder at one resolution (side in pixels), stored as fp16.
 
-    Args:
-        folder: cache folder, created on the first write; processes and machines may share it.
-        encoder: on the device that it should run on.
-        resolution: side in pixels to which each image is resized; at least one token.
+    The folder is created on the first write; processes and machines may share it.
     """
 
     def __init__(self, folder: str | Path, encoder: ImageEncoder, resolution: int) -> None:

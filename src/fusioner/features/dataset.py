@@ -42,11 +42,7 @@ class LiveSource:
     """Encodes at every call.
 
     Without `augment` the views are those of the cache (`data.augment.view`). With it view number v is a sample of the
-    full augmentation, seeded by the image's bytes and v.
-
-    Args:
-        resolution: side in pixels to which each image is resized.
-        views: number of views; None: unlimited.
+    full augmentation, seeded by the image's bytes and v. Images are resized to `resolution` x `resolution` pixels.
     """
 
     def __init__(
@@ -78,9 +74,7 @@ class LiveSource:
 class CachedSource:
     """Reads tokens from a cache; masks are computed at each call. Entries lost meanwhile are encoded again.
 
-    Args:
-        digests: sha256 of each image file by image id.
-        views: number of cached views of each image.
+    `digests` are the sha256 of the image files by image id.
     """
 
     def __init__(self, cache: FeatureCache, data: SegmentationData, digests: Mapping[str, str], views: int = 1) -> None:

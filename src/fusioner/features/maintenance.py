@@ -90,12 +90,9 @@ def prune(
     dry_run: bool = False,
     track: Track = no_progress,
 ) -> PruneReport:
-    """Remove entries of unwanted keys, and of images that no longer exist or have changed.
+    """Remove entries of unwanted keys, and of images that no longer exist or have changed; with `dry_run` only count.
 
-    Args:
-        missing_folders: also remove entries of images whose whole folder is missing; by default that is taken for a
-            disk that is not mounted.
-        dry_run: count only.
+    Without `missing_folders` entries of images whose whole folder is missing stay: its disk may not be mounted.
     """
     files = [path for folder in _existing(cache) for path in entry_files(folder)]
     report, digest = PruneReport(), functools.cache(_digest)

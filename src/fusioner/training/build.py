@@ -137,8 +137,7 @@ def build_network(
 ) -> Fusioner:
     """Build the network for these encoders, with weights drawn by the seed; torch's global random state is unchanged.
 
-    Args:
-        num_names: classes of the closed-set head, if the settings have one; previous_closed_sets: of those beside it.
+    A closed-set head has `num_names` classes, the heads beside it those of `previous_closed_sets`.
     """
     config = resolve_similarity(config, image, text)
     options, last = config.model, image.parts[-1]

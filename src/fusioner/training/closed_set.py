@@ -155,11 +155,7 @@ def fit_closed_set_head(
     """Fit the model's closed-set head to the training images; held-out images are not used.
 
     Besides the network fitted to all images, one per cross-fitting fold is fitted without that fold, to be read in
-    training for the fold's images.
-
-    Args:
-        class_embeddings: unit embeddings of `corpus.names()`, in its order.
-        device: where to fit; None: the CPU.
+    training for the fold's images. `class_embeddings` are the unit embeddings of `corpus.names()`, in its order.
     """
     similarity: Any = model.similarity
     head = similarity.closed_set

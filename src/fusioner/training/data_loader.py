@@ -59,10 +59,7 @@ class Batch(NamedTuple):
 class DataLoader:
     """Builds batches: views, prompts and words drawn by (seed, step, place), tokens from each split's source.
 
-    Args:
-        sources: one per split of the corpus.
-        table: unit embeddings of `vocabulary.words`, in their order.
-        config: its data options, batch size and seed are used, and the resolution of the loss.
+    `table` holds the unit embeddings of `vocabulary.words`, in their order.
     """
 
     def __init__(

@@ -23,7 +23,6 @@ def draw_prompts(
     If one kind runs out, more of the other are drawn, so there are min(count, available classes) prompts.
 
     Args:
-        classes: ids that may be prompted.
         mask: the image's mask at loss resolution; a class with a pixel here is present.
         visible: ids in the full-size mask; a class among them but not in `mask` is too small to be prompted.
         weights: relative probability of each of `classes` as an absent one; None: uniform.
@@ -51,11 +50,6 @@ class Vocabulary:
         synonyms: further words by label (case-insensitive). Words that are also a label, or a synonym of two labels,
             are dropped, because they would teach that one class is another.
         hypernyms: words for groups of labels, such as "animal". Those that are also a label or a synonym are dropped.
-
-    Attributes:
-        words: all words, in the order of the table's rows; the labels come first.
-        rows: rows of each label's words.
-        groups: row of a hypernym -> its labels, in lower case.
     """
 
     def __init__(
@@ -71,13 +65,13 @@ class Vocabulary:
             for label in labels
         }
         used = [word.casefold() for words in extra.values() for word in set(words)]
-        self.words: list[str] = list(labels)
-        self.rows: dict[str, tuple[int, ...]] = {}
+        self.words: list[str] = list(labels)  # in the order of the table's rows; the labels come first
+        self.rows: dict[str, tuple[int, ...]] = {}  # of each label's words
         for number, label in enumerate(labels):
             unique = [word for word in dict.fromkeys(extra[label]) if used.count(word.casefold()) == 1]
             self.rows[label] = (number, *range(len(self.words), len(self.words) + len(unique)))
             self.words += unique
-        self.groups: dict[int, frozenset[str]] = {}
+        self.groups: dict[int, frozenset[str]] = {}  # row of a hypernym -> its labels, in lower case
         for word, members in (hypernyms or {}).items():
             group = frozenset(member.casefold() for member in members)
             if group & names and word.casefold() not in {known.casefold() for known in self.words}:
