@@ -19,13 +19,9 @@ from fusioner.segmenter import EncodedImage, Segmenter
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Anything that can be evaluated; see `SegmenterPredictor` and `FunctionPredictor`.
+    """Anything that can be evaluated; see `SegmenterPredictor` and `FunctionPredictor`."""
 
-    Attributes:
-        independent: a label's logits do not depend on the other labels of the same call.
-    """
-
-    independent: bool
+    independent: bool  # a label's logits do not depend on the other labels of the same call
 
     def encode(self, rgb: UInt8[np.ndarray, "h w 3"], file: Path | None) -> Any:
         """Compute what does not depend on the prompts; `file` holds `rgb` (None: composed of several images)."""

@@ -22,13 +22,9 @@ Batch = tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]
 
 
 class TokenSource(Protocol):
-    """Tokens and masks of the views of a data set's images.
+    """Tokens and masks of the views of a data set's images."""
 
-    Attributes:
-        views: number of views of each image (0, 1, ... views - 1); None: unlimited.
-    """
-
-    views: int | None
+    views: int | None  # of each image (0, 1, ... views - 1); None: unlimited
 
     def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
         """Return the float32 tokens of (image, view) pairs, and the mask of each view at its own size.

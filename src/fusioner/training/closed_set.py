@@ -56,25 +56,20 @@ class PatchBatch(NamedTuple):
 
 
 class ClosedSetDataset:
-    """The training images, each once.
-
-    Attributes:
-        samples: one per image.
-        width: number of features F.
-        allowed: 0 for each split's classes and "other", else minus infinity; (S, C).
-        counts: patches of each class in each sample's image; (samples, C).
-    """
+    """The training images, each once."""
 
     def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track) -> None:
         self.model, self.sources = model, sources
-        self.width = model.config.visual_dim + model.config.similarity_dim
+        self.width = model.config.visual_dim + model.config.similarity_dim  # F
         self.samples = corpus.unique_images()
         classes = {name: number for number, name in enumerate(corpus.names())}
         self.tables = [_label_table(split, classes) for split in corpus.splits]
+        # (S, C): 0 for each split's classes and "other", else minus infinity
         self.allowed = torch.full((len(self.tables), len(classes) + 1), -torch.inf)
         for number, table in enumerate(self.tables):
             self.allowed[number, np.unique(table[table >= 0])] = 0.0
         self._cache: dict[tuple[tuple[int, str], int], tuple[Float16[Tensor, "f gh gw"], Int64[Tensor, "gh gw"]]] = {}
+        # (samples, C): patches of each class
         self.counts = torch.zeros(len(self.samples), len(classes) + 1, dtype=torch.int64)
         height, width = self._read(self.samples[0], 0)[1].shape if self.samples else (0, 0)
         for number, sample in enumerate(track(self.samples, "reading masks")):
