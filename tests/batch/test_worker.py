@@ -1,7 +1,6 @@
 """The rows and files that a worker writes for a shard."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -157,7 +156,7 @@ def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     done = subprocess.run([sys.executable, "-c", script, out, run, *map(str, images)], check=False)
     assert done.returncode == -9
     attempt = CrashLog(out, 3, run)
-    os.close(attempt._file)
+    attempt._file.close()
     output = attempt.one_by_one, attempt.poison_images
     lines = attempt.path.read_text().splitlines()
     attempt.path.write_text("\n".join(lines[:-1]) + "\n")  # as if we had not looked

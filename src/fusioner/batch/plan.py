@@ -205,24 +205,20 @@ class CrashLog:
             attempts = [attempt.split() for attempt in "\n".join(lines[1:]).split("-")] if self.one_by_one else []
             ends = [int(images[-1]) for images in attempts if images]
             self.poison_images = frozenset(image for image in ends if ends.count(image) >= _MAX_CRASHES)
-            mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if self.one_by_one else os.O_TRUNC)
-            self._file = os.open(self.path, mode, 0o666)
-            self._write("-" if self.one_by_one else f"{run}\n-")
+            self._file = self.path.open("a" if self.one_by_one else "w", buffering=1, encoding="ascii")  # line by line
+            self._file.write("-\n" if self.one_by_one else f"{run}\n-\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
     def begin(self, image: int) -> None:
         """Log that the work on an image begins."""
         if self.one_by_one:
-            self._write(str(image))
-
-    def _write(self, line: str) -> None:
-        os.write(self._file, f"{line}\n".encode())
+            self._file.write(f"{image}\n")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        os.close(self._file)
+        self._file.close()
         if kind is None:
             self.path.unlink(missing_ok=True)
