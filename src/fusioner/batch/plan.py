@@ -188,10 +188,6 @@ class CrashLog:
     It finds images that kill the process (a crashing decoder, no memory left). The shard of a process that died is
     tried again, image by image, and each image is logged before its work begins. An image at which two such attempts
     ended becomes an error row. Attempts that ended with the whole run (kill -9) do not count.
-
-    Attributes:
-        one_by_one: an earlier attempt crashed, so process image by image.
-        poison_images: numbers of the images to leave out.
     """
 
     def __init__(self, out: Path, shard: int, run: str) -> None:
@@ -200,7 +196,7 @@ class CrashLog:
         try:
             self.path.parent.mkdir(exist_ok=True)
             lines = self.path.read_text("ascii").splitlines() if self.path.exists() else []
-            self.one_by_one = lines[:1] == [run]
+            self.one_by_one = lines[:1] == [run]  # after a crash
             # Each attempt is a dash and the images begun; the last of them is the one it ended at.
             attempts = [attempt.split() for attempt in "\n".join(lines[1:]).split("-")] if self.one_by_one else []
             ends = [int(images[-1]) for images in attempts if images]

@@ -26,15 +26,12 @@ MIN_BODY_RATE = 4096  # bytes/s
 
 
 class ConcurrencyLimit:
-    """Counts requests in progress, from the first byte of their body to the last byte of their response.
-
-    Attributes:
-        draining: new requests are refused because the server is shutting down.
-    """
+    """Counts requests in progress, from the first byte of their body to the last byte of their response."""
 
     def __init__(self, limits: Limits, inference: InferenceQueue) -> None:
         self.limits, self._inference = limits, inference
-        self.in_progress, self.draining = 0, False
+        self.in_progress = 0
+        self.draining = False  # the server is shutting down: refuse new requests
         self._clients = Counter[str]()
 
     @contextmanager

@@ -48,14 +48,7 @@ class EncodeJob(Job):
 
 
 class InferenceQueue:
-    """The queue and its thread.
-
-    Attributes:
-        segmenter: None until it is loaded.
-        failure: why it could not be loaded.
-        on_failure: called with the error if it could not be loaded; by default logs it.
-        seconds_per_job: moving average.
-    """
+    """The queue and its thread."""
 
     def __init__(self, load: Callable[[], Segmenter], batch_size: int | None, on_batch: Callable[[int], None]) -> None:
         """`on_batch` is called with the size of every batch; `batch_size` defaults to the network's."""
@@ -66,10 +59,10 @@ class InferenceQueue:
         self._thread = threading.Thread(target=self._run, name="fusioner-inference", daemon=True)
         self._loaded: Future[None] = Future()
         self._loaded.set_running_or_notify_cancel()  # a request that stops waiting cannot cancel it
-        self.segmenter: Segmenter | None = None
-        self.failure: BaseException | None = None
+        self.segmenter: Segmenter | None = None  # until it is loaded
+        self.failure: BaseException | None = None  # why it could not be loaded, with which on_failure is called
         self.on_failure: Callable[[BaseException], object] = partial(log.exception, "the model cannot be loaded: %s")
-        self.seconds_per_job = 1.0
+        self.seconds_per_job = 1.0  # moving average
 
     def start(self) -> None:
         """Load the model in the thread, then process jobs."""

@@ -24,13 +24,7 @@ HEADER_SECONDS = 10.0  # for clients to send the headers of a request
 
 
 class Server(uvicorn.Server):
-    """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile.
-
-    Attributes:
-        listener: the socket, open from the beginning.
-        url: its address.
-        service: that of the application.
-    """
+    """uvicorn that finishes the accepted requests on SIGTERM or SIGINT and answers new ones with 503 meanwhile."""
 
     def __init__(
         self,
