@@ -111,10 +111,8 @@ def make_plan(
 ) -> Plan:
     """Return the plan in `out`, writing it first if there is none; see `OnLeftOut`.
 
-    `size` is the maximum number of images per shard; None: that of the existing plan, else 256.
-
-    Raises FusionerError if `out` belongs to another input or to other settings (which are named), or the input has no
-    pictures.
+    `size` is the maximum number of images per shard; None: that of the existing plan, else 256. FusionerError if `out`
+    belongs to another input or to other settings (which are named), or the input has no pictures.
     """
     writable_folder(out)
     with FileLocks(out / ".locks") as locks:

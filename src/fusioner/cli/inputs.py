@@ -58,9 +58,7 @@ def find_inputs(
 def name_results(found: Mapping[Path, Path], out: Path, suffixes: Iterable[str]) -> list[Job]:
     """Give every input a stem for its results: its own or, where that is taken, with -2, -3, ... in the order named.
 
-    The results of a video are STEM-000120 and so on, and STEM.overlay.mp4.
-
-    Raises FusionerError if a result would replace one of the inputs.
+    The results of a video are STEM-000120 and so on, and STEM.overlay.mp4. FusionerError if one would replace an input.
     """
     suffixes = tuple(suffixes)
     wanted = {_key(subfolder, _stem(path)): is_video(path) for path, subfolder in found.items()}

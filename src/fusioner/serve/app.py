@@ -40,8 +40,6 @@ def create_app(
     Args:
         load: returns the segmenter; called in the thread that uses it. If it fails, the server keeps running and
             reports the error in every answer.
-        limits: of requests.
-        access: who may call the server.
         label_studio: adds the routes of an ML backend for it.
     """
     service = Service(load, limits)
