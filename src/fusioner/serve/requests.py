@@ -76,14 +76,11 @@ def check_image_header(content: bytes, max_pixels: int) -> int:
     return width * height
 
 
-class _InMemoryParser(MultiPartParser):
-    spool_max_size = 0  # never write uploads to temporary files
-
-
 async def _read_form(request: Request) -> Mapping[str, Any]:
-    limits: Any = {"max_files": 1, "max_fields": 16, "max_part_size": FIELD_BYTES}
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=16, max_part_size=FIELD_BYTES)
+    parser.spool_max_size = 0  # never write uploads to temporary files
     try:
-        form = await _InMemoryParser(request.headers, request.stream(), **limits).parse()
+        form = await parser.parse()
     except (MultiPartException, ValueError, LookupError) as error:  # LookupError: unknown charset
         raise ApiError(400, f"the multipart body cannot be read: {getattr(error, 'message', error)}") from error
     try:
