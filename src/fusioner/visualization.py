@@ -128,7 +128,7 @@ def overlay(
         factor = -(-MIN_SIDE // longest)
         image, layers = resize_with_maps(image, layers, (width * factor, height * factor), Image.Resampling.BICUBIC)
     picture = Image.fromarray(draw_masks(image, layers, opacity))
-    if not legend:
+    if not legend or not labels:
         return picture
     order = sorted(range(len(labels)), key=lambda index: -coverage[index])
     entries = [LegendEntry(index + 1, labels[index], float(coverage[index])) for index in order]

@@ -67,6 +67,7 @@ def test_published_pairs_that_are_missing_are_counted(shared: Path, capsys: pyte
 
 def test_a_contact_sheet_shows_the_photographs_under_their_masks(own: Path, tmp_path: Path):
     out = tmp_path / "new" / "sheet.png"
+    Image.new("L", (40, 50)).save(own / "masks" / "0.png")  # of no class, hence without a legend
     show("folder", root=own, out=out, count=3, columns=2)
     sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
     assert 720 < sheet.shape[1] < 800
