@@ -122,7 +122,7 @@ def main() -> None:
     torch.set_num_threads(1)
     name, folder = given.set.split("=", 1)
     corpus = build_corpus([open_split(name, Path(folder))], "images")
-    items = [sample.item for sample in corpus.unique_images()]
+    items = list({sample.image: sample.item for sample in corpus.samples}.values())
     measured = items[:: given.every]
     others = [item for number, item in enumerate(items) if number % given.every]
     data, config = corpus.splits[0].data, preset("small").override(closed_set_head=False)

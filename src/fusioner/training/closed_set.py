@@ -61,7 +61,7 @@ class ClosedSetDataset:
     def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track) -> None:
         self.model, self.sources = model, sources
         self.width = model.config.visual_dim + model.config.similarity_dim  # F
-        self.samples = corpus.unique_images()
+        self.samples = list({sample.image: sample for sample in corpus.samples}.values())  # one per image
         classes = {name: number for number, name in enumerate(corpus.names())}
         self.tables = [_label_table(split, classes) for split in corpus.splits]
         # (S, C): 0 for each split's classes and "other", else minus infinity

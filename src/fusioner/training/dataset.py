@@ -89,10 +89,6 @@ class Corpus:
         words = (split.data.prompts[class_id] for split in self.splits for class_id in split.classes)
         return list(dict.fromkeys(words))
 
-    def unique_images(self) -> list[Sample]:
-        """Return one sample of each training image."""
-        return list({sample.image: sample for sample in self.samples}.values())
-
     def digest(self) -> str:
         """Return a sha256 (hex) of splits, samples and prompts; it differs whenever a run would see other data."""
         total = hashlib.sha256()
