@@ -191,8 +191,10 @@ def _open_file(path: Path) -> BufferedReader:
             raise FusionerError(f"{path} is a folder, not an image")
         found = path if path.exists() else find_path(path)
         if found is None:
-            hint = ": download it first, images are not read from URLs" if ":/" in str(path) else ""
-            raise FusionerError(f"there is no image {path}{hint}")
+            if ":/" in str(path):
+                address = str(path).replace(":/", "://", 1)  # Path drops a slash
+                raise FusionerError(f"there is no image {address}: download it first, images are not read from URLs")
+            raise FusionerError(f"there is no image {path}")
         if not found.is_file():
             raise FusionerError(f"{path} is not a regular file")
         return found.open("rb")
