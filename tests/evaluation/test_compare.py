@@ -15,7 +15,7 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.classes import PASCAL_CLASSES
 from fusioner.errors import FusionerError
 from fusioner.evaluation.bootstrap import summarize
-from fusioner.evaluation.compare import Comparison, compare, select_images
+from fusioner.evaluation.compare import Comparison, compare, select_images, write_comparison
 from fusioner.evaluation.evaluate_report import write_report
 from fusioner.evaluation.evaluator import EvaluationResult, evaluate
 from fusioner.evaluation.predictor import FunctionPredictor
@@ -152,6 +152,17 @@ def test_a_class_without_images_is_left_out():
     assert np.isnan(one.change.value)
     assert one.p == 1
     assert not one.significant
+
+
+def test_missing_values_are_null_and_text_is_kept(tmp_path: Path):
+    a = evidence(5, 0)
+    a.groups["unseen"].counts[:, :, 2] = 0
+    found = compare(stored(a), stored(a), n_resamples=10)
+    found.notes.append("a folder: NaN")
+    write_comparison(tmp_path, found)
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert content["argmax_per_class"][CLASSES[2]]["change"]["value"] is None
+    assert content["notes"][-1] == "a folder: NaN"
 
 
 def test_runs_that_cannot_be_compared_are_refused():

@@ -221,13 +221,17 @@ def write_comparison(folder: Path, found: Comparison) -> list[Path]:
     measures, classes = _tables(found)
     markdown = [f"# {_title(found)}", bullets, measures.to_markdown(), classes.to_markdown()]
     html = [html_list(remarks), measures.to_html(), "<h2>Classes</h2>", classes.to_html()]
-    values = json.dumps({"generator": "Fusioner", "unit": "per cent", **asdict(found)}, indent=2)
+    values = {"generator": "Fusioner", "unit": "per cent", **asdict(found, dict_factory=_nan_to_none)}
     contents = {
-        "compare.json": values.replace(": NaN", ": null") + "\n",
+        "compare.json": json.dumps(values, indent=2, allow_nan=False) + "\n",
         "compare.md": "\n\n".join(markdown) + "\n",
         "compare.html": html_page(_title(found), html),
     }
     return write_files(folder, contents)
+
+
+def _nan_to_none(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in pairs}
 
 
 def _tables(found: Comparison) -> list[Table]:
