@@ -333,7 +333,7 @@ def voc(source: Path, mask_values: Mapping[int, int | None] | None = None) -> An
     for name, path in sorted(files.items()):
         image = AnnotatedImage(str(name), [], None, _with_suffixes(str(name)), folders)
         if path.suffix == ".png":
-            image.mask, project.classes = path, [name for _, name in sorted(names.items())]
+            image.mask = path
         else:
             with _reading(f"{path} is no annotation file of PASCAL VOC"):
                 for entry in ElementTree.parse(path).iter("object"):
@@ -341,6 +341,8 @@ def voc(source: Path, mask_values: Mapping[int, int | None] | None = None) -> An
                     kind = "polygon" if polygons else "box"
                     image.shapes.append(Shape(entry.findtext("name") or "", kind, polygons))
         project.images.append(image)
+    if any(image.mask for image in project.images):
+        project.classes = [name for _, name in sorted(names.items())]
     return project
 
 
