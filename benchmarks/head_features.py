@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusioner.data.base import Item
+from fusioner.data.masks import resize_mask
 from fusioner.encoders.bundled import Dinov2
 from fusioner.encoders.dense_classifier import Posteriors
 from fusioner.evaluation.evaluator import class_iou, confusion_matrix
@@ -29,7 +30,6 @@ from fusioner.model.similarity import affinity
 from fusioner.postprocess import upsample
 from fusioner.progress import no_progress
 from fusioner.training.closed_set import ClosedSetDataset, SampleView, fit_closed_set
-from fusioner.training.data_loader import resize_mask
 from fusioner.training.dataset import Corpus, DatasetSplit, build_corpus, cross_fit_fold, open_split
 from fusioner.training.presets import preset
 
@@ -82,14 +82,13 @@ class StoredFeatures:
         """Return the features of one image and its mask, `MASK_SIDE` px wide and high."""
         ((item, _),) = views
         path = self.folder / f"{item.id.replace('/', '_')}.npz"
-        rgb, mask = self.data.read(item)
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **self.encoders(rgb))  # pyright: ignore[reportArgumentType]
+            np.savez(path, **self.encoders(self.data.read(item)[0]))  # pyright: ignore[reportArgumentType]
         with np.load(path) as stored:
             parts = [torch.from_numpy(stored[name]).float() for name in self.names]
         parts[-1] = parts[-1].softmax(dim=0)
-        return torch.cat(parts)[None], [resize_mask(mask, (MASK_SIDE, MASK_SIDE))]
+        return torch.cat(parts)[None], [resize_mask(self.data.read_mask(item), (MASK_SIDE, MASK_SIDE))]
 
 
 @torch.inference_mode()
