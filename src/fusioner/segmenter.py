@@ -1,4 +1,4 @@
-"""Segment images with a trained network: `Segmenter` and the network behind it; `loading.load` makes one.
+"""The predictor: segment images by free-form labels with a trained network; `loading.load` builds it.
 
 Everything behind the network is NumPy, so that exported models run without torch.
 Letters: N windows (1 for a whole image), D channels, Gh Gw token grid, K labels, h w the network's resolution,
@@ -388,7 +388,7 @@ class Segmenter:
         scale: float = 1.0,
         **changes: Any,
     ) -> EncodedImage:
-        """Read and encode an image; arguments and errors as for calling the segmenter.
+        """Read and encode an image for any number of queries; arguments and errors as of `__call__`.
 
         The tokens of all windows are kept, so mode slide refuses images above about 30 megapixels (bundled model),
         which calling the segmenter accepts. `scale` resizes the encoder's input: the whole image, or the image that

@@ -119,7 +119,7 @@ class TorchNetwork:
 
     @torch.inference_mode()
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
-        """See `Network.encode_images`."""
+        """Encode RGB images into unit-length tokens, see `Network.encode_images`."""
         pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2)
         pixels = pixels.contiguous().to(self.device).float().div_(255)
         # The encoder is nearly all of the work; fusion and decoding stay in float32 for the precision of the logits.
@@ -130,7 +130,7 @@ class TorchNetwork:
     def predict_logits(
         self, tokens: Float[np.ndarray, "n d gh gw"], text: Float[Tensor, "k dt"], size: tuple[int, int] | None
     ) -> Float[np.ndarray, "n k h w"]:
-        """See `Network.predict_logits`; label-independent features of the latest images are cached."""
+        """Predict logits, see `Network.predict_logits`; label-independent features of the latest images are cached."""
         cached = next((entry for entry in self._features if entry[0] is tokens), None)
         if cached is None:
             on_device = torch.from_numpy(tokens).to(self.device)

@@ -67,14 +67,14 @@ class ExportedNetwork:
         self._cached: list[tuple[Float[np.ndarray, "n d gh gw"], dict[str, np.ndarray]]] = []
 
     def encode_images(self, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d gh gw"]:
-        """See `Network.encode_images`."""
+        """Encode RGB images into unit-length tokens, see `Network.encode_images`."""
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
         return self._graphs["image"](pixels=pixels / np.float32(255))["tokens"]
 
     def predict_logits(
         self, tokens: Float[np.ndarray, "n d gh gw"], text: Float[np.ndarray, "k dt"], size: tuple[int, int] | None
     ) -> Float[np.ndarray, "n k h w"]:
-        """See `Network.predict_logits`; label-independent features of the latest images are cached."""
+        """Predict logits, see `Network.predict_logits`; label-independent features of the latest images are cached."""
         if size is None:
             scale = self.card.config.decoder_scale
             size = tokens.shape[2] * scale, tokens.shape[3] * scale

@@ -267,7 +267,7 @@ def view_seed(digest: str) -> int:
 
 
 def load_views(image: Path, digest: str, views: Sequence[int], side: int) -> list[Float[Tensor, "3 s s"]]:
-    """Decode an image file and return the given views, resized to `side` pixels; check that `digest` still holds."""
+    """Return views of an image file, resized to `side` pixels; FusionerError unless its sha256 is `digest`."""
     raw = read_bytes(image)
     if image_digest(raw) != digest:
         raise FusionerError(f"image {image} has changed since it was indexed: run this again")

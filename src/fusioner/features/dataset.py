@@ -52,7 +52,7 @@ class LiveSource:
         self.data, self.encoder, self.resolution, self.augment, self.views = data, encoder, resolution, augment, views
 
     def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
-        """See `TokenSource`."""
+        """Return tokens and masks of views, see `TokenSource`."""
         pixels, masks = zip(*(self._load(item, view) for item, view in wanted), strict=True)
         return encode(self.encoder, torch.stack(pixels)), list(masks)
 
@@ -78,7 +78,7 @@ class CachedSource:
         self.views: int | None = views
 
     def batch(self, wanted: Sequence[tuple[Item, int]]) -> Batch:
-        """See `TokenSource`."""
+        """Return tokens and masks of views, see `TokenSource`."""
         key = self.cache.key
         tokens = torch.empty((len(wanted), key.dim, *key.grid))
         for row, (item, number) in zip(tokens, wanted, strict=True):

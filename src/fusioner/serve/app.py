@@ -157,12 +157,12 @@ def _health_routes(service: Service) -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> schemas.Status:
-        """Tell that the process is alive."""
+        """Report that the process is alive."""
         return schemas.Status(status="alive")
 
     @routes.get("/readyz", responses=schemas.problems(503))
     async def readyz() -> schemas.Status:
-        """Tell whether the model is loaded and requests are accepted."""
+        """Report whether the model is loaded and requests are accepted."""
         if service.unready:
             raise ApiError(503, service.unready, {"Retry-After": "1"})
         return schemas.Status(status="ready")

@@ -89,7 +89,7 @@ class DataLoader:
         return drawn
 
     def build(self, samples: Sequence[Sample], seeds: Sequence[tuple[int, ...]], training: bool = True) -> Batch:
-        """Build the batch of some samples, each with the numbers that seed its draws.
+        """Build a batch of samples; `seeds` are those of the random draws for each.
 
         Only training batches use other views than 0, and flips. Samples with a class are prompted with it alone.
         """
