@@ -1,5 +1,6 @@
 """Load, slow clients and disconnects: refusals, time limits and cancellation."""
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from fusioner.serve import concurrency
+from fusioner.serve.errors import ApiError
 from fusioner.serve.limits import Limits
 from fusioner.sliding_window import WindowGrid
 
@@ -261,6 +263,24 @@ def test_shutting_down_finishes_what_was_accepted(start_server: Callable[..., Ru
     server.thread.join(30)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.address}/healthz")
+
+
+def test_a_refusal_at_shutdown_follows_the_whole_body() -> None:
+    """A connection closed on unread bytes is reset, and its client may never see the answer."""
+    chunks = [b"x" * 1000] * 3
+    limit: Any = concurrency.ConcurrencyLimit(Limits(), None)  # type: ignore[arg-type]
+    limit.draining = True
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": chunks.pop(), "more_body": bool(chunks)}
+
+    async def unused(*_: Any) -> None:
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "headers": [], "client": ("127.0.0.1", 1)}
+    with pytest.raises(ApiError, match="shutting down"):
+        asyncio.run(concurrency.ConcurrencyMiddleware(unused, limit)(scope, receive, unused))
+    assert not chunks
 
 
 def test_a_second_signal_does_not_wait(start_server: Callable[..., Running], photo: bytes) -> None:

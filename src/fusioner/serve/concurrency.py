@@ -99,6 +99,8 @@ class ConcurrencyMiddleware:
                 body = body[CHUNK_BYTES:]
             await send({**message, "body": bytes(body)} if "body" in message else message)
 
+        while self.concurrency.draining and not complete:  # closing on unread bytes would reset the connection
+            await receive_in_time()
         with self.concurrency.admit((scope["client"] or ("", 0))[0]):
             try:
                 async with asyncio.timeout(seconds):
