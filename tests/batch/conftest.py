@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import data
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from fusioner.batch.run import Job
+from fusioner.batch.run import BatchJob
 from fusioner.batch.sources import open_source
 from fusioner.export.bundle import Bundle
 from fusioner.model.checkpoint import ModelCard, save_model
@@ -104,12 +104,12 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., Job]:
+def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., BatchJob]:
     """`make_job(input, **changes)`: a job that writes to tmp_path/out."""
 
-    def make(text: Path | str, column: str | None = None, **changes: Any) -> Job:
+    def make(text: Path | str, column: str | None = None, **changes: Any) -> BatchJob:
         given = {"out": tmp_path / "out", "run": "a run", "labels": LABELS, "model": {"model": tiny_model}} | changes
-        return Job(source=open_source(str(text), column), **given)
+        return BatchJob(source=open_source(str(text), column), **given)
 
     return make
 

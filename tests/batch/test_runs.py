@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from fusioner.batch.plan import make_plan
-from fusioner.batch.run import Event, Job, RunStats
+from fusioner.batch.run import BatchJob, Event, RunStats
 from fusioner.batch.worker import Worker
 from fusioner.cli.main import main
 from fusioner.io import FileLocks
@@ -163,7 +163,7 @@ def test_ray_writes_the_same_rows_and_survives_kills(
     tmp_path: Path,
     unfinished: Callable[[], None],
     exported_model: Path,
-    make_job: Callable[..., Job],
+    make_job: Callable[..., BatchJob],
 ) -> None:
     """The command is killed once; in the second start an actor dies in the middle of a shard, and Ray replaces it."""
     pytest.importorskip("ray")

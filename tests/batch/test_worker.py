@@ -16,16 +16,16 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from fusioner.batch.plan import CrashLog, make_plan
-from fusioner.batch.run import Job
+from fusioner.batch.run import BatchJob
 from fusioner.batch.worker import Worker, peak_memory
 from fusioner.errors import FusionerError
 from fusioner.loading import load, runs_on_torch
 from fusioner.options import InferenceOptions
 
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., BatchJob]
 
 
-def do_all(job: Job, size: int = 8) -> list[dict[str, Any]]:
+def do_all(job: BatchJob, size: int = 8) -> list[dict[str, Any]]:
     plan = make_plan(job.source, job.out, size, {})
     worker = Worker(job)
     for number in range(plan.shards):

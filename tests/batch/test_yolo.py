@@ -11,14 +11,14 @@ from PIL import Image, ImageDraw, ImageOps
 from skimage import data
 
 from fusioner.batch.plan import make_plan
-from fusioner.batch.run import Job
+from fusioner.batch.run import BatchJob
 from fusioner.batch.worker import Worker
 from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.main import main
 from fusioner.loading import load
 from fusioner.options import InferenceOptions
 
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., BatchJob]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def write_dataset(job: Job) -> Path:
+def write_dataset(job: BatchJob) -> Path:
     plan = make_plan(job.source, job.out, 3, {})
     worker = Worker(job)
     for number in range(plan.shards):

@@ -55,8 +55,11 @@ def test_folders_inside_folders_keep_their_results_apart(tree: Path) -> None:
     found, errors = find_inputs([str(tree)], recursive=True, out=tree / "deep" / ".." / "out")
     assert [str(path.relative_to(tree)) for path in found][4:] == ["deep/d.jpg", "deep/e.gif", "deep/deeper/a.jpg"]
     assert not errors
-    jobs = name_results(found, Path("to"), ENDINGS)
-    assert [str(job.folder / job.stem) for job in jobs if job.stem == "a"] == ["to/a", "to/deep/deeper/a"]
+    sources = name_results(found, Path("to"), ENDINGS)
+    assert [str(source.folder / source.stem) for source in sources if source.stem == "a"] == [
+        "to/a",
+        "to/deep/deeper/a",
+    ]
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads every folder")
@@ -87,7 +90,7 @@ def test_a_folder_counts_the_pictures_it_leaves_out(tree: Path) -> None:
 
 
 def stems(paths: list[str], out: Path) -> list[str]:
-    return [job.stem for job in name_results({Path(path): Path() for path in paths}, out, ENDINGS)]
+    return [source.stem for source in name_results({Path(path): Path() for path in paths}, out, ENDINGS)]
 
 
 def test_equal_stems_are_numbered_in_order(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fusioner.evaluation.bootstrap import Estimate, summarize
-from fusioner.evaluation.results import Counts, GroupCounts, Plan, PromptCounts
+from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts, PromptPlan
 
 
 def evidence(images: int = 6, seed: int = 0) -> Counts:
@@ -21,7 +21,7 @@ def evidence(images: int = 6, seed: int = 0) -> Counts:
     absent = np.stack([0 * both, extra / 500, extra > 0], axis=1).astype(float)
     present = np.stack([0 * both + 1, both / 500, both > 25], axis=1).astype(float)
     presence = PromptCounts(np.tile(image, 2), np.tile(class_id, 2), np.concatenate([absent, present]))
-    plan = Plan("official", tuple(f"{seed}-{i}" for i in range(images)), groups={"unseen": (1, 2)})
+    plan = PromptPlan("official", tuple(f"{seed}-{i}" for i in range(images)), groups={"unseen": (1, 2)})
     return Counts(plan, rows, presence, {"unseen": group}, [], [])
 
 

@@ -24,8 +24,8 @@ from fusioner.evaluation.results import (
     COUNTS_FILE,
     Counts,
     GroupCounts,
-    Plan,
     PromptCounts,
+    PromptPlan,
     SavedRun,
     load_counts,
     save_counts,
@@ -46,7 +46,7 @@ def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Cou
     absent = np.stack([0 * both, 1 - both / union, both < union], axis=1).astype(float)
     present = np.stack([0 * both + 1, both / union, both > 0], axis=1).astype(float)
     presence = PromptCounts(np.tile(image, 2), np.append(class_id + 2, class_id), np.concatenate([absent, present]))
-    plan = Plan("official", tuple(f"image {first + i}" for i in range(images)), groups={"unseen": (1, 2)})
+    plan = PromptPlan("official", tuple(f"image {first + i}" for i in range(images)), groups={"unseen": (1, 2)})
     return Counts(plan, PromptCounts(image, class_id, values), presence, {"unseen": group}, [], [])
 
 

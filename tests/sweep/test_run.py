@@ -14,7 +14,7 @@ import pytest
 
 from fusioner.cli.main import main
 from fusioner.errors import FusionerError
-from fusioner.evaluation.results import Counts, Plan, PromptCounts
+from fusioner.evaluation.results import Counts, PromptCounts, PromptPlan
 from fusioner.sweep.cell import CELL, read_done
 from fusioner.sweep.plan import Cell, Sweep
 from fusioner.sweep.run import claimed, estimate, folder_of, is_done, run
@@ -127,7 +127,7 @@ def evidence(fold: int, right: int) -> Counts:
     images = (f"{fold}a", f"{fold}b")
     pairs = PromptCounts(np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10] * 2] * 2, float))
     none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)))
-    return Counts(Plan("official", images), pairs, none, {}, [], [])
+    return Counts(PromptPlan("official", images), pairs, none, {}, [], [])
 
 
 @pytest.fixture

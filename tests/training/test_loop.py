@@ -24,13 +24,13 @@ from fusioner.training.config import TrainConfig, flatten
 from fusioner.training.dataset import open_split
 from fusioner.training.resume import read_state
 from fusioner.training.train import train
-from fusioner.training.trainer import Result, RunConfig
+from fusioner.training.trainer import RunConfig, TrainResult
 
 Tiny = Callable[..., TrainConfig]
 ALWAYS, NEVER = 0.0, 1e9  # minutes between checkpoints
 
 
-def run(root: Path, out: Path, config: TrainConfig, minutes: float = NEVER, **options: Any) -> Result:
+def run(root: Path, out: Path, config: TrainConfig, minutes: float = NEVER, **options: Any) -> TrainResult:
     split = open_split("pascal", root, options.pop("fold", None))
     return train([split], config, RunConfig(out, device="cpu", checkpoint_minutes=minutes, **options))
 

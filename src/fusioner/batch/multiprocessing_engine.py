@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fusioner.batch.run import Engine, Event, Job
+from fusioner.batch.run import BatchJob, Engine, Event
 from fusioner.batch.worker import Worker
 from fusioner.cores import available_cores
 from fusioner.errors import FusionerError
@@ -22,7 +22,7 @@ from fusioner.loading import runs_on_torch
 MAX_FAILED_STARTS = 6  # consecutive deaths of a process before its first image
 
 
-def local_engine(job: Job, workers: int | None, device: str, batch_size: int | None) -> tuple[int, Engine]:
+def local_engine(job: BatchJob, workers: int | None, device: str, batch_size: int | None) -> tuple[int, Engine]:
     """Return the number of workers, by default one per GPU or one per `job.threads` cores, and the engine."""
     chosen, gpus = "cpu", 0
     if device not in ("auto", "cpu") or (device == "auto" and runs_on_torch(**job.model) and find_spec("torch")):
@@ -39,7 +39,7 @@ def local_engine(job: Job, workers: int | None, device: str, batch_size: int | N
     return count, lambda shards: _run(job, shards, min(count, len(shards)), gpus)
 
 
-def _run(job: Job, shards: Iterable[int], workers: int, gpus: int) -> Iterator[Event]:
+def _run(job: BatchJob, shards: Iterable[int], workers: int, gpus: int) -> Iterator[Event]:
     """Yield the events of workers that are distributed over `gpus`; 0: all use `job.device`."""
     queue = iter(shards)
     processes = [_Process(replace(job, device=f"cuda:{n % gpus}") if gpus else job) for n in range(workers)]
@@ -66,7 +66,7 @@ def _run(job: Job, shards: Iterable[int], workers: int, gpus: int) -> Iterator[E
 class _Process:
     """A worker process and its current shard."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: BatchJob) -> None:
         self.job, self.failed_starts = job, 0
         self.shard: int | None = None
         self.start()
@@ -109,7 +109,7 @@ class _Process:
         self._process.join()
 
 
-def _run_worker(job: Job, pipe: Connection) -> None:
+def _run_worker(job: BatchJob, pipe: Connection) -> None:
     """Run a worker process until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which closes the pipe
     worker: Worker | None = None

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fusioner.batch.run import Engine, Event, Job
+from fusioner.batch.run import BatchJob, Engine, Event
 from fusioner.batch.worker import Worker
 from fusioner.errors import FusionerError
 from fusioner.loading import runs_on_torch
 
 
 def start_ray(
-    job: Job, workers: int | None, device: str, batch_size: int | None, address: str | None
+    job: BatchJob, workers: int | None, device: str, batch_size: int | None, address: str | None
 ) -> tuple[int, Engine]:
     """Join the cluster at `address` (or RAY_ADDRESS), or start Ray here; return the number of workers and an engine."""
     for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
@@ -43,7 +43,7 @@ def start_ray(
     return count, lambda shards: _run(job, shards, count, on_gpu)
 
 
-def _run(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[Event]:
+def _run(job: BatchJob, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[Event]:
     """Segment the shards and yield the result of each as it ends."""
     import ray.data
     from ray.exceptions import RayError
@@ -74,7 +74,7 @@ def _run(job: Job, shards: Sequence[int], workers: int, gpus: bool) -> Iterator[
 class _Actor:
     """A worker in Ray Data's interface: maps a batch of shard numbers to a row per shard."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: BatchJob) -> None:
         self._worker = Worker(job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

@@ -17,7 +17,7 @@ POLL_SECONDS = 1.0  # while other runs work on the remaining shards
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """Everything a worker needs, as values that can be sent to another machine; `run` names this start of the command.
 
     `model` are arguments of `fusioner.load`. A worker has `threads` CPU threads, encodes `batch_size` images at once

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from fusioner import __version__
 from fusioner.batch.plan import CrashLog, Plan, Shard
-from fusioner.batch.run import Event, Job
+from fusioner.batch.run import BatchJob, Event
 from fusioner.batch.sources import Picture
 from fusioner.batch.yolo import write_example
 from fusioner.errors import FusionerError
@@ -51,7 +51,7 @@ parts of the picture that were not read or were converted."""
 class Worker:
     """A loaded model that segments shards, one after another."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: BatchJob) -> None:
         self.job, self.plan = job, Plan(job.out)
         self.locks = self.plan.locks()
         self.segmenter = load(device=job.device, threads=job.threads, **job.model)

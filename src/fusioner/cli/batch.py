@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from fusioner.batch.plan import make_plan
-from fusioner.batch.run import Job, RunStats, run_shards
+from fusioner.batch.run import BatchJob, RunStats, run_shards
 from fusioner.batch.sources import open_source
 from fusioner.batch.yolo import write_data_yaml
 from fusioner.cli.options import (
@@ -90,7 +90,7 @@ def batch(
     import pyarrow  # noqa: F401 (fail before the model is hashed)
 
     print_notes(label_warnings(label_list))
-    job = Job(
+    job = BatchJob(
         out=out.absolute(),
         source=open_source(input, column),
         run=secrets.token_hex(8),
@@ -124,7 +124,7 @@ def batch(
     return 2 if stats.errors or left_out else 0
 
 
-def _settings(job: Job) -> dict[str, Any]:
+def _settings(job: BatchJob) -> dict[str, Any]:
     """Return the values that determine the results, for the plan."""
     arguments = job.model
     if arguments["image_encoder"]:

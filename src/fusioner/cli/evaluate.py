@@ -16,7 +16,7 @@ from fusioner.data.folds import FOLD_DATASETS
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
 from fusioner.evaluation.protocols import DEFAULT_OPTIONS, EvaluationOptions, make_plans
-from fusioner.evaluation.results import Plan
+from fusioner.evaluation.results import PromptPlan
 from fusioner.io import find_path, writable_folder
 from fusioner.loading import load
 from fusioner.options import InferenceOptions, Mode
@@ -160,7 +160,9 @@ def _load(
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 
 
-def _check_overlap(training: dict[str, Any], data: SegmentationData, plans: list[Plan], allow_leak: bool) -> list[str]:
+def _check_overlap(
+    training: dict[str, Any], data: SegmentationData, plans: list[PromptPlan], allow_leak: bool
+) -> list[str]:
     """Return notes for the report; refuse an evaluation on trained images unless `allow_leak`."""
     from fusioner.evaluation.train_test_overlap import refuse_trained_images, trained_classes
 

@@ -22,7 +22,7 @@ VIDEO_OVERLAY = ".overlay.mp4"
 
 
 @dataclass(frozen=True)
-class Job:
+class InputFile:
     """An input, and the folder and stem of its result files."""
 
     path: Path
@@ -55,7 +55,7 @@ def find_inputs(
     return found, errors
 
 
-def name_results(found: Mapping[Path, Path], out: Path, suffixes: Iterable[str]) -> list[Job]:
+def name_results(found: Mapping[Path, Path], out: Path, suffixes: Iterable[str]) -> list[InputFile]:
     """Give every input a stem for its results: its own or, where that is taken, with -2, -3, ... in the order named.
 
     The results of a video are STEM-000120 and so on, and STEM.overlay.mp4. FusionerError if one would replace an input.
@@ -66,7 +66,7 @@ def name_results(found: Mapping[Path, Path], out: Path, suffixes: Iterable[str])
     frames = {m[1] for key, video in wanted.items() if not video and (m := re.fullmatch(r"(.+)-\d{6,}", key))}
     inputs = {_identity(path) for path in found}
     taken: set[str] = set()
-    jobs: list[Job] = []
+    sources: list[InputFile] = []
     for path, subfolder in found.items():
         own_suffixes = (VIDEO_OVERLAY,) if is_video(path) else suffixes
         stem, number = _stem(path), 1
@@ -81,8 +81,8 @@ def name_results(found: Mapping[Path, Path], out: Path, suffixes: Iterable[str])
         for suffix in own_suffixes:
             if (result := out / subfolder / f"{stem}{suffix}").exists() and _identity(result) in inputs:
                 raise FusionerError(f"{result} would replace an input picture: choose another folder with --out")
-        jobs.append(Job(path, out / subfolder, stem))
-    return jobs
+        sources.append(InputFile(path, out / subfolder, stem))
+    return sources
 
 
 def is_video(path: Path) -> bool:

@@ -110,11 +110,11 @@ def predict(
         if csv or contact_sheet or skip_existing or errors or len(found) != 1 or len(formats) != 1:
             raise FusionerError("--out - writes one result: name one picture, one --format and no other file to write")
         return _to_stdout(run, next(iter(found)), load)
-    jobs = name_results(found, out, [output.suffix for output in formats])
+    sources = name_results(found, out, [output.suffix for output in formats])
     if csv:
         check_replaceable(csv, CSV_MARK)
     if contact_sheet:
-        results = [job.folder / f"{job.stem}{output.suffix}" for job in jobs for output in formats]
+        results = [source.folder / f"{source.stem}{output.suffix}" for source in sources for output in formats]
         if os.path.realpath(contact_sheet) in {os.path.realpath(path) for path in (*found, *results)}:
             raise FusionerError(
                 f"--contact-sheet {contact_sheet} would replace a picture or a result: give it another name"
@@ -122,13 +122,13 @@ def predict(
         run.sheet = ContactSheet(contact_sheet, label_list)
     for error in errors:
         run.fail(error)
-    if jobs:
+    if sources:
         writable_folder(out)
-    with progress(after=0.0 if len(jobs) > 1 else 2.0) as bar:
-        segmenter = load() if jobs else None
+    with progress(after=0.0 if len(sources) > 1 else 2.0) as bar:
+        segmenter = load() if sources else None
         try:
             if segmenter:
-                run.segment(jobs, segmenter, bar.task("segmenting", len(jobs)))
+                run.segment(sources, segmenter, bar.task("segmenting", len(sources)))
         finally:  # also after Ctrl-C
             run.end(out, csv)
     return 2 if run.failed else 0
@@ -145,27 +145,27 @@ def _rasters(
     if STDIN in found:
         raise FusionerError("--format geotiff reads windows of a file, not the standard input: name a file")
     raster_options(run.options)
-    jobs = name_results(found, out, [SUFFIXES[name] for name in run.formats])
+    sources = name_results(found, out, [SUFFIXES[name] for name in run.formats])
     for error in errors:
         run.fail(error)
     segmenter = None
-    for job in jobs:
-        outputs = {name: job.folder / f"{job.stem}{SUFFIXES[name]}" for name in run.formats}
-        if run.is_newer(outputs.values(), job.path):
-            print(f"{job.path}: skipped (its results are there)")
+    for source in sources:
+        outputs = {name: source.folder / f"{source.stem}{SUFFIXES[name]}" for name in run.formats}
+        if run.is_newer(outputs.values(), source.path):
+            print(f"{source.path}: skipped (its results are there)")
             continue
         segmenter = segmenter or load()
         notes: list[str] = []
         try:
             with progress(after=2.0) as bar:
-                task = bar.task(f"segmenting {job.name}", None)
+                task = bar.task(f"segmenting {source.name}", None)
                 shares = segment_raster(
-                    segmenter, job.path, run.labels, outputs, run.options, on_progress=task, on_note=notes.append
+                    segmenter, source.path, run.labels, outputs, run.options, on_progress=task, on_note=notes.append
                 )
             text = ", ".join(f"{label} {format_coverage(share)}" for label, share in shares.items())
-            print(f"{job.path}: {text} -> {outputs['geotiff']}")
+            print(f"{source.path}: {text} -> {outputs['geotiff']}")
         except FusionerError as error:
-            run.fail(error, job.path)
+            run.fail(error, source.path)
         print_notes(notes)
     return 2 if run.failed else 0
 

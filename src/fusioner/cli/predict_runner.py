@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, Job, is_video
+from fusioner.cli.inputs import STDIN, VIDEO_OVERLAY, InputFile, is_video
 from fusioner.cli.options import print_error, print_notes
 from fusioner.errors import FusionerError
 from fusioner.formats import FORMATS, segments
@@ -38,10 +38,10 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(eq=False)
-class Item:
+class Picture:
     """A picture, or frame number `frame` of a video, on its way through the loop."""
 
-    job: Job
+    source: InputFile
     image: ImageSource = b""
     frame: int | None = None
     time: float = 0.0
@@ -57,7 +57,7 @@ class Item:
     @property
     def stem(self) -> str:
         """Stem of the result files."""
-        return self.job.stem + ("" if self.frame is None else f"-{self.frame:06}")
+        return self.source.stem + ("" if self.frame is None else f"-{self.frame:06}")
 
     def title(self, path: str | Path) -> str:
         """Return the name of the input, with the number of a video's frame."""
@@ -81,28 +81,28 @@ class Run:
         self.pictures = self.frames = self.skipped = self.failed = 0
         self.frame_formats = tuple(name for name in self.formats if name != "overlay")  # that of a video is a video
         self._rows: Rows = []
-        self._unreported: list[Item] = []  # which the model has seen
-        self._videos: dict[Job, Video] = {}
+        self._unreported: list[Picture] = []  # which the model has seen
+        self._videos: dict[InputFile, Video] = {}
         self._segmented = self._total = 0
 
-    def segment(self, jobs: Sequence[Job], segmenter: Segmenter, task: Task) -> None:
+    def segment(self, sources: Sequence[InputFile], segmenter: Segmenter, task: Task) -> None:
         """Segment pictures and videos in the order given; failures are printed and counted."""
-        self._segmenter, self._task, self._total = segmenter, task, len(jobs)
+        self._segmenter, self._task, self._total = segmenter, task, len(sources)
         with (
-            closing(self._items(jobs)) as items,
-            map_ahead(_read, items, self.workers) as read,
+            closing(self._pictures(sources)) as pictures,
+            map_ahead(_read, pictures, self.workers) as read,
             map_ahead(self._write, map(self._predict, read), self.workers) as written,
         ):
-            for job, group in groupby(written, key=lambda item: item.job):
-                if job in self._videos:
-                    self._report_video(job, self._videos.pop(job), group)
-                for item in group:  # noqa: B031 (those that no overlay has taken)
-                    self._report(item)
+            for source, group in groupby(written, key=lambda picture: picture.source):
+                if source in self._videos:
+                    self._report_video(source, self._videos.pop(source), group)
+                for picture in group:  # noqa: B031 (those that no overlay has taken)
+                    self._report(picture)
 
     def end(self, out: Path, table: Path | None = None) -> None:
         """Write the CSV table and the contact sheet and print the summary; also after Ctrl-C."""
-        for item in [item for item in self._unreported if item.result is None]:
-            self._report(item)
+        for picture in [picture for picture in self._unreported if picture.result is None]:
+            self._report(picture)
         counts = [_plural(self.pictures, "picture")] if self.pictures or not self.frames else []
         counts += [_plural(self.frames, "frame")] if self.frames else []
         summary = f"{' and '.join(counts)} segmented into {out}"
@@ -130,65 +130,65 @@ class Run:
         self._rows.append({"picture": str(path), "frame": frame, "error": error})
         self.failed += 1
 
-    def _items(self, jobs: Iterable[Job]) -> Generator[Item, None, None]:
+    def _pictures(self, sources: Iterable[InputFile]) -> Generator[Picture, None, None]:
         """Yield pictures and frames. Pipes are read here: Ctrl-C interrupts the main thread only."""
-        for job in jobs:
-            if is_video(job.path):
-                yield from self._video_items(job)
+        for source in sources:
+            if is_video(source.path):
+                yield from self._video_frames(source)
                 continue
-            item = Item(job, job.path)
+            picture = Picture(source, source.path)
             try:
-                if job.path == STDIN:
-                    item.image = read_stdin()
-                self._skip_existing(item, self.formats)
+                if source.path == STDIN:
+                    picture.image = read_stdin()
+                self._skip_existing(picture, self.formats)
             except FusionerError as error:
-                item.error = error
-            yield item
+                picture.error = error
+            yield picture
 
-    def _video_items(self, job: Job) -> Iterator[Item]:
+    def _video_frames(self, source: InputFile) -> Iterator[Picture]:
         step, with_overlay = self.frame_step, "overlay" in self.formats
-        if with_overlay and self.is_newer([job.folder / f"{job.stem}{VIDEO_OVERLAY}"], job.path):
-            first = Item(job, frame=0)
+        if with_overlay and self.is_newer([source.folder / f"{source.stem}{VIDEO_OVERLAY}"], source.path):
+            first = Picture(source, frame=0)
             self._skip_existing(first, self.frame_formats)
             if first.skipped:  # the overlay is written last
                 first.rows = []
                 yield first
                 return
         try:
-            with open_video(job.path) as video:
-                self._videos[job] = video
-                expected, items = -(-(video.count or step) // step), 0
+            with open_video(source.path) as video:
+                self._videos[source] = video
+                expected, pictures = -(-(video.count or step) // step), 0
                 self._total += expected - 1
                 with closing(taken_ahead(iter(video.frames(step)), min(1, self.workers))) as frames:
                     for frame in frames:
-                        item = Item(job, frame.rgb, frame.index, frame.time)
+                        picture = Picture(source, frame.rgb, frame.index, frame.time)
                         if not with_overlay:  # which needs every frame
-                            self._skip_existing(item, self.formats)
-                        items += 1
-                        yield item
-                self._total += items - expected + bool(video.damage)
+                            self._skip_existing(picture, self.formats)
+                        pictures += 1
+                        yield picture
+                self._total += pictures - expected + bool(video.damage)
                 if video.damage:
                     raise FusionerError(video.damage)
         except FusionerError as error:
-            yield Item(job, error=error)
+            yield Picture(source, error=error)
 
-    def _skip_existing(self, item: Item, formats: Sequence[str]) -> None:
-        """Mark the item as skipped if its results exist, are up to date and, as its JSON says, of the same settings."""
-        paths = {name: item.job.folder / f"{item.stem}{FORMATS[name].suffix}" for name in formats}
-        if not self.is_newer(paths.values(), item.job.path):
+    def _skip_existing(self, picture: Picture, formats: Sequence[str]) -> None:
+        """Mark the picture as skipped if its results are up to date and, as its JSON says, of the same settings."""
+        paths = {name: picture.source.folder / f"{picture.stem}{FORMATS[name].suffix}" for name in formats}
+        if not self.is_newer(paths.values(), picture.source.path):
             return
         if "json" in paths:
             options = self._segmenter.resolve(self.options)
-            expected = {"image": item.title(item.job.name), "labels": list(self.labels)}
+            expected = {"image": picture.title(picture.source.name), "labels": list(self.labels)}
             expected |= options.to_dict() | {"model": self._segmenter.model_id}
             try:
                 values = json.loads(paths["json"].read_bytes())
                 if any(values[key] != value for key, value in expected.items()):
                     return
-                item.rows = [_segment_row(item, segment) for segment in values["segments"]]
+                picture.rows = [_segment_row(picture, segment) for segment in values["segments"]]
             except (OSError, ValueError, KeyError, TypeError):  # not a file of ours
                 return
-        item.skipped = True
+        picture.skipped = True
 
     def is_newer(self, results: Iterable[Path], source: Path) -> bool:
         """Return whether results can be skipped: all exist, and none is older than its source or a dependency."""
@@ -200,71 +200,73 @@ class Run:
         except OSError:
             return False
 
-    def _predict(self, item: Item) -> Item:
-        if not item.error and not item.skipped:
+    def _predict(self, picture: Picture) -> Picture:
+        if not picture.error and not picture.skipped:
             labels, options = self.labels, self.options
             try:
-                item.result = self._segmenter(item.image, labels, options, on_progress=self._show_window)
-                item.result.name = item.title(item.job.name)
+                picture.result = self._segmenter(picture.image, labels, options, on_progress=self._show_window)
+                picture.result.name = picture.title(picture.source.name)
             except FusionerError as error:
-                item.error = FusionerError(f"{item.title(item.job.path)}: {error}")
-        self._unreported.append(item)
+                picture.error = FusionerError(f"{picture.title(picture.source.path)}: {error}")
+        self._unreported.append(picture)
         self._segmented += 1
         self._task(self._segmented, self._total)
-        return item
+        return picture
 
     def _show_window(self, done: int, total: int) -> None:
         self._task(self._segmented + done / total, self._total, f"window {done}/{total}" if total > 1 else "")
 
-    def _write(self, item: Item) -> Item:
+    def _write(self, picture: Picture) -> Picture:
         """Write the results and drop everything that is no longer needed from memory."""
         try:
-            if item.result:
-                self._save(item, item.result)
+            if picture.result:
+                self._save(picture, picture.result)
         except FusionerError as error:
-            item.error = error
-        item.image, item.result = b"", None
-        return item
+            picture.error = error
+        picture.image, picture.result = b"", None
+        return picture
 
-    def _save(self, item: Item, result: Segmentation) -> None:
-        formats = self.formats if item.frame is None else self.frame_formats
-        paths = list(result.save(item.job.folder, item.stem, formats).values())
-        item.message = f"{item.title(item.job.path)}: {found_text(result)}" + (f" -> {paths[0]}" if paths else "")
-        item.rows = [_segment_row(item, vars(segment)) for segment in segments(result)]
+    def _save(self, picture: Picture, result: Segmentation) -> None:
+        formats = self.formats if picture.frame is None else self.frame_formats
+        paths = list(result.save(picture.source.folder, picture.stem, formats).values())
+        picture.message = f"{picture.title(picture.source.path)}: {found_text(result)}" + (
+            f" -> {paths[0]}" if paths else ""
+        )
+        picture.rows = [_segment_row(picture, vars(segment)) for segment in segments(result)]
         if self.sheet:
-            item.thumbnail = thumbnail(result, item.title(item.job.name))
+            picture.thumbnail = thumbnail(result, picture.title(picture.source.name))
         if formats != self.formats:
-            item.drawing = add_legend(result.overlay(legend=False), result.labels)
+            picture.drawing = add_legend(result.overlay(legend=False), result.labels)
 
-    def _report(self, item: Item) -> None:
-        self._unreported.remove(item)
-        print_notes(item.notes)
-        if item.error:
-            self.fail(item.error, item.job.path, item.frame)
+    def _report(self, picture: Picture) -> None:
+        self._unreported.remove(picture)
+        print_notes(picture.notes)
+        if picture.error:
+            self.fail(picture.error, picture.source.path, picture.frame)
             return
-        self._rows += item.rows
-        if item.skipped:
+        self._rows += picture.rows
+        if picture.skipped:
             self.skipped += 1
             return
-        print(item.message, flush=True)
-        if self.sheet and item.thumbnail:
-            self.sheet.add(item.thumbnail)
-        self.pictures += item.frame is None
-        self.frames += item.frame is not None
+        print(picture.message, flush=True)
+        if self.sheet and picture.thumbnail:
+            self.sheet.add(picture.thumbnail)
+        self.pictures += picture.frame is None
+        self.frames += picture.frame is not None
 
-    def _report_video(self, job: Job, video: Video, items: Iterable[Item]) -> None:
-        """Report frames while the overlay is written: if that fails, `items` are left over."""
-        target = job.folder / f"{job.stem}{VIDEO_OVERLAY}"
+    def _report_video(self, source: InputFile, video: Video, pictures: Iterable[Picture]) -> None:
+        """Report frames while the overlay is written: if that fails, `pictures` are left over."""
+        target = source.folder / f"{source.stem}{VIDEO_OVERLAY}"
         try:
             with write_video(target, video.rate / self.frame_step) as writer:
-                for item in items:
-                    self._report(item)
-                    if item.drawing:
-                        writer.add(item.drawing, item.time)
+                for picture in pictures:
+                    self._report(picture)
+                    if picture.drawing:
+                        writer.add(picture.drawing, picture.time)
             if writer.count:
-                print(f"{job.path}: {_plural(writer.count, 'frame')} -> {target}{writer.remark}", flush=True)
+                print(f"{source.path}: {_plural(writer.count, 'frame')} -> {target}{writer.remark}", flush=True)
         except FusionerError as error:
-            self.fail(error, job.path)
+            self.fail(error, source.path)
 
 
 def read_stdin() -> bytes:
@@ -275,14 +277,14 @@ def read_stdin() -> bytes:
         raise cannot_read("the standard input", error) from error
 
 
-def _read(item: Item) -> Item:
-    if not item.error and not item.skipped:
-        name = "standard input" if item.job.path == STDIN else None
+def _read(picture: Picture) -> Picture:
+    if not picture.error and not picture.skipped:
+        name = "standard input" if picture.source.path == STDIN else None
         try:
-            item.image = read_image(item.image, name, on_note=item.notes.append)
+            picture.image = read_image(picture.image, name, on_note=picture.notes.append)
         except FusionerError as error:
-            item.error = error
-    return item
+            picture.error = error
+    return picture
 
 
 def found_text(result: Segmentation) -> str:
@@ -316,8 +318,12 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _segment_row(item: Item, segment: Mapping[str, Any]) -> dict[str, Any]:
+def _segment_row(picture: Picture, segment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the CSV row of a label from a `Segment`'s values, which the JSON of a result holds too."""
     row = {name: segment[name] for name in ("label", "pixels", "coverage", "score", "peak", "outscored_by")}
-    row |= {"picture": str(item.job.path), "frame": item.frame, "found": "true" if segment["pixels"] else "false"}
+    row |= {
+        "picture": str(picture.source.path),
+        "frame": picture.frame,
+        "found": "true" if segment["pixels"] else "false",
+    }
     return row | {"box": " ".join(map(str, segment["box"])) if segment["pixels"] else ""}

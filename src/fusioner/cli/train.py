@@ -24,7 +24,7 @@ from fusioner.training.presets import preset as get_preset
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
 if TYPE_CHECKING:
-    from fusioner.training.trainer import Result
+    from fusioner.training.trainer import TrainResult
 
     Settings: TypeAlias = dict[str, Any]
 else:
@@ -137,7 +137,7 @@ def train(
     report(run_training(splits, chosen, run), out)
 
 
-def report(result: "Result", out: Path) -> None:
+def report(result: "TrainResult", out: Path) -> None:
     """Print a training's outcome and its files; if a signal stopped it, exit as that signal does."""
     shares = f"{1 - result.waiting:.0%} computing, {result.waiting:.0%} waiting for data"
     print(f"{result.step} of {result.steps} steps in {format_duration(result.seconds)}, {shares}")

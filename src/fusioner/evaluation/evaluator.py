@@ -20,7 +20,7 @@ from fusioner.encoders.prompt_templates import NEUTRAL
 from fusioner.evaluation.bootstrap import Summary, summarize
 from fusioner.evaluation.predictor import Predictor
 from fusioner.evaluation.protocols import DEFAULT_OPTIONS, EvaluationOptions, make_plans
-from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, Plan, PromptCounts
+from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, PromptCounts, PromptPlan
 from fusioner.postprocess import decide_logits, sigmoid, upsample
 from fusioner.progress import Track, no_progress
 
@@ -158,7 +158,7 @@ def class_iou(confusion: Int64[Tensor, "c c"]) -> Float[Tensor, " c"]:
 class _PixelCounter:
     """Accumulates the counts of a plan, image by image; each is read and encoded once for all its prompts."""
 
-    def __init__(self, predictor: Predictor, data: SegmentationData, plan: Plan) -> None:
+    def __init__(self, predictor: Predictor, data: SegmentationData, plan: PromptPlan) -> None:
         self.predictor, self.data, self.plan = predictor, data, plan
         self.listed: dict[str, Counter[int]] = {}
         for image, class_id in plan.pairs:

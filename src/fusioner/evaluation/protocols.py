@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from fusioner.data.base import Pair, SegmentationData, present_pairs
 from fusioner.data.folds import FOLD_DATASETS, fold_classes, val_pairs
 from fusioner.errors import FusionerError
-from fusioner.evaluation.results import Plan
+from fusioner.evaluation.results import PromptPlan
 
 COCO_PAIRS = 1000
 HSNET_SAMPLES = 1000
@@ -51,12 +51,12 @@ DEFAULT_OPTIONS = EvaluationOptions()
 
 def make_plans(
     data: SegmentationData, options: EvaluationOptions
-) -> dict[int | None, tuple[Plan, tuple[int, int] | None]]:
+) -> dict[int | None, tuple[PromptPlan, tuple[int, int] | None]]:
     """Return the plan of each fold, with the number of its listed pairs and of those on disk.
 
     Raises FusionerError if none of a fold's pairs is on disk, or the limit is below 1.
     """
-    plans: dict[int | None, tuple[Plan, tuple[int, int] | None]] = {}
+    plans: dict[int | None, tuple[PromptPlan, tuple[int, int] | None]] = {}
     if data.name in FOLD_DATASETS:
         plans |= {fold: fold_plan(data, fold, options) for fold in options.folds}
     else:
@@ -69,7 +69,7 @@ def make_plans(
     }
 
 
-def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> tuple[Plan, tuple[int, int]]:
+def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> tuple[PromptPlan, tuple[int, int]]:
     """Return the plan of one fold of the val split of PASCAL-5i, COCO-20i or COCO to PASCAL.
 
     On every image it adds to the protocol: all unseen classes together (`argmax_miou`), all seen classes together (for
@@ -91,7 +91,7 @@ def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> 
     if protocol == "hsnet":
         pairs = sample_pairs(pairs, HSNET_SAMPLES, options.seed)
     every = [item.id for item in data.items]
-    plan = Plan(
+    plan = PromptPlan(
         protocol=protocol,
         images=tuple(every if options.images == "all" else sorted({image for image, _ in pairs})),
         pairs=tuple(pairs),
@@ -102,7 +102,7 @@ def fold_plan(data: SegmentationData, fold: int, options: EvaluationOptions) -> 
     return plan, coverage
 
 
-def plan_without_folds(data: SegmentationData) -> Plan:
+def plan_without_folds(data: SegmentationData) -> PromptPlan:
     """Return the plan of a data set without folds.
 
     FSS-1000: every image once, prompted with its class. Mosaic-4: an image's four classes and background compete; in
@@ -114,10 +114,10 @@ def plan_without_folds(data: SegmentationData) -> Plan:
         tiles = ((item.id, tile.class_id) for item in data.items for tile in item.tiles or (item,))
         pairs = tuple((image, class_id) for image, class_id in tiles if class_id is not None)
         if data.name == "fss1000":
-            return Plan("full", images, pairs, prompted=data.class_ids)
-        return Plan("mosaic4", images, pairs, {"all": data.class_ids}, listed_only=True, prompted=data.class_ids)
+            return PromptPlan("full", images, pairs, prompted=data.class_ids)
+        return PromptPlan("mosaic4", images, pairs, {"all": data.class_ids}, listed_only=True, prompted=data.class_ids)
     background = not data.ignore_unlabeled
-    return Plan(
+    return PromptPlan(
         "argmax",
         images,
         groups={"all": data.class_ids},
@@ -130,7 +130,7 @@ def plan_without_folds(data: SegmentationData) -> Plan:
     )
 
 
-def limit_images(plan: Plan, images: int | None) -> Plan:
+def limit_images(plan: PromptPlan, images: int | None) -> PromptPlan:
     """Return the plan restricted to at most `images` images (None: all), spread evenly over the list."""
     if images is not None and images < 1:
         raise FusionerError(f"the limit must be at least one image, not {images}")

@@ -1,4 +1,4 @@
-"""The prompts (`Plan`) and counts (`Counts`) of an evaluation, and the file that stores the counts.
+"""The prompts (`PromptPlan`) and counts (`Counts`) of an evaluation, and the file that stores the counts.
 
 Counts are kept per image, so that every measure and its bootstrap interval are sums over resampled rows.
 """
@@ -26,7 +26,7 @@ TABLES = ("pairs", "presence")
 
 
 @dataclass(frozen=True)
-class Plan:
+class PromptPlan:
     """Prompts of an evaluation."""
 
     protocol: str  # its name in reports
@@ -83,7 +83,7 @@ class Example:
 class Counts:
     """All counts of an evaluation."""
 
-    plan: Plan
+    plan: PromptPlan
     pairs: PromptCounts
     """Values (background intersection, background union, foreground intersection, foreground union) of each pair
     prompted with its class name, then the same with the neutral prompt."""
@@ -155,4 +155,4 @@ def _read_fold(file: Mapping[str, np.ndarray], prefix: str, entry: Mapping[str, 
     plan: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in entry["plan"].items()
     }
-    return Counts(Plan(images=tuple(file[f"{prefix}images"].tolist()), **plan), groups=groups, **tables)
+    return Counts(PromptPlan(images=tuple(file[f"{prefix}images"].tolist()), **plan), groups=groups, **tables)

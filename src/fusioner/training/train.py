@@ -28,7 +28,7 @@ from fusioner.training.config import BEST, LAST, RESUME, SECTIONS, TrainConfig
 from fusioner.training.data_loader import DataLoader
 from fusioner.training.dataset import Corpus, DatasetSplit, build_corpus
 from fusioner.training.prompt_sampling import Vocabulary
-from fusioner.training.trainer import Result, RunConfig, Trainer
+from fusioner.training.trainer import RunConfig, Trainer, TrainResult
 
 FEW_IMAGES = 200
 """Training images below which a note says that their held-out part is small."""
@@ -36,7 +36,7 @@ DIGITS = 12
 """Hex digits kept of an image's sha256: 100,000 images against 100,000 collide with a probability of 1 in 28,000."""
 
 
-def train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig) -> Result:
+def train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig) -> TrainResult:
     """Train on the splits, with progress on stderr; of a training-free method only calibrate the decision threshold.
 
     Raises FusionerError for bad settings, data, encoders, device, disk, or state to resume from.
@@ -45,7 +45,7 @@ def train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig) -
         return _train(splits, config, run, bar)
 
 
-def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, bar: ProgressBar) -> Result:
+def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, bar: ProgressBar) -> TrainResult:
     if (run.out / RESUME).is_file() and not run.resume:
         raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
     writable_folder(run.out)
@@ -185,11 +185,11 @@ def _load_initial(initial: Fusioner, model: Fusioner, source: str) -> None:
 
 def _calibrate(
     model: Fusioner, loader: DataLoader, card: ModelCard, run: RunConfig, saves: bool, track: Track
-) -> Result:
+) -> TrainResult:
     start = time.monotonic()
     score = None if model.config.method == "empty" else calibrate_threshold(model, loader, track)
     entry = {"steps": 0, "step": 0, "train_miou": score and round(score, 2)}
     for name in (LAST, BEST) if saves else ():
         save_model(run.out / name, model, replace(card, training=card.training | entry))
     measured_on = "the training images its threshold was chosen on"
-    return Result(0, 0, 0.0, score or 0.0, score or 0.0, measured_on, time.monotonic() - start, 0.0, 0)
+    return TrainResult(0, 0, 0.0, score or 0.0, score or 0.0, measured_on, time.monotonic() - start, 0.0, 0)

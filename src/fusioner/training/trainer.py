@@ -66,7 +66,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainResult:
     """Outcome of a training.
 
     Attributes:
@@ -170,7 +170,7 @@ class Trainer:
         self.card = replace(self.card, threshold=state["threshold"])
         return True
 
-    def fit(self) -> Result:
+    def fit(self) -> TrainResult:
         """Train to the end, or until a signal; the last weights are then saved and can be resumed from.
 
         After an error, such as a loss that is not finite, the last checkpoint stays.
@@ -180,7 +180,7 @@ class Trainer:
         with torch.random.fork_rng(devices), _stop_signals() as signals:
             return self._fit(signals, log)
 
-    def _fit(self, signals: list[int], log: Log | None) -> Result:
+    def _fit(self, signals: list[int], log: Log | None) -> TrainResult:
         begun = saved = time.monotonic()
         waited, speed, earlier_seconds = 0.0, 0.0, self.seconds
         log_interval, evaluation_interval = max(1, self.steps // 1000), -(-self.steps // self.config.optim.evaluations)
@@ -212,7 +212,9 @@ class Trainer:
                 held_out = self.loader.corpus.num_held_out
                 measured_on = f"{held_out} held-out training images" if held_out else "training images, running"
                 score, stopped_by = miou(self.counts), signals[0] if signals else 0
-                return Result(step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, stopped_by)
+                return TrainResult(
+                    step, self.steps, loss, score, self.best, measured_on, self.seconds, waiting, stopped_by
+                )
             self._update(step)
             self.counts.mul_(COUNT_DECAY).add_(step_counts)
             images_per_second = batch_size / (time.monotonic() - step_start + wait)
