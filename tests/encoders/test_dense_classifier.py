@@ -18,7 +18,6 @@ from fusioner.encoders.dense_classifier import (
     ClassName,
     ConSE,
     Hypernym,
-    MultiScalePosteriors,
     Posteriors,
     parse_hypernyms,
     parse_names,
@@ -201,7 +200,7 @@ def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):
 
 def test_conse_tokens_are_posteriors_times_anchors(conse: ConSE):
     image = photo("chelsea", 96, 144)
-    weights = conse.logits(image * 2 - 1, conse.grid(image))[0, :, 1, 2].softmax(dim=0)
+    weights = conse.logits(image * 2 - 1)[0, :, 1, 2].softmax(dim=0)
     expected = F.normalize(weights @ conse.class_embeddings, dim=0)
     torch.testing.assert_close(conse(image)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
 
@@ -214,18 +213,8 @@ def test_posterior_tokens_divided_by_their_sum_are_the_softmax():
     tokens = encoder(image)
     assert tokens.shape == (1, 1000, 6, 8)
     torch.testing.assert_close(tokens.norm(dim=1), torch.ones(1, 6, 8))
-    posterior = encoder.logits(image * 2 - 1, encoder.grid(image)).softmax(dim=1)
+    posterior = encoder.logits(image * 2 - 1).softmax(dim=1)
     torch.testing.assert_close(tokens / tokens.sum(dim=1, keepdim=True), posterior, rtol=1e-4, atol=1e-6)
-
-
-def test_multi_scale_posteriors_are_the_softmax_of_the_mean_logits():
-    encoder, image = MultiScalePosteriors(), photo("chelsea", 84, 56)
-    small, large = (encoder.logits(image * 2 - 1, grid) for grid in ((6, 4), (9, 6)))
-    halves = large.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)  # three of them are one and a half cells
-    expected = ((small + F.avg_pool2d(halves, 3)) / 2).softmax(dim=1)
-    torch.testing.assert_close(encoder(image), F.normalize(expected, dim=1), rtol=1e-4, atol=1e-6)
-    assert encoder(photo("chelsea", 75, 110)).shape == (1, 1000, 5, 7)
-    assert encoder.fingerprint() != Posteriors().fingerprint()
 
 
 def test_names_are_mixed_with_weights(conse: ConSE):
@@ -249,7 +238,7 @@ def test_positions_are_centred_in_their_cells(kind: type[Posteriors], output_str
                 module.bias.fill_(1e-6)  # above zero, and far below six: no ReLU6 cuts the path
     pixels = torch.zeros(1, 3, 160, 128, requires_grad=True)
     row, column = 3, 2
-    encoder.logits(pixels, encoder.grid(pixels))[0, :, row, column].sum().backward()
+    encoder.logits(pixels)[0, :, row, column].sum().backward()
     assert pixels.grad is not None
     place = output_stride // 2 - 1
     assert pixels.grad[0, 0].nonzero().tolist() == [[row * output_stride + place, column * output_stride + place]]

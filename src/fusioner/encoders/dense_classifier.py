@@ -87,15 +87,11 @@ class Posteriors(DenseEncoder):
         return {"temperature": 1.0, "topk": 0, "output_stride": self.output_stride, "centre": True}
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
-        return self.logits(pixels, self.grid(pixels)).softmax(dim=1)
+        return self.logits(pixels).softmax(dim=1)
 
-    def grid(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[int, int]:
-        """Return the rows and columns of the tokens."""
-        return pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride
-
-    def logits(self, pixels: Float[Tensor, "b 3 h w"], grid: tuple[int, int]) -> Float[Tensor, "b 1000 gh gw"]:
-        """Compute class logits on a grid, from normalised pixels resized to fit it."""
-        gh, gw = grid
+    def logits(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1000 gh gw"]:
+        """Compute class logits on the token grid, from normalised pixels whose sides are multiples of the stride."""
+        gh, gw = (side // self.stride for side in pixels.shape[-2:])
         size = (gh * self.output_stride, gw * self.output_stride)
         offset = self.output_stride // 2  # moves the centre of position i to that of its cell
         # Up to a multiple of 32, so that every strided layer pads as on even sides. Written so that torch.export can
@@ -103,21 +99,6 @@ class Posteriors(DenseEncoder):
         right, bottom = ((side + offset + 31) // 32 * 32 - side - offset for side in (size[1], size[0]))
         pixels = F.pad(_enlarge(pixels, size), (offset, right, offset, bottom))
         return self.network(pixels)[..., :gh, :gw]
-
-
-class MultiScalePosteriors(Posteriors):
-    """`Posteriors` of the image and of the image enlarged by 1.5: the softmax of their mean logits."""
-
-    name = "effnet-lite2-ms"
-
-    def settings(self) -> dict[str, Any]:
-        return super().settings() | {"scales": [1, 1.5]}
-
-    def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
-        grid = self.grid(pixels)
-        large = self.logits(pixels, ((3 * grid[0] + 1) // 2, (3 * grid[1] + 1) // 2))
-        rows, columns = (_area_weights(old, new) for old, new in zip(large.shape[-2:], grid, strict=True))
-        return (self.logits(pixels, grid) + rows @ large @ columns.T).div(2).softmax(dim=1)
 
 
 class ConSE(Posteriors):
@@ -138,13 +119,6 @@ class ConSE(Posteriors):
 
     def tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         return torch.einsum("bkhw,kd->bdhw", super().tokens(pixels), self.class_embeddings)
-
-
-def _area_weights(old: int, new: int) -> Float[Tensor, "new old"]:
-    """Return the weights of `F.interpolate` (area, with fractional overlaps) from `old` to `new` cells."""
-    starts, cells = torch.arange(new)[:, None] * old, torch.arange(old) * new  # in units of 1 / (old * new)
-    overlap = torch.minimum(starts + old, cells + new) - torch.maximum(starts, cells)
-    return overlap.clamp(min=0) / old
 
 
 def _enlarge(pixels: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c h2 w2"]:

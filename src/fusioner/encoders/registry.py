@@ -146,9 +146,6 @@ _PAIRS: dict[str, tuple[EncoderSpec, EncoderSpec]] = {
 IMAGE_ENCODERS: dict[str, EncoderSpec] = {
     "dinov2-s-embedded": EncoderSpec("", "Apache-2.0", 18.5, loader="bundled.Dinov2"),
     "effnet-lite2": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.Posteriors", text="minilm-embedded"),
-    "effnet-lite2-ms": EncoderSpec(
-        "", "Apache-2.0", 6.1, loader="dense_classifier.MultiScalePosteriors", text="minilm-embedded"
-    ),
     "effnet-lite2-conse": EncoderSpec("", "Apache-2.0", 6.1, loader="dense_classifier.ConSE", text="minilm-embedded"),
     **{name: image for name, (image, _) in _PAIRS.items()},
     **{
@@ -279,7 +276,7 @@ def named_similarity(image_encoder: str, text_encoder: str) -> str | None:
         return None
     if space_mismatch(image_encoder, text_encoder):
         return "none"
-    return "posterior" if IMAGE_ENCODERS[base].loader.endswith("Posteriors") else "cosine"
+    return "posterior" if IMAGE_ENCODERS[base].loader == "dense_classifier.Posteriors" else "cosine"
 
 
 def matching_text_encoder(name: str) -> str | None:
