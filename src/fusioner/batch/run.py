@@ -80,7 +80,7 @@ class RunStats:
 
     @property
     def done(self) -> int:
-        """Images done, by this and other runs."""
+        """Return the number of images done, by this run and by others."""
         return self.before + self.elsewhere + self.done_here
 
     def add(self, event: Event) -> None:

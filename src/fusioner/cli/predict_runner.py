@@ -229,9 +229,8 @@ class Run:
     def _save(self, picture: Picture, result: Segmentation) -> None:
         formats = self.formats if picture.frame is None else self.frame_formats
         paths = list(result.save(picture.source.folder, picture.stem, formats).values())
-        picture.message = f"{picture.title(picture.source.path)}: {found_text(result)}" + (
-            f" -> {paths[0]}" if paths else ""
-        )
+        written = f" -> {paths[0]}" if paths else ""
+        picture.message = f"{picture.title(picture.source.path)}: {found_text(result)}{written}"
         picture.rows = [_segment_row(picture, vars(segment)) for segment in segments(result)]
         if self.sheet:
             picture.thumbnail = thumbnail(result, picture.title(picture.source.name))
