@@ -1,4 +1,4 @@
-"""Fixtures of all tests."""
+"""Fixtures shared by all tests."""
 
 import os
 import signal
@@ -14,21 +14,21 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from fusioner.segmenter import Segmenter
 
-settings.register_profile("fusioner", deadline=None, max_examples=50)  # a busy machine is no failure
+settings.register_profile("fusioner", deadline=None, max_examples=50)  # a busy machine must not fail tests
 settings.load_profile("fusioner")
 
 REPO = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure() -> None:
-    """Restore the handler of Ctrl-C, which a shell ignores for commands in the background."""
+    """Restore the Ctrl-C handler, because shells ignore SIGINT for commands in the background."""
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photographs and published fold lists beside the checkout; tests that need it skip without."""
+    """Return the folder of real photographs and published fold lists beside the checkout; skip if it is missing."""
     folder = Path(os.environ.get("FUSIONER_SHARED_DIR", REPO.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"no folder {folder}/data with the development photographs (set FUSIONER_SHARED_DIR)")
@@ -37,13 +37,13 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """The golden tensors of the official implementation; FUSIONER_REFERENCE_DIR points at other files of the format."""
+    """Return the folder of golden tensors of the official implementation, or that of FUSIONER_REFERENCE_DIR."""
     return Path(os.environ.get("FUSIONER_REFERENCE_DIR", REPO / "tests" / "reference" / "tensors"))
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system with one megabyte of room; tests that need it skip where mounting is not allowed."""
+    """Mount a file system of one megabyte; skip where mounting is not allowed."""
     folder = tmp_path / "one-megabyte"
     folder.mkdir()
     try:
@@ -55,7 +55,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Spawned(subprocess.Popen[bytes]):
-    """A process in a group of its own that writes to files: a pipe that is not read blocks its writer."""
+    """A process in a new group whose output goes to files, because an unread pipe would block it."""
 
     def __init__(self, command: Sequence[str], folder: Path, **environment: str) -> None:
         self.files = folder / "stdout", folder / "stderr"
@@ -83,7 +83,7 @@ class Spawned(subprocess.Popen[bytes]):
 
 @pytest.fixture
 def spawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Spawned]]:
-    """`spawn(command, VARIABLE=value...)`: a process that ends with the test, also if it fails."""
+    """Return `start(command, VARIABLE=value...)`, which starts a process that is killed at the end of the test."""
     running: list[Spawned] = []
 
     def start(command: Sequence[str], **environment: str) -> Spawned:
@@ -109,9 +109,9 @@ if {"train", "fusioner.sweep.cell"} & set(sys.orig_argv):
 
 @pytest.fixture
 def before_update(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
-    """`before_update(code)`: environment of training commands that run `code` of `trainer` and `step` at every step.
+    """Return `environment(code)`, by which training commands run `code` of `trainer` and `step` at every step.
 
-    A step is logged after its update, and its checkpoint written before.
+    A step is logged after its update, and its checkpoint is written before.
     """
 
     def environment(code: str) -> dict[str, str]:
@@ -124,7 +124,7 @@ def before_update(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], d
 
 @pytest.fixture
 def pause_before(before_update: Callable[[str], dict[str, str]]) -> Callable[..., dict[str, str]]:
-    """`pause_before(step, condition)`: environment of training commands that wait at a step for a signal."""
+    """Return `environment(step, condition)`, by which training commands wait at a step for a signal."""
 
     def environment(step: int, condition: str = "True") -> dict[str, str]:
         waiting = f"step == {step} and {condition} and callable(signal.getsignal(signal.SIGTERM))"  # no signal yet
@@ -135,7 +135,7 @@ def pause_before(before_update: Callable[[str], dict[str, str]]) -> Callable[...
 
 @pytest.fixture(scope="session")
 def make_tiny_segmenter() -> "Callable[..., Segmenter]":
-    """`make_tiny_segmenter(resolution=32, **config)`: a Segmenter with random weights that answers in milliseconds.
+    """Return `make(resolution=32, **config)`, which creates a toy Segmenter with random weights.
 
     Its image encoder (stride 4, 8-d) projects mean colours; its text encoder (6-d) draws a vector by the text's hash.
     """
@@ -187,7 +187,7 @@ def make_tiny_segmenter() -> "Callable[..., Segmenter]":
             settings: dict[str, Any] = {"width": 16, "layers": 2, "heads": 2, "decoder_widths": (16, 16)} | config
             shape = FusionerConfig(image_dim=8, text_dim=TinyTextEncoder.dim, **settings)
             model = Fusioner(shape)
-            for weight in model.parameters():  # well apart from the small initial weights, so that answers differ
+            for weight in model.parameters():  # large compared to initial weights, so that results differ
                 torch.nn.init.normal_(weight, std=0.5)
             encoder = TinyImageEncoder(8 + shape.similarity_dim)
         card = ModelCard(shape, "tiny-image", "tiny-text", resolution=resolution)
@@ -198,13 +198,13 @@ def make_tiny_segmenter() -> "Callable[..., Segmenter]":
 
 @pytest.fixture
 def tiny_segmenter(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Segmenter":
-    """The paper's network at toy size with random weights."""
+    """Return a Segmenter with the paper's network at toy size and random weights."""
     return make_tiny_segmenter()
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of patch 8 whose vocabulary is PASCAL's words, as `save_pretrained` writes it."""
+    """Save a random CLIP of patch 8, with the words of PASCAL as vocabulary, by `save_pretrained`."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
@@ -239,7 +239,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sliding_windows() -> "Callable[..., Any]":
-    """`sliding_windows(image, crop, predict, ...)`: logits (B, K, H, W) of images (B, C, H, W), official layout.
+    """Return `slide(image, crop, predict, ...)`: images (B, C, H, W) -> logits (B, K, H, W), official layout.
 
     `predict` maps windows to logits of their size; `pad` is the value beyond the image; `flip` averages with the logits
     of the flipped windows; `batch` windows of each image are predicted at once.
@@ -262,7 +262,7 @@ def sliding_windows() -> "Callable[..., Any]":
         canvas, origins = Canvas(grid, crop), grid.origins
         for start in range(0, len(origins), batch):
             here = origins[start : start + batch]
-            cut = [torch.from_numpy(grid.cut((one - pad).movedim(0, -1).numpy(), here)) + pad for one in image]
+            cut = [torch.from_numpy(grid.cut((picture - pad).movedim(0, -1).numpy(), here)) + pad for picture in image]
             windows = torch.stack(cut, dim=1).movedim(-1, 2).flatten(0, 1)  # (n * b, c, crop, crop)
             logits = predict(windows)
             if flip:

@@ -1,4 +1,4 @@
-"""Threads are as many as affinity and quota allow."""
+"""Test that the number of threads respects affinity and quota."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is in deploy/ is valid: Kubernetes' schemas, SLURM's own controller, and the flags of our commands."""
+"""Test deploy/ against the schemas of Kubernetes, a SLURM controller, and the flags of our commands."""
 
 import re
 import shutil
@@ -29,20 +29,20 @@ def documents() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def pods(value: Any) -> Iterator[dict[str, Any]]:
-    """Every pod template's spec, also inside Ray's own kinds."""
+    """Yield the spec of every pod template, also inside custom resources of Ray."""
     if isinstance(value, dict):
         if "containers" in value:
             yield value
-        for one in value.values():
-            yield from pods(one)
+        for item in value.values():
+            yield from pods(item)
     elif isinstance(value, list):
-        for one in value:
-            yield from pods(one)
+        for item in value:
+            yield from pods(item)
 
 
-@pytest.mark.parametrize("document", [pytest.param(one, id=name) for name, one in documents()])
+@pytest.mark.parametrize("document", [pytest.param(entry, id=name) for name, entry in documents()])
 def test_manifests_fit_the_schemas_of_kubernetes(document: dict[str, Any]) -> None:
-    """Strictly: an unknown field is an error. Of Ray's kinds the pods inside are checked."""
+    """Reject unknown fields; in custom resources of Ray, check the pods inside."""
     schemas = pytest.importorskip("kubernetes_validate")
     if not document["apiVersion"].startswith("ray.io/"):
         schemas.validate(document, "1.37", strict=True)
@@ -58,17 +58,17 @@ def test_manifests_fit_the_schemas_of_kubernetes(document: dict[str, Any]) -> No
 
 def test_volumes_that_are_mounted_are_there() -> None:
     claims = {
-        one["metadata"]["name"] for _, one in documents() if one["kind"] in ("PersistentVolumeClaim", "ConfigMap")
+        entry["metadata"]["name"] for _, entry in documents() if entry["kind"] in ("PersistentVolumeClaim", "ConfigMap")
     }
     for name, document in documents():
         for spec in pods(document):
             volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
-            mounted = {mount["name"] for one in spec["containers"] for mount in one.get("volumeMounts", ())}
+            mounted = {mount["name"] for entry in spec["containers"] for mount in entry.get("volumeMounts", ())}
             assert mounted == set(volumes), name
             sources = [
                 volume.get("persistentVolumeClaim") or volume.get("configMap") or {} for volume in volumes.values()
             ]
-            assert {one for source in sources for one in source.values()} <= claims, name
+            assert {entry for source in sources for entry in source.values()} <= claims, name
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -77,7 +77,7 @@ def test_batch_scripts_are_sound(path: Path) -> None:
     directives = re.findall(r"^#SBATCH --([a-z-]+)", text, re.MULTILINE)
     assert directives
     assert set(directives) <= FLAGS
-    assert text.index("#SBATCH") < text.index("set -euo pipefail")  # SLURM stops at the first command
+    assert text.index("#SBATCH") < text.index("set -euo pipefail")  # SLURM parses options up to the first command
     subprocess.run(["bash", "-n", path], check=True)
     shellcheck = shutil.which("shellcheck") or Path(sys.executable).with_name("shellcheck")
     if Path(shellcheck).exists():
@@ -86,7 +86,7 @@ def test_batch_scripts_are_sound(path: Path) -> None:
 
 
 def test_slurm_itself_takes_the_scripts(tmp_path: Path) -> None:
-    """A controller of eight pretended nodes reads them as it would for a real submission."""
+    """Start a controller of eight simulated nodes and submit the scripts."""
     if not shutil.which("slurmctld") or not shutil.which("sbatch"):
         pytest.skip("needs SLURM's slurmctld and sbatch (Debian: slurmctld, slurm-client)")
     with socket.socket() as place:

@@ -1,4 +1,4 @@
-"""Every command, flag, link and page of README and docs/ exists."""
+"""Test that every command, flag, link and page of README and docs/ exists."""
 
 import re
 import shlex
@@ -41,8 +41,8 @@ def anchors(path: Path) -> set[str]:
 def test_its_commands_parse(path: Path) -> None:
     for words in commands(path.read_text("utf-8")):
         assert words[0] in VERBS
-        stand_ins = ["./-" if word == "-" else word for word in words]
-        build(words[0]).parse_args(stand_ins, print_error=False, exit_on_error=False)
+        arguments = ["./-" if word == "-" else word for word in words]
+        build(words[0]).parse_args(arguments, print_error=False, exit_on_error=False)
 
 
 def test_every_flag_in_the_prose_exists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Writing is all or nothing, and the system's refusals become one sentence."""
+"""Test that writes are atomic and that system errors become one message."""
 
 import errno
 import os
@@ -18,10 +18,10 @@ from fusioner.io import FileLocks, atomic_write, writable_folder
 
 def test_the_file_appears_whole_and_nothing_beside_it(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "a.txt"
-    with atomic_write(target) as beside:
-        assert beside.parent == target.parent
-        assert beside.suffix == ".txt"
-        beside.write_text("whole")
+    with atomic_write(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".txt"
+        temporary.write_text("whole")
         assert not target.exists()
     assert target.read_text() == "whole"
     assert os.listdir(target.parent) == ["a.txt"]
@@ -32,8 +32,8 @@ def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     target.write_text("old")
 
     def fail() -> None:
-        with atomic_write(target) as beside:
-            beside.write_text("half")
+        with atomic_write(target) as temporary:
+            temporary.write_text("half")
             raise ValueError("something else")
 
     with pytest.raises(ValueError, match="something else"):
@@ -45,18 +45,18 @@ def test_a_failure_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
 def test_modes_follow_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
-        with atomic_write(tmp_path / "a") as beside:
-            beside.write_text("x")
+        with atomic_write(tmp_path / "a") as temporary:
+            temporary.write_text("x")
     finally:
         os.umask(old)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
-def test_modes_follow_the_umask_whoever_writes(tmp_path: Path) -> None:
-    with atomic_write(tmp_path / "plain.bin") as beside:
-        beside.write_bytes(b"x")
-    with atomic_write(tmp_path / "weights.safetensors") as beside:
-        save_file({"a": torch.zeros(1)}, beside)
+def test_modes_follow_the_umask_for_any_writer(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "plain.bin") as temporary:
+        temporary.write_bytes(b"x")
+    with atomic_write(tmp_path / "weights.safetensors") as temporary:
+        save_file({"a": torch.zeros(1)}, temporary)
     assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "plain.bin").stat().st_mode
 
 
@@ -72,8 +72,8 @@ def test_a_file_in_the_folders_place_is_one_sentence(tmp_path: Path) -> None:
 def test_a_folder_in_the_files_place_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(FusionerError, match="a folder of that name"):  # noqa: SIM117
-        with atomic_write(tmp_path / "a.txt") as beside:
-            beside.write_text("x")
+        with atomic_write(tmp_path / "a.txt") as temporary:
+            temporary.write_text("x")
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
@@ -84,7 +84,7 @@ def test_writable_folder_makes_it_and_leaves_it_empty(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
 def test_an_unwritable_folder() -> None:
-    """As an ordinary user: root may write anywhere."""
+    """Run as an ordinary user, because root may write anywhere."""
     code = (
         "import os, sys\nfrom fusioner.io import writable_folder\nfrom fusioner.errors import FusionerError\n"
         "if os.getuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -99,10 +99,10 @@ def test_an_unwritable_folder() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")
 def test_a_write_that_breaks_off_midway_leaves_nothing(tmp_path: Path) -> None:
-    """The kernel really stops the write after 64 KiB (RLIMIT_FSIZE)."""
+    """Limit the file size to 64 KiB (RLIMIT_FSIZE), so that the kernel stops the write."""
     code = (
         "import sys\nfrom fusioner.io import atomic_write\nfrom fusioner.errors import FusionerError\n"
-        "try:\n    with atomic_write(sys.argv[1]) as beside:\n        beside.write_bytes(bytes(10**6))\n"
+        "try:\n    with atomic_write(sys.argv[1]) as file:\n        file.write_bytes(bytes(10**6))\n"
         "except FusionerError as error:\n    print(error)\n"
     )
     done = subprocess.run(
@@ -117,7 +117,7 @@ def test_a_write_that_breaks_off_midway_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writer", ["bytes", "safetensors", "torch"])
-def test_no_space_left_is_one_sentence_whoever_writes(full_disk: Path, writer: str) -> None:
+def test_no_space_left_is_one_sentence_for_any_writer(full_disk: Path, writer: str) -> None:
     from safetensors.torch import save_file
 
     weights = {"a": torch.zeros(2**20)}  # 4 MiB on a device of 1 MiB
@@ -128,8 +128,8 @@ def test_no_space_left_is_one_sentence_whoever_writes(full_disk: Path, writer: s
     }[writer]
     (full_disk / "model.bin").write_text("old")
     with pytest.raises(FusionerError, match=r"cannot write .*model\.bin: there is no space left"):  # noqa: SIM117
-        with atomic_write(full_disk / "model.bin") as beside:
-            write(beside)
+        with atomic_write(full_disk / "model.bin") as temporary:
+            write(temporary)
     assert os.listdir(full_disk) == ["model.bin"]
     assert (full_disk / "model.bin").read_text() == "old"
 

@@ -1,4 +1,4 @@
-"""Names that other systems wrote are found wherever files are named: backslashes, case, Unicode form, BOM."""
+"""Test that file names written by other systems are found: backslashes, case, Unicode form, BOM."""
 
 import json
 import unicodedata
@@ -27,7 +27,7 @@ BOM = "\ufeff"
 
 @pytest.fixture(params=NAMES, ids=ascii)
 def name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A name of the picture `HERE`, beside which is another one."""
+    """Return a name of the picture `HERE`, beside another picture."""
     (tmp_path / HERE).parent.mkdir()
     for file in (tmp_path / HERE, (tmp_path / HERE).with_name("other.JPG")):
         Image.new("RGB", (8, 6), "red").save(file, "JPEG")
@@ -99,10 +99,10 @@ def test_folders_lists_and_classes_of_a_data_set(name: str, tmp_path: Path) -> N
     assert read_class_colours(root) == {(9, 9, 9): 1}
 
 
-def test_an_exact_name_wins_and_two_others_are_none(tmp_path: Path) -> None:
+def test_an_exact_name_has_priority_and_ambiguous_names_are_not_found(tmp_path: Path) -> None:
     for name in ("a.png", "A.png"):
         (tmp_path / name).touch()
-    if len(list(tmp_path.iterdir())) == 2:  # not on file systems that ignore case
+    if len(list(tmp_path.iterdir())) == 2:  # requires a case-sensitive file system
         assert [find_path(name, tmp_path) for name in ("A.png", "A.PNG")] == [tmp_path / "A.png", None]
     assert find_path("a.png/b", tmp_path) is None
     assert find_path("x" * 300, tmp_path) is None

@@ -1,4 +1,4 @@
-"""Models as folders and repositories: a local folder, and a server that speaks the hub's routes, over real HTTP."""
+"""Models as folders and repositories, with a local folder and an HTTP server with the routes of the hub."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ from fusioner.segmenter import Segmenter
 seg = load(device="cpu")
 print(seg.push_to_hub("someone/cats", token="hf_secret"))
 again = Segmenter.from_pretrained("someone/cats", device="cpu", token="hf_secret")
-same = all(torch.equal(one, two) for one, two in zip(seg.model.parameters(), again.model.parameters()))
+same = all(torch.equal(p, q) for p, q in zip(seg.model.parameters(), again.model.parameters()))
 print(same, again.card.to_json() == seg.card.to_json())
 for name in ("someone/dogs", "someone/empty", "no repository"):
     try:
@@ -42,7 +42,7 @@ for name in ("someone/dogs", "someone/empty", "no repository"):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few routes that uploading and downloading a model take; repositories are kept in memory."""
+    """A request handler with the routes for uploading and downloading a model; repositories are held in memory."""
 
     repositories: dict[str, dict[str, bytes]]
     keys: set[str]
@@ -72,7 +72,7 @@ class Hub(BaseHTTPRequestHandler):
                     file = entry["value"]
                     self.repositories[name][file["path"]] = base64.b64decode(file["content"])
             self._answer({"commitUrl": f"http://{self.headers['Host']}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
-        else:  # a card's front matter is valid
+        else:  # accept the front matter of a card
             self._answer({"errors": [], "warnings": []})
 
     def do_HEAD(self) -> None:
@@ -106,7 +106,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, type[Hub]]]:
-    """The address of a server and its state."""
+    """Start a server; return its address and its state."""
     handler = type("OneHub", (Hub,), {"repositories": {"someone/empty": {}}, "keys": set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
@@ -132,7 +132,7 @@ def test_a_model_is_uploaded_and_downloaded(hub: tuple[str, type[Hub]], tmp_path
     assert "a repository is named OWNER/NAME" in malformed
     files = server.repositories["someone/cats"]
     assert set(files) == {"model.safetensors", "config.json", "README.md"}
-    assert len(files["model.safetensors"]) < 10e6, "frozen encoders do not belong into the repository"
+    assert len(files["model.safetensors"]) < 10e6, "frozen encoders were uploaded"
     card = files["README.md"].decode()
     assert 'from_pretrained("someone/cats")' in card
     assert "fusioner train pascal --root" in card
@@ -147,9 +147,7 @@ def test_a_folder_contains_the_model(tiny_segmenter: Segmenter, tmp_path: Path) 
     assert find_pretrained(folder) == folder
     model, card = load_model(folder)
     assert card == tiny_segmenter.card
-    assert all(
-        (one == two).all() for one, two in zip(model.parameters(), tiny_segmenter.model.parameters(), strict=True)
-    )
+    assert all((p == q).all() for p, q in zip(model.parameters(), tiny_segmenter.model.parameters(), strict=True))
     parts = tiny_segmenter.model, tiny_segmenter.image_encoder, tiny_segmenter.text_encoder
     other = Segmenter(TorchNetwork(*parts, card, templates=["a drawing of a {}."])).save_pretrained(tmp_path / "dogs")
     assert load_model(other)[1].templates == ("a drawing of a {}.",)

@@ -1,4 +1,4 @@
-"""docs/inputs.md quotes the real messages: each of its inputs is made and read here."""
+"""Test that docs/inputs.md quotes the real messages, by making and reading each of its inputs."""
 
 import json
 import re
@@ -22,7 +22,7 @@ RGB = np.dstack([np.tile(np.arange(16, dtype=np.uint8) * 15, (12, 1))] * 3)
 
 
 def tables() -> dict[str, str]:
-    """Return first cell -> quoted sentence of all rows that quote one."""
+    """Return the first cell and the quoted sentence of all rows with a quotation."""
     rows = re.findall(r"^\| ([^|]+) \| (`+)([^|]+)\2 \|$", PAGE.read_text("utf-8"), re.MULTILINE)
     return {title: sentence for title, _, sentence in rows}
 
@@ -67,7 +67,7 @@ def annotations(**entry: object) -> None:
 
 
 def labelme(*shapes: tuple[str, str]) -> list[str]:
-    """Return the notes on shapes, each a label and a kind."""
+    """Return the notes on shapes given as (label, kind)."""
     save("a.jpg", RGB)
     points = [[1, 1], [9, 1], [9, 9]]
     entries = [{"label": label, "shape_type": kind, "points": points} for label, kind in shapes]
@@ -191,7 +191,7 @@ def test_every_documented_message_has_a_case() -> None:
 def test_documented_messages_are_the_real_ones(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image, "_register_heif", lambda: None)
-    Image.init()  # registers all formats in the list that is restored
+    Image.init()  # registers all formats before the list is patched
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     make, read = CASES[title]

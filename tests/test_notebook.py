@@ -1,4 +1,4 @@
-"""The cells of examples/quickstart.ipynb run in order, as a kernel would run them."""
+"""Run the cells of examples/quickstart.ipynb in order, as a kernel does."""
 
 import ast
 import io
@@ -14,7 +14,7 @@ from fusioner.cli.main import main
 from fusioner.segmentation import Segmentation
 
 REPO = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by pycocotools
 
 
 def run_cell(code: str, scope: dict[str, Any]) -> Any:

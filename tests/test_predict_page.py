@@ -1,4 +1,4 @@
-"""The commands of docs/predict.md run."""
+"""Test that the commands of docs/predict.md run."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
         for index in range(6):
             video.add(photo.crop((index, 0, index + 320, 240)), index / 12)
     (commands,) = re.findall(r"```bash\n(.*?)```", (REPO / "docs" / "predict.md").read_text("utf-8"), re.DOTALL)
-    cheap = "--mode whole"  # a fifth of the default's time
+    cheap = "--mode whole"  # takes a fifth of the time
     script = f'set -e -o pipefail\nfusioner() {{ "{sys.executable}" -m fusioner "$@" {cheap}; }}\n{commands}'
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Results in order, computed ahead, and never more of them than allowed."""
+"""Test that results are computed ahead in order, and no more of them than allowed."""
 
 import threading
 
@@ -14,11 +14,11 @@ def test_in_order(workers: int) -> None:
 
 
 def test_prefetching_is_bounded() -> None:
-    begun, taken, third = [], [], threading.Event()
+    started, taken, third = [], [], threading.Event()
 
     def work(item: int) -> int:
-        begun.append(item)
-        if len(begun) == 3:
+        started.append(item)
+        if len(started) == 3:
             third.set()
         return item
 
@@ -45,15 +45,15 @@ def test_an_error_is_raised_in_place_of_its_result() -> None:
 
 
 def test_leaving_early_waits_for_running_calls() -> None:
-    begun, ended = threading.Event(), []
+    started, ended = threading.Event(), []
 
     def work(item: int) -> int:
-        begun.set()
+        started.set()
         ended.append(item)
         return item
 
     with map_ahead(work, range(100), 2) as results:
         next(results)
-        assert begun.wait(5)
+        assert started.wait(5)
     assert 1 <= len(ended) <= 4
-    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]

@@ -1,4 +1,4 @@
-"""The Python lines of README run, and its commands and links exist."""
+"""Test that the Python lines of README run, and that its commands and links exist."""
 
 import os
 import re

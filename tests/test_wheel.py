@@ -1,4 +1,4 @@
-"""The wheel, installed into an empty environment of every Python there is: command line, server and client work."""
+"""Install the wheel into an empty environment of every Python and run command line, server and client."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Tiny model files that worker processes can load, and photographs, two of them unreadable."""
+"""Tiny model files that worker processes can load, and photographs of which two are unreadable."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ Cli = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def tiny_model(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model file of random weights on the random CLIP; it answers in milliseconds."""
+    """Return a model file of random weights over the random CLIP."""
     shape = FusionerConfig(image_dim=12, text_dim=12, width=16, layers=1, heads=2, decoder_widths=(8,))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -66,7 +66,7 @@ GRAPHS = {
 
 @pytest.fixture(scope="session")
 def exported_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `fusioner export` writes it: a process that loads it starts in a second, without torch."""
+    """Return a folder in the layout of `fusioner export`; loading it takes a second and does not import torch."""
     folder = tmp_path_factory.mktemp("exported")
     shape = FusionerConfig(image_dim=3, text_dim=3, width=8, layers=1, heads=1, decoder_widths=(8,))
     card = ModelCard(shape, "mean-colour", "colour-words", resolution=32, templates=("{}",))
@@ -83,7 +83,7 @@ def exported_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 crops of photographs in two folders; `b/07.jpg` is no picture, `b/12.jpg` is empty."""
+    """Write 30 crops of photographs to two folders; `b/07.jpg` is not a picture, `b/12.jpg` is empty."""
     folder = tmp_path_factory.mktemp("photos")
     whole = Image.fromarray(data.astronaut())
     for number in range(30):
@@ -105,11 +105,11 @@ def labels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_job(tiny_model: Path, tmp_path: Path) -> Callable[..., BatchJob]:
-    """`make_job(input, **changes)`: a job that writes to tmp_path/out."""
+    """Return `make(input, **changes)`, which creates a job that writes to tmp_path/out."""
 
     def make(text: Path | str, column: str | None = None, **changes: Any) -> BatchJob:
-        given = {"out": tmp_path / "out", "run": "a run", "labels": LABELS, "model": {"model": tiny_model}} | changes
-        return BatchJob(source=open_source(str(text), column), **given)
+        options = {"out": tmp_path / "out", "run": "a run", "labels": LABELS, "model": {"model": tiny_model}} | changes
+        return BatchJob(source=open_source(str(text), column), **options)
 
     return make
 
@@ -119,7 +119,7 @@ WITHOUT_TORCH = 'import sys\nsys.modules["torch"] = None  # importing it fails a
 
 @pytest.fixture
 def cli(exported_model: Path, labels: Path, spawn: Callable[..., Any], tmp_path: Path) -> Cli:
-    """`cli(input, out, words..., start_up=code)`: start a `fusioner batch` whose processes all run the code first."""
+    """Return `start(input, out, words..., start_up=code)`: run `fusioner batch` with `code` first in each process."""
 
     def start(text: Path | str, out: Path, *words: object, start_up: str = "") -> Any:
         (tmp_path / "site").mkdir(exist_ok=True)

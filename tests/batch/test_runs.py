@@ -1,4 +1,4 @@
-"""`fusioner batch` in processes: killed, run twice at once, interrupted; every image is done exactly once."""
+"""Test that `fusioner batch` processes every image exactly once when killed, interrupted or run twice at once."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ SHARDS = IMAGES // SHARD
 
 @pytest.fixture
 def many(photos: Path) -> Path:
-    """A list of the photographs, each several times."""
+    """Write a list that names each photograph several times."""
     path = photos / "many.txt"
     path.write_text("".join(f"{folder}/{number:02}.jpg\n" for folder in "ab" for number in range(15)) * REPEATS)
     return path
@@ -38,7 +38,7 @@ def many(photos: Path) -> Path:
 
 @pytest.fixture
 def unfinished(tmp_path: Path) -> Iterator[Callable[[], None]]:
-    """The last shard is locked by this process, so that no command can finish, until the function is called."""
+    """Lock the last shard, so that no command finishes, and yield a function that releases it."""
     locks = FileLocks(tmp_path / "out" / ".locks")
     with locks:
         assert locks.acquire(SHARDS - 1)
@@ -54,7 +54,7 @@ def check(out: Path, many: Path) -> None:
 
 
 def with_errors(process: Any) -> str:
-    """Return the output of a command that has done everything, unreadable images among it."""
+    """Return the output of a command that finished with unreadable images."""
     out, err = process.finish()
     assert process.returncode == 2, err
     return out
@@ -73,16 +73,16 @@ def wait_for(condition: Callable[[], Any], process: Any) -> None:
 
 @pytest.mark.slow
 def test_killed_and_repeated(many: Path, cli: Cli, tmp_path: Path, unfinished: Callable[[], None]) -> None:
-    """Kill -9 of the whole group: while it loads, and after the first and some more of the shards."""
+    """Kill the process group with -9 while it loads, after one shard, and after half of the shards."""
     out, words = tmp_path / "out", ("--shard-size", SHARD, "--workers", 2, "--format", "mask")
     process = cli(many, out, *words)
     wait_for((out / "plan").is_dir, process)
     finished: dict[Path, int] = {}
-    for wanted in (0, 1, SHARDS // 2):
-        wait_for(lambda wanted=wanted: results(out) >= wanted, process)
+    for minimum in (0, 1, SHARDS // 2):
+        wait_for(lambda minimum=minimum: results(out) >= minimum, process)
         process.kill_group()
         assert process.returncode == -signal.SIGKILL
-        assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing was done twice
+        assert {path: path.stat().st_mtime_ns for path in finished} == finished  # no shard was repeated
         finished = {path: path.stat().st_mtime_ns for path in out.glob("shards/*/part-*.parquet")}
         process = cli(many, out, *words)
     unfinished()
@@ -95,14 +95,14 @@ def test_killed_and_repeated(many: Path, cli: Cli, tmp_path: Path, unfinished: C
 
 @pytest.mark.slow
 def test_two_commands_share_the_work(many: Path, cli: Cli, tmp_path: Path, unfinished: Callable[[], None]) -> None:
-    """The first is suspended in the middle of its work until the second has done the rest."""
+    """Suspend the first command in the middle of its work until the second has done the rest."""
     out, words = tmp_path / "out", ("--shard-size", SHARD, "--workers", 1)
     first = cli(many, out, *words)
     wait_for(lambda: results(out) > 2, first)
     os.killpg(first.pid, signal.SIGSTOP)
     unfinished()
     second = cli(many, out, *words)
-    wait_for(lambda: results(out) >= SHARDS - 1, second)  # all but the one the first was at
+    wait_for(lambda: results(out) >= SHARDS - 1, second)  # all but the shard of the first command
     os.killpg(first.pid, signal.SIGCONT)
     done = [int(process.finish()[0].partition("; ")[2].partition(" ")[0]) for process in (first, second)]
     check(out, many)
@@ -121,7 +121,7 @@ def test_ctrl_c_saves_finished_shards_and_leaves_no_process(
     _, err = process.finish()
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "interrupted"
-    while group(process.pid):  # multiprocessing's own helper goes a moment later
+    while group(process.pid):  # the resource tracker of multiprocessing ends later
         time.sleep(0.05)
     assert 3 * SHARD <= len(rows(out)) < IMAGES
 
@@ -146,13 +146,13 @@ if any(word in " ".join(sys.orig_argv) for word in ("multiprocessing.spawn", "de
 
 @pytest.mark.slow
 def test_an_image_that_kills_its_process_becomes_an_error(photos: Path, cli: Cli, tmp_path: Path) -> None:
-    """As a crashing decoder would, or the system where memory runs out."""
+    """Simulate a decoder that crashes or a system that runs out of memory."""
     out = tmp_path / "out"
     process = cli(photos, out, "--shard-size", 10, "--workers", 1, start_up=poison("a/05.jpg", KILL))
     assert "3 errors" in with_errors(process)
-    deadly = [row for row in rows(out) if row["image"] == "a/05.jpg"]
-    assert [row["index"] for row in deadly] == [5]
-    assert deadly[0]["error"].startswith("the process died twice while working on this image")
+    failed = [row for row in rows(out) if row["image"] == "a/05.jpg"]
+    assert [row["index"] for row in failed] == [5]
+    assert failed[0]["error"].startswith("the process died twice while working on this image")
     assert {row["image"] for row in rows(out) if row["error"]} == {"a/05.jpg", "b/07.jpg", "b/12.jpg"}
 
 
@@ -165,7 +165,7 @@ def test_ray_writes_the_same_rows_and_survives_kills(
     exported_model: Path,
     make_job: Callable[..., BatchJob],
 ) -> None:
-    """The command is killed once; in the second start an actor dies in the middle of a shard, and Ray replaces it."""
+    """Kill the command once, then an actor in the middle of a shard, which Ray replaces."""
     pytest.importorskip("ray")
     out, words = tmp_path / "out", ("--shard-size", SHARD, "--workers", 1, "--engine", "ray")
     process = cli(many, out, *words)
@@ -187,7 +187,7 @@ def test_ray_writes_the_same_rows_and_survives_kills(
 
 
 def group(number: int) -> bool:
-    """Return whether anything of a process group is alive."""
+    """Return whether any process of a group is alive."""
     try:
         os.killpg(number, 0)
     except ProcessLookupError:
@@ -232,5 +232,5 @@ def test_each_image_is_counted_once() -> None:
     for event in (Event(3, 2, 1), Event(4, 1, 0), Event(3, 5, 1), Event(3, 6, 2, 1, 500, finished=True)):
         stats.add(event)
     assert (stats.done, stats.images, stats.errors, stats.memory) == (17, 6, 2, 500)
-    stats.add(Event(4, 0, 0))  # its process died, another began
+    stats.add(Event(4, 0, 0))  # its process died and was replaced
     assert stats.done == 16

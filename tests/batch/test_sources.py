@@ -1,4 +1,4 @@
-"""Every kind of input, split and read back: each picture once and in order, also with unreadable ones."""
+"""Test that every kind of input yields each picture once and in order, also among unreadable ones."""
 
 import io
 import tarfile
@@ -25,9 +25,9 @@ def read(text: Path | str, out: Path, size: int = 4, column: str | None = None) 
     assert [shard.first for shard in shards] == [sum(s.count for s in shards[:n]) for n in range(len(shards))]
     assert all(1 <= shard.count <= size for shard in shards)
     pictures = [list(plan.pictures(shard, source)) for shard in shards]
-    assert [len(some) for some in pictures] == [shard.count for shard in shards]
+    assert [len(shard_pictures) for shard_pictures in pictures] == [shard.count for shard in shards]
     assert sum(shard.count for shard in shards) == plan.images
-    return [picture for some in pictures for picture in some]
+    return [picture for shard_pictures in pictures for picture in shard_pictures]
 
 
 def names(pictures: list[Picture]) -> list[str]:
@@ -46,7 +46,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @pytest.fixture
 def tar(tmp_path: Path) -> Path:
-    """Ten WebDataset samples, one with a very long name, some with a mask and a JSON file."""
+    """Write ten WebDataset samples, one with a very long name, some with a mask and a JSON file."""
     path = tmp_path / "shard-000.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for number in range(10):
@@ -70,13 +70,13 @@ def test_a_folder_in_order_without_hidden_files_and_results(photos: Path, tmp_pa
     assert names(read(inside, inside / "out")) == ["1.jpg"]
     (inside / "out" / "masks").mkdir()
     (inside / "out" / "masks" / "1.png").write_bytes(b"")
-    make_plan(open_source(str(inside)), inside / "out", None, {})  # its own results are no other input
+    make_plan(open_source(str(inside)), inside / "out", None, {})  # results in the input folder do not change the input
 
 
 def test_globs_lists_and_single_pictures(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
-    some = read(f"{photos.name}/*/0[0-4].jpg", tmp_path / "glob")
-    assert names(some) == [f"{photos.name}/{folder}/0{number}.jpg" for folder in "ab" for number in range(5)]
+    matches = read(f"{photos.name}/*/0[0-4].jpg", tmp_path / "glob")
+    assert names(matches) == [f"{photos.name}/{folder}/0{number}.jpg" for folder in "ab" for number in range(5)]
     assert names(read(photos / "a" / "03.jpg", tmp_path / "one")) == ["03.jpg"]
     odd = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     (tmp_path / "list.txt").write_text(f"a.jpg\n\n  b.jpg\r\n{odd}\na.jpg\n", "utf-8", "surrogateescape")
@@ -91,10 +91,10 @@ def test_parquet_rows_whatever_their_row_groups(tmp_path_factory, groups: list[i
     with pq.ParquetWriter(folder / "x.parquet", pa.schema([("image", pa.binary()), ("key", pa.string())])) as file:
         for number, rows in enumerate(groups):
             content = [f"{number}/{row}" for row in range(rows)]
-            file.write_table(pa.table({"image": [one.encode() for one in content], "key": content}))
+            file.write_table(pa.table({"image": [text.encode() for text in content], "key": content}))
     pictures = read(folder / "x.parquet", folder / "out", size)
     expected = [f"{number}/{row}" for number, rows in enumerate(groups) for row in range(rows)]
-    assert [(picture.name, picture.content) for picture in pictures] == [(one, one.encode()) for one in expected]
+    assert [(picture.name, picture.content) for picture in pictures] == [(text, text.encode()) for text in expected]
 
 
 def test_parquet_of_paths_records_and_holes(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_pictures_of_other_kinds_are_counted(tmp_path: Path) -> None:
     for name in ("1.jpg", "2.CR2", "deep/3.nef", "4.jxl", "notes.txt", ".5.nef"):
         (folder / name).write_bytes(b"x")
     kinds = Counter[str]()
-    for _ in range(2):  # a new plan and an existing one
+    for _ in range(2):  # with a new and an existing plan
         kinds.clear()
         make_plan(open_source(str(folder)), tmp_path / "out", None, {}, lambda kind: kinds.update([kind]))
         assert kinds == {CAMERA_RAW: 2, "JPEG XL": 1}
@@ -179,7 +179,7 @@ def test_invalid_inputs_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_plan_takes_no_memory(tmp_path: Path) -> None:
-    """50,000 names of 100 letters are 5 MB."""
+    """Plan 50,000 names of 100 letters, which are 5 MB."""
     (tmp_path / "list.txt").write_text("".join(f"{'x' * 90}{number:010}\n" for number in range(50_000)))
     tracemalloc.start()
     plan = make_plan(open_source(str(tmp_path / "list.txt")), tmp_path / "out", 100, {})

@@ -48,13 +48,13 @@ def test_rows_equal_the_segmenters_results(photos: Path, make_job: MakeJob) -> N
     for row in (row for row in found if not row["error"]):
         result = segmenter(photos / row["image"], job.labels)
         assert (row["width"], row["height"]) == (result.width, result.height)
-        assert [one["label"] for one in row["segments"]] == list(result.found)
-        for one in row["segments"]:
-            encoded: Any = {"size": [row["height"], row["width"]], "counts": one["rle"].encode()}
-            assert np.array_equal(coco.decode(encoded).astype(bool), result.mask(one["label"]))
-            assert one["area"] == result.areas[one["label"]]
-            assert tuple(one["box"]) == result.boxes[one["label"]]
-            assert one["score"] == pytest.approx(result.scores[one["label"]], abs=1e-6)
+        assert [segment["label"] for segment in row["segments"]] == list(result.found)
+        for segment in row["segments"]:
+            encoded: Any = {"size": [row["height"], row["width"]], "counts": segment["rle"].encode()}
+            assert np.array_equal(coco.decode(encoded).astype(bool), result.mask(segment["label"]))
+            assert segment["area"] == result.areas[segment["label"]]
+            assert tuple(segment["box"]) == result.boxes[segment["label"]]
+            assert segment["score"] == pytest.approx(result.scores[segment["label"]], abs=1e-6)
         with Image.open(job.out / row["mask"]) as mask:
             assert np.array_equal(np.asarray(mask), result.label_map)
     assert any(len(row["segments"] or ()) > 1 for row in found)
@@ -88,9 +88,9 @@ def test_batches_and_settings(photos: Path, make_job: MakeJob, changes: dict[str
     segmenter = load(device="cpu", **job.model)
     for row in found[:4]:
         result = segmenter(photos / row["image"], job.labels, job.options)
-        areas = {one["label"]: one["area"] for one in row["segments"]}
+        areas = {segment["label"]: segment["area"] for segment in row["segments"]}
         assert areas.keys() == result.found.keys()
-        for label, area in areas.items():  # a forward of four rounds otherwise than one of one
+        for label, area in areas.items():  # rounding differs between batch sizes
             assert area == pytest.approx(result.areas[label], abs=3 if job.batch_size > 1 else 0)
     assert sum(row["error"] is not None for row in found) == 2
 
@@ -99,7 +99,7 @@ def test_rows_list_regions_and_the_file_notes(photos: Path, make_job: MakeJob) -
     job = make_job(photos, options=InferenceOptions(instances=True), labels=("cat", "wheel"))
     (row, *_) = do_all(job)
     result = load(device="cpu", **job.model)(photos / row["image"], job.labels, job.options)
-    found = [(one["label"], tuple(one["box"]), one["area"]) for one in row["segments"]]
+    found = [(segment["label"], tuple(segment["box"]), segment["area"]) for segment in row["segments"]]
     assert sorted(found) == sorted((region.label, region.box, region.pixels) for region in result.regions)
     (metadata,) = {
         pq.read_schema(path).metadata[b"fusioner"] for path in sorted((job.out / "shards").rglob("*.parquet"))
@@ -145,7 +145,7 @@ def test_a_full_disk_is_one_sentence(photos: Path, make_job: MakeJob, full_disk:
 
 
 def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
-    """Run a process that begins an attempt, notes images and dies; return what the attempt had read."""
+    """Run a process that begins an attempt, records images and dies; return what the attempt had read."""
     script = (
         "import os, sys; from pathlib import Path; from fusioner.batch.plan import CrashLog\n"
         "a = CrashLog(Path(sys.argv[1]), 3, sys.argv[2])\n"
@@ -159,12 +159,12 @@ def die(out: Path, run: str, images: list[int]) -> tuple[bool, frozenset[int]]:
     attempt._file.close()
     output = attempt.one_by_one, attempt.poison_images
     lines = attempt.path.read_text().splitlines()
-    attempt.path.write_text("\n".join(lines[:-1]) + "\n")  # as if we had not looked
+    attempt.path.write_text("\n".join(lines[:-1]) + "\n")  # undo the entry of this attempt
     return output
 
 
 def test_an_image_that_ends_two_processes_is_fatal(tmp_path: Path) -> None:
-    assert die(tmp_path, "run", [40]) == (True, frozenset())  # not careful yet: notes no image
+    assert die(tmp_path, "run", [40]) == (True, frozenset())  # the first attempt records no images
     assert die(tmp_path, "run", [40, 41]) == (True, frozenset())
     assert die(tmp_path, "run", [40]) == (True, frozenset())
     assert die(tmp_path, "run", [40, 41]) == (True, frozenset({41}))
@@ -176,7 +176,7 @@ def test_an_image_that_ends_two_processes_is_fatal(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_that_of_the_process_alone() -> None:
-    """A child's `ru_maxrss` begins with the peak of the process that started it on Linux."""
+    """On Linux the `ru_maxrss` of a child starts at the peak of its parent."""
     held = np.ones(150_000_000)  # 1.2 GB
     script = "from fusioner.batch.worker import peak_memory; print(peak_memory())"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -184,7 +184,7 @@ def test_peak_memory_is_that_of_the_process_alone() -> None:
 
 
 def test_exported_models_never_run_on_torch(exported_model: Path, tiny_model: Path) -> None:
-    """A batch neither searches for a GPU nor sends exported models to one."""
+    """Check that a batch neither searches for a GPU nor moves exported models to one."""
     assert not runs_on_torch(exported_model)
     assert not runs_on_torch(exported_model, "cuda")
     assert runs_on_torch(tiny_model, "cpu")

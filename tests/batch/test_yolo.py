@@ -23,7 +23,7 @@ MakeJob = Callable[..., BatchJob]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A PNG, a turned JPEG, a JPEG in a subfolder, a file that is no picture."""
+    """Write a PNG, a turned JPEG, a JPEG in a subfolder, and a file that is not a picture."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     photo = Image.fromarray(data.astronaut()).crop((100, 0, 260, 100))
@@ -46,12 +46,12 @@ def write_dataset(job: BatchJob) -> Path:
 
 
 def read_dataset(yaml_file: Path) -> dict[str, tuple[Image.Image, dict[int, np.ndarray]]]:
-    """Read images and masks by class as Ultralytics' documentation says."""
-    about = yaml.safe_load(yaml_file.read_text("utf-8"))
-    assert list(about["names"]) == list(range(len(about["names"])))
+    """Read images and masks by class as documented by Ultralytics."""
+    description = yaml.safe_load(yaml_file.read_text("utf-8"))
+    assert list(description["names"]) == list(range(len(description["names"])))
     found = {}
     for split in ("train", "val"):
-        folder = yaml_file.parent / about[split]
+        folder = yaml_file.parent / description[split]
         for path in sorted(folder.glob("**/*.*")):
             image = ImageOps.exif_transpose(Image.open(path))
             label_file = Path("/labels/".join(str(path).rsplit("/images/", 1))).with_suffix(".txt")
@@ -91,8 +91,8 @@ def test_nothing_found_is_an_empty_file_and_one_image_is_both_splits(tmp_path: P
     job = make_job(tmp_path / "one", formats=("yolo",), options=InferenceOptions(threshold=1.0))
     out = write_dataset(job)
     assert (out / "labels/val/000000000-black.txt").read_bytes() == b""
-    about = yaml.safe_load((out / "data.yaml").read_text("utf-8"))
-    assert about == {"train": "images/val", "val": "images/val", "names": {0: "cat", 1: "dog", 2: "person"}}
+    description = yaml.safe_load((out / "data.yaml").read_text("utf-8"))
+    assert description == {"train": "images/val", "val": "images/val", "names": {0: "cat", 1: "dog", 2: "person"}}
 
 
 def test_an_unknown_format_is_one_sentence(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,10 +105,10 @@ def test_ultralytics_reads_it(pictures: Path, make_job: MakeJob) -> None:
     utils: Any = pytest.importorskip("ultralytics.data.utils", reason="no package ultralytics", exc_type=ImportError)
     yolo: Any = pytest.importorskip("ultralytics.data.dataset", exc_type=ImportError)
     out = write_dataset(make_job(pictures, formats=("yolo",)))
-    about = utils.check_det_dataset(str(out / "data.yaml"))
-    assert about["names"] == {0: "cat", 1: "dog", 2: "person"}
+    description = utils.check_det_dataset(str(out / "data.yaml"))
+    assert description["names"] == {0: "cat", 1: "dog", 2: "person"}
     for split, count in (("train", 2), ("val", 1)):
-        dataset = yolo.YOLODataset(img_path=about[split], data=about, task="segment", augment=False)
+        dataset = yolo.YOLODataset(img_path=description[split], data=description, task="segment", augment=False)
         assert len(dataset) == count
         for label in dataset.labels:
             assert len(label["segments"]) == len(label["cls"])

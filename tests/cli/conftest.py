@@ -1,4 +1,4 @@
-"""`fusioner predict` in this process, with a network that answers in milliseconds."""
+"""Run `fusioner predict` in this process, with a toy network."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +25,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_predict(
     tiny_segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Predict:
-    """`tiny_predict(words...) -> exit code, stdout, stderr` in an empty folder, with labels cat, cup and --out out."""
+    """Return `call(words...) -> exit code, stdout, stderr`, run in an empty folder with labels and --out preset."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: tiny_segmenter)
 
     def call(*words: object) -> tuple[int, str, str]:
-        given = [str(word) for word in words]
+        arguments = [str(word) for word in words]
         for name, value in (("--labels", "cat, cup"), ("--out", "out")):
-            given += [] if name in given else [name, value]
-        code = main(["predict", *given])
+            arguments += [] if name in arguments else [name, value]
+        code = main(["predict", *arguments])
         output = capsys.readouterr()
         return code, output.out, output.err
 

@@ -67,11 +67,11 @@ def test_published_pairs_that_are_missing_are_counted(shared: Path, capsys: pyte
 
 def test_a_contact_sheet_shows_the_photographs_under_their_masks(own: Path, tmp_path: Path):
     out = tmp_path / "new" / "sheet.png"
-    Image.new("L", (40, 50)).save(own / "masks" / "0.png")  # of no class, hence without a legend
+    Image.new("L", (40, 50)).save(own / "masks" / "0.png")  # without classes there is no legend
     show("folder", root=own, out=out, count=3, columns=2)
     sheet = np.asarray(Image.open(out).convert("RGB")).astype(int)
     assert 720 < sheet.shape[1] < 800
-    assert ((sheet[..., 2] > 150) & (sheet[..., 0] < 100)).mean() > 0.05, "the class's blue over the photographs"
+    assert ((sheet[..., 2] > 150) & (sheet[..., 0] < 100)).mean() > 0.05, "the photographs lack the blue of the class"
     with pytest.raises(FusionerError, match=r"\.png or \.jpg"):
         show("folder", root=own, out=tmp_path / "sheet.pdf")
     with pytest.raises(FusionerError, match="at least one cell"):

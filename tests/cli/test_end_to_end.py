@@ -1,4 +1,4 @@
-"""The real commands from a small folder to masks: check, train, evaluate, predict."""
+"""Run the real commands from a small folder to masks: check, train, evaluate, predict."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def fusioner(*words: str | Path, cwd: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Crops of a photograph of coffee with a drawn red ball or blue box, exactly masked."""
+    """Write crops of a photograph of coffee with a drawn red ball or blue box, and their exact masks."""
     root, rng, table = tmp_path / "toys", np.random.default_rng(0), Image.fromarray(data.coffee())
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)

@@ -73,7 +73,7 @@ def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Pa
 
 def test_threshold_model_is_that_of_the_card(model: Path, own: Path, tmp_path: Path):
     network, card = load_model(model)
-    card.threshold = 0.0  # every pixel is claimed
+    card.threshold = 0.0  # no pixel is background
     save_model(tmp_path / "greedy.safetensors", network, card)
     thresholds: list[tuple[float | Literal["model"], float]] = [(1.0, 1.0), ("model", 0.0)]
     for threshold, level in thresholds:

@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def typed(*words: object) -> tuple[int, str]:
-        """Exit code and what is printed."""
+        """Return the exit code and the output."""
         code = 0
         try:
             app([str(word) for word in words], result_action="return_value")

@@ -12,7 +12,7 @@ from fusioner.cli.main import VERBS, build
 PANEL = re.compile(r"╭─ (\w+) ─+╮")
 ENTRY = re.compile(r"\n│ +(?:\* +)?(?=(?:--?[a-z]|[A-Z][A-Z_-]+ ))")
 DEFAULT = re.compile(r"\[(?:default: .+|required)\]|[Dd]efault: \S")
-MOST = 10  # options of a verb in one group, unless there are groups beside it
+MOST = 10  # options that a verb may have in a single group
 
 
 def verbs(app: App, words: list[str]) -> Iterator[list[str]]:
@@ -25,7 +25,7 @@ def verbs(app: App, words: list[str]) -> Iterator[list[str]]:
 
 
 def test_options_of_every_verb_are_in_groups_and_show_their_defaults() -> None:
-    walked = 0
+    count = 0
     for verb in VERBS:
         app = build(verb)
         for words in verbs(app[verb], [verb]):
@@ -37,5 +37,5 @@ def test_options_of_every_verb_are_in_groups_and_show_their_defaults() -> None:
                 for entry in groups[title]:
                     assert DEFAULT.search(" ".join(entry.replace("│", " ").split())), f"{words}: {entry}"
             assert groups.keys() - {"Arguments", "Parameters"} or len(groups.get("Parameters", ())) <= MOST, words
-            walked += 1
-    assert walked > len(VERBS)
+            count += 1
+    assert count > len(VERBS)

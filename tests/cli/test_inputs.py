@@ -37,7 +37,7 @@ def test_a_folder_gives_its_pictures_sorted(tree: Path) -> None:
 def test_globs(tree: Path) -> None:
     assert names(find_inputs([f"{tree}/*.jpg"])[0]) == ["a.jpg", "odd[1].jpg"]
     assert names(find_inputs([f"{tree}/**/*.jpg"])[0]) == ["a.jpg", "d.jpg", "odd[1].jpg"]
-    assert names(find_inputs([f"{tree}/odd[1].jpg"])[0]) == ["odd[1].jpg"]  # a file of that very name comes first
+    assert names(find_inputs([f"{tree}/odd[1].jpg"])[0]) == ["odd[1].jpg"]  # an exact file name has priority
     assert "deep" not in names(find_inputs([f"{tree}/*"])[0])
 
 
@@ -104,7 +104,7 @@ def test_equal_stems_are_numbered_in_order(tmp_path: Path) -> None:
 def test_videos_and_pictures_do_not_share_names(tmp_path: Path) -> None:
     assert stems(["clip.mp4", "clip.jpg"], tmp_path) == ["clip", "clip"]  # clip.overlay.mp4 is not clip.overlay.png
     assert stems(["clip.mp4", "b/clip.MOV"], tmp_path) == ["clip", "clip-2"]
-    assert stems(["clip.mp4", "clip-000120.jpg"], tmp_path) == ["clip-2", "clip-000120"]  # the name of a frame
+    assert stems(["clip.mp4", "clip-000120.jpg"], tmp_path) == ["clip-2", "clip-000120"]  # this name is that of a frame
     assert stems(["clip.mp4", "clip-12.jpg", "-"], tmp_path) == ["clip", "clip-12", "stdin"]
     (tmp_path / "clip.overlay.mp4").touch()
     with pytest.raises(FusionerError, match=r"clip\.overlay\.mp4 would replace an input"):
@@ -112,9 +112,9 @@ def test_videos_and_pictures_do_not_share_names(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["cat", "Cat", "cat-2", "cat-3", "cat.overlay", "dog", "cat-2-2"]), max_size=9))
-def test_no_two_results_share_a_file(wished: list[str]) -> None:
-    given_ = stems([f"{index}/{stem}.jpg" for index, stem in enumerate(wished)], Path("nowhere"))
-    files = [f"{stem}{ending}".casefold() for stem in given_ for ending in ENDINGS]
+def test_no_two_results_share_a_file(input_stems: list[str]) -> None:
+    result_stems = stems([f"{index}/{stem}.jpg" for index, stem in enumerate(input_stems)], Path("nowhere"))
+    files = [f"{stem}{ending}".casefold() for stem in result_stems for ending in ENDINGS]
     assert len(files) == len(set(files))
 
 

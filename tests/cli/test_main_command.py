@@ -35,8 +35,8 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_verbs_modules_are_light(verb: str) -> None:
-    home = VERBS[verb][0].partition(":")[0]
-    done = run("-c", f"import {home}, sys; print(*sys.modules)")
+    module = VERBS[verb][0].partition(":")[0]
+    done = run("-c", f"import {module}, sys; print(*sys.modules)")
     assert done.returncode == 0
     assert not HEAVY & set(done.stdout.split())
 
@@ -45,7 +45,7 @@ def test_the_verbs_modules_are_light(verb: str) -> None:
     ("code", "limit"), [("import fusioner", 0.3), ("from fusioner.cli.main import main; main(['--help'])", 0.5)]
 )
 def test_start_up_time(code: str, limit: float) -> None:
-    """Processor seconds, of which a busy machine does not make more as it does of seconds; best of three."""
+    """Measure processor time, which depends little on the load of the machine; take the best of three."""
     timed = f"import time\n{code}\nprint('TOOK', time.process_time())"
     took = min(float(run("-c", timed).stdout.rpartition("TOOK")[2]) for _ in range(3))
     assert took < limit
@@ -152,7 +152,7 @@ def test_a_missing_package_is_one_line(
 
 
 def test_every_dependency_has_its_command() -> None:
-    """The tables of errors.py name the modules of all dependencies that pyproject.toml declares."""
+    """Check that errors.py lists the modules of all dependencies in pyproject.toml."""
     project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
     names = {re.split(r"[>\[]", text)[0].replace("-", "_") for text in project["dependencies"]}
     modules = {"pillow": "PIL", "pyyaml": "yaml"}

@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run(words...) -> exit code, stdout, stderr`, in an empty folder."""
+    """Return `call(words...) -> exit code, stdout, stderr`, which runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object, labels: str | None = "cat, cup", out: object = "out") -> tuple[int, str, str]:
@@ -109,10 +109,10 @@ def test_overlap_and_instances(run: Run, photos: Path) -> None:
     assert len(content["notes"]) == 1
     rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
     assert [(row["label"], row["pixels"]) for row in rows] == [
-        (one["label"], str(one["pixels"])) for one in content["segments"]
+        (entry["label"], str(entry["pixels"])) for entry in content["segments"]
     ]
-    for label in {one["label"] for one in content["segments"] if one["pixels"]}:
-        count = sum(one["label"] == label for one in content["segments"])
+    for label in {entry["label"] for entry in content["segments"] if entry["pixels"]}:
+        count = sum(entry["label"] == label for entry in content["segments"])
         assert re.search(rf"{label} \d+\.\d % in {count} region", out)
     assert run(photos / "coffee.png", *words, "--skip-existing")[1].startswith("0 pictures segmented into out, 1 skip")
     assert list(csv.DictReader(Path("out.csv").read_text().splitlines())) == rows
@@ -230,7 +230,7 @@ def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (("--tta-scales", "1,big"), "write comma-separated numbers"),
         (("--tta-scales", "0"), "above 0 and at most 16"),
@@ -239,10 +239,10 @@ def test_several_sizes_of_a_picture_are_averaged(run: Run) -> None:
         (("--stride", "100", "--mode", "whole"), "window and stride apply to mode slide"),
     ],
 )
-def test_scales_that_cannot_be_are_one_sentence(run: Run, options: tuple[str, ...], says: str) -> None:
+def test_scales_that_cannot_be_are_one_sentence(run: Run, options: tuple[str, ...], message: str) -> None:
     Image.new("RGB", (20, 20)).save("a.png")
     code, _, err = run("a.png", *options)
     assert code == 2
-    assert says in err
+    assert message in err
     assert "Traceback" not in err
     assert not Path("out").exists()

@@ -36,7 +36,7 @@ def table(path: str | Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def tree(photos: Path, tmp_path: Path) -> Path:
-    """Three cat.*, of which two would share their results' names."""
+    """Write three cat.* files, of which two would share the names of their results."""
     for name in ("tree/cat.jpg", "tree/cat.png", "tree/more/cat.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         source = photos / ("coffee.png" if name.endswith("png") else "chelsea.jpg")
@@ -48,11 +48,11 @@ def test_every_format_alone_and_together(tiny_predict: Predict, photos: Path) ->
     code, _, err = tiny_predict(photos / "chelsea.jpg", "--format", ", ".join(FORMATS))
     assert (code, err) == (0, "")
     assert set(os.listdir("out")) == {f"chelsea{kind.suffix}" for kind in FORMATS.values()}
-    together = files()
+    expected = files()
     assert tiny_predict(photos / "chelsea.jpg", "--format", "coco,mask", "--out", "two")[1].startswith(
         f"{photos}/chelsea.jpg: "
     )
-    assert files("two") == {name: together[name] for name in ("chelsea.coco.json", "chelsea.png")}
+    assert files("two") == {name: expected[name] for name in ("chelsea.coco.json", "chelsea.png")}
 
 
 def test_help_and_the_error_name_every_format(tiny_predict: Predict, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,8 +62,8 @@ def test_help_and_the_error_name_every_format(tiny_predict: Predict, capsys: pyt
         f"error: there is no format 'psd': choose from {', '.join(FORMATS)}\n",
     )
     main(["predict", "--help"])
-    shown = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
-    assert ", ".join(FORMATS) in shown
+    help_text = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
+    assert ", ".join(FORMATS) in help_text
 
 
 def test_folders_inside_folders(tiny_predict: Predict, tree: Path) -> None:
@@ -73,7 +73,7 @@ def test_folders_inside_folders(tiny_predict: Predict, tree: Path) -> None:
     assert code == 0
     assert out.endswith(f"3 pictures segmented into {tree}/results\n")
     again = tiny_predict(tree, "--recursive", "--format", "overlay", "--out", tree / "results")[1]
-    assert again.endswith(f"3 pictures segmented into {tree}/results\n"), "results are no pictures of the tree"
+    assert again.endswith(f"3 pictures segmented into {tree}/results\n"), "results were taken for pictures"
     assert {name for name in files(tree / "results") if name.endswith("json")} == {
         "cat.json",
         "cat-2.json",
@@ -89,7 +89,7 @@ def test_threads_change_nothing_but_the_time(tiny_predict: Predict, photos: Path
     (folder / "4.png").write_bytes((folder / "4.png").read_bytes()[:999])
     runs = {workers: tiny_predict(folder, "--workers", workers, "--out", f"by{workers}") for workers in (0, 1, 4)}
     lines = {run[1].replace(f"by{workers}", "out") for workers, run in runs.items()}
-    assert len(lines) == 1, "the same lines in the same order"
+    assert len(lines) == 1, "lines differ in content or order"
     assert all(code == 2 and re.fullmatch(r"error: \S+/4\.png is corrupt .*\n", err) for code, _, err in runs.values())
     assert files("by0") == files("by1") == files("by4")
     assert len(files("by0")) == 8 * 3
@@ -100,7 +100,7 @@ def test_existing_results_are_skipped(tiny_predict: Predict, tree: Path) -> None
     made = files()
 
     def again(*words: object) -> tuple[set[str], str]:
-        """What the next run wrote, and its last line."""
+        """Run the command again; return the files it wrote and its last line."""
         before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
         code, out, err = tiny_predict(tree, "--recursive", "--skip-existing", *words)
         assert (code, err) == (0, "")
@@ -112,10 +112,10 @@ def test_existing_results_are_skipped(tiny_predict: Predict, tree: Path) -> None
     written, line = again()
     assert written == {"cat-2.png", "cat-2.json", "cat-2.overlay.png"}
     assert line == "1 picture segmented into out, 2 skipped (their results are there)"
-    assert files() == made, "the picture of that very name was made again"
+    assert files() == made, "a picture with another name was repeated"
     later = Path("out/cat.json").stat().st_mtime + 5
     os.utime(tree / "cat.jpg", (later, later))
-    assert "cat.json" in again()[0], "the picture has changed"
+    assert "cat.json" in again()[0], "a changed picture was skipped"
     for file in Path("out").rglob("cat*"):
         os.utime(file, (later, later))
     assert again()[0] == set()
@@ -123,16 +123,16 @@ def test_existing_results_are_skipped(tiny_predict: Predict, tree: Path) -> None
     assert len(again("--labels", "cat, spoon", "--threshold", "0.9")[0]) == 9
     words = ("--labels", "cat, spoon", "--threshold", "0.9", "--no-background")
     assert len(again(*words)[0]) == 9
-    Path("out/cat.json").write_text('{"guided_filter": null')  # cut short
+    Path("out/cat.json").write_text('{"guided_filter": null')  # truncated
     assert again(*words)[0] == {
         "cat.json",
         "cat.png",
         "cat.overlay.png",
     }
     os.utime(tree / "cat.jpg", (later - 100, later - 100))
-    for looks in (("--tta-scales", "1,1.5"), ("--tta-scales", "1,1.5", "--guided-filter"), ("--mode", "slide")):
-        assert len(again(*words, *looks)[0]) == 9
-        assert again(*words, *looks)[0] == set()
+    for options in (("--tta-scales", "1,1.5"), ("--tta-scales", "1,1.5", "--guided-filter"), ("--mode", "slide")):
+        assert len(again(*words, *options)[0]) == 9
+        assert again(*words, *options)[0] == set()
     assert again("--format", "geojson")[0] == {"cat.geojson", "cat-2.geojson", "more/cat.geojson"}
 
 
@@ -156,7 +156,7 @@ def test_the_table_equals_the_json(tiny_predict: Predict, tree: Path) -> None:
         assert row["box"] == (" ".join(map(str, segment["box"])) if segment["pixels"] else "")
     before = Path("new/table.csv").read_bytes()
     tiny_predict(tree, "none*.jpg", "--recursive", "--csv", "new/table.csv", "--no-background", "--skip-existing")
-    assert Path("new/table.csv").read_bytes() == before, "what was skipped is told from its JSON"
+    assert Path("new/table.csv").read_bytes() == before, "skipped pictures are not read from their JSON"
 
 
 def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,8 +169,8 @@ def test_contact_sheets(tiny_predict: Predict, tree: Path, monkeypatch: pytest.M
         assert sheet.width == 3 * width + 4 * (width // 20)
         cell = Image.fromarray(np.asarray(sheet)).crop((14, sheet.height - 260, 14 + width, sheet.height))
     coloured = (page.max(axis=2) - page.min(axis=2)) > 40
-    assert coloured[:50].any(), "the legend's chips"
-    assert coloured[-300:].mean() > 0.2, "pictures in the labels' colours"
+    assert coloured[:50].any(), "the legend has no colours"
+    assert coloured[-300:].mean() > 0.2, "the pictures are not coloured"
     assert np.asarray(cell).std() > 20
     monkeypatch.setattr(visualization, "THUMBNAILS_PER_PAGE", 2)
     tiny_predict(tree, "--recursive", "--contact-sheet", "two/page.jpg")
@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_finished_results(
     request: pytest.FixtureRequest,
 ) -> None:
     class ThirdTime:
-        """A segmenter at whose third picture the user has had enough."""
+        """A segmenter that is interrupted at its third picture."""
 
         card, calls = tiny_segmenter.card, 0
 
@@ -254,7 +254,7 @@ def test_ctrl_c_leaves_finished_results(
             return tiny_segmenter(*arguments, **options)
 
     monkeypatch.setattr("fusioner.loading.load", lambda *_, **__: ThirdTime())
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     code, out, err = tiny_predict(tree, "--recursive", "--csv", "table.csv", "--contact-sheet", "sheet.png")
     assert (code, err) == (130, "interrupted\n")

@@ -18,12 +18,12 @@ from fusioner.video import open_video, write_video
 pytest.importorskip("av")
 Predict = Callable[..., tuple[int, str, str]]
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
-STEP, RATE = 4, 12  # px a frame that the camera moves, frames a second
+STEP, RATE = 4, 12  # pixels per frame, frames per second
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pan over the astronaut to the right."""
+    """Write a video that pans over the astronaut to the right."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     with Image.open(SAMPLES / "astronaut.jpg") as photo, write_video(path, Fraction(RATE)) as writer:
         for index in range(31):
@@ -70,8 +70,8 @@ def test_existing_videos_are_skipped(tiny_predict: Predict, clip: Path) -> None:
     Path("out/clip.overlay.mp4").unlink()
     assert tiny_predict(clip, "--skip-existing", "--labels", "dog")[1].endswith("4 frames segmented into out\n")
     Path("out/clip-000010.png").unlink()
-    some = tiny_predict(clip, "--skip-existing", "--labels", "dog", "--format", "mask")[1]
-    assert some.endswith("1 frame segmented into out, 3 skipped (their results are there)\n")
+    partial = tiny_predict(clip, "--skip-existing", "--labels", "dog", "--format", "mask")[1]
+    assert partial.endswith("1 frame segmented into out, 3 skipped (their results are there)\n")
 
 
 def test_a_damaged_video_yields_its_readable_frames(tiny_predict: Predict, clip: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_masks_move_with_the_camera(clip: Path, tmp_path: Path) -> None:
     for number, mask in enumerate(masks[1:], start=1):
         moved = 10 * STEP * number
         followed = (mask[:, : 320 - moved] == masks[0][:, moved:]).mean()
-        assert followed > 0.84  # less and less of her is to be seen, and parts of the suit are lost
+        assert followed > 0.84  # she leaves the frame, and parts of the suit are lost
         assert followed > (mask == masks[0]).mean() + 0.05
     with open_video(tmp_path / "clip.overlay.mp4") as drawn, open_video(clip) as plain:
         pairs = list(zip(drawn.frames(), plain.frames(10), masks, strict=True))

@@ -1,4 +1,4 @@
-"""Progress where stderr is no terminal."""
+"""Progress where stderr is not a terminal."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_within_an_item_and_without_a_known_end(
 
 def test_in_notebooks_progress_is_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_module, "SECONDS", 0.0)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # set by kernels, taken for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # set by Jupyter kernels and taken for a terminal
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     with progress("views") as work:
         list(work(["a", "b"], "reading"))

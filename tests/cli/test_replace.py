@@ -38,7 +38,7 @@ def test_predict_keeps_files_beside_the_picture(tiny_predict, photos: Path, tmp_
 def test_predict_keeps_tables_and_pictures(tiny_predict, photos: Path, flag: str, name: str) -> None:
     Path(name).write_text("mine")
     code, out, err = tiny_predict(photos, flag, name)
-    assert (code, out, OURS in err) == (2, "", True)  # before the first picture
+    assert (code, out, OURS in err) == (2, "", True)  # rejected before the first picture
     assert Path(name).read_text() == "mine"
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks on small trees in their official formats: the meaning of every mask value."""
+"""Test the meaning of every mask value on small trees in the official formats of the benchmarks."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fusioner.errors import FusionerError
 
 STUFF_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-TREES = {  # name -> images, masks, what the first may hold in order of its classes, ignored values, split and its size
+TREES = {  # name -> images, masks, mask values in the order of classes, ignored values, split, number of images
     "ade150": ("ADEChallengeData2016/images/validation/{}.jpg", "ADEChallengeData2016/annotations/validation/{}.png"),
     "ade847": ("ADE20K_2021_17_01/images_detectron2/validation/{}.jpg",
                "ADE20K_2021_17_01/annotations_detectron2/validation/{}.tif"),
@@ -48,7 +48,7 @@ NO_CLASS = {"ade150": 151, "ade847": 847, "context59": 60, "context60": 60, "con
 
 
 def add(root: Path, name: str, image: str, values: object, split: str = "val") -> None:
-    """One image whose mask holds these values in one row."""
+    """Write an image whose mask has these values in one row."""
     pixels = np.array([list(values)])  # pyright: ignore[reportArgumentType]
     picture, mask = (root / pattern.format(image) for pattern in TREES[name])
     if split != "val":
@@ -121,7 +121,7 @@ def test_splits_and_files_without_partner(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "some"),
+    ("name", "count", "examples"),
     [
         ("ade150", 150, {1: "wall", 13: "person", 150: "flag"}),
         ("ade847", 847, {1: "wall", 2: "building", 192: "traveling bag", 847: "adding machine"}),
@@ -132,10 +132,10 @@ def test_splits_and_files_without_partner(tmp_path: Path, name: str):
         ("camvid", 11, {1: "sky", 7: "sign symbol", 11: "bicyclist"}),
     ],
 )
-def test_class_lists_are_complete_and_in_order(name: str, count: int, some: dict[int, str]):
+def test_class_lists_are_complete_and_in_order(name: str, count: int, examples: dict[int, str]):
     names, prompts = read_names(name)
     assert len(names) == len({n.casefold() for n in names}) == len({p.casefold() for p in prompts}) == count
-    assert {i: prompts[i - 1] for i in some} == some
+    assert {i: prompts[i - 1] for i in examples} == examples
     assert all(line == line.strip() for line in (*names, *prompts))
 
 

@@ -35,7 +35,7 @@ def test_a_bare_null_is_the_name_null(tmp_path: Path, name: str, text: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "message"),
     [
         ("other.txt", "", "no classes.txt"),
         ("classes.txt", "\n\n", "names no class"),
@@ -47,8 +47,8 @@ def test_a_bare_null_is_the_name_null(tmp_path: Path, name: str, text: str):
         ("classes.json", '{"cat": 65535}', "outside 0..65534"),
     ],
 )
-def test_a_broken_list_is_one_sentence_that_names_the_file(tmp_path: Path, name: str, text: str, says: str):
-    with pytest.raises(FusionerError, match=says) as caught:
+def test_a_broken_list_is_one_sentence_that_names_the_file(tmp_path: Path, name: str, text: str, message: str):
+    with pytest.raises(FusionerError, match=message) as caught:
         read_class_names(write(tmp_path, name, text))
     assert str(tmp_path) in str(caught.value)
 

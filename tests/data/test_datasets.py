@@ -1,4 +1,4 @@
-"""Small trees in the exact official formats: loading, reports and errors."""
+"""Loading, reports and errors on small trees in the exact official formats."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def picture(path: Path, width: int = 8, height: int = 6) -> None:
 
 
 def indexed(path: Path, values: np.ndarray, palette: bool = True) -> None:
-    """A mask as VOC stores it: palette colours that have nothing to do with the ids."""
+    """Return a mask as stored by VOC, with palette colours unrelated to the ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mask = Image.fromarray(values.astype(np.uint8))
     if palette:
@@ -282,7 +282,7 @@ def test_masks_of_few_bits_keep_their_values(tmp_path: Path, bits: int, palette:
 
 
 def write_png(path: Path, values: np.ndarray, bits: int, palette: bool) -> None:
-    """A PNG of the given bit depth, written by hand: Pillow does not write 2- and 4-bit grey."""
+    """Write a PNG of a bit depth by hand, because Pillow does not write 2- and 4-bit grey."""
     import struct
     import zlib
 

@@ -82,7 +82,7 @@ def test_the_packed_lists_are_the_published_files(shared: Path):
 def test_the_official_training_list_is_read_off_the_masks(shared: Path):
     data = pascal(shared / "data" / "pascal", "train_aug")
     every = data.pairs()
-    # Counts by the fold a class belongs to, of the images at hand (2885 / 3816 / 6529 / 2325 on the full set).
+    # Counts by the fold of the class on the available images (2885 / 3816 / 6529 / 2325 on the full set).
     assert Counter((c - 1) // 5 for _, c in every) == {0: 153, 1: 608, 2: 962, 3: 395}
     pairs = data.pairs(fold_classes("pascal", 2)[0])
     assert len(pairs) == 153 + 608 + 395

@@ -1,4 +1,4 @@
-"""Masks and names as other tools and systems write them."""
+"""Masks and names as written by other tools and systems."""
 
 import unicodedata
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Annotation files of other tools, written by hand or by our own exports, become masks."""
+"""Test that annotation files, written by hand or by our exports, are converted to masks."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def coco_file(path: Path, names: list[str], annotations: list[dict[str, Any]], f
 
 
 def converted(kind: str, source: Path, out: Path, images: Path | None = None) -> dict[str, np.ndarray]:
-    """Masks by image, as the rest of the program reads what was prepared."""
+    """Return the masks by image, read from the prepared folder."""
     prepare_folder(read_annotations(kind, source, images), out)
     data = open_dataset("folder", out)
     assert not data.problems
@@ -52,7 +52,7 @@ def converted(kind: str, source: Path, out: Path, images: Path | None = None) ->
 
 @pytest.fixture
 def instances(tmp_path: Path) -> Path:
-    """A cow under a dog, a crowd around them."""
+    """Write a cow under a dog, surrounded by a crowd."""
     name = "COCO_val2014_000000000042.jpg"
     crowd = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * 6, HEIGHT * 6]}  # the left half, column by column
     annotations = [
@@ -229,7 +229,7 @@ def test_images_are_linked_copied_or_rewritten(tmp_path: Path):
         prepare_folder(read_annotations("coco", source, None), tmp_path / "out", copy)
         assert (tmp_path / "out" / "images" / "a.jpg").is_symlink() != copy
     prepare_folder(read_annotations("coco", source, None), tmp_path / "out", copy=False)
-    assert not (tmp_path / "out" / "images" / "a.jpg").is_symlink(), "a file is never replaced by a link"
+    assert not (tmp_path / "out" / "images" / "a.jpg").is_symlink(), "a link replaced the file"
     for name in ("b.bmp", "c.bin"):
         picture(tmp_path / "b.bmp").rename(tmp_path / name)
         prepare_folder(

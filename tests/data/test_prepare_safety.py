@@ -1,4 +1,4 @@
-"""`data prepare` leaves existing files as they are, and paints, reports or refuses every annotation."""
+"""Test that `data prepare` preserves existing files, and paints, reports or rejects every annotation."""
 
 import base64
 import io
@@ -194,7 +194,7 @@ KINDS = {
 
 
 def write_shapes(root: Path, source_format: str, shapes: list[tuple[str, Any, list[Any]]]) -> None:
-    """Write an annotation of `a.jpg` whose shapes (kind, label, numbers) may be nonsense, as a tool would write it."""
+    """Write an annotation of `a.jpg` whose shapes (kind, label, numbers) may be invalid."""
     pairs = [
         (kind, label, values, [values[i : i + 2] for i in range(0, len(values), 2)]) for kind, label, values in shapes
     ]
@@ -209,10 +209,10 @@ def write_shapes(root: Path, source_format: str, shapes: list[tuple[str, Any, li
         image = ElementTree.SubElement(document, "image", name="a.jpg", width=str(WIDTH), height=str(HEIGHT))
         names = ("xtl", "ytl", "xbr", "ybr", "cx", "cy", "rx", "ry", "left", "top", "width", "height", "rotation")
         for kind, label, values, points in pairs:
-            given = dict(zip(names, map(str, [*values, *values, *values]), strict=False))
-            given |= {"points": ";".join(",".join(map(str, point)) for point in points)}
-            given |= {"rle": ",".join(map(str, values))} | ({} if label is None else {"label": str(label)})
-            ElementTree.SubElement(image, str(kind), given)
+            attributes = dict(zip(names, map(str, [*values, *values, *values]), strict=False))
+            attributes |= {"points": ";".join(",".join(map(str, point)) for point in points)}
+            attributes |= {"rle": ",".join(map(str, values))} | ({} if label is None else {"label": str(label)})
+            ElementTree.SubElement(image, str(kind), attributes)
         text = ElementTree.tostring(document, "unicode")
     elif source_format == "supervisely":
         entries = [
@@ -328,7 +328,7 @@ def test_boxes_turn_clockwise_around_their_pivot():
 
 
 def pack_brush(alpha: np.ndarray) -> bytes:
-    """Label Studio's run lengths, one value a block."""
+    """Return the run-length encoding of Label Studio, with one value per block."""
     bits = f"{alpha.size * 4:032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
     for value in alpha.ravel():
         bits += "1" + "00" + f"{2:03b}" + f"{0:08b}"  # red, green and blue
@@ -477,7 +477,7 @@ def test_a_turned_rectangle_of_labelme_has_four_corners(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [shape]}))
     prepare_folder(read_annotations("labelme", tmp_path / "a.json"), tmp_path / "out")
     data = folder(tmp_path / "out")
-    assert 40 <= data.pixel_counts(data.items[0])[1] <= 60  # the upright box has 100
+    assert 40 <= data.pixel_counts(data.items[0])[1] <= 60  # the box that is not rotated has 100
 
 
 def test_shapes_without_a_label_are_refused_or_counted(tmp_path: Path):

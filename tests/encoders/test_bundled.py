@@ -1,4 +1,4 @@
-"""The bundled DINOv2 and MiniLM against transformers' own forward; similar things have similar vectors."""
+"""Compare the bundled DINOv2 and MiniLM with transformers, and check that similar inputs have similar vectors."""
 
 import hashlib
 import json
@@ -37,13 +37,13 @@ def minilm() -> MiniLM:
 
 
 def photo(name: str, height: int, width: int) -> Tensor:
-    """One of scikit-image's sample photographs, (1, 3, height, width) in [0, 1]."""
+    """Return a sample photograph of scikit-image, (1, 3, height, width) in [0, 1]."""
     rgb = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] / 255  # (1, 3, H, W)
     return F.interpolate(rgb, size=(height, width), mode="bilinear", antialias=True)
 
 
 def save_as_folder(folder: Path, weights: str, config: dict[str, object]) -> Path:
-    """A folder that transformers reads by itself."""
+    """Save a folder that transformers can load."""
     (folder / "model.safetensors").write_bytes((WEIGHTS / weights).read_bytes())
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -94,14 +94,14 @@ def test_dinov2_final_norm_has_no_weights_of_its_own(dinov2: Dinov2):
 
 
 def test_dinov2_positions_are_a_smooth_grid_in_row_order(dinov2: Dinov2):
-    """A transposed or shuffled grid would run too, so neighbours must be similar and distant positions not."""
+    """Neighbours must be similar and distant positions not, because a transposed grid would run as well."""
     position = dinov2.model.embeddings.position_embeddings
     assert position.shape == (1, 1 + 37 * 37, 384)
     grid = F.normalize(position[0, 1:].unflatten(0, (37, 37)) - position[0, 1:].mean(dim=0), dim=-1)
-    beside, below = (grid[:, 1:] * grid[:, :-1]).sum(-1), (grid[1:] * grid[:-1]).sum(-1)
-    far = (grid[:18, :18] * grid[19:, 19:]).sum(-1)
-    assert min(beside.mean(), below.mean()) > 0.8
-    assert far.mean() < 0.2
+    right, below = (grid[:, 1:] * grid[:, :-1]).sum(-1), (grid[1:] * grid[:-1]).sum(-1)
+    diagonal = (grid[:18, :18] * grid[19:, 19:]).sum(-1)
+    assert min(right.mean(), below.mean()) > 0.8
+    assert diagonal.mean() < 0.2
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(224, 224, (16, 16)), (100, 211, (7, 15)), (14, 40, (1, 2))])
@@ -145,11 +145,11 @@ def test_minilm_is_transformers_bert_mean_pooled(minilm: MiniLM, tmp_path: Path)
 
 def test_minilm_similarity_follows_meaning(minilm: MiniLM):
     words = ["cat", "kitten", "car", "automobile", "sofa", "couch"]
-    likeness = minilm(words) @ minilm(words).T
-    torch.testing.assert_close(likeness.diagonal(), torch.ones(6))
+    similarity = minilm(words) @ minilm(words).T
+    torch.testing.assert_close(similarity.diagonal(), torch.ones(6))
     cat, kitten, car, automobile, sofa, couch = range(6)
-    for alike, word, unlike in [(kitten, cat, car), (automobile, car, cat), (couch, sofa, car)]:
-        assert likeness[word, alike] > likeness[word, unlike] + 0.2
+    for synonym, word, other in [(kitten, cat, car), (automobile, car, cat), (couch, sofa, car)]:
+        assert similarity[word, synonym] > similarity[word, other] + 0.2
 
 
 def test_minilm_takes_none_and_many_and_too_long(minilm: MiniLM):
@@ -176,7 +176,7 @@ def test_they_load_without_network_and_stay_frozen(build: Callable, protocol: An
 
 
 def test_fingerprints_follow_weights_and_normalisation(dinov2: Dinov2, minilm: MiniLM):
-    """They are those of the same weights in transformers 5, which keeps feature caches and cards valid."""
+    """The fingerprints equal those under transformers 5, which keeps feature caches and cards valid."""
     again = Dinov2()
     assert again.fingerprint().startswith("5eed36335d22532e")
     assert minilm.fingerprint().startswith("c99b2f323301cb88")

@@ -1,4 +1,4 @@
-"""OpenAI's key layout against transformers' own towers, both directions written out."""
+"""Compare OpenAI's key layout with the towers of transformers, with both directions written out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_half_precision_weights_are_taken_as_fp32(image_model: Make, openai: Any
 
 def test_the_text_tower_gives_the_same_vectors(text_model: Make, openai: Any) -> None:
     folder, model = text_model("clip")
-    # In OpenAI's vocabulary the end-of-text token is the last: put it there, with the state it had.
+    # In OpenAI's vocabulary the end-of-text token is the last: move its embedding there.
     state = openai.text(model)
     state["token_embedding.weight"] = torch.cat([state["token_embedding.weight"], state["token_embedding.weight"][3:4]])
     last = len(state["token_embedding.weight"]) - 1

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite2 against timm's numbers and on photographs; ConSE against its definition."""
+"""Test EfficientNet-Lite2 against timm and on photographs, and ConSE against its definition."""
 
 import math
 import runpy
@@ -47,7 +47,7 @@ def names() -> list[ClassName]:
 
 
 def photo(name: str, height: int, width: int) -> Tensor:
-    """One of scikit-image's sample photographs, (1, 3, height, width) in [0, 1]."""
+    """Return a sample photograph of scikit-image, (1, 3, height, width) in [0, 1]."""
     rgb = torch.from_numpy(getattr(data, name)()).permute(2, 0, 1)[None] / 255  # (1, 3, H, W)
     return F.interpolate(rgb, size=(height, width), mode="bilinear", antialias=True)
 
@@ -99,7 +99,7 @@ def test_every_second_position_of_stride_16_is_a_position_of_stride_32(networks:
     [
         ("chelsea", {"tabby", "tiger cat", "Egyptian cat"}),
         ("coffee", {"espresso", "cup"}),
-        ("rocket", {"drilling platform", "missile", "projectile"}),  # the launch tower looks like a rig
+        ("rocket", {"drilling platform", "missile", "projectile"}),  # the launch tower resembles a rig
     ],
 )
 def test_the_classifier_recognises_photographs(networks, names: list[ClassName], name: str, right: set[str]):
@@ -112,7 +112,7 @@ def test_the_classifier_recognises_photographs(networks, names: list[ClassName],
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 40), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int, dilation: int):
-    """Against a sum by hand on a column of pixels: total padding as documented, the odd one at the end."""
+    """Compare with an explicit sum over a column of pixels; an odd padding pixel is added at the end."""
     conv = SameConv2d(1, 1, kernel, stride=stride, dilation=dilation, bias=False).requires_grad_(False)
     conv.weight.fill_(0)
     conv.weight[0, 0, :, kernel // 2] = torch.arange(1.0, kernel + 1)
@@ -128,7 +128,7 @@ def test_same_padding_is_tensorflows(size: int, kernel: int, stride: int, dilati
 
 def test_names_are_the_classifiers_thousand(names: list[ClassName]):
     assert len(names) == 1000
-    synsets = [one.synset for one in names]
+    synsets = [entry.synset for entry in names]
     assert synsets == sorted(set(synsets))
     assert names[0].synonyms[0] == "tench"
     assert names[281].synonyms == ("tabby", "tabby cat")
@@ -137,13 +137,13 @@ def test_names_are_the_classifiers_thousand(names: list[ClassName]):
 
 
 def test_garments_are_written_as_worn_by_a_person(names: list[ClassName]):
-    worn = {one.synonyms[0]: NAME_VARIANTS["worn"](one) for one in names if NAME_VARIANTS["worn"](one)}
-    assert worn["sweatshirt"] == ["a person wearing a sweatshirt"]
-    assert worn["groom"] == ["a person, groom"]
-    assert {"jean", "suit", "bikini", "ballplayer", "scuba diver"} <= worn.keys()
-    assert not {one.synonyms[0] for one in names[:398]} & worn.keys(), "animals have coats, and nobody wears them"
+    garments = {entry.synonyms[0]: NAME_VARIANTS["worn"](entry) for entry in names if NAME_VARIANTS["worn"](entry)}
+    assert garments["sweatshirt"] == ["a person wearing a sweatshirt"]
+    assert garments["groom"] == ["a person, groom"]
+    assert {"jean", "suit", "bikini", "ballplayer", "scuba diver"} <= garments.keys()
+    assert not {entry.synonyms[0] for entry in names[:398]} & garments.keys(), "coats of animals are not worn"
     anchors = read_weights("imagenet_anchors.safetensors")["worn"]
-    output = [bool(NAME_VARIANTS["worn"](one)) for one in names]
+    output = [bool(NAME_VARIANTS["worn"](entry)) for entry in names]
     torch.testing.assert_close(anchors.norm(dim=1), torch.tensor(output).float(), rtol=0, atol=1e-3)
 
 
@@ -163,11 +163,11 @@ def kinds() -> list[Hypernym]:
 def test_kinds_are_wordnets_hypernyms_of_the_classes(names: list[ClassName], kinds: list[Hypernym]):
     found = {kind.name.synset: kind for kind in kinds}
     assert len(found) == len(kinds)
-    assert not found.keys() & {one.synset for one in names}, "a class is nearest by its own name"
+    assert not found.keys() & {entry.synset for entry in names}, "a hypernym repeats a class"
     cars = {names[row].synonyms[0] for row in found["n02958343"].classes}
     assert found["n02958343"].name.synonyms[0] == "car"
     assert {"convertible", "cab", "limousine", "sports car"} <= cars
-    assert "freight car" not in cars, "that is a car of another kind"
+    assert "freight car" not in cars, "a railway car is another sense"
     (entity,) = (kind for kind in kinds if kind.name.synonyms == ("entity",))
     assert entity.classes == tuple(range(1000))
 
@@ -177,7 +177,7 @@ def test_the_kinds_of_a_class_are_those_it_is_below(kinds: list[Hypernym], conse
     assert above.shape == (1000, 19)
     for number in (0, 99, len(kinds) - 1):
         assert tuple((above == number).any(dim=1).nonzero()[:, 0].tolist()) == kinds[number].classes
-    assert int((above < len(kinds)).sum()) == sum(len(kind.classes) for kind in kinds), "none is left out"
+    assert int((above < len(kinds)).sum()) == sum(len(kind.classes) for kind in kinds), "a hypernym is missing"
 
 
 def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Hypernym], conse: ConSE):
@@ -226,16 +226,16 @@ def test_names_are_mixed_with_weights(conse: ConSE):
 
 @pytest.mark.parametrize(("kind", "output_stride"), [(Posteriors, 16), (ConSE, 32)])
 def test_positions_are_centred_in_their_cells(kind: type[Posteriors], output_stride: int):
-    """With nothing but the middle tap of every kernel, a position sees one pixel: the gradient says which."""
+    """With only the middle tap of every kernel, a position depends on one pixel, found by its gradient."""
     encoder = kind()
-    encoder.stride = output_stride  # the image is not enlarged
+    encoder.stride = output_stride  # prevents enlarging the image
     for module in encoder.network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             taps = torch.zeros_like(module.weight).flatten(2) if module.weight.dim() == 4 else module.weight[..., None]
             taps[..., taps.shape[2] // 2] = 1 / module.weight.shape[1]
             module.weight.copy_(taps.view_as(module.weight))
             if module.bias is not None:
-                module.bias.fill_(1e-6)  # above zero, and far below six: no ReLU6 cuts the path
+                module.bias.fill_(1e-6)  # far from 0 and 6, so that no ReLU6 clips
     pixels = torch.zeros(1, 3, 160, 128, requires_grad=True)
     row, column = 3, 2
     encoder.logits(pixels)[0, :, row, column].sum().backward()

@@ -1,4 +1,4 @@
-"""Published weights in every layout that hub repositories use, served by a hub on 127.0.0.1."""
+"""Load published weights in every layout of hub repositories, served by a hub on 127.0.0.1."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ TEXTS = ["cat", "a photo of the red sofa ."]
 
 
 def settings_only(folder: Path, target: Path) -> Path:
-    """A copy of a folder without its weights."""
+    """Copy a folder without its weights."""
     return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("model*")))
 
 
@@ -92,7 +92,7 @@ def test_every_text_model_type_and_layout(hub: Any, text_model: Make, tmp_path: 
 
 
 def whole_openai(openai: Any, model: Any) -> dict[str, Tensor]:
-    """A CLIP as open_clip publishes it."""
+    """Return the state of a CLIP as published by open_clip."""
     visual = {f"visual.{key}": value for key, value in openai.visual(model).items()}
     return {key: value.detach().clone().contiguous() for key, value in {**visual, **openai.text(model)}.items()}
 
@@ -116,18 +116,18 @@ def test_open_clips_file_where_the_repository_has_only_a_pickle(
     assert hub.requests == []
     with (tmp_path / "timm" / "open_clip_model.safetensors").open("ab") as file:
         file.truncate(3_000_000)
-    assert download_megabytes(CLIP_B32, TIMM_B32) == 3, "of the file that would be read"
+    assert download_megabytes(CLIP_B32, TIMM_B32) == 3, "not the size of the file to be read"
     assert download_megabytes(CLIP_B32) == 0
     assert download_megabytes("nobody/nothing") is None
 
 
-def test_the_pickle_comes_last_and_says_so(
+def test_the_pickle_comes_last_and_is_logged(
     hub: Any, text_model: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, model = text_model("clip")
     main = settings_only(folder, tmp_path / "main")
     torch.save(model.state_dict(), main / "pytorch_model.bin")
-    hub.add(CLIP_B32, main)  # and no repository of timm
+    hub.add(CLIP_B32, main)  # without the repository of timm
     with caplog.at_level(logging.INFO, logger="fusioner"):
         encoder = build_image_encoder("clip-vit-b32")
     assert torch.equal(encoder(IMAGES), build_image_encoder(f"hf:{folder}")(IMAGES))
@@ -142,7 +142,7 @@ def test_only_the_converters_open_pull_request_is_read(hub: Any, image_model: Ma
     hub.add("facebook/dino-vits16", main)
     author, title = CONVERTER
     wrong = [(1, "someone", title, "open"), (2, author, "Update", "open"), (3, author, title, "closed")]
-    hub.discussions["facebook/dino-vits16"] = wrong  # whose revisions are not served: reading one would fail
+    hub.discussions["facebook/dino-vits16"] = wrong  # reading their revisions, which are not served, would fail
     assert torch.equal(build_image_encoder("dino-vit-s16")(IMAGES), build_image_encoder(f"hf:{folder}")(IMAGES))
     assert not any("refs" in request for request in hub.requests)
 
@@ -207,7 +207,7 @@ def test_a_fallback_without_the_file_leaves_the_pickle(hub: Any, text_model: Mak
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_repository_of_open_clip_alone(hub: Any, text_model: Make, openai: Any, tmp_path: Path, quick: bool) -> None:
-    """As LAION and DataComp publish: heads, activation and normalisation are read from open_clip's configuration."""
+    """Read heads, activation and normalisation from open_clip's configuration, as LAION and DataComp publish it."""
     body = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     act = {"hidden_act": "quick_gelu" if quick else "gelu"}
     text = {**body, **act, "vocab_size": 21, "max_position_embeddings": 20, "eos_token_id": 20, "bos_token_id": 19}
@@ -254,7 +254,7 @@ def test_no_normalisation_is_honoured(image_model: Make, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip", "bert"])
-def test_texts_are_padded_on_the_right_whatever_the_tokenizer_says(text_model: Make, tmp_path: Path, kind: str) -> None:
+def test_texts_are_padded_on_the_right_for_any_tokenizer_setting(text_model: Make, tmp_path: Path, kind: str) -> None:
     folder, _ = text_model(kind)
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())

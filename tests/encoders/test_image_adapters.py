@@ -1,4 +1,4 @@
-"""Every image adapter against the library's own forward, on tiny random models read back from disk."""
+"""Compare every image adapter with the forward pass of its library, on tiny random models read from disk."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ Make = Callable[[str], tuple[Path, Any]]
 
 
 def library_tokens(kind: str, model: Any, images: Tensor) -> Tensor:
-    """The library's patch states on RGB in [0, 1], (b, gh * gw, d), written out kind by kind."""
+    """Return the patch states of the library for RGB in [0, 1], (b, gh * gw, d)."""
     mean, std = NORMALISATION.get(kind, (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
     if kind in ("clip", "metaclip_2"):
@@ -67,7 +67,7 @@ def test_tokens_are_the_librarys(kind: str, encoder: ImageEncoder, image_model: 
     assert encoder.stride == 8
     assert encoder.dim == (24 if kind in ("clip", "metaclip_2") else 32)
     torch.testing.assert_close(tokens.norm(dim=1), torch.ones(2, *grid))
-    for row in range(grid[0]):  # row by row, written out: no reshape to hide a transposed grid
+    for row in range(grid[0]):  # explicit rows, because a reshape could hide a transposed grid
         for column in range(grid[1]):
             token = F.normalize(expected[:, row * grid[1] + column], dim=1)
             torch.testing.assert_close(tokens[:, :, row, column], token, rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_other_sizes_are_squeezed_to_the_stride(encoder: ImageEncoder) -> None:
     images = torch.rand(1, 3, 37, 55, generator=torch.Generator().manual_seed(5))
     squeezed = F.interpolate(images, size=(32, 48), mode="bilinear", align_corners=False)
     torch.testing.assert_close(encoder(images), encoder(squeezed))
-    assert encoder(images[..., :5, :20]).shape[-2:] == (1, 2)  # never less than one token
+    assert encoder(images[..., :5, :20]).shape[-2:] == (1, 2)  # at least one token
 
 
 def test_mean_and_std_can_be_replaced(kind: str, image_model: Make) -> None:
@@ -123,7 +123,7 @@ def test_normalisation_is_read_from_the_folder(image_model: Make, tmp_path: Path
 
 @torch.no_grad()
 def test_positions_are_interpolated_by_hand(tmp_path: Path) -> None:
-    """Without layers and with blank patches a token is its position: bicubic between the trained ones."""
+    """Without layers and with blank patches, tokens are positions, interpolated bicubically."""
     model = ViTModel(
         ViTConfig(hidden_size=32, num_hidden_layers=0, image_size=32, patch_size=8), add_pooling_layer=False
     )

@@ -1,4 +1,4 @@
-"""Weights by name: a hub on 127.0.0.1, the cache, folders, and errors."""
+"""Loading of weights by name: a hub on 127.0.0.1, the cache, folders, and errors."""
 
 import json
 import shutil
@@ -19,8 +19,8 @@ from fusioner.errors import FusionerError
 Make = Callable[[str], tuple[Path, Any]]
 
 
-def copy(folder: Path, target: Path, *, without: str = "") -> None:
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(without), dirs_exist_ok=True)
+def copy(folder: Path, target: Path, *, excluded: str = "") -> None:
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(excluded), dirs_exist_ok=True)
 
 
 def test_a_registered_name_downloads_once(hub: Any, image_model: Make) -> None:
@@ -70,7 +70,7 @@ def test_an_unknown_source(hub: Any, source: str, message: str) -> None:
 
 
 def test_a_folder_without_config(image_model: Make, tmp_path: Path) -> None:
-    copy(image_model("vit")[0], tmp_path, without="config.json")
+    copy(image_model("vit")[0], tmp_path, excluded="config.json")
     with pytest.raises(FusionerError, match=r"has no config\.json"):
         build_image_encoder(f"dino-vit-s16@{tmp_path}")
     (tmp_path / "config.json").write_text("{")
@@ -80,7 +80,7 @@ def test_a_folder_without_config(image_model: Make, tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_or_with_pickled_ones(image_model: Make, tmp_path: Path) -> None:
     folder, model = image_model("vit")
-    copy(folder, tmp_path, without="model.safetensors")
+    copy(folder, tmp_path, excluded="model.safetensors")
     name = f"dino-vit-s16@{tmp_path}"
     with pytest.raises(FusionerError, match=r"has no weights \(model\.safetensors"):
         build_image_encoder(name)
@@ -96,8 +96,8 @@ def test_broken_weights(image_model: Make, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:3000])
     with pytest.raises(FusionerError, match="cannot be read"):
         build_image_encoder(f"hf:{tmp_path}")
-    lacking = {key: value for key, value in tensors.items() if "layer.1.output" not in key}
-    save_file(lacking, weights)
+    incomplete = {key: value for key, value in tensors.items() if "layer.1.output" not in key}
+    save_file(incomplete, weights)
     with pytest.raises(FusionerError, match="2 tensors are missing, first"):
         build_image_encoder(f"hf:{tmp_path}")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -126,7 +126,7 @@ def test_a_folder_of_another_kind(image_model: Make, text_model: Make) -> None:
 
 
 def test_a_text_folder_without_tokenizer(text_model: Make, tmp_path: Path) -> None:
-    copy(text_model("bert")[0], tmp_path, without="tokenizer.json")
+    copy(text_model("bert")[0], tmp_path, excluded="tokenizer.json")
     with pytest.raises(FusionerError, match=r"has no tokenizer \(tokenizer\.json"):
         build_text_encoder(f"bert-base@{tmp_path}")
     (tmp_path / "tokenizer.json").write_text("{}")

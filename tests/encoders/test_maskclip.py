@@ -1,4 +1,4 @@
-"""MaskCLIP's value tokens against the value path written out by hand, on a tiny random CLIP read back from disk."""
+"""Compare MaskCLIP's value tokens with an explicit value path, on a tiny random CLIP read from disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ Make = Callable[[str], tuple[Path, Any]]
 
 
 def by_hand(model: Any, images: Tensor) -> Tensor:
-    """The last block with v and the output projection in place of attention; its residual and MLP stay."""
+    """Replace the attention of the last block by v and the output projection, and keep its residual and MLP."""
     pixels = (images - torch.tensor(CLIP_MEAN).view(1, 3, 1, 1)) / torch.tensor(CLIP_STD).view(1, 3, 1, 1)
     tower = model.vision_model
     states = tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states

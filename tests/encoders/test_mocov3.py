@@ -1,4 +1,4 @@
-"""MoCo v3: a checkpoint in the published key layout, and a forward pass written from the paper's description."""
+"""Test MoCo v3 with a checkpoint in the published key layout and a forward pass written from the paper."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ WIDTH, HEADS, LAYERS, PATCH, GRID = 48, 12, 2, 8, 4
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """The fixed embedding of the published models, (1, 1 + grid * grid, width); zeros for the class token."""
+    """Return the fixed embedding of the published models, (1, 1 + grid * grid, width); zeros for the class token."""
     omega = 1.0 / 10000 ** (torch.arange(width // 4) / (width // 4))
     first, second = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     angles = [index.flatten().float()[:, None] * omega for index in (first, second)]
@@ -25,7 +25,7 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
 
 def published(width: int = WIDTH, seed: int = 0) -> dict[str, Tensor]:
-    """A random vision transformer under timm's keys, with the projection head that pre-training put on it."""
+    """Return a random vision transformer under timm's keys, with the projection head of pre-training."""
     generator = torch.Generator().manual_seed(seed)
 
     def weights(*shape: int) -> Tensor:
@@ -55,25 +55,25 @@ def published(width: int = WIDTH, seed: int = 0) -> dict[str, Tensor]:
 
 
 def timm_forward(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """timm's VisionTransformer on a square image of the trained size, (b, gh * gw, width)."""
+    """Run timm's VisionTransformer on a square image of the trained size, (b, gh * gw, width)."""
     x = F.conv2d(pixels, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=PATCH)
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], 1) + state["pos_embed"]
     for layer in range(LAYERS):
-        own = {key.removeprefix(f"blocks.{layer}."): value for key, value in state.items()}
-        y = F.layer_norm(x, (WIDTH,), own["norm1.weight"], own["norm1.bias"], 1e-6)
-        qkv = F.linear(y, own["attn.qkv.weight"], own["attn.qkv.bias"])
+        block = {key.removeprefix(f"blocks.{layer}."): value for key, value in state.items()}
+        y = F.layer_norm(x, (WIDTH,), block["norm1.weight"], block["norm1.bias"], 1e-6)
+        qkv = F.linear(y, block["attn.qkv.weight"], block["attn.qkv.bias"])
         query, key, value = qkv.reshape(len(x), -1, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         attention = (query @ key.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5).softmax(-1)
         y = (attention @ value).transpose(1, 2).flatten(2)
-        x = x + F.linear(y, own["attn.proj.weight"], own["attn.proj.bias"])
-        y = F.layer_norm(x, (WIDTH,), own["norm2.weight"], own["norm2.bias"], 1e-6)
-        y = F.gelu(F.linear(y, own["mlp.fc1.weight"], own["mlp.fc1.bias"]))
-        x = x + F.linear(y, own["mlp.fc2.weight"], own["mlp.fc2.bias"])
+        x = x + F.linear(y, block["attn.proj.weight"], block["attn.proj.bias"])
+        y = F.layer_norm(x, (WIDTH,), block["norm2.weight"], block["norm2.bias"], 1e-6)
+        y = F.gelu(F.linear(y, block["mlp.fc1.weight"], block["mlp.fc1.bias"]))
+        x = x + F.linear(y, block["mlp.fc2.weight"], block["mlp.fc2.bias"])
     return F.layer_norm(x, (WIDTH,), state["norm.weight"], state["norm.bias"], 1e-6)[:, 1:]
 
 
 def checkpoint(base: dict[str, Tensor], momentum: dict[str, Tensor] | None = None) -> dict[str, Any]:
-    """The whole file as the training script writes it."""
+    """Return the content of a file written by the training script."""
     state = {f"module.base_encoder.{key}": value for key, value in base.items()}
     state |= {f"module.momentum_encoder.{key}": value for key, value in (momentum or {}).items()}
     state["module.predictor.0.weight"] = torch.zeros(4, 4)
@@ -129,11 +129,11 @@ def test_bad_files_get_one_sentence(file: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth.tar")
     with pytest.raises(FusionerError, match="no MoCo v3 vision transformer"):
         load_mocov3(tmp_path / "resnet.pth.tar", "moco")
-    lacking = published()
-    del lacking["blocks.1.mlp.fc2.bias"]
-    torch.save(checkpoint(lacking), tmp_path / "lacking.pth.tar")
+    incomplete = published()
+    del incomplete["blocks.1.mlp.fc2.bias"]
+    torch.save(checkpoint(incomplete), tmp_path / "incomplete.pth.tar")
     with pytest.raises(FusionerError, match=r"layers\.1\.mlp\.fc2\.bias"):
-        load_mocov3(tmp_path / "lacking.pth.tar", "moco")
+        load_mocov3(tmp_path / "incomplete.pth.tar", "moco")
 
 
 class _Harmful:

@@ -1,4 +1,4 @@
-"""CLIPs in open_clip's own files, named `openclip:...`."""
+"""CLIP models in the file format of open_clip, named `openclip:...`."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ TEXT = {"context_length": 20, "layers": 2, "width": 32, "heads": 4, "mlp_ratio":
 
 
 def make_clip(activation: str, vocabulary: int) -> Any:
-    """transformers' CLIP of the sizes above."""
+    """Return a CLIP of transformers with the sizes above."""
     body = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": activation}
     vision = {**body, "intermediate_size": 80, "image_size": 32, "patch_size": 8}
     ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
@@ -42,7 +42,7 @@ def make_clip(activation: str, vocabulary: int) -> Any:
 
 @pytest.fixture(params=["quick_gelu", "gelu"])
 def published(request: pytest.FixtureRequest, text_model: Make, openai: Any, tmp_path: Path) -> tuple[Path, Any]:
-    """(folder as open_clip uploads it, the library's model); transformers' files beside it are of another model."""
+    """Return (folder as uploaded by open_clip, model of transformers); other weights lie beside open_clip's file."""
     folder, other = text_model("clip")
     shutil.copytree(folder, tmp_path / "repo", dirs_exist_ok=True)
     vocabulary = other.config.text_config.vocab_size
@@ -73,8 +73,8 @@ def test_tokens_and_texts_are_the_librarys(published: tuple[Path, Any]) -> None:
     ids = text._tokenizer(TEXTS, padding="longest", padding_side="right", return_tensors="pt")["input_ids"]
     assert text.model.config.eos_token_id == model.config.text_config.eos_token_id
     vectors = F.normalize(text.model(input_ids=ids).text_embeds, dim=-1)
-    own = model.text_projection(model.text_model(input_ids=ids).pooler_output)
-    torch.testing.assert_close(vectors, F.normalize(own, dim=-1))
+    projected = model.text_projection(model.text_model(input_ids=ids).pooler_output)
+    torch.testing.assert_close(vectors, F.normalize(projected, dim=-1))
     torch.testing.assert_close(text(TEXTS), vectors)
 
 
@@ -118,7 +118,7 @@ def test_the_hub_sends_only_open_clips_files(
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "says"),
+    ("part", "change", "message"),
     [
         ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "vision encoder .* has timm_model_name"),
         ("vision_cfg", {"layers": [3, 4, 6, 3]}, "no transformer of CLIP: it is a ResNet"),
@@ -126,15 +126,15 @@ def test_the_hub_sends_only_open_clips_files(
         ("text_cfg", {"hf_model_name": "xlm-roberta-base"}, "text encoder .* has hf_model_name"),
     ],
 )
-def test_other_networks_are_refused_by_what_makes_them_other(
-    published: tuple[Path, Any], part: str, change: dict[str, Any], says: str
+def test_other_networks_are_refused_with_the_difference(
+    published: tuple[Path, Any], part: str, change: dict[str, Any], message: str
 ) -> None:
     file = published[0] / "open_clip_config.json"
     content = json.loads(file.read_text())
     content["model_cfg"][part] |= change
     file.write_text(json.dumps(content))
     build = build_image_encoder if part == "vision_cfg" else build_text_encoder
-    with pytest.raises(FusionerError, match=rf"open_clip_config\.json: the .*{says}"):
+    with pytest.raises(FusionerError, match=rf"open_clip_config\.json: the .*{message}"):
         build(f"openclip:{published[0]}")
     other = build_text_encoder if part == "vision_cfg" else build_image_encoder
     other(f"openclip:{published[0]}")  # the other tower is CLIP's

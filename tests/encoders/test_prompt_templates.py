@@ -1,4 +1,4 @@
-"""Label embeddings: templates averaged, every label encoded once."""
+"""Test that label embeddings average over templates and encode every label once."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

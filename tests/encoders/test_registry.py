@@ -93,7 +93,7 @@ def test_lists_split_at_names_only() -> None:
 
 @pytest.fixture
 def pair(image_model: Make, tmp_path: Path) -> ConcatEncoder:
-    """Strides 8 and, from a ViT saved here, 16: grids of different sizes."""
+    """Concatenate encoders of strides 8 and 16 (a ViT saved here), whose grids differ in size."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_a_list_passes_its_normalisation_on(pair: ConcatEncoder) -> None:
     parts: Any = list(pair.encoders)
     parts[1].mean = (0.5, 0.5, 0.5)
     before = pair.fingerprint()
-    pair.mean, pair.std = pair.mean, pair.std  # writing back what was read changes nothing
+    pair.mean, pair.std = pair.mean, pair.std  # assigning the same values changes nothing
     assert parts[1].mean == (0.5, 0.5, 0.5)
     assert pair.fingerprint() == before
     pair.mean = (0.1, 0.2, 0.3)
@@ -134,7 +134,7 @@ def test_an_empty_list_is_refused() -> None:
 
 
 class Parent(nn.Module):
-    """A model as training builds one: a trained layer on frozen tokens and frozen text."""
+    """A model as built by training: a trained layer on frozen tokens and frozen text."""
 
     def __init__(self, image: Any, text: Any) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def test_encoders_are_frozen(
     )
     parent = Parent(image, build_text_encoder(f"hf:{text_model(kinds[1])[0]}"))
     before = {key: value.clone() for key, value in parent.state_dict().items()}
-    prints = parent.image.fingerprint(), parent.text.fingerprint()
+    fingerprints = parent.image.fingerprint(), parent.text.fingerprint()
     parent.train()
     assert parent.layer.training
     for module in [*parent.image.modules(), *parent.text.modules()]:
@@ -169,9 +169,9 @@ def test_encoders_are_frozen(
     frozen = [*parent.image.parameters(), *parent.text.parameters()]
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in frozen)
     parent.image._digest = parent.text._digest = None
-    assert (parent.image.fingerprint(), parent.text.fingerprint()) == prints
+    assert (parent.image.fingerprint(), parent.text.fingerprint()) == fingerprints
 
 
-def test_an_image_that_asks_for_gradients_gets_none(image_model: Make) -> None:
+def test_an_image_that_requires_gradients_gets_none(image_model: Make) -> None:
     encoder = build_image_encoder(f"hf:{image_model('vit')[0]}")
     assert not encoder(torch.rand(1, 3, 16, 16, requires_grad=True)).requires_grad

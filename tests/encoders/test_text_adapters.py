@@ -1,4 +1,4 @@
-"""Every text adapter against the library's own forward, on tiny random models read back from disk."""
+"""Compare every text adapter with the forward pass of its library, on tiny random models read from disk."""
 
 import json
 import shutil
@@ -24,13 +24,13 @@ Make = Callable[[str], tuple[Path, Any]]
 
 @torch.no_grad()
 def library_vector(kind: str, model: Any, ids: list[int]) -> Tensor:
-    """The library's vector of one text without padding (SigLIP: padded to its 20 tokens), (d,)."""
+    """Return the vector of one text without padding (SigLIP: padded to its 20 tokens), (d,)."""
     if kind == "siglip":
         padded = torch.tensor([ids + [0] * (20 - len(ids))])
         return model.text_model(padded).pooler_output[0]
     tokens = torch.tensor([ids])
     if kind in ("clip", "metaclip_2"):
-        states = model.text_model(tokens).last_hidden_state[0, -1]  # the end-of-text token's
+        states = model.text_model(tokens).last_hidden_state[0, -1]  # of the end-of-text token
         return model.text_projection(states)
     return model(tokens).last_hidden_state[0].mean(0)
 
@@ -53,7 +53,7 @@ def test_vectors_are_the_librarys(kind: str, encoder: TextEncoder, text_model: M
     vectors = encoder(TEXTS)
     assert vectors.shape == (len(TEXTS), encoder.dim)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(TEXTS)))
-    for text, ids in IDS.items():  # padded beside longer texts, yet as if alone
+    for text, ids in IDS.items():  # padding to longer texts has no effect
         expected = F.normalize(library_vector(kind, text_model(kind)[1], ids), dim=0)
         torch.testing.assert_close(vectors[TEXTS.index(text)], expected, rtol=1e-4, atol=1e-5)
 
@@ -85,8 +85,8 @@ def test_the_fingerprint_survives_a_call(kind: str, encoder: TextEncoder, text_m
 
 
 def test_fingerprints_differ_between_models(text_model: Make) -> None:
-    prints = {build_text_encoder(f"hf:{text_model(kind)[0]}").fingerprint() for kind in KINDS}
-    assert len(prints) == len(KINDS)
+    fingerprints = {build_text_encoder(f"hf:{text_model(kind)[0]}").fingerprint() for kind in KINDS}
+    assert len(fingerprints) == len(KINDS)
 
 
 def test_a_tokenizer_that_differs_changes_the_fingerprint(text_model: Make, tmp_path: Path) -> None:
@@ -120,5 +120,5 @@ def test_sentence_transformers_own_length_is_honoured(text_model: Make, tmp_path
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 5}))
     encoder = build_text_encoder(f"hf:{tmp_path}")
-    torch.testing.assert_close(encoder(["cat dog tree sofa"]), encoder(["cat dog tree"]))  # 3 words and the two ends
+    torch.testing.assert_close(encoder(["cat dog tree sofa"]), encoder(["cat dog tree"]))  # 3 words, start and end
     assert not torch.allclose(encoder(["cat dog tree"]), encoder(["cat dog"]))

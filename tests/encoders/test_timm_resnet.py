@@ -1,4 +1,4 @@
-"""CLIP's ResNets: the tokens against CLIP's own attention pool, on a random network (skipped where timm is missing)."""
+"""Compare the tokens of CLIP's ResNets with CLIP's attention pool, on a random network (needs timm)."""
 
 import importlib
 import sys
@@ -52,7 +52,7 @@ def test_tokens_are_the_pools_value_and_output_projections(network: Any, folder:
 
 @torch.no_grad()
 def test_one_position_alone_is_clips_own_image_vector(network: Any, folder: Path) -> None:
-    """On a map of one position, its embedding blanked, attention has nothing to choose: pool and token agree."""
+    """On a map of one position without embedding, attention pooling and token must agree."""
     encoder = build_image_encoder(f"clip-rn50@{folder}")
     network.head.pos_embed.zero_()
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -75,14 +75,14 @@ def test_weights_of_another_network(timm: Any, folder: Path, tmp_path: Path) -> 
 
 
 def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "timm", None)  # simulates a missing package
     with pytest.raises(FusionerError, match=r"clip-rn50@\S+ needs timm.*pip install fusioner\[timm\]"):
         build_image_encoder(f"clip-rn50@{tmp_path}")
 
 
 @torch.no_grad()
 def test_openais_keys_give_the_same_tokens(network: Any, folder: Path, tmp_path: Path) -> None:
-    """As `open_clip_model.safetensors` of timm's repositories holds them, the text encoder included."""
+    """Use the keys of `open_clip_model.safetensors` in timm's repositories, text encoder included."""
     state = {f"visual.{_openai_key(key)}": value.contiguous() for key, value in network.state_dict().items()}
     state["token_embedding.weight"] = torch.zeros(3, 4)
     save_file(state, tmp_path / "open_clip_model.safetensors")
@@ -94,7 +94,7 @@ def test_openais_keys_give_the_same_tokens(network: Any, folder: Path, tmp_path:
 
 
 def _openai_key(key: str) -> str:
-    """timm's key of a CLIP ResNet -> OpenAI's."""
+    """Map timm's key of a CLIP ResNet to OpenAI's."""
     if key.startswith("head."):
         names = {"head.q.": "q_proj.", "head.k.": "k_proj.", "head.v.": "v_proj.", "head.proj.": "c_proj."}
         prefix = next((name for name in names if key.startswith(name)), "head.pos_embed")

@@ -1,4 +1,4 @@
-"""TIPSv2 and C-RADIO: published keys and configurations, against transformers' own layers."""
+"""Test TIPSv2 and C-RADIO with published keys and configurations against the layers of transformers."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def randomized(model: Any) -> Any:
 
 @pytest.fixture(params=["transformers", "authors"])
 def tips(request: pytest.FixtureRequest, make_tokenizer: Any, tmp_path: Path) -> tuple[Path, Any]:
-    """A TIPSv2 under the published keys, with transformers' configuration or the authors' flat one."""
+    """Save a TIPSv2 under the published keys, with transformers' configuration or the authors' flat one."""
     vision = Tipsv2VisionConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, mlp_ratio=3, image_size=32, patch_size=8
     )
@@ -97,7 +97,7 @@ def test_tips_comes_from_the_hub(hub: Any, tips: tuple[Path, Any]) -> None:
 
 @pytest.fixture(params=["transformers", "authors"])
 def radio(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any]:
-    """A C-RADIO under the published keys, with transformers' configuration or the authors', which is code."""
+    """Save a C-RADIO under the published keys, with transformers' configuration or the authors' remote code."""
     sizes: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12, "mlp_ratio": 2.0}
     config = RadioConfig(**sizes, patch_size=8, max_img_size=64, num_cls_tokens=3, num_registers=5)
     model = RadioModel(config)

@@ -137,7 +137,7 @@ def test_predict_and_batch(
     assert main([f"sclip-vit-b16@{clip}" if word == pair[1] else word for word in batch]) == 2
     assert "begun with other settings: image encoder" in capsys.readouterr().err
     typo = ["batch", str(photo), "--labels", "cat", "--image-encoder", "sclip-vit-b61", "--out", str(tmp_path / "new")]
-    assert main(typo) == 2, "before anything is written"
+    assert main(typo) == 2, "the typing error is not reported"
     assert "did you mean sclip-vit-b16" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 

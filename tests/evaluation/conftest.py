@@ -1,4 +1,4 @@
-"""A PASCAL tree whose pictures show each class in a colour of its own, so that predictors can recognise it."""
+"""A PASCAL tree whose pictures show each class in a distinct colour, from which predictors recognise it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def colour_of(class_id: int) -> tuple[int, int, int]:
 
 @pytest.fixture(scope="session")
 def colour_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve val images of fold 0 and two of fold 2, each with all its published classes and a rim to ignore."""
+    """Write twelve val images of fold 0 and two of fold 2, with all their published classes and an ignored rim."""
     root = tmp_path_factory.mktemp("voc")
     pairs = published_pairs("pascal", "val")
     ids = [i for i, c in pairs if c <= 5][:12] + [i for i, c in pairs if c in (12, 13)][:2]

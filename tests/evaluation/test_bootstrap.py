@@ -1,4 +1,4 @@
-"""The vectorised bootstrap against an explicit loop."""
+"""Compare the vectorised bootstrap with an explicit loop."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fusioner.evaluation.results import Counts, GroupCounts, PromptCounts, Promp
 
 
 def evidence(images: int = 6, seed: int = 0) -> Counts:
-    """Random but consistent counts: two classes, one pair or two an image."""
+    """Return random but consistent counts of two classes, one or two pairs per image."""
     rng = np.random.default_rng(seed)
     image = np.repeat(np.arange(images), 2)
     class_id = np.tile([1, 2], images)
@@ -26,7 +26,7 @@ def evidence(images: int = 6, seed: int = 0) -> Counts:
 
 
 def miou_of(e: Counts, drawn: np.ndarray) -> float:
-    """mIoU of an explicit list of images, repeats and all."""
+    """Return the mIoU of an explicit list of images, with repetitions."""
     ious = []
     for class_id in (1, 2):
         rows = np.concatenate([np.flatnonzero((e.pairs.image == i) & (e.pairs.class_id == class_id)) for i in drawn])
@@ -39,8 +39,8 @@ def test_measure_and_interval_equal_those_of_a_naive_bootstrap():
     figure = summarize([e], n_resamples=2000, seed=1).measures["miou"]
     assert figure.value == pytest.approx(miou_of(e, np.arange(6)))
     rng = np.random.default_rng(5)
-    naive = [miou_of(e, rng.integers(0, 6, 6)) for _ in range(2000)]
-    low, high = np.percentile(naive, [2.5, 97.5])
+    samples = [miou_of(e, rng.integers(0, 6, 6)) for _ in range(2000)]
+    low, high = np.percentile(samples, [2.5, 97.5])
     assert figure.low == pytest.approx(low, abs=1.0)
     assert figure.high == pytest.approx(high, abs=1.0)
     assert figure.low < figure.value < figure.high
@@ -65,14 +65,14 @@ def test_more_images_narrow_the_interval_and_a_seed_repeats_it():
 def test_argmax_and_absent_by_hand():
     e = evidence()
     found = summarize([e], n_resamples=10).measures
-    inside, truth, guess = e.groups["unseen"].counts.sum(axis=0)
-    iou = inside / (truth + guess - inside)
+    inside, truth, predicted = e.groups["unseen"].counts.sum(axis=0)
+    iou = inside / (truth + predicted - inside)
     assert found["argmax_miou"].value == pytest.approx(100 * iou[1:].mean())
     assert found["background_iou"].value == pytest.approx(100 * iou[0])
     assert found["false_positive_area"].value == pytest.approx(100 * e.presence.values[:12, 1].mean())
-    truth, guess = e.presence.values[:, 0], e.presence.values[:, 2]
-    assert found["specificity"].value == pytest.approx(100 - 100 * guess[:12].mean())
-    assert found["presence_mcc"].value == pytest.approx(100 * np.corrcoef(truth, guess)[0, 1])
+    truth, predicted = e.presence.values[:, 0], e.presence.values[:, 2]
+    assert found["specificity"].value == pytest.approx(100 - 100 * predicted[:12].mean())
+    assert found["presence_mcc"].value == pytest.approx(100 * np.corrcoef(truth, predicted)[0, 1])
     assert found["prompt_ablated_miou"] == found["miou"]
     assert "harmonic" not in found
 
@@ -80,9 +80,9 @@ def test_argmax_and_absent_by_hand():
 def test_a_class_without_a_pixel_of_truth_is_left_out_of_the_mean():
     e = evidence()
     e.groups["unseen"].counts[:, 0, 2] = e.groups["unseen"].counts[:, 1, 2] = 0
-    inside, truth, guess = e.groups["unseen"].counts[..., 1].sum(axis=0)
+    inside, truth, predicted = e.groups["unseen"].counts[..., 1].sum(axis=0)
     summary = summarize([e], n_resamples=20)
-    assert summary.measures["argmax_miou"].value == pytest.approx(100 * inside / (truth + guess - inside))
+    assert summary.measures["argmax_miou"].value == pytest.approx(100 * inside / (truth + predicted - inside))
     assert np.isnan(summary.argmax_per_class[2].value)
 
 
@@ -95,14 +95,14 @@ def test_the_harmonic_mean_of_seen_and_unseen():
 
 
 def test_folds_are_averaged_over_one_draw_of_the_union_of_images():
-    one, other = evidence(seed=1), evidence(seed=2)
-    mean = summarize([one, other], n_resamples=50)
-    apart = [summarize([e], n_resamples=50).measures["miou"].value for e in (one, other)]
-    assert mean.measures["miou"].value == pytest.approx(np.mean(apart))
+    first, second = evidence(seed=1), evidence(seed=2)
+    mean = summarize([first, second], n_resamples=50)
+    separate = [summarize([e], n_resamples=50).measures["miou"].value for e in (first, second)]
+    assert mean.measures["miou"].value == pytest.approx(np.mean(separate))
     assert mean.images == 12
     assert mean.pairs == 24
-    twice = summarize([one, one], n_resamples=50)
-    assert twice.measures["miou"] == summarize([one], n_resamples=50).measures["miou"]
+    repeated = summarize([first, first], n_resamples=50)
+    assert repeated.measures["miou"] == summarize([first], n_resamples=50).measures["miou"]
 
 
 def test_a_measure_without_images_is_nan():

@@ -35,7 +35,7 @@ CLASSES = [f"class {i}" for i in range(4)]
 
 
 def evidence(images: int, seed: int, better: float = 0.0, first: int = 0) -> Counts:
-    """Counts of two classes: IoU of each image drawn around 0.5, `better` on top."""
+    """Return counts of two classes, where the IoU of each image is drawn around 0.5 + `better`."""
     rng = np.random.default_rng(seed)
     image, class_id = np.repeat(np.arange(images), 2), np.tile([1, 2], images)
     union = 100.0
@@ -56,10 +56,10 @@ def stored(*folds: Counts, name: str = "run", classes: Sequence[str] = CLASSES) 
 
 def test_a_run_does_not_differ_from_itself():
     found = compare(stored(evidence(20, 0)), stored(evidence(20, 0)), n_resamples=200)
-    for one in (*found.measures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
-        assert one.a == one.b
-        assert (one.change.value, one.change.low, one.change.high, one.p) == (0, 0, 0, 1)
-        assert not one.significant
+    for item in (*found.measures.values(), *found.per_class.values(), *found.argmax_per_class.values()):
+        assert item.a == item.b
+        assert (item.change.value, item.change.low, item.change.high, item.p) == (0, 0, 0, 1)
+        assert not item.significant
     assert found.images == 20
     assert not found.notes
 
@@ -67,20 +67,20 @@ def test_a_run_does_not_differ_from_itself():
 def test_a_clear_difference_is_found_and_has_the_right_sign():
     found = compare(stored(evidence(60, 0)), stored(evidence(60, 1, better=0.2)), n_resamples=500)
     for name in ("miou", "argmax_miou"):
-        one = found.measures[name]
-        assert one.change.value == pytest.approx(one.b - one.a)
-        assert one.change.low > 5
-        assert one.p < 0.01
-        assert one.significant
+        item = found.measures[name]
+        assert item.change.value == pytest.approx(item.b - item.a)
+        assert item.change.low > 5
+        assert item.p < 0.01
+        assert item.significant
     assert found.measures["false_positive_area"].change.high < 0
 
 
 def test_measures_equal_those_of_each_run_alone():
     a, b = [evidence(9, 0), evidence(7, 1, first=5)], [evidence(9, 2), evidence(7, 3, first=5)]
     found = compare(stored(*a), stored(*b), n_resamples=50)
-    for name, one in found.measures.items():
-        assert one.a == pytest.approx(summarize(a, 1).measures[name].value)
-        assert one.b == pytest.approx(summarize(b, 1).measures[name].value)
+    for name, item in found.measures.items():
+        assert item.a == pytest.approx(summarize(a, 1).measures[name].value)
+        assert item.b == pytest.approx(summarize(b, 1).measures[name].value)
 
 
 def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():
@@ -88,12 +88,12 @@ def test_the_interval_is_that_of_a_bootstrap_written_out_by_hand():
 
     def miou(e: Counts, drawn: np.ndarray) -> float:
         sums = [e.pairs.values.reshape(15, 2, 8)[drawn, k].sum(axis=0) for k in (0, 1)]
-        return 100 * float(np.mean([one[2] / one[3] for one in sums]))
+        return 100 * float(np.mean([row[2] / row[3] for row in sums]))
 
     rng = np.random.default_rng(9)
-    naive = [miou(b, drawn) - miou(a, drawn) for drawn in rng.integers(0, 15, (3000, 15))]
+    samples = [miou(b, drawn) - miou(a, drawn) for drawn in rng.integers(0, 15, (3000, 15))]
     change = compare(stored(a), stored(b), n_resamples=3000).measures["miou"].change
-    assert (change.low, change.high) == pytest.approx(tuple(np.percentile(naive, [2.5, 97.5])), abs=0.8)
+    assert (change.low, change.high) == pytest.approx(tuple(np.percentile(samples, [2.5, 97.5])), abs=0.8)
 
 
 def test_the_randomisation_test_equals_predictions_exchanged_by_hand():
@@ -107,15 +107,15 @@ def test_the_randomisation_test_equals_predictions_exchanged_by_hand():
 
     observed = abs(difference(np.zeros(12, bool)))
     every = [abs(difference(np.array([n >> k & 1 for k in range(12)], bool))) for n in range(2**12)]
-    exact = float(np.mean([one >= observed - 1e-12 for one in every]))
+    exact = float(np.mean([value >= observed - 1e-12 for value in every]))
     assert compare(stored(a), stored(b), n_resamples=4000).measures["miou"].p == pytest.approx(exact, abs=0.03)
 
 
 def test_equally_good_runs_rarely_differ_significantly():
     pairs = [(stored(evidence(25, 2 * i)), stored(evidence(25, 2 * i + 1))) for i in range(60)]
     found = [compare(a, b, n_resamples=200).measures["miou"] for a, b in pairs]
-    assert sum(one.p < 0.05 for one in found) <= 8  # 3 expected; more than 8 has a chance of 0.2 %
-    assert min(one.p for one in found) < 0.3 < max(one.p for one in found)
+    assert sum(comparison.p < 0.05 for comparison in found) <= 8  # 3 expected; more than 8 has a chance of 0.2 %
+    assert min(comparison.p for comparison in found) < 0.3 < max(comparison.p for comparison in found)
 
 
 @settings(max_examples=25, deadline=None)
@@ -134,9 +134,9 @@ def test_order_does_not_matter_and_only_common_images_count(order: list[int], re
 def test_p_values_of_classes_are_adjusted_for_multiple_comparisons():
     a, b = evidence(30, 0), evidence(30, 1, better=0.08)
     found: Comparison = compare(stored(a), stored(b), n_resamples=1000)
-    lone = [compare(stored(_of(a, i)), stored(_of(b, i)), n_resamples=1000).per_class[CLASSES[i]].p for i in (1, 2)]
-    low, high = sorted(lone)
-    assert sorted(one.p for one in found.per_class.values()) == pytest.approx([2 * low, max(2 * low, high)], abs=0.02)
+    single = [compare(stored(_of(a, i)), stored(_of(b, i)), n_resamples=1000).per_class[CLASSES[i]].p for i in (1, 2)]
+    low, high = sorted(single)
+    assert sorted(item.p for item in found.per_class.values()) == pytest.approx([2 * low, max(2 * low, high)], abs=0.02)
 
 
 def _of(e: Counts, class_id: int) -> Counts:
@@ -148,10 +148,10 @@ def _of(e: Counts, class_id: int) -> Counts:
 def test_a_class_without_images_is_left_out():
     a = evidence(5, 0)
     a.groups["unseen"].counts[:, :, 2] = 0
-    one = compare(stored(a), stored(a), n_resamples=10).argmax_per_class[CLASSES[2]]
-    assert np.isnan(one.change.value)
-    assert one.p == 1
-    assert not one.significant
+    item = compare(stored(a), stored(a), n_resamples=10).argmax_per_class[CLASSES[2]]
+    assert np.isnan(item.change.value)
+    assert item.p == 1
+    assert not item.significant
 
 
 def test_missing_values_are_null_and_text_is_kept(tmp_path: Path):
@@ -198,7 +198,7 @@ def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 
 @pytest.fixture
 def runs(voc_data: SegmentationData, tmp_path: Path) -> tuple[Path, Path]:
-    """Folders of two evaluations: of a predictor of classes and of a saliency predictor."""
+    """Evaluate a predictor of classes and a saliency predictor; return their folders."""
     for name, function in (("named", oracle), ("salient", saliency)):
         outcome: EvaluationResult = evaluate(
             FunctionPredictor(function), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=20)
@@ -211,13 +211,13 @@ def runs(voc_data: SegmentationData, tmp_path: Path) -> tuple[Path, Path]:
 def test_counts_are_saved_and_loaded(voc_data: SegmentationData, tmp_path: Path):
     outcome = evaluate(FunctionPredictor(saliency), voc_data, EvaluationOptions(folds=(0, 2), n_resamples=20))
     save_counts(
-        tmp_path, outcome.data.name, outcome.data.classes, {fold: one.counts for fold, one in outcome.folds.items()}
+        tmp_path, outcome.data.name, outcome.data.classes, {fold: item.counts for fold, item in outcome.folds.items()}
     )
     back = load_counts(tmp_path)
     assert back.dataset == "pascal"
     assert back.classes == list(voc_data.classes)
     again = summarize(list(back.folds.values()), 20)
-    for table in ("measures", "per_class", "argmax_per_class"):  # as text, for some are NaN
+    for table in ("measures", "per_class", "argmax_per_class"):  # as text, because some values are NaN
         assert str(getattr(again, table)) == str(getattr(outcome.summary, table))
 
 
@@ -237,14 +237,14 @@ def test_the_command_prints_the_better_run(runs: tuple[Path, Path], tmp_path: Pa
     assert "| multi-class mIoU (argmax) |" in (out / "compare.md").read_text()
 
 
-@pytest.mark.parametrize("harm", ["none", "cut", "foreign"])
+@pytest.mark.parametrize("damage", ["none", "cut", "foreign"])
 def test_a_folder_with_incomplete_counts_is_refused(
-    harm: str, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    damage: str, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ):
     file = runs[1] / COUNTS_FILE
-    if harm == "none":
+    if damage == "none":
         file.unlink()
-    elif harm == "cut":
+    elif damage == "cut":
         file.write_bytes(file.read_bytes()[:-200])
     else:
         np.savez(file, numbers=np.arange(3))

@@ -1,4 +1,4 @@
-"""Per-class IoU and run lengths agree with those of other packages, where these are installed."""
+"""Test that per-class IoU and run lengths agree with those of other packages, where installed."""
 
 import importlib.util
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_iou_agrees_with_other_packages(package: str, pairs: Any) -> None:
     except ModuleNotFoundError as error:
         pytest.skip(f"{error.name} is not installed")
     np.testing.assert_allclose(theirs[:-1], ours[:-1], atol=1e-7)
-    assert np.isnan(ours[-1])  # only predicted: left out here, 0 there
+    assert np.isnan(ours[-1])  # classes that are only predicted: NaN here, 0 there
     assert theirs[-1] == 0
 
 

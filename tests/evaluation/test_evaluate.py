@@ -1,4 +1,4 @@
-"""Whole evaluations with predictors whose scores are known beforehand."""
+"""Whole evaluations with predictors of known scores."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ FAST = EvaluationOptions(folds=(0,), n_resamples=50)
 
 
 def colours_seen(rgb: np.ndarray) -> np.ndarray:
-    """Class ids from the colours of the test tree."""
+    """Decode class ids from the colours of the test tree."""
     return rgb[..., 0].astype(int) // 10
 
 
 def oracle(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Predicts the classes of the given labels from the colours of the pixels."""
+    """Predict the classes of the labels from the colours of the pixels."""
     names = [WORDS.get(label, label) for label in labels]
     known = [PASCAL_CLASSES.index(name) if name in PASCAL_CLASSES else -1 for name in names]
     return np.stack([colours_seen(rgb) == i for i in known]).astype(np.float32)
@@ -40,7 +40,7 @@ def empty(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 
 
 def saliency(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Finds whatever stands out, under any name."""
+    """Predict every foreground pixel for every label."""
     return np.stack([colours_seen(rgb) > 0 for _ in labels]).astype(np.float32)
 
 
@@ -78,18 +78,18 @@ def test_a_saliency_predictor_scores_low_in_argmax_miou(voc_data: SegmentationDa
 def test_single_prompts_are_predicted_alone_and_groups_together(voc_data: SegmentationData):
     requested: list[tuple[str, ...]] = []
 
-    def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    def record(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
         requested.append(tuple(labels))
         return oracle(rgb, labels)
 
     plan, _ = fold_plan(voc_data, 0, FAST)
-    joint = evaluate(FunctionPredictor(listen), voc_data, FAST)
+    joint = evaluate(FunctionPredictor(record), voc_data, FAST)
     assert {len(labels) for labels in requested} == {1, 5, 15}
     assert sum(len(labels) == 5 for labels in requested) == len(plan.images)
     requested.clear()
-    independent = evaluate(FunctionPredictor(listen, independent=True), voc_data, FAST)
+    independent = evaluate(FunctionPredictor(record, independent=True), voc_data, FAST)
     assert figures(independent) == figures(joint)
-    assert sum(len(labels) for labels in requested) == 21 * len(plan.images), "each label once an image"
+    assert sum(len(labels) for labels in requested) == 21 * len(plan.images), "each label is predicted once per image"
 
 
 def test_images_are_read_and_encoded_once(voc_data: SegmentationData):
@@ -117,7 +117,7 @@ def test_protocols_differ_in_their_prompts(voc_data: SegmentationData):
     everything, _ = fold_plan(voc_data, 0, replace(FAST, images="all"))
     assert len(everything.images) == len(voc_data.items) > len(official.images)
     assert everything.pairs == official.pairs
-    with pytest.raises((FusionerError, TypeError)):  # run-time type checks, where the tests have them on, speak first
+    with pytest.raises((FusionerError, TypeError)):  # optional run-time type checks raise first
         fold_plan(voc_data, 0, replace(FAST, protocol="mine"))  # pyright: ignore[reportArgumentType]
 
 
@@ -219,7 +219,7 @@ def test_examples_are_the_best_and_the_worst(voc_data: SegmentationData):
 
 
 def own_folder(root: Path, first: str) -> SegmentationData:
-    """Three pictures of two classes (ids 1 and 12, named as PASCAL's), a third class never there."""
+    """Write three pictures of two classes (ids 1 and 12, named as in PASCAL), and an absent third class."""
     for part in ("images", "masks"):
         (root / part).mkdir()
     for i, present in enumerate(([1], [12], [1, 12])):
@@ -251,7 +251,7 @@ def test_unlabeled_pixels_are_neither_background_nor_scored(tmp_path: Path):
     assert not plan_without_folds(data).background
 
     def rough(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-        """Right on every labelled pixel, wild elsewhere, and never above the threshold."""
+        """Predict correctly on labelled pixels and arbitrarily elsewhere, below the threshold."""
         return 0.4 * np.where(colours_seen(rgb) > 0, oracle(rgb, labels), 1.0)
 
     content = to_metrics(evaluate(FunctionPredictor(rough), data, FAST))
@@ -278,12 +278,12 @@ def test_a_coco_model_is_evaluated_on_unseen_pascal_classes(colour_voc: Path):
     data = open_dataset("coco-to-pascal", colour_voc, "val")
     requested: set[str] = set()
 
-    def listen(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    def record(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
         requested.update(labels)
         ours = [next((k for k, v in PASCAL_TO_COCO.items() if v == label), label) for label in labels]
         return oracle(rgb, ours)
 
-    content = to_metrics(evaluate(FunctionPredictor(listen), data, FAST))
+    content = to_metrics(evaluate(FunctionPredictor(record), data, FAST))
     assert (content["dataset"], content["protocol"]) == ("coco-to-pascal", "official")
     assert content["miou"] == content["argmax_miou"] == 100
     assert set(content["per_class"]) <= {"aeroplane", "boat", "chair", "diningtable", "dog", "person"}
@@ -292,7 +292,7 @@ def test_a_coco_model_is_evaluated_on_unseen_pascal_classes(colour_voc: Path):
 
 
 def outdoors(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """The oracle, never sure of itself, that sees sky wherever there is no class."""
+    """Scale the oracle below the threshold and predict sky wherever there is no class."""
     return 0.4 * np.stack([colours_seen(rgb) == 0 if x == "sky" else oracle(rgb, [x])[0] for x in labels])
 
 
@@ -301,20 +301,20 @@ def test_background_is_scored_as_each_benchmark_defines_it(colour_voc: Path):
         return figures(evaluate(FunctionPredictor(predictor), open_dataset(name, colour_voc, "val"), FAST))["miou"]
 
     assert miou("pas20", oracle) == miou("voc21", oracle) == miou("pas20b", outdoors) == 100
-    assert miou("pas20", outdoors) == 100, "no threshold and no background to lose to"
-    assert miou("pas20b", oracle) < 100, "a background that no other class claims goes to the first name"
+    assert miou("pas20", outdoors) == 100, "a threshold or background is applied"
+    assert miou("pas20b", oracle) < 100, "background pixels are not assigned to the first name"
     present = len(
         to_metrics(evaluate(FunctionPredictor(oracle), open_dataset("voc21", colour_voc, "val"), FAST))["per_class"]
     )
     share = figures(evaluate(FunctionPredictor(empty), open_dataset("voc21", colour_voc, "val"), FAST))[
         "background_iou"
     ]
-    assert miou("voc21", empty) == pytest.approx(share / (present + 1)), "background is one of the classes averaged"
+    assert miou("voc21", empty) == pytest.approx(share / (present + 1)), "background is not averaged"
 
 
 @pytest.fixture
 def mosaics(tmp_path: Path) -> SegmentationData:
-    """FSS-like classes named as PASCAL's, each in the colour that the predictors above read."""
+    """Write FSS-like classes named as in PASCAL, in the colours that the predictors above decode."""
     for name in PASCAL_CLASSES[1:9]:
         (tmp_path / name).mkdir()
         mask = np.zeros((20, 20), np.uint8)
@@ -329,7 +329,7 @@ def test_a_mosaic_is_prompted_with_its_four_classes_at_once(mosaics: Segmentatio
     requested: list[tuple[str, ...]] = []
 
     def near(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-        """The oracle for JPEG's colours."""
+        """Apply the oracle to JPEG colours, which are inexact."""
         requested.append(tuple(labels))
         seen = np.rint(rgb[..., 0] / 10).astype(int)
         return np.stack([seen == PASCAL_CLASSES.index(x) if x != "object" else seen > 0 for x in labels]).astype(float)
@@ -349,4 +349,4 @@ def test_a_mosaic_is_prompted_with_its_four_classes_at_once(mosaics: Segmentatio
 def test_names_of_a_mosaic_compete(mosaics: SegmentationData):
     found = figures(evaluate(FunctionPredictor(saliency), mosaics, FAST))
     assert found["single_prompt_miou"] == pytest.approx(25, abs=1)
-    assert found["miou"] < 10, "the first of four equal names takes all"
+    assert found["miou"] < 10, "equal scores are not assigned to the first name"

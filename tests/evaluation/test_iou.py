@@ -1,4 +1,4 @@
-"""The pixel counts against the Jaccard index of boolean masks, class by class."""
+"""Compare the pixel counts with the Jaccard index of boolean masks, class by class."""
 
 import math
 
@@ -11,7 +11,7 @@ from fusioner.evaluation.evaluator import binary_counts, class_iou, confusion_ma
 
 
 def masks(seed: int, classes: int, images: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions and targets (some of them 255 = ignore)."""
+    """Draw predictions and targets, some of them 255 = ignore."""
     generator = torch.Generator().manual_seed(seed)
     prediction = torch.randint(0, classes, (images, 7, 9), generator=generator)
     target = torch.randint(0, classes, (images, 7, 9), generator=generator)

@@ -1,4 +1,4 @@
-"""A toy Segmenter in the evaluation: encoded on the fly, from a cache, in windows."""
+"""Evaluate a toy Segmenter, encoding on the fly, from a cache and in windows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_each_image_is_encoded_once_or_taken_from_the_store(
         found.append(to_metrics(evaluate(predictor, voc_data, FAST)))
         assert encoder.calls == 2 * live["images"]  # pyright: ignore[reportAttributeAccessIssue]
     assert found[0] == found[1]
-    assert found[0]["miou"] == pytest.approx(live["miou"], abs=1.0), "the store rounds tokens to half precision"
+    assert found[0]["miou"] == pytest.approx(live["miou"], abs=1.0), "half-precision tokens change the result"
     assert found[0]["pairs"] == live["pairs"]
 
 
@@ -45,7 +45,7 @@ def test_native_resolution_slides_windows_and_uses_no_store(
     predictor = SegmenterPredictor(tiny_segmenter, "slide", tmp_path / "cache")
     encoded = predictor.encode(rgb, item.image)
     assert encoded[0].encoded.grid is not None
-    assert tiny_segmenter.overlap_blending, "only the evaluation lays windows the official way"
+    assert tiny_segmenter.overlap_blending, "the evaluation changed the Segmenter's blending"
     found = predictor.logits(encoded, ["cat", "dog"])
     torch.testing.assert_close(found.numpy(), tiny_segmenter.logits(encoded[0].encoded, ["cat", "dog"]))
     content = to_metrics(evaluate(predictor, voc_data, replace(FAST, limit=1)))
@@ -80,7 +80,7 @@ def test_predictions_of_any_resolution_are_scored_at_the_masks(voc_data: Segment
 
 
 def test_the_ground_truth_may_be_smaller_than_the_image(voc_data: SegmentationData, tmp_path: Path):
-    """A class lost by squashing is still no absent class."""
+    """A class that disappears when the mask is resized must not count as absent."""
     item = voc_data.items[0]
     mask = np.zeros_like(np.asarray(Image.open(item.mask)))
     mask[1, 1] = 1
@@ -101,10 +101,10 @@ def test_logits_of_scales_are_averaged(tiny_segmenter: Segmenter, voc_data: Segm
         predictor = SegmenterPredictor(tiny_segmenter, mode, **options)
         return torch.from_numpy(upsample(predictor.logits(predictor.encode(rgb, None), names).numpy(), size))
 
-    apart = [ask(scales=[scale]) for scale in (1.0, 1.5)]
-    assert not torch.allclose(apart[0], apart[1], atol=1e-3)
-    both, expected = ask(scales=[1.0, 1.5]).sigmoid(), ((apart[0] + apart[1]) / 2).sigmoid()
-    assert (both - expected).abs().mean() < 0.01  # one is resized twice
+    separate = [ask(scales=[scale]) for scale in (1.0, 1.5)]
+    assert not torch.allclose(separate[0], separate[1], atol=1e-3)
+    both, expected = ask(scales=[1.0, 1.5]).sigmoid(), ((separate[0] + separate[1]) / 2).sigmoid()
+    assert (both - expected).abs().mean() < 0.01  # `expected` is resized once, `both` twice
 
 
 def test_with_a_flip_a_mirrored_image_has_mirrored_logits(tiny_segmenter: Segmenter, voc_data: SegmentationData):

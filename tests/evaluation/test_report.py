@@ -26,7 +26,7 @@ ORIGIN = {"command": "fusioner evaluate pascal --root '<here>' --fold 0", "model
 
 
 def half_right(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Sees what stands out in the left half of the picture."""
+    """Predict the foreground of the left half of the picture."""
     found = rgb[..., 0] > 9
     found[:, found.shape[1] // 2 :] = False
     return np.stack([found for _ in labels]).astype(np.float32)
@@ -38,7 +38,7 @@ def outcome(voc_data: SegmentationData) -> EvaluationResult:
 
 
 class Tags(HTMLParser):
-    """Counts tags and checks that they close."""
+    """A parser that counts tags and checks that they are closed."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ def test_the_html_report_is_self_contained(outcome: EvaluationResult, tmp_path: 
     assert tags.open == []
     assert "script" not in tags.count
     assert all(source.startswith("data:image/jpeg;base64,") for source in tags.sources)
-    pictures = sum(len(one.counts.best) + len(one.counts.worst) for one in outcome.folds.values())
+    pictures = sum(len(fold.counts.best) + len(fold.counts.worst) for fold in outcome.folds.values())
     assert tags.count["img"] == pictures > 20
     assert page.count("class=track") == len(outcome.summary.per_class)
     assert "&#x27;&lt;here&gt;&#x27;" in page

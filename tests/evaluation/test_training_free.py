@@ -1,4 +1,4 @@
-"""Pairs of encoders without training on the benchmarks, by the published protocols."""
+"""Evaluate pairs of encoders without training on the benchmarks, by the published protocols."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def make_tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`make_tree(name)`: two images of a benchmark in its published folders, half one class, half another."""
+    """Return `make(name)`: write two images of a benchmark in its published folders, each with two classes."""
 
     def make(name: str) -> Path:
         root = tmp_path_factory.mktemp(name)
@@ -71,7 +71,7 @@ def test_a_benchmark_prints_its_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the 80 templates for the benchmark of fewest classes; they take most of the time of the others."""
+    """Use all 80 templates for one benchmark only, because encoding them takes most of the time."""
     if name != "pas20":
         (tmp_path / "templates.txt").write_text("a photo of a {}.\n")
         monkeypatch.setattr(torch_network, "IMAGENET", str(tmp_path / "templates.txt"))
@@ -109,8 +109,8 @@ def test_protocols_of_the_public_configurations() -> None:
     other = benchmark_protocol("tipsv2-b", 448, empty("cityscapes", ()))
     assert (other.short_side, other.window, other.stride) == (1120, 448, 224)
     assert benchmark_protocol("maskclip-vit-b16", 224, ade) == PROTOCOLS["sclip"][""]
-    own = benchmark_protocol("sclip-vit-b16", 224, empty("folder", (), background=True))
-    assert own == PROTOCOLS["sclip"]["voc21"]
+    folder = benchmark_protocol("sclip-vit-b16", 224, empty("folder", (), background=True))
+    assert folder == PROTOCOLS["sclip"]["voc21"]
     assert benchmark_protocol("sclip-vit-b16", 224, empty("folder", ())).threshold == 0
 
 
@@ -138,7 +138,7 @@ def test_the_most_likely_synonym_counts() -> None:
     scores = np.log(np.array([[0.2, 0.1], [0.1, 0.1], [0.3, 0.1], [0.4, 0.7]], np.float32))[:, :, None]
     logits = names.reduce(scores, labels)
     probabilities = 1 / (1 + np.exp(-logits[:, :, 0]))
-    np.testing.assert_allclose(probabilities[:, 0], [0, 0], atol=1e-6)  # the sky is likelier than each name
+    np.testing.assert_allclose(probabilities[:, 0], [0, 0], atol=1e-6)  # sky is more probable than each name
     scores = np.log(np.array([[0.2], [0.1], [0.6], [0.1]], np.float32))[:, :, None]
     np.testing.assert_allclose(1 / (1 + np.exp(-names.reduce(scores, labels)[:, 0, 0])), [0.2, 0.6], rtol=1e-5)
 
@@ -161,7 +161,7 @@ def test_small_areas_and_refinement(clip_folder: Path) -> None:
 
 
 def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], protocol: Any) -> torch.Tensor:
-    """Windows, mean of cosines, softmax over all names, likeliest name of each class, threshold; 0: background."""
+    """Average cosines over windows, apply softmax over names, take each class's best name, and threshold."""
     names = [(i, name) for i, label in enumerate(labels, start=1) for name in label.split(", ")]
     names += [(0, name) for name in protocol.background]
     words = segmenter.network.embed([name for _, name in names])
@@ -177,8 +177,8 @@ def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], pro
             area = np.s_[..., y : y + side, x : x + side]
             total[area] += F.interpolate(cosines, (side, side), mode="bilinear", align_corners=False)[0]
             count[area[1:]] += 1
-    shares = (total / count * protocol.scale).softmax(0)
-    of_class = torch.stack([shares[[i == k for i, _ in names]].amax(0) for k in range(len(labels) + 1)])
+    probabilities = (total / count * protocol.scale).softmax(0)
+    of_class = torch.stack([probabilities[[i == k for i, _ in names]].amax(0) for k in range(len(labels) + 1)])
     areas = of_class.argmax(0).flatten().bincount(minlength=len(of_class))[1:]
     of_class[1:][areas <= protocol.min_area * areas.sum()] = 0
     best, winner = of_class.max(0)
@@ -189,12 +189,12 @@ def published_prediction(segmenter: Any, rgb: np.ndarray, labels: list[str], pro
 def test_a_prediction_equals_that_of_the_published_method(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, text = (part.format(clip=clip_folder) for part in PAIR)
     labels = ["cat, dog", "bird", "horse, cow, train", "bus"]
-    own = replace(PROTOCOLS["sclip"]["voc21"], background=("car", "sheep"), threshold=0.15)
-    monkeypatch.setitem(PROTOCOLS["sclip"], "voc21", own)
+    custom = replace(PROTOCOLS["sclip"]["voc21"], background=("car", "sheep"), threshold=0.15)
+    monkeypatch.setitem(PROTOCOLS["sclip"], "voc21", custom)
     segmenter, protocol = load_pair(image, text, "cpu", empty("voc21", (), background=True))
     rgb = np.random.default_rng(0).integers(0, 255, (42, 50, 3)).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)
     tokens = segmenter.image_encoder(torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255)[0].flatten(1)  # (d, n)
-    drawn = F.normalize(tokens - tokens.mean(1, keepdim=True), dim=0)[:, ::200]  # the names look like some patches
+    drawn = F.normalize(tokens - tokens.mean(1, keepdim=True), dim=0)[:, ::200]  # text vectors from patches
     words = dict(zip(["cat", "dog", "bird", "horse", "cow", "train", "bus", "car", "sheep"], drawn.T, strict=False))
     monkeypatch.setattr(segmenter.network, "embed", lambda names: torch.stack([words[name] for name in names]))
     expected = published_prediction(segmenter, rgb, labels, protocol)

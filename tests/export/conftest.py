@@ -1,4 +1,4 @@
-"""A tiny model with encoders in transformers' format, and its exports."""
+"""A tiny model with encoders in the format of transformers, and its exports."""
 
 import contextlib
 import os
@@ -36,13 +36,13 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="session")
 def without_torch() -> list[str]:
-    """The start of a command line of `fusioner` in a process that cannot import torch or transformers."""
+    """Return the command that starts `fusioner` in a process that cannot import torch or transformers."""
     return [sys.executable, "-c", ALONE]
 
 
 @pytest.fixture(scope="session")
 def run_without_torch(without_torch: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command of `fusioner` in such a process, with warnings as errors."""
+    """Return a function that runs `fusioner` in such a process, with warnings as errors."""
 
     def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         command = [without_torch[0], "-W", "error", *without_torch[1:], *map(str, words)]
@@ -54,11 +54,11 @@ def run_without_torch(without_torch: list[str]) -> Callable[..., subprocess.Comp
 
 @pytest.fixture(scope="session")
 def make_trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_trained(resolution=48, **config)`: a model file with random weights; it names its encoders by folders."""
+    """Return `make(resolution=48, **config)`: save random weights to a model file whose encoders are folders."""
     return lambda resolution=48, **config: _save_random(tmp_path_factory.mktemp("trained"), resolution, config)
 
 
-def _save_random(home: Path, resolution: int, options: dict[str, Any]) -> Path:
+def _save_random(folder: Path, resolution: int, options: dict[str, Any]) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
@@ -67,7 +67,7 @@ def _save_random(home: Path, resolution: int, options: dict[str, Any]) -> Path:
     from fusioner.model.config import FusionerConfig
     from fusioner.model.fusioner import Fusioner
 
-    image, text = home / "image", home / "text"
+    image, text = folder / "image", folder / "text"
     body: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 1,
@@ -88,7 +88,7 @@ def _save_random(home: Path, resolution: int, options: dict[str, Any]) -> Path:
         config = FusionerConfig(**{"image_dim": 32, "logit_bias": True, **sizes, **options})
         network = Fusioner(config)
         for module in (vision, words, network):
-            for weight in module.parameters():  # small initial weights would hide a mistake
+            for weight in module.parameters():  # small initial weights would hide errors
                 if weight.ndim > 1:
                     weight.copy_(0.3 * torch.randn(weight.shape))
         if hasattr(network, "logit_bias"):
@@ -97,25 +97,25 @@ def _save_random(home: Path, resolution: int, options: dict[str, Any]) -> Path:
     words.save_pretrained(text)
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(text)
     card = ModelCard(config, f"hf:{image}", f"hf:{text}", resolution=resolution)
-    save_model(home / "model.safetensors", network, card)
-    return home / "model.safetensors"
+    save_model(folder / "model.safetensors", network, card)
+    return folder / "model.safetensors"
 
 
 @pytest.fixture(scope="session")
 def trained(make_trained: Callable[..., Path]) -> Path:
-    """The paper's network at toy size."""
+    """Return a model file with the paper's network at toy size."""
     return make_trained()
 
 
 @pytest.fixture(scope="session")
 def photo() -> Any:
-    """A photograph for the parity check, as an array."""
+    """Return a photograph for the parity check, as an array."""
     return read_image(SAMPLES / "chelsea.jpg")
 
 
 @pytest.fixture(scope="session")
 def exported(trained: Path, page_commands: list[list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the command of docs/export.md writes, here of `trained` and with one photograph for the check."""
+    """Export `trained` by the command of docs/export.md, with one photograph for the check."""
     folder = tmp_path_factory.mktemp("exported")
     (folder / "photos").mkdir()
     shutil.copy(SAMPLES / "chelsea.jpg", folder / "photos")
@@ -128,7 +128,7 @@ def exported(trained: Path, page_commands: list[list[str]], tmp_path_factory: py
 
 @pytest.fixture(scope="session")
 def page_commands() -> list[list[str]]:
-    """The commands of docs/export.md, as words behind `fusioner`."""
+    """Return the commands of docs/export.md, as the words after `fusioner`."""
     page = (SAMPLES.parent / "docs" / "export.md").read_text("utf-8")
     (block,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     commands = [shlex.split(line) for line in block.splitlines()]
@@ -138,6 +138,6 @@ def page_commands() -> list[list[str]]:
 
 @pytest.fixture(scope="session")
 def traced(exported: Path) -> Any:
-    """The graphs of `exported`, to write them in other formats and precisions."""
+    """Return the graphs of `exported`, for writing them in other formats and precisions."""
     bundle = read_bundle(exported)
     return {part: onnx.load(bundle.graph(part)) for part in bundle.parts}, bundle.step

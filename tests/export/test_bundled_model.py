@@ -1,4 +1,4 @@
-"""The bundled model on ONNX Runtime: without torch, with the masks of torch, its weights stored once."""
+"""Test that the bundled model runs on ONNX Runtime without torch, with equal masks and weights stored once."""
 
 import importlib.util
 import json
@@ -91,22 +91,22 @@ def test_stores_no_weight_twice() -> None:
     for part in PARTS:
         path = bundled_model().graph(part)
         graph = onnx.load(path, load_external_data=False).graph
-        inline = [one.name for one in graph.initializer if one.data_location != onnx.TensorProto.EXTERNAL]
-        sizes = {one.name: len(one.raw_data) for one in graph.initializer}
+        inline = [t.name for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+        sizes = {t.name: len(t.raw_data) for t in graph.initializer}
         assert all(sizes[name] <= 4096 for name in inline)
         assert path.stat().st_size < 300_000
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_references_are_tensors_of_the_files(part: str, build_graphs: ModuleType) -> None:
-    """A changed weight file moves its tensors; the graphs must be rebuilt then."""
+    """If this fails, a weight file has changed and the graphs must be rebuilt."""
     stored = {
         (tensor.file, str(tensor.offset), str(tensor.length))
         for name in build_graphs.FILES
         for _, tensor in build_graphs.index_tensors(bundled_model().folder / name)
     }
     graph = onnx.load(bundled_model().graph(part), load_external_data=False).graph
-    used = [one.external_data for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+    used = [t.external_data for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     assert len(used) > 20
     assert {tuple(entry.value for entry in entries) for entries in used} <= stored
 
@@ -156,7 +156,7 @@ def test_serves_without_torch(without_torch: list[str], onnx_model: Segmenter) -
     ],
     ids=lambda words: words[0],
 )
-def test_commands_that_need_torch_say_so(words: tuple[str, ...], run_without_torch: Run, tmp_path: Path) -> None:
+def test_commands_that_need_torch_report_it(words: tuple[str, ...], run_without_torch: Run, tmp_path: Path) -> None:
     done = run_without_torch(*(word.format(samples=SAMPLES) for word in words), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: this ")
@@ -179,10 +179,10 @@ HEAVY = {"torch", "transformers", "lightning_fabric", "huggingface_hub", "pandas
 
 
 def test_predicting_imports_nothing_heavy_and_reports_nothing(tmp_path: Path) -> None:
-    """The telemetry of ONNX Runtime would begin with a session file in the temporary folder."""
+    """The telemetry of ONNX Runtime would create a session file in the temporary folder."""
     (tmp_path / "temporary").mkdir()
-    off = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # each of them disables it
-    variables = {name: value for name, value in os.environ.items() if name not in off}
+    disabling = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")  # each of them disables it
+    variables = {name: value for name, value in os.environ.items() if name not in disabling}
     variables["TMPDIR"] = str(tmp_path / "temporary")
     words = ["predict", str(SAMPLES / "chelsea.jpg"), "--labels", "cat", "--device", "cpu", "--mode", "whole"]
     command = [sys.executable, "-c", IMPORTS, *words]
@@ -217,7 +217,7 @@ print(json.dumps(sorted(set(sys.modules) - known)))
 
 
 def test_the_torch_model_imports_no_transformers_and_no_training_framework() -> None:
-    """Beyond `import torch`, which itself imports parts of torch.distributed."""
+    """Compare with `import torch`, which itself imports parts of torch.distributed."""
     done = subprocess.run([sys.executable, "-c", TORCH_IMPORTS], cwd=SAMPLES, capture_output=True, text=True)
     modules = json.loads(done.stdout)
     assert "fusioner.torch_network" in modules

@@ -1,4 +1,4 @@
-"""The commands and Python lines of docs/export.md run; the core dependencies hold no torch."""
+"""Test that the commands and Python lines of docs/export.md run, and that core dependencies exclude torch."""
 
 import re
 import tomllib
@@ -19,7 +19,7 @@ PAGE = (REPO / "docs" / "export.md").read_text("utf-8")
 def test_the_commands_run(
     exported: Path, trained: Path, page_commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first made `exported`."""
+    """Skip the first command, which the fixture `exported` has run."""
     (tmp_path / "samples").symlink_to(REPO / "samples")
     (tmp_path / "exported").symlink_to(exported)
     monkeypatch.chdir(tmp_path)

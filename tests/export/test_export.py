@@ -1,4 +1,4 @@
-"""Exported models against torch, from the real command line, also without torch."""
+"""Compare exported models with torch through the command line, also where torch is missing."""
 
 import json
 import os
@@ -45,19 +45,19 @@ def test_the_manifest_contains_the_parity_table(exported: Path, trained: Path) -
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_agrees_with_torch(exported: Path, trained: Path, runtime: str, mode: str) -> None:
-    ours, theirs = load(trained, "cpu"), load(exported, runtime=runtime)
+    pair = load(trained, "cpu"), load(exported, runtime=runtime)
     photo = np.asarray(Image.open(SAMPLES / "chelsea.jpg").resize((97, 70)))
-    one, two = (each(photo, LABELS, mode=mode, guided_filter=mode == "whole") for each in (ours, theirs))  # pyright: ignore
-    assert len(np.unique(one.label_map)) > 1
-    # Pillow and torch shrink the picture, and round, in ways of their own.
-    assert (one.label_map != two.label_map).mean() < 0.01
-    assert all(abs(one.scores[label] - two.scores[label]) < 0.01 for label in LABELS)
+    expected, actual = (each(photo, LABELS, mode=mode, guided_filter=mode == "whole") for each in pair)  # pyright: ignore
+    assert len(np.unique(expected.label_map)) > 1
+    # Pillow and torch differ in resizing and rounding.
+    assert (expected.label_map != actual.label_map).mean() < 0.01
+    assert all(abs(expected.scores[label] - actual.scores[label]) < 0.01 for label in LABELS)
 
 
 def test_encodes_once_or_in_batches(exported: Path) -> None:
     segmenter = load(exported)
     photos = [np.asarray(Image.open(SAMPLES / name)) for name in ("chelsea.jpg", "coffee.jpg")]
-    many = [segmenter.low_res_logits(one, LABELS) for one in segmenter.encode_batch(photos)]
+    many = [segmenter.low_res_logits(encoded, LABELS) for encoded in segmenter.encode_batch(photos)]
     for photo, logits in zip(photos, many, strict=True):
         segmenter.set_image(photo)
         alone = segmenter.segment(LABELS)
@@ -95,7 +95,7 @@ def test_serves_without_torch(exported: Path, trained: Path, without_torch: list
             server.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0
         finally:
-            server.kill()  # else leaving the block would wait for it forever
+            server.kill()  # otherwise leaving the block would wait forever
     ours = load(trained, "cpu")(SAMPLES / "chelsea.jpg", LABELS)
     assert (ours.label_map != found.label_map).mean() < 0.01
 
@@ -137,7 +137,7 @@ def test_a_damaged_folder_is_an_error(exported: Path, tmp_path: Path, damage: st
 def test_an_export_that_disagrees_is_not_written(
     exported: Path, trained: Path, traced: Any, photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a limit of zero; the previous export stays."""
+    """Set a limit of zero and check that the previous export is preserved."""
     out = tmp_path / "out"
     shutil.copytree(exported, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
@@ -148,7 +148,7 @@ def test_an_export_that_disagrees_is_not_written(
     assert "calibrating int8 on 1 photographs" in lines
     changed = re.findall(r"^ *\d+x\d+ .* ([0-9.]+)%  over the limit$", "\n".join(lines), re.MULTILINE)
     assert changed
-    assert all(float(percent) < 20 for percent in changed), "the graphs agree but for the limit"
+    assert all(float(percent) < 20 for percent in changed), "too many pixels changed"
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
@@ -156,7 +156,7 @@ def test_an_export_that_disagrees_is_not_written(
 def test_similarity_channels_and_a_side_that_is_no_multiple_of_the_stride(
     make_trained: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The side of training, 20 px, is then the only size."""
+    """The training resolution of 20 px is then the only supported size."""
     options = {"image_dim": 0, "similarity": "cosine", "similarity_dim": 32, "affinity_refinement": True}
     segmenter = load(make_trained(20, **options), "cpu")
     graph, step = image_graph(segmenter)
@@ -190,10 +190,10 @@ def test_onnx_in_half_precision(trained: Path, exported: Path, traced: Any, phot
 def test_int8_preserves_the_masks(
     trained: Path, exported: Path, traced: Any, photo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a limit for random weights, whose logits are closer to each other than trained ones."""
+    """Raise the limit, because logits of random weights are closer to each other than trained ones."""
     monkeypatch.setitem(LIMITS, "int8", (float("inf"), 0.2))
     export(load(trained, "cpu"), tmp_path, "onnx", "int8", [photo], traced=traced)
     assert read_bundle(tmp_path).precision == "int8"
     assert (tmp_path / "image.onnx").stat().st_size < (exported / "image.onnx").stat().st_size
-    one, two = (load(folder)(photo, ["cat", "sofa"]).label_map for folder in (exported, tmp_path))
-    assert (one != two).mean() < 0.2
+    expected, actual = (load(folder)(photo, ["cat", "sofa"]).label_map for folder in (exported, tmp_path))
+    assert (expected != actual).mean() < 0.2

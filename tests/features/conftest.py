@@ -15,12 +15,12 @@ from fusioner.data.base import SegmentationData
 from fusioner.data.folder import folder
 from fusioner.encoders.base import FrozenImageEncoder
 
-# Red, green, blue: which channel is largest survives any colour jitter of the views.
+# Red, green, blue: colour jitter of the views preserves the largest channel.
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]], np.uint8)
 
 
 class CountingEncoder(FrozenImageEncoder):
-    """Averages of `stride` x `stride` pixels, projected to 8 numbers; row by row, so that batches do not matter."""
+    """Averages of `stride` x `stride` pixels, projected to 8 numbers row by row to be independent of the batch."""
 
     name, dim, stride = "counting", 8, 4
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -36,7 +36,7 @@ class CountingEncoder(FrozenImageEncoder):
         self.encoded += len(images)
         mean, std = torch.tensor(self.mean).view(3, 1, 1), torch.tensor(self.std).view(3, 1, 1)
         cells = F.avg_pool2d((images - mean) / std, self.stride)
-        return torch.stack([F.normalize(torch.einsum("dc,chw->dhw", self.weight, one), dim=0) for one in cells])
+        return torch.stack([F.normalize(torch.einsum("dc,chw->dhw", self.weight, image), dim=0) for image in cells])
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.weight.numpy().tobytes() + repr((self.mean, self.std)).encode()).hexdigest()
@@ -54,7 +54,7 @@ def make_encoder() -> Callable[[int], CountingEncoder]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Six pictures of coloured blocks in a folder of its own; the mask contains the index of the colour."""
+    """Write six pictures of coloured blocks to a new folder; the masks contain the index of the colour."""
     place = tmp_path / "set"
     for part in ("images", "masks"):
         (place / part).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Building a cache: refused settings, and the entries written."""
+"""Building of a cache: rejected settings, and the entries written."""
 
 import os
 import shutil
@@ -32,9 +32,9 @@ def test_the_plan_counts_missing_views_and_bytes(data: SegmentationData, encoder
     cache_features(tmp_path, data, encoder, SIDE, views=2)
     after = find_missing(cache, data.items, views=3)[1]
     assert len(after) == 6
-    assert {one.view for one in after} == {2}
+    assert {entry.view for entry in after} == {2}
     used = sum(path.stat().st_size for path in cache.folder.iterdir())
-    assert used <= 12 * (cache.key.entry_bytes + HEADER_BYTES)  # what was promised is not exceeded
+    assert used <= 12 * (cache.key.entry_bytes + HEADER_BYTES)  # the announced size is an upper bound
     assert cache.key.entry_bytes == 2 * 8 * 8 * 8
 
 
@@ -55,7 +55,7 @@ def test_a_full_disk_is_refused_before_encoding(data, encoder, full_disk: Path):
     with pytest.raises(FusionerError, match=r"96 views need .* free: free some space"):
         cache_features(full_disk / "cache", data, encoder, 256, views=16)
     assert encoder.encoded == 0
-    cache_features(full_disk / "cache", data, encoder, SIDE, views=1)  # what fits is done
+    cache_features(full_disk / "cache", data, encoder, SIDE, views=1)  # a smaller cache fits
     assert encoder.encoded == 6
 
 
@@ -189,9 +189,9 @@ def test_two_builders_share_the_work(data, encoder, make_encoder, tmp_path: Path
     other = make_encoder(0)
     _, missing = find_missing(FeatureCache(tmp_path, encoder, SIDE), data.items, 3)
     with ThreadPoolExecutor(2) as pool:
-        caches = [FeatureCache(tmp_path, one, SIDE) for one in (encoder, other)]
+        caches = [FeatureCache(tmp_path, each, SIDE) for each in (encoder, other)]
         outcomes = list(pool.map(lambda cache: list(encode_missing(cache, missing, batch_size=2)), caches))
-    assert all(len(of_one) == 18 and set(of_one) <= {ENCODED, ELSEWHERE} for of_one in outcomes)
+    assert all(len(outcome) == 18 and set(outcome) <= {ENCODED, ELSEWHERE} for outcome in outcomes)
     assert 18 <= encoder.encoded + other.encoded <= 36
     assert len(entry_files(caches[0].folder)) == 18
 

@@ -1,4 +1,4 @@
-"""Cached tokens are those of the requested image, encoder and resolution, never stale."""
+"""Test that cached tokens are those of the requested image, encoder and resolution, never stale."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def first_tokens(source: TokenSource, item: Item) -> torch.Tensor:
 
 
 def encoded_by(encoder, work: Callable[[], object]) -> int:
-    """How many pictures the encoder was shown meanwhile."""
+    """Return the number of pictures encoded by a call."""
     before = encoder.encoded
     work()
     return encoder.encoded - before
@@ -56,7 +56,7 @@ def test_a_changed_byte_of_an_image_is_another_image(data: SegmentationData, enc
     pixels = np.asarray(Image.open(path)).copy()
     pixels[3, 3] += 90
     Image.fromarray(pixels).save(path)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # its time tells nothing
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # with the modification time unchanged
     cached: list = []
     assert encoded_by(encoder, lambda: cached.append(cache_features(tmp_path, data, encoder, SIDE))) == 1
     live = LiveSource(data, encoder, SIDE)
@@ -75,14 +75,14 @@ def test_another_encoder_or_resolution_is_encoded_anew(data, encoder, make_encod
     elif change == "resolution":
         side = 36
     assert encoded_by(other, lambda: cache_features(tmp_path, data, other, side)) == len(data.items)
-    assert encoded_by(encoder, lambda: cache_features(tmp_path, data, encoder, SIDE)) == 0  # and both stay
+    assert encoded_by(encoder, lambda: cache_features(tmp_path, data, encoder, SIDE)) == 0  # both remain cached
 
 
 def test_another_name_of_the_same_weights_shares(data, encoder, make_encoder, tmp_path: Path):
     cache_features(tmp_path, data, encoder, SIDE)
-    twin = make_encoder(0)
-    twin.name = "counting@/elsewhere"
-    assert encoded_by(twin, lambda: cache_features(tmp_path, data, twin, SIDE)) == 0
+    renamed = make_encoder(0)
+    renamed.name = "counting@/elsewhere"
+    assert encoded_by(renamed, lambda: cache_features(tmp_path, data, renamed, SIDE)) == 0
 
 
 def test_augmentation_parameters_are_part_of_the_key(encoder):
@@ -92,18 +92,18 @@ def test_augmentation_parameters_are_part_of_the_key(encoder):
 
 
 def test_augmented_pixels_are_pinned():
-    """When this fails the views or the squashing have changed: raise the numbers in features/cache.py, then these."""
+    """If this fails, views or resizing have changed: update the versions in features/cache.py, then these values."""
     y, x, c = np.mgrid[0:40, 0:50, 0:3]
     rgb = ((y * (3 + c) + x * (5 - c) + 40 * c) % 251).astype(np.uint8)
     seen = [view(rgb, number, 12345) for number in (1, 2, 3)]
-    assert [one.shape[:2] for one in seen] == [(40, 50), (36, 34), (36, 50)]
+    assert [picture.shape[:2] for picture in seen] == [(40, 50), (36, 34), (36, 50)]
     expected = [
         [[205, 208, 211], [142, 183, 227]],
         [[36, 107, 119], [255, 255, 50]],
         [[255, 255, 255], [217, 240, 0]],
     ]
-    # By at most 1: processors round differently.
-    np.testing.assert_allclose([one[[5, 20], [7, 30]].astype(int) for one in seen], expected, rtol=0, atol=1)
+    # Allow a difference of 1, because processors round differently.
+    np.testing.assert_allclose([picture[[5, 20], [7, 30]].astype(int) for picture in seen], expected, rtol=0, atol=1)
     assert VIEWS.endswith(", 1")
     small = resize_square(rgb, 16)[:, [3, 11], [2, 9]] * 255
     np.testing.assert_allclose(small, [[62, 231], [102, 19], [143, 58]], rtol=0, atol=1)
@@ -158,7 +158,7 @@ def test_a_damaged_entry_is_not_read_but_encoded_anew(data, encoder, tmp_path: P
     assert encoded_by(encoder, lambda: fresh.batch([(data.items[0], 0)])) == 1
     assert find_damage(path) is None
     assert torch.equal(first_tokens(fresh, data.items[0]), expected)
-    if kind not in ("flipped", "renamed"):  # those of the right size are found when they are read
+    if kind not in ("flipped", "renamed"):  # files of the right size are detected on reading
         path.write_bytes(raw[:-10])
         assert encoded_by(encoder, lambda: cache_features(tmp_path, data, encoder, SIDE)) == 1
 

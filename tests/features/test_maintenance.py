@@ -1,4 +1,4 @@
-"""Damage is found and costs one view; unwanted entries are removed."""
+"""Test that damage is found and costs one view, and that unwanted entries are removed."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ SIDE = 32
 
 
 def files(cache: Path) -> list[Path]:
-    """Every file of the cache that holds anything."""
+    """Return the files of the cache that are not empty."""
     return sorted(path for path in cache.rglob("*") if path.is_file() and path.stat().st_size)
 
 
@@ -43,21 +43,21 @@ def damaged_copy(cache: Path, copy: Path, which: int, place: float, bits: int) -
 
 
 def is_right(cache: Path, data: SegmentationData, encoder, views: int, live: torch.Tensor | None = None) -> bool:
-    """Whether a build completes it, and everything read from it is what the encoder returns (`live` if known)."""
-    wanted = [(item, view) for item in data.items for view in range(views)]
-    live = LiveSource(data, encoder, SIDE).batch(wanted)[0] if live is None else live
-    return torch.equal(cache_features(cache, data, encoder, SIDE, views=views).batch(wanted)[0], live.half().float())
+    """Return whether a completed cache holds what the encoder returns (`live` if precomputed)."""
+    pairs = [(item, view) for item in data.items for view in range(views)]
+    live = LiveSource(data, encoder, SIDE).batch(pairs)[0] if live is None else live
+    return torch.equal(cache_features(cache, data, encoder, SIDE, views=views).batch(pairs)[0], live.half().float())
 
 
 @pytest.fixture
 def live(data: SegmentationData, encoder) -> torch.Tensor:
-    """Two views of every image, encoded now."""
+    """Encode two views of every image."""
     return LiveSource(data, encoder, SIDE).batch([(item, view) for item in data.items for view in range(2)])[0]
 
 
 @pytest.fixture
 def cache(data: SegmentationData, encoder, tmp_path: Path) -> Path:
-    """Twelve entries: two views of each image."""
+    """Build a cache of twelve entries, two views of each image."""
     cache_features(tmp_path / "cache", data, encoder, SIDE, views=2)
     encoder.encoded = 0
     return tmp_path / "cache"
@@ -72,15 +72,15 @@ def test_an_intact_cache_has_no_damage(cache: Path):
 def test_any_flipped_byte_is_found_and_costs_one_view(
     cache: Path, live, data, encoder, tmp_path: Path, which: int, place: float, bits: int
 ):
-    struck, path = damaged_copy(cache, tmp_path / "struck", which, place, bits)
-    (damage,) = verify(struck)
+    damaged, path = damaged_copy(cache, tmp_path / "struck", which, place, bits)
+    (damage,) = verify(damaged)
     assert damage.path == path
     damage.path.unlink()
     encoder.encoded = 0
-    assert is_right(struck, data, encoder, 2, live)
+    assert is_right(damaged, data, encoder, 2, live)
     assert encoder.encoded == 1
-    assert verify(struck) == []
-    assert len(files(struck)) == 12
+    assert verify(damaged) == []
+    assert len(files(damaged)) == 12
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,9 +88,9 @@ def test_any_flipped_byte_is_found_and_costs_one_view(
 def test_a_damaged_entry_is_encoded_again_when_read(
     cache: Path, live, data, encoder, tmp_path: Path, which: int, place: float, bits: int
 ):
-    struck, _ = damaged_copy(cache, tmp_path / "struck", which, place, bits)
+    damaged, _ = damaged_copy(cache, tmp_path / "struck", which, place, bits)
     encoder.encoded = 0
-    assert is_right(struck, data, encoder, 2, live)
+    assert is_right(damaged, data, encoder, 2, live)
     assert encoder.encoded == 1
 
 
@@ -130,9 +130,9 @@ def test_info_counts(cache: Path, data, encoder):
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path):
-    for look in (info, verify, prune):
+    for function in (info, verify, prune):
         with pytest.raises(FusionerError, match="there is no feature cache"):
-            look(tmp_path / "none")
+            function(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -150,7 +150,7 @@ def test_prune_drops_images_that_are_gone_or_changed(cache: Path, data, encoder)
     data.items = data.items[2:]
     assert is_right(cache, data, encoder, 2)
     assert prune(cache).views == 0
-    assert encoder.encoded <= 8  # is_right encodes live; nothing else
+    assert encoder.encoded <= 8  # by is_right only
 
 
 def test_prune_removes_unused_keys_and_their_folders(cache: Path, data, encoder, make_encoder):
@@ -164,18 +164,18 @@ def test_prune_removes_unused_keys_and_their_folders(cache: Path, data, encoder,
 
 
 def test_prune_keeps_entries_of_images_on_an_unmounted_disk(cache: Path, root: Path):
-    away = root.with_name("away")
-    root.rename(away)
+    unmounted = root.with_name("away")
+    root.rename(unmounted)
     pruned = prune(cache)
     assert (pruned.views, pruned.kept, pruned.unreachable) == (0, 12, 12)
-    away.rename(root)
+    unmounted.rename(root)
     assert prune(cache).unreachable == 0
-    root.rename(away)
+    root.rename(unmounted)
     assert prune(cache, missing_folders=True).views == 12
 
 
 def test_prune_leaves_other_files(data, encoder, tmp_path: Path):
-    """Somebody names the wrong folder."""
+    """Prune a folder that is not a cache."""
     (tmp_path / "project").mkdir()
     for name in ("package.json", f"{'ab' * 8}.json", ".part-1"):
         (tmp_path / "project" / name).write_text("{}")
@@ -199,7 +199,7 @@ def unreadable(path: Path) -> Callable[[], None]:
     return lambda: path.chmod(0o755)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="needs permissions that bind")
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root ignores permissions")
 def test_a_folder_that_may_not_be_read_is_an_error(cache: Path, data, encoder):
     undo = unreadable(next(path for path in cache.iterdir() if path.is_dir()))
     with pytest.raises(FusionerError, match="cannot read the feature cache"):

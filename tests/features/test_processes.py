@@ -1,4 +1,4 @@
-"""Cache builders as processes: killed at any moment, or two at once."""
+"""Test cache builders as processes that are killed at any moment or run two at once."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ KILL9 = Path(__file__).resolve().parents[2] / "benchmarks" / "cache_kill9.py"
 
 @pytest.mark.slow
 def test_builders_killed_at_random_leave_no_stale_broken_or_lost_entries():
-    """Two at a time share the work; the script checks every entry after every kill. It does the many by itself."""
+    """Run the script briefly: it kills pairs of builders and checks every entry after every kill."""
     command = [sys.executable, str(KILL9), "--kills", "2", "--images", "5", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Cached and newly encoded tokens are the same, under the same masks."""
+"""Test that cached and newly encoded tokens are the same, under the same masks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ SIDE, VIEWS = 32, 5
 
 
 class Colours(FrozenImageEncoder):
-    """An encoder whose token is the pixel's own colour."""
+    """An encoder whose tokens are the colours of the pixels."""
 
     name, dim, stride = "colours", 3, 1
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -55,29 +55,29 @@ def test_single_views_and_batches_agree(data, encoder, tmp_path: Path):
     for source in (cache_features(tmp_path, data, encoder, SIDE, views=3), LiveSource(data, encoder, SIDE)):
         tokens, masks = source.batch([(data.items[1], 2), (data.items[4], 0)])
         for i, (item, view) in enumerate([(data.items[1], 2), (data.items[4], 0)]):
-            one, mask = single(source, item, view)
-            assert torch.equal(one, tokens[i])
+            actual, mask = single(source, item, view)
+            assert torch.equal(actual, tokens[i])
             assert np.array_equal(mask, masks[i])
 
 
 @pytest.mark.parametrize("kind", ["cached", "live", "augmented"])
 def test_the_mask_of_a_view_lies_on_its_tokens(data: SegmentationData, tmp_path: Path, kind: str):
-    """Each class has a colour of its own, which the encoder's tokens contain."""
-    recipe = Augmentation(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
+    """Each class has a distinct colour, which the tokens contain."""
+    augmentation = Augmentation(probability=1.0, jitter=0.1, noise=0.0, rotate=5.0)
     source: TokenSource = {
         "cached": lambda: cache_features(tmp_path, data, Colours(), 64, views=VIEWS),
         "live": lambda: LiveSource(data, Colours(), 64),
-        "augmented": lambda: LiveSource(data, Colours(), 64, replace(recipe, ignore=data.ignore)),
+        "augmented": lambda: LiveSource(data, Colours(), 64, replace(augmentation, ignore=data.ignore)),
     }[kind]()
     moved = 0
     for item, view in every(data):
         tokens, mask = single(source, item, view)
         shown = np.asarray(Image.fromarray(mask).resize((64, 64), Image.Resampling.NEAREST))
-        sure = shown != data.ignore
-        assert (tokens.argmax(dim=0).numpy() == shown)[sure].mean() > 0.9
+        labelled = shown != data.ignore
+        assert (tokens.argmax(dim=0).numpy() == shown)[labelled].mean() > 0.9
         original = np.asarray(Image.fromarray(data.read_mask(item)).resize((64, 64), Image.Resampling.NEAREST))
         moved += (original == shown).mean() < 0.9
-    assert moved > len(data.items)  # or the test above would prove nothing
+    assert moved > len(data.items)  # otherwise the assertion above is trivial
 
 
 def test_views_depend_on_content_not_on_file_name(data, root: Path, encoder):
@@ -88,8 +88,8 @@ def test_views_depend_on_content_not_on_file_name(data, root: Path, encoder):
 
     again = folder(root)
     live = LiveSource(again, encoder, SIDE)
-    (one, mask), (other, other_mask) = (single(live, again.by_id[name], 3) for name in (first.id, "twin"))
-    assert torch.equal(one, other)
+    (tokens, mask), (other, other_mask) = (single(live, again.by_id[name], 3) for name in (first.id, "twin"))
+    assert torch.equal(tokens, other)
     assert np.array_equal(mask, other_mask)
 
 

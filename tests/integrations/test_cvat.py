@@ -1,4 +1,4 @@
-"""The auto-annotation function, run by the driver of CVAT's SDK on a task without a server."""
+"""Test the auto-annotation function with the driver of CVAT's SDK, on a task without a server."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LABELS = "cat, a sofa"
 
 @pytest.fixture
 def segmenter(make_tiny_segmenter: Callable[..., Segmenter], monkeypatch: pytest.MonkeyPatch) -> Segmenter:
-    """The model that `create` loads."""
+    """Replace the model that `create` loads."""
     from fusioner.integrations import cvat
 
     tiny = make_tiny_segmenter()
@@ -33,7 +33,7 @@ def photo() -> Image.Image:
 
 
 def annotate(monkeypatch: pytest.MonkeyPatch, photo: Image.Image, names: str, **options: Any) -> list[Any]:
-    """Run `annotate_task` on a task of one image whose labels have the numbers 70, 71, ... -> the shapes it uploads."""
+    """Run `annotate_task` on one image whose labels have the ids 70, 71, ...; return the shapes it uploads."""
     from cvat_sdk import models  # pyright: ignore[reportMissingImports]
     from cvat_sdk.auto_annotation import driver  # pyright: ignore[reportMissingImports]
 

@@ -1,4 +1,4 @@
-"""The blocks of docs/integrations.md run as written."""
+"""Test that the blocks of docs/integrations.md run as written."""
 
 import re
 import shlex
@@ -48,8 +48,8 @@ def test_ultralytics(tmp_path: Path) -> None:
     script = f'fusioner() {{ "{sys.executable}" -m fusioner "$@"; }}\n{block("bash", "--format yolo")}'
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    about = yaml.safe_load((tmp_path / "distilled" / "data.yaml").read_text("utf-8"))
-    assert about["names"] == {0: "cat", 1: "cup", 2: "person"}
+    description = yaml.safe_load((tmp_path / "distilled" / "data.yaml").read_text("utf-8"))
+    assert description["names"] == {0: "cat", 1: "cup", 2: "person"}
     assert len(list((tmp_path / "distilled").glob("labels/*/*.txt"))) == 3
 
 

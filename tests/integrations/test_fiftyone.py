@@ -1,4 +1,4 @@
-"""The model for FiftyOne; `apply_model` needs its database, which the page's test uses where it is installed."""
+"""Test the model for FiftyOne without its database; test_docs.py runs `apply_model` if that is installed."""
 
 from collections.abc import Callable
 from typing import Any

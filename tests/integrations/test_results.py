@@ -1,4 +1,4 @@
-"""Results as the objects of other packages."""
+"""Conversion of results to the objects of other packages."""
 
 import warnings
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from fusioner.segmentation import Segmentation
 
 @pytest.fixture
 def result() -> Segmentation:
-    """Left half cat, lower right quarter sofa, no dog."""
+    """Return a result with cat in the left half, sofa in the lower right quarter, and no dog."""
     logits = np.full((3, 20, 30), -4.0, np.float32)
     logits[0, :, :15] = 3.0
     logits[1, 10:, 15:] = 1.0
@@ -24,7 +24,7 @@ def result() -> Segmentation:
 
 
 def test_transformers_output_is_that_of_its_pipeline(result: Segmentation) -> None:
-    """The pipeline's own last step, given the same label map and scores."""
+    """Compare with the last step of the pipeline for the same label map and scores."""
     import torch
     from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
@@ -37,16 +37,16 @@ def test_transformers_output_is_that_of_its_pipeline(result: Segmentation) -> No
     config = SimpleNamespace(id2label=dict(enumerate(result.labels, start=1)))
     pipeline: Any = SimpleNamespace(image_processor=processor, model=SimpleNamespace(config=config))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Pillow, at its `mode="L"`
+        warnings.simplefilter("ignore", DeprecationWarning)  # Pillow deprecates `mode="L"`
         expected = ImageSegmentationPipeline.postprocess(pipeline, {"target_size": None}, subtask="instance")
     ours = result.to_transformers()
     assert [item["label"] for item in ours] == ["cat", "sofa"]
-    for own, other in zip(ours, expected, strict=True):
-        assert own.keys() == other.keys()
-        assert own["label"] == other["label"]
-        assert own["score"] == pytest.approx(other["score"], abs=1e-6)
-        assert (own["mask"].mode, own["mask"].size) == (other["mask"].mode, other["mask"].size)
-        assert np.array_equal(np.asarray(own["mask"]), np.asarray(other["mask"]))
+    for actual, reference in zip(ours, expected, strict=True):
+        assert actual.keys() == reference.keys()
+        assert actual["label"] == reference["label"]
+        assert actual["score"] == pytest.approx(reference["score"], abs=1e-6)
+        assert (actual["mask"].mode, actual["mask"].size) == (reference["mask"].mode, reference["mask"].size)
+        assert np.array_equal(np.asarray(actual["mask"]), np.asarray(reference["mask"]))
 
 
 def test_supervision_detections_hold_masks_boxes_and_names(result: Segmentation) -> None:

@@ -29,7 +29,7 @@ def build(method: Method, **changes: Any) -> Fusioner:
     torch.manual_seed(0)
     aligned = {"similarity": "cosine", "similarity_dim": 10} if method in TRAINING_FREE else {}
     model = Fusioner(FusionerConfig(method=method, **(SHAPE | aligned | changes))).eval()
-    for weight in model.parameters():  # well apart from the small initial weights, so that answers differ
+    for weight in model.parameters():  # large compared to initial weights, so that results differ
         torch.nn.init.normal_(weight, std=0.5)
     for buffer in model.buffers():
         if buffer.dim():
@@ -82,7 +82,7 @@ def test_lseg_is_the_cosine_of_a_projected_patch_and_the_text() -> None:
     torch.testing.assert_close(model(image, labels)[1, 2, 2, 3], expected)
     changed = image.clone()
     changed[:, :, 0, 0] = unit(2, 12)
-    assert torch.equal(model(changed, labels)[..., 1:, :], model(image, labels)[..., 1:, :])  # a pixel sees itself
+    assert torch.equal(model(changed, labels)[..., 1:, :], model(image, labels)[..., 1:, :])  # per pixel
 
 
 @torch.no_grad()

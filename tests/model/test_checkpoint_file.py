@@ -1,4 +1,4 @@
-"""Model files: round trips, and an error sentence for everything wrong in one."""
+"""Model files: round trips, and an error message for every defect."""
 
 import json
 from pathlib import Path

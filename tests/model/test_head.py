@@ -1,4 +1,4 @@
-"""The head equals that of resized features without resizing them; gradients of wide convolutions."""
+"""Test that the head equals one on resized features, and the gradients of wide convolutions."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from fusioner.model.head import cosine_logits, neighbour_products
 
 
 def resized_first(features: Tensor, classes: Tensor, size: tuple[int, int]) -> Tensor:
-    """What is promised, in double precision."""
+    """Return the logits of resized features in double precision."""
     pixels = F.normalize(F.interpolate(features.double(), size=size, mode="bilinear", align_corners=False), dim=1)
     return torch.einsum("bchw,bkc->bkhw", pixels, F.normalize(classes.double(), dim=-1)) / 0.07
 
@@ -28,16 +28,16 @@ def test_logits_and_gradients_equal_those_of_resized_features(
     b: int, c: int, h: int, w: int, tall: int, wide: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    # Neighbours are never opposite: all have something in common.
+    # The offset prevents neighbours from being opposite.
     features = (torch.randn(b, c, h, w, generator=generator) + 1.5).requires_grad_()
     classes = torch.randn(b, 2, c, generator=generator).requires_grad_()
     expected = resized_first(features, classes, (tall, wide))
-    got = cosine_logits(features, classes, 0.07, (tall, wide))
-    assert (got - expected).abs().max() < 1e-3
+    logits = cosine_logits(features, classes, 0.07, (tall, wide))
+    assert (logits - expected).abs().max() < 1e-3
     pull = torch.randn(expected.shape, generator=generator)
     inputs = (features, classes)
     for one, other in zip(
-        torch.autograd.grad(got, inputs, pull), torch.autograd.grad(expected, inputs, pull.double()), strict=True
+        torch.autograd.grad(logits, inputs, pull), torch.autograd.grad(expected, inputs, pull.double()), strict=True
     ):
         assert (one - other).abs().max() <= 1e-3 * other.abs().max()
 

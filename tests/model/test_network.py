@@ -1,4 +1,4 @@
-"""The network at any number of labels and any grid, its ablations, and the extensions of the paper."""
+"""Test the network at any number of labels and any grid, its ablations, and the extensions of the paper."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def build(**changes: Any) -> Fusioner:
 
 
 def above(*kinds: list[int]) -> Tensor:
-    return torch.tensor([one + [3] * (MAX_PARENTS - len(one)) for one in kinds])
+    return torch.tensor([parents + [3] * (MAX_PARENTS - len(parents)) for parents in kinds])
 
 
 def tokens(b: int, gh: int, gw: int, posterior: int = 0) -> Tensor:
@@ -76,10 +76,10 @@ def test_logits_have_the_requested_size() -> None:
 def test_late_fusion_joins_text_and_image_in_the_head_only() -> None:
     early, late = build(), build(method="late")
     late.load_state_dict(early.state_dict())
-    image, one, other = tokens(1, 3, 4).flatten(2).transpose(1, 2), text(1, 2), text(1, 2)
-    assert torch.equal(late.fusion(image, one)[0], late.fusion(image, other)[0])
-    assert not torch.allclose(early.fusion(image, one)[0], early.fusion(image, other)[0], atol=1e-4)
-    assert torch.equal(late.fusion(image, one)[1], late.fusion(image.flip(2), one)[1])
+    image, first, second = tokens(1, 3, 4).flatten(2).transpose(1, 2), text(1, 2), text(1, 2)
+    assert torch.equal(late.fusion(image, first)[0], late.fusion(image, second)[0])
+    assert not torch.allclose(early.fusion(image, first)[0], early.fusion(image, second)[0], atol=1e-4)
+    assert torch.equal(late.fusion(image, first)[1], late.fusion(image.flip(2), first)[1])
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_image_features_are_independent_of_labels() -> None:
     image, labels = tokens(2, 4, 3, 6), text(2, 5)
     seen = model.encode_image(image)
     assert torch.equal(model(image, labels, features=seen), model(image, labels))
-    alone = [model(image, some, features=seen) for some in labels.split(2, dim=1)]
+    alone = [model(image, part, features=seen) for part in labels.split(2, dim=1)]
     torch.testing.assert_close(torch.cat(alone, dim=1), model(image, labels), atol=1e-4, rtol=1e-4)
     assert build().encode_image(tokens(1, 2, 2)) is None
 
@@ -118,16 +118,16 @@ def test_similarity_is_highest_where_the_posterior_has_the_label() -> None:
 
 @torch.no_grad()
 def test_hypernyms_of_classes_count_towards_a_label() -> None:
-    """Kind 1 is above the names 0, 1 and 3: called by it, half of the label's share is theirs, in equal parts."""
+    """A label equal to the hypernym of three names gives half of its weight to them, in equal parts."""
     reader: Any = build(similarity="posterior", similarity_dim=6, num_hypernyms=3).similarity
     reader.anchors.copy_(torch.eye(10)[:6])
     reader.set_hypernyms(torch.eye(10)[6:9], above([0, 1], [1], [], [1, 2], [], []))
-    near = reader.anchor_weights(torch.eye(10)[None, 7:8])[0, 0]
-    torch.testing.assert_close(near, torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]) / 6 + 1 / 12, atol=1e-4, rtol=0)
-    # The fewer names a kind covers, the nearer it brings them; its own name is nearest.
+    weights = reader.anchor_weights(torch.eye(10)[None, 7:8])[0, 0]
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]) / 6 + 1 / 12, atol=1e-4, rtol=0)
+    # The fewer names a hypernym covers, the larger their weights; a label's own name has the largest.
     between = F.normalize(torch.eye(10)[6:7] + torch.eye(10)[7:8], dim=1)
-    near = reader.anchor_weights(between[None])[0, 0]
-    assert near[0] > near[1] == near[3] > near[2]
+    weights = reader.anchor_weights(between[None])[0, 0]
+    assert weights[0] > weights[1] == weights[3] > weights[2]
     assert reader.anchor_weights(torch.eye(10)[None, 2:3])[0, 0].argmax() == 2
 
 
@@ -137,9 +137,9 @@ def test_hypernyms_of_classes_count_towards_a_label() -> None:
 def test_weights_of_a_label_sum_to_one(k: int, seed: int) -> None:
     reader: Any = build(similarity="posterior", similarity_dim=6, num_hypernyms=3).similarity
     torch.manual_seed(seed)
-    near = reader.anchor_weights(text(2, k))
-    torch.testing.assert_close(near.sum(dim=-1), torch.ones(2, k))
-    assert near.min() >= 0
+    weights = reader.anchor_weights(text(2, k))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, k))
+    assert weights.min() >= 0
 
 
 @torch.no_grad()
@@ -160,14 +160,14 @@ def test_affinity_rows_sum_to_one(b: int, p: int, seed: int) -> None:
     weights = affinity(visual)
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(b, p))
     assert weights.min() >= 0
-    torch.testing.assert_close(affinity(7 * visual), weights)  # whatever the tokens' length
+    torch.testing.assert_close(affinity(7 * visual), weights)  # independent of the norm of the tokens
     order = torch.randperm(p, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(affinity(visual[..., order]), weights[:, order][:, :, order])
 
 
 @torch.no_grad()
 def test_affinity_spreads_a_score_to_similar_patches() -> None:
-    """Two kinds of patches; the posterior names one patch of the first kind alone."""
+    """Of two kinds of patches, only one patch of the first kind has the label in its posterior."""
     model = build(similarity="posterior", similarity_dim=6, affinity_refinement=True)
     assert model.similarity is not None
     visual = torch.zeros(1, 12, 2, 3)
@@ -210,7 +210,7 @@ def test_gradients_reach_every_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"heads": 3}, "multiple of its 3 heads"),
         ({"num_hypernyms": 9}, "num_hypernyms needs a classifier's posterior"),
@@ -224,8 +224,8 @@ def test_gradients_reach_every_weight() -> None:
         ({"decoder_widths": ()}, "at least one"),
     ],
 )
-def test_an_impossible_shape_is_one_sentence(changes: dict, says: str) -> None:
-    with pytest.raises(FusionerError, match=says):
+def test_an_impossible_shape_is_one_sentence(changes: dict, message: str) -> None:
+    with pytest.raises(FusionerError, match=message):
         config(**changes)
 
 

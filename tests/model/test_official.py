@@ -1,4 +1,4 @@
-"""The official checkpoint's layout: synthetic ones of odd sizes, and one made of the golden tensors."""
+"""Test the layout of the official checkpoint, with synthetic ones of odd sizes and one made of the golden tensors."""
 
 import argparse
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import load_official
 
 State = dict[str, Tensor]
-WORDS = ["<pad>", "<unk>", "a", "photo", "of", "cat", "sofa", "<s>", "</s>"]  # OpenAI's ends come last
+WORDS = ["<pad>", "<unk>", "a", "photo", "of", "cat", "sofa", "<s>", "</s>"]  # as in OpenAI's vocabulary
 
 
 def tower(width: int, layers: int) -> State:
@@ -63,7 +63,7 @@ def parts() -> tuple[State, State, Fusioner]:
 
 @pytest.fixture
 def write(tmp_path: Path, parts: tuple[State, State, Fusioner]) -> Callable[..., Path]:
-    """`write(content=None, **changes)` -> a .pth beside a tokenizer; a change of None drops a weight."""
+    """Return `save(content=None, changes)`, which writes a .pth beside a tokenizer; a change of None drops a weight."""
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [(word, WORDS.index(word)) for word in ("<s>", "</s>")]
@@ -177,7 +177,7 @@ def test_missing_or_truncated_files_are_one_sentence(write: Callable[..., Path],
 def test_the_golden_tensors_through_the_checkpoint(
     sliding_windows: Any, reference: Path, write: Callable[..., Path]
 ) -> None:
-    """Image in, logits out, as the official implementation computed them."""
+    """Compare the logits of an image with those of the official implementation."""
 
     def read(name: str) -> tuple[State, dict[str, str]]:
         with safe_open(reference / f"{name}.safetensors", "pt") as file:

@@ -54,7 +54,7 @@ def golden_network(golden_fusion: Golden) -> Fusioner:
 
 @pytest.fixture(scope="session")
 def golden_clip(reference: Path) -> ClipVision:
-    """Takes images that are normalised already."""
+    """Return an encoder for images that are already normalised."""
     tensors, sizes = read_golden(reference / "clip_vit_dense.safetensors")
     encoder = clip_vision_from_openai(state_of(tensors), heads=int(sizes["heads"]))
     encoder.mean, encoder.std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

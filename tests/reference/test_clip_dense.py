@@ -1,4 +1,4 @@
-"""CLIP's dense patch tokens against the golden tensors of the official implementation."""
+"""Compare CLIP's dense patch tokens with the golden tensors of the official implementation."""
 
 from pathlib import Path
 

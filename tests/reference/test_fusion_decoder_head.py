@@ -1,4 +1,4 @@
-"""The paper's network against the official implementation's tensors."""
+"""Compare the paper's network with the tensors of the official implementation."""
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def test_every_stage_is_reproduced(golden_network: Fusioner, golden_fusion: Gold
 
 
 @torch.no_grad()
-def test_the_whole_way_is_reproduced(golden_network: Fusioner, golden_fusion: Golden) -> None:
+def test_the_whole_pipeline_is_reproduced(golden_network: Fusioner, golden_fusion: Golden) -> None:
     tensors, sizes = golden_fusion
     grid, target = int(sizes["grid"]), int(sizes["target_size"])
     tokens = tensors["input.visual"].transpose(1, 2).unflatten(2, (grid, grid))

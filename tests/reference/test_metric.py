@@ -1,4 +1,4 @@
-"""Pixel counts and measures against the sums of the official evaluator."""
+"""Compare pixel counts and measures with the sums of the official evaluator."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def test_fold_iou_reproduces_the_official_sums(reference: Path):
         cases = int(file.metadata()["cases"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     classes = [int(tensors[f"class{i}"]) for i in range(cases)]
-    first = (min(classes) - 1) // 5 * 5 + 1  # the five classes of the fold the prompted ones belong to
+    first = (min(classes) - 1) // 5 * 5 + 1  # the five classes of the fold of the prompted ones
     counts = torch.zeros(tensors["output.intersection"].shape[1], 2, 2, dtype=torch.int64)
     for i in range(cases):
         counts[classes[i]] += binary_counts(tensors[f"pred{i}"], tensors[f"gt{i}"], tensors[f"ignore{i}"])

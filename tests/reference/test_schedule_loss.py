@@ -1,4 +1,4 @@
-"""Loss and schedules against the official implementation's numbers."""
+"""Compare loss and schedules with the numbers of the official implementation."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def golden(reference: Path) -> Golden:
 
 
 def ends(text: str) -> tuple[float, float]:
-    """`1e-3->2e-6` -> (1e-3, 2e-6)."""
+    """Parse `1e-3->2e-6` to (1e-3, 2e-6)."""
     start, end = text.split("->")
     return float(start), float(end)
 

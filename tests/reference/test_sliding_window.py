@@ -1,4 +1,4 @@
-"""Native-resolution inference and the decision against the official implementation's tensors."""
+"""Compare native-resolution inference and the decision with the tensors of the official implementation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,7 +61,7 @@ class Words:
 def test_the_segmenters_native_resolution_without_smoothness_is_the_official_one(
     sliding_windows: Any, golden_windows: Golden, golden_network: Fusioner, golden_clip: ClipVision
 ) -> None:
-    """On 8-bit images, the encoder normalising inside: the same as the windows over the normalised image."""
+    """Use 8-bit images, which the encoder normalises itself."""
     tensors, sizes = golden_windows
     crop, vector = int(sizes["crop"]), tensors["input.text"][0, 0]
     card = ModelCard(golden_network.config, "golden", "golden", resolution=crop)

@@ -1,4 +1,4 @@
-"""Training-free methods against the golden tensors of their public code, see README.md beside the tensors."""
+"""Compare training-free methods with the golden tensors of their public code (see README.md in the tensors' folder)."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ RAW = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the golden pixels are not normalised
 
 
 class Patches(DenseEncoder):
-    """The golden second encoder: one convolution."""
+    """The second encoder of the golden tensors, a convolution."""
 
     def __init__(self, kernel: Tensor) -> None:
         super().__init__("patches", kernel.shape[0], kernel.shape[-1], *RAW)
@@ -37,7 +37,7 @@ class Patches(DenseEncoder):
 
 
 class Rows(Frozen):
-    """A text encoder of given embeddings: the text is the row."""
+    """A text encoder whose texts are the row numbers of given embeddings."""
 
     name = "rows"
 
@@ -59,7 +59,7 @@ def golden(reference: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def build(golden: tuple[dict[str, str], dict[str, Tensor]], method: str) -> Segmenter:
-    """A segmenter of the golden encoders with the windows, words and threshold of the public code."""
+    """Return a segmenter of the golden encoders with the windows, words and threshold of the public code."""
     metadata, tensors = golden
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     attention: Any = "values" if method == "proxyclip" else method
@@ -85,7 +85,7 @@ def build(golden: tuple[dict[str, str], dict[str, Tensor]], method: str) -> Segm
 
 
 def assert_close(actual: np.ndarray, expected: Tensor) -> None:
-    """Golden planes hold every third row and column."""
+    """Compare with golden planes, which hold every third row and column."""
     assert actual[:, ::3, ::3].shape == expected.shape
     assert np.abs(actual[:, ::3, ::3] - expected.numpy()).max() < 1e-4 * expected.abs().max()
 
@@ -101,7 +101,7 @@ def test_scores_and_label_map(golden: tuple[dict[str, str], dict[str, Tensor]], 
     result = segmenter(image, labels)
     assert result.options.mode == "slide"
     differing = result.label_map != tensors[f"{method}.prediction"].numpy()
-    assert differing.mean() < 1e-3, "ties alone"
+    assert differing.mean() < 1e-3, "more than ties differ"
     names_alone: Any = SimpleNamespace(expand=list, reduce=lambda scores, _: scores)
     segmenter.hierarchy = names_alone  # the scores before the softmax
     encoded = segmenter.encode(image)
@@ -112,7 +112,7 @@ def test_scores_and_label_map(golden: tuple[dict[str, str], dict[str, Tensor]], 
 
 
 def test_an_image_of_one_colour_attends_to_itself() -> None:
-    """All cosines are 1, so that the published mask would leave nothing to attend to."""
+    """With all cosines equal to 1, the published mask would exclude every position."""
     weights = proxy_attention(torch.ones(2, 1, 3, 4))
     assert torch.equal(weights, torch.eye(12).expand(2, -1, -1))
 

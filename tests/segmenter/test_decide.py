@@ -1,4 +1,4 @@
-"""The decision: thresholds, ties, order of labels; band by band and at once."""
+"""Test the decision: thresholds, ties, order of labels, and equality of banded and whole computation."""
 
 import math
 from typing import Any
@@ -28,7 +28,7 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def planes(low: float = 0.0, high: float = 1.0) -> st.SearchStrategy[Tensor]:
-    """(k, h, w) with many equal values, so that ties are common."""
+    """Draw (k, h, w) with many equal values, so that ties are common."""
     shape = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
     seed = st.integers(0, 2**31)
 
@@ -49,7 +49,7 @@ def test_is_the_argmax_with_the_threshold_in_front(p: Tensor, threshold: float) 
 
 @given(planes(), st.floats(0, 1), st.booleans(), st.randoms())
 def test_permuting_labels_permutes_the_map(p: Tensor, threshold: float, background: bool, random: object) -> None:
-    p = p + torch.linspace(0, 1e-3, len(p))[:, None, None]  # no ties: those go by order
+    p = p + torch.linspace(0, 1e-3, len(p))[:, None, None]  # avoid ties, which depend on the order
     order = torch.randperm(len(p), generator=torch.Generator().manual_seed(hash(random) % 2**31))
     before, after = decide(p, threshold, background), decide(p[order], threshold, background)
     names = torch.cat([torch.zeros(1, dtype=torch.int64), order + 1])
@@ -89,24 +89,24 @@ def test_a_threshold_outside_zero_to_one_is_refused(threshold: float) -> None:
 def test_streaming_decides_as_all_at_once(
     logits: Tensor, size: tuple[int, int], threshold: float, background: bool, chunk: int
 ) -> None:
-    usual = postprocess.CHUNK_SIZE, postprocess.BAND_SIZE
+    default = postprocess.CHUNK_SIZE, postprocess.BAND_SIZE
     postprocess.CHUNK_SIZE = postprocess.BAND_SIZE = chunk
     try:
         numbers, best = decide_logits(logits, size, threshold, background)
         streamed = torch.from_numpy(np.concatenate(list(postprocess.iter_probabilities(logits.numpy(), size))))
     finally:
-        postprocess.CHUNK_SIZE, postprocess.BAND_SIZE = usual
-    p = upsample(logits, size).sigmoid()  # the last bit of a sigmoid depends on how many are computed at once
+        postprocess.CHUNK_SIZE, postprocess.BAND_SIZE = default
+    p = upsample(logits, size).sigmoid()  # the last bit depends on the number of values per call
     assert torch.allclose(streamed, p, rtol=0, atol=1e-6)
-    rivals = torch.cat([torch.full_like(p[:1], threshold if background else -1.0), p])
-    assert torch.allclose(rivals.gather(0, numbers[None].long())[0], rivals.amax(0), rtol=0, atol=1e-6)
-    assert torch.allclose(best, rivals.amax(0), rtol=0, atol=1e-6)
-    sure = rivals.topk(2, dim=0).values.diff(dim=0)[0] < -1e-5
-    assert torch.equal(numbers[sure], decide(p, threshold, background)[sure])
+    candidates = torch.cat([torch.full_like(p[:1], threshold if background else -1.0), p])
+    assert torch.allclose(candidates.gather(0, numbers[None].long())[0], candidates.amax(0), rtol=0, atol=1e-6)
+    assert torch.allclose(best, candidates.amax(0), rtol=0, atol=1e-6)
+    untied = candidates.topk(2, dim=0).values.diff(dim=0)[0] < -1e-5
+    assert torch.equal(numbers[untied], decide(p, threshold, background)[untied])
 
 
 def test_labels_that_win_nowhere_are_not_upsampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of a hundred labels win somewhere; only they, and those that might, are upsampled."""
+    """Only labels that may exceed the others somewhere are upsampled, here few of a hundred."""
     logits = torch.randn(100, 12, 10) - 5
     logits[17], logits[60, :6] = 3.0, 9.0
     upsampled = []
@@ -118,7 +118,7 @@ def test_labels_that_win_nowhere_are_not_upsampled(monkeypatch: pytest.MonkeyPat
     assert sum(upsampled) == 4
 
 
-def test_upsampling_gives_a_tensor_of_its_own() -> None:
+def test_upsampling_returns_a_new_tensor() -> None:
     logits = torch.randn(2, 3, 4)
     same = upsample(logits, (3, 4))
     assert torch.equal(same, logits)

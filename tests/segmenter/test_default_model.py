@@ -1,4 +1,4 @@
-"""`fusioner.load()`: no network, real photographs, obvious objects."""
+"""Test `fusioner.load()` without network, on real photographs of obvious objects."""
 
 from pathlib import Path
 
@@ -42,9 +42,9 @@ def test_one_encoding_many_queries(seg: "fusioner.Segmenter") -> None:
 def test_logits_do_not_depend_on_the_other_labels(seg: "fusioner.Segmenter") -> None:
     encoded = seg.encode(data.coffee(), mode="whole")
     alone = seg.low_res_logits(encoded, ["cup"])
-    among = seg.low_res_logits(encoded, ["table", "cup", "spoon"])
+    joint = seg.low_res_logits(encoded, ["table", "cup", "spoon"])
     if seg.model.config.labels_independent:
-        assert np.allclose(alone[0], among[1], atol=1e-3)
+        assert np.allclose(alone[0], joint[1], atol=1e-3)
 
 
 def test_a_mirrored_image_has_a_mirrored_mask(seg: "fusioner.Segmenter") -> None:

@@ -1,4 +1,4 @@
-"""Result files read by other tools: the same mask, up to their rasterisation."""
+"""Test that other tools read the same masks from result files, up to rasterisation."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ MASKS = arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 
 def segmentation(label_map: np.ndarray) -> Segmentation:
-    """A result with exactly this map."""
+    """Return a result with this label map."""
     logits = torch.stack([torch.from_numpy(np.where(label_map == i, 3.0, -3.0)) for i in (1, 2, 3)]).float()
     rgb = np.random.default_rng(0).integers(0, 256, (*label_map.shape, 3), dtype=np.uint8)
     return Segmentation.from_logits(rgb, LABELS, logits.numpy(), name="photo.jpg")
@@ -41,7 +41,7 @@ def segmentation(label_map: np.ndarray) -> Segmentation:
 
 @pytest.fixture
 def result() -> Segmentation:
-    """A ring around a ring, a region in two parts that touch at a corner, and no dog."""
+    """Return a result with a ring around a ring, a region of two parts that touch at a corner, and no dog."""
     label_map = np.zeros((40, 60), np.uint16)
     label_map[4:30, 5:35] = 1
     label_map[8:26, 10:30] = 0
@@ -51,7 +51,7 @@ def result() -> Segmentation:
 
 
 def even_odd(rings: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Filled by skimage, whose pixel centres are whole numbers."""
+    """Fill rings by skimage, whose pixel centres have integer coordinates."""
     filled = np.zeros(shape, bool)
     for ring in rings:
         points = np.asarray(ring, float) - 0.5
@@ -67,12 +67,12 @@ def test_traced_masks_filled_are_the_masks(mask: np.ndarray) -> None:
     assert len(polygons) == regions[1]
     filled = np.zeros(mask.shape, bool)
     for polygon in polygons:
-        own = even_odd(polygon, mask.shape)
-        assert not (filled & own).any()
-        assert np.array_equal(own, even_odd([join_holes(polygon)], mask.shape))
-        filled |= own
+        part = even_odd(polygon, mask.shape)
+        assert not (filled & part).any()
+        assert np.array_equal(part, even_odd([join_holes(polygon)], mask.shape))
+        filled |= part
         for ring in polygon:
-            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # no corner twice
+            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # corners are unique
     assert np.array_equal(filled, mask)
 
 
@@ -81,30 +81,30 @@ def test_coco_reads_back_the_same_masks(result: Segmentation, tmp_path: Path) ->
     names = {category["id"]: category["name"] for category in dataset.loadCats(dataset.getCatIds())}
     assert list(names.values()) == list(LABELS)
     found = dataset.loadAnns(dataset.getAnnIds())
-    assert [names[one["category_id"]] for one in found] == list(result.found)
-    for one in found:
-        mask = result.mask(names[one["category_id"]])
-        assert np.array_equal(dataset.annToMask(one), mask)
-        assert (one["area"], tuple(one["bbox"])) == (mask.sum(), result.boxes[names[one["category_id"]]])
+    assert [names[entry["category_id"]] for entry in found] == list(result.found)
+    for entry in found:
+        mask = result.mask(names[entry["category_id"]])
+        assert np.array_equal(dataset.annToMask(entry), mask)
+        assert (entry["area"], tuple(entry["bbox"])) == (mask.sum(), result.boxes[names[entry["category_id"]]])
 
 
 @given(MASKS.filter(np.any))
 @settings(deadline=None)
 def test_pycocotools_makes_the_same_mask_of_the_polygons(mask: np.ndarray) -> None:
-    made = json.loads(segmentation(mask.astype(np.uint16)).to_bytes("coco"))["annotations"][0]["polygons"]
-    filled = masks.decode(masks.merge(masks.frPyObjects(made, *mask.shape)))
+    polygons = json.loads(segmentation(mask.astype(np.uint16)).to_bytes("coco"))["annotations"][0]["polygons"]
+    filled = masks.decode(masks.merge(masks.frPyObjects(polygons, *mask.shape)))
     assert np.array_equal(filled, mask)
 
 
 def painted(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """As LabelMe paints a polygon (Pillow, outline included); OpenCV's fillPoly, used for YOLO, likewise."""
+    """Fill a polygon as LabelMe does (Pillow, outline included), which resembles OpenCV's fillPoly for YOLO."""
     canvas = Image.new("1", (shape[1], shape[0]))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in points.tolist()], outline=1, fill=1)
     return np.array(canvas)
 
 
 def nearly(read: np.ndarray, mask: np.ndarray) -> bool:
-    """Within the tolerance of a pixel, and the outline that the programs paint as well."""
+    """Return whether two masks agree within one pixel and the outline that other programs add."""
     box = np.ones((3, 3))
     return bool((read >= binary_erosion(mask, box)).all() and (read <= binary_dilation(mask, box, 2)).all())
 
@@ -116,7 +116,7 @@ def test_labelme_reads_back_the_simplified_masks(result: Segmentation) -> None:
         shapes = [np.array(shape["points"]) for shape in content["shapes"] if shape["label"] == name]
         read = np.any([painted(points, (40, 60)) for points in shapes], axis=0)
         bridges = np.zeros((40, 60), bool)
-        if name == "cat":  # a hole hangs on a line, which is painted too
+        if name == "cat":  # the line to a hole is painted too
             bridges[4:9, 5:11] = True
         assert nearly(read & ~(bridges & ~result.mask(name)), result.mask(name))
 
@@ -148,24 +148,24 @@ def test_cvat_reads_back_the_same_masks(label_map: np.ndarray) -> None:
     result = segmentation(label_map)
     image = ElementTree.fromstring(result.to_bytes("cvat")).find("image")
     assert image is not None
-    assert [one.get("label") for one in image] == list(result.found)
-    for one in image:
-        left, top, width, height = (int(one.get(key, "")) for key in ("left", "top", "width", "height"))
-        runs = [int(run) for run in one.get("rle", "").split(",")]
-        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # begins outside the mask
+    assert [entry.get("label") for entry in image] == list(result.found)
+    for entry in image:
+        left, top, width, height = (int(entry.get(key, "")) for key in ("left", "top", "width", "height"))
+        runs = [int(run) for run in entry.get("rle", "").split(",")]
+        flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)  # runs start outside the mask
         read = np.zeros(label_map.shape, bool)
         read[top : top + height, left : left + width] = flat.reshape(height, width)
-        assert np.array_equal(read, result.mask(one.get("label", "")))
+        assert np.array_equal(read, result.mask(entry.get("label", "")))
 
 
 def test_geojson_reads_back_the_same_masks(result: Segmentation) -> None:
     features = json.loads(result.to_bytes("geojson"))["features"]
-    assert [one["properties"]["label"] for one in features] == list(result.found)
-    for one in features:
-        rings = [ring for polygon in one["geometry"]["coordinates"] for ring in polygon]
+    assert [entry["properties"]["label"] for entry in features] == list(result.found)
+    for entry in features:
+        rings = [ring for polygon in entry["geometry"]["coordinates"] for ring in polygon]
         assert all(ring[0] == ring[-1] for ring in rings)
         read = even_odd([np.array(ring) for ring in rings], (40, 60))
-        assert np.array_equal(read, result.mask(one["properties"]["label"]))
+        assert np.array_equal(read, result.mask(entry["properties"]["label"]))
 
 
 def test_npz_reads_back_everything(result: Segmentation, tmp_path: Path) -> None:
@@ -178,10 +178,10 @@ def test_npz_reads_back_everything(result: Segmentation, tmp_path: Path) -> None
 def test_every_kind_is_the_same_in_a_file_and_in_memory(result: Segmentation, tmp_path: Path) -> None:
     paths = result.save(tmp_path, "photo", list(FORMATS))
     assert {kind: path.name for kind, path in paths.items()} == {
-        kind: f"photo{one.suffix}" for kind, one in FORMATS.items()
+        kind: f"photo{file_format.suffix}" for kind, file_format in FORMATS.items()
     }
     for kind, path in paths.items():
-        if kind != "npz":  # a zip holds the time
+        if kind != "npz":  # a zip file contains the time
             assert path.read_bytes() == result.to_bytes(kind)
     with pytest.raises(FusionerError, match="tiff"):
         result.to_bytes("tiff")
@@ -201,7 +201,7 @@ def test_a_cutout_is_the_label_and_nothing_else(result: Segmentation) -> None:
 
 
 def test_confidence_is_that_of_the_decision(result: Segmentation) -> None:
-    assert np.allclose(result.confidence, 1 / (1 + np.exp(-3.0)), atol=1e-3)  # every pixel was decided by a logit of 3
+    assert np.allclose(result.confidence, 1 / (1 + np.exp(-3.0)), atol=1e-3)  # every pixel has a logit of 3
 
 
 def test_boxes_hold_all_pixels_and_no_row_more(result: Segmentation) -> None:

@@ -1,4 +1,4 @@
-"""Rasters segmented tile by tile equal the whole, and results keep their coordinates."""
+"""Test that tiled rasters are segmented as a whole, and that results keep their coordinates."""
 
 import json
 from collections.abc import Callable
@@ -31,10 +31,10 @@ def write(path: Path, bands: np.ndarray, **options: Any) -> Path:
     return path
 
 
-def segment(segmenter: Segmenter, path: Path, **more: Any) -> tuple[np.ndarray, Any, dict[str, Any], list[str]]:
+def segment(segmenter: Segmenter, path: Path, **options: Any) -> tuple[np.ndarray, Any, dict[str, Any], list[str]]:
     outputs = {"geotiff": path.with_suffix(".mask.tif"), "geojson": path.with_suffix(".geojson")}
     notes: list[str] = []
-    geo.segment_raster(segmenter, path, LABELS, outputs, on_note=notes.append, **more)
+    geo.segment_raster(segmenter, path, LABELS, outputs, on_note=notes.append, **options)
     with rasterio.open(outputs["geotiff"]) as source:
         return source.read(1), source.profile, json.loads(outputs["geojson"].read_text()), notes
 
@@ -60,7 +60,7 @@ def test_tiles_give_the_mask_of_the_whole_picture(
     whole = tiny_segmenter(rgb, LABELS, mode="slide").label_map
     assert done[-1] == (len(done), len(done))
     assert len(done) > 1 or max(shape) < 112
-    assert (mask != whole).mean() < 1e-3  # sums in another order
+    assert (mask != whole).mean() < 1e-3  # summation order differs
     assert (profile["crs"], profile["transform"], profile["nodata"]) == ("EPSG:32633", TRANSFORM, 255)
     assert notes == []
     assert features["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32633"

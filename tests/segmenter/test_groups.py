@@ -1,4 +1,4 @@
-"""Group words: found where a member is, never above a member that is a label itself."""
+"""Test that group words are found where a member is, but never override a member that is also a label."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,8 +33,8 @@ def test_a_hypernym_covers_all_its_members(hierarchy: LabelHierarchy) -> None:
     found = hierarchy.reduce(logits, labels)
     expected = [[3.0, -2.0, -2.0], [2.99, 1.99, -1.0], [-4.0, -4.0, 1.0]]
     np.testing.assert_allclose(np.asarray(found)[:, 0], expected, rtol=1e-6)
-    likely = 1 / (1 + np.exp(-np.asarray(found)))
-    assert np.asarray(decide(likely, 0.5)).tolist() == [[1, 2, 3]]  # the cat is a cat, the dog an animal
+    probabilities = 1 / (1 + np.exp(-np.asarray(found)))
+    assert np.asarray(decide(probabilities, 0.5)).tolist() == [[1, 2, 3]]  # cat for the cat, animal for the dog
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,6 @@ def test_the_bundled_model_finds_a_cat_as_an_animal() -> None:
     for mode in ("whole", "slide"):
         segmenter.set_image(SAMPLES / "chelsea.jpg", mode=mode)
         cat, animal, both = (segmenter.segment(labels) for labels in (["cat"], ["animal"], ["animal", "cat"]))
-        here, there = cat.mask("cat"), animal.mask("animal")
-        assert (here & there).sum() > 0.97 * (here | there).sum()
-        assert both.mask("cat").sum() > 0.97 * here.sum()
+        cat_mask, animal_mask = cat.mask("cat"), animal.mask("animal")
+        assert (cat_mask & animal_mask).sum() > 0.97 * (cat_mask | animal_mask).sum()
+        assert both.mask("cat").sum() > 0.97 * cat_mask.sum()

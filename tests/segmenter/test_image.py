@@ -1,4 +1,4 @@
-"""Every kind of picture, written here and read back."""
+"""Reading of every kind of picture, written by the tests."""
 
 import io
 import os
@@ -24,13 +24,13 @@ from fusioner.image import CAMERA_RAW, HEIF, MAX_PIXELS, image_size, image_suffi
 
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
-    """A photograph without symmetry, 60 rows of 90 columns."""
+    """Return a photograph without symmetry, 60 rows of 90 columns."""
     return np.asarray(Image.fromarray(data.chelsea()).resize((90, 60)))
 
 
 @pytest.fixture(scope="module")
 def ramp() -> np.ndarray:
-    """Grey from 0 to 255 in 8 bits, 16 x 256."""
+    """Return 8-bit grey values from 0 to 255, 16 x 256."""
     return np.tile(np.arange(256, dtype=np.uint8), (16, 1))
 
 
@@ -63,9 +63,9 @@ def test_all_sources_give_the_same(photo: np.ndarray, tmp_path: Path) -> None:
 
 def test_a_pipe_and_a_text_file(photo: np.ndarray, tmp_path: Path) -> None:
     read, write = os.pipe()
-    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as sender:
-        sender.write(encoded(Image.fromarray(photo[:9, :9]), "PNG"))
-        sender.close()
+    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as sink:
+        sink.write(encoded(Image.fromarray(photo[:9, :9]), "PNG"))
+        sink.close()
         assert np.array_equal(read_image(pipe), photo[:9, :9])
     (tmp_path / "a.txt").write_text("text")
     with (tmp_path / "a.txt").open() as text, pytest.raises(FusionerError, match="binary mode"):
@@ -73,16 +73,16 @@ def test_a_pipe_and_a_text_file(photo: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_the_callers_array_is_not_shared(photo: np.ndarray) -> None:
-    mine = photo.copy()
-    rgb = read_image(mine)
-    mine[:] = 0
+    array = photo.copy()
+    rgb = read_image(array)
+    array[:] = 0
     assert np.array_equal(rgb, photo)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_all_eight_orientations_come_out_upright(photo: np.ndarray, orientation: int, kind: str) -> None:
-    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # which orientation turns the upright picture into the stored one
+    undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}  # orientation that maps the upright picture to the stored one
     notes = Image.Exif()
     notes[0x0112] = undo.get(orientation, 1)
     tagged = Image.open(io.BytesIO(encoded(Image.fromarray(photo), "PNG", exif=notes)))
@@ -109,7 +109,7 @@ def test_cmyk(photo: np.ndarray) -> None:
 
 
 def test_adobe_inverted_cmyk(photo: np.ndarray) -> None:
-    """Photoshop stores CMYK JPEGs inverted and says so in an APP14 marker, which Pillow writes and reads too."""
+    """Photoshop inverts CMYK in JPEG and marks it by APP14, which Pillow writes and reads too."""
     raw = encoded(Image.fromarray(photo).convert("CMYK"), "JPEG")
     assert b"Adobe" in raw[:64]
     assert close(read_image(raw), photo, 6.0)
@@ -149,7 +149,7 @@ def test_a_flat_deep_image_does_not_divide_by_zero() -> None:
 
 
 def test_16_bit_colour_png(photo: np.ndarray) -> None:
-    """Written by hand: Pillow cannot write 48-bit PNG."""
+    """Write the file by hand, because Pillow cannot write 48-bit PNG."""
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in photo)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
@@ -260,7 +260,7 @@ def test_a_colour_profile_that_does_not_fit_is_ignored(photo: np.ndarray) -> Non
 
 
 def written(path: Path, *pages: np.ndarray, byteorder: Any = None, **options: Any) -> tuple[np.ndarray, list[str]]:
-    """Write a TIFF and return what is read of it, and the notes without the path."""
+    """Write a TIFF; return the pixels read and the notes without the path."""
     tifffile = pytest.importorskip("tifffile")
     with tifffile.TiffWriter(path, byteorder=byteorder) as writer:
         for page in pages:
@@ -271,7 +271,7 @@ def written(path: Path, *pages: np.ndarray, byteorder: Any = None, **options: An
     return rgb, [note.removeprefix(f"{path} ") for note in notes]
 
 
-def test_a_fourth_band_of_a_tiff_is_alpha_only_if_it_looks_like_it(photo: np.ndarray, tmp_path: Path) -> None:
+def test_a_fourth_band_of_a_tiff_is_alpha_only_if_plausible(photo: np.ndarray, tmp_path: Path) -> None:
     infrared = np.dstack([photo, photo[..., 1] // 3])
     clear = np.dstack([photo, np.where(np.arange(90) < 45, 0, 255) * np.ones((60, 1))]).astype(np.uint8)
     for extra in (["unassalpha"], ["unspecified"]):
@@ -554,7 +554,7 @@ def test_flipped_bytes_never_raise_anything_else(data_: st.DataObject) -> None:
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """A PNG of zeros, a few hundred kilobytes whatever its size."""
+    """Return a PNG of zeros, a few hundred kilobytes at any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -584,12 +584,12 @@ def test_the_pixel_limit_applies_without_pillows(tmp_path: Path, monkeypatch: py
 
 
 def test_pillows_warning_is_suppressed() -> None:
-    """Ten times ten thousand pixels lie between Pillow's warning, an error in this suite, and our limit."""
+    """The size lies between Pillow's warning, an error in this suite, and our limit."""
     assert MAX_PIXELS > 10_000 * 10_000
     cut = bomb_png(10_000, 10_000)[:60]
     with pytest.warns(Image.DecompressionBombWarning):
         Image.open(io.BytesIO(cut))
-    with pytest.raises(FusionerError, match="truncated"):  # the header passed, the pixels were not there
+    with pytest.raises(FusionerError, match="truncated"):  # the header is valid, but pixels are missing
         read_image(cut)
 
 

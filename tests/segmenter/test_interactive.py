@@ -19,7 +19,7 @@ LABELS = ["cat", "sofa", "window"]
 
 
 class EnoughError(Exception):
-    """The user's."""
+    """An exception raised by the user's callback."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_an_exception_of_on_progress_propagates(tiny_segmenter: Segmenter, photo
 def test_slide_equals_encode_then_segment(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     at_once = tiny_segmenter(photo, LABELS, mode="slide")
     stored = tiny_segmenter.set_image(photo, mode="slide").segment(LABELS)
-    torch.testing.assert_close(at_once.logits, stored.logits, atol=1e-3, rtol=1e-3)  # other batches
+    torch.testing.assert_close(at_once.logits, stored.logits, atol=1e-3, rtol=1e-3)  # batch sizes differ
 
 
 def test_a_batch_takes_one_forward_and_equals_single_images(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
@@ -67,27 +67,27 @@ def test_a_batch_takes_one_forward_and_equals_single_images(tiny_segmenter: Segm
 
 def test_tta_scales_are_averaged(make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)
-    apart = [segmenter.low_res_logits(segmenter.encode(photo, scale=scale), LABELS) for scale in (1.0, 2.0)]
+    separate = [segmenter.low_res_logits(segmenter.encode(photo, scale=scale), LABELS) for scale in (1.0, 2.0)]
     segmenter.options = InferenceOptions(tta_scales=(1.0, 2.0))
     encoded = segmenter.encode(photo)
-    fine = tuple(apart[1].shape[1:])
-    expected = (upsample(apart[0], fine) + apart[1]) / 2
+    fine = tuple(separate[1].shape[1:])
+    expected = (upsample(separate[0], fine) + separate[1]) / 2
     torch.testing.assert_close(segmenter.low_res_logits(encoded, LABELS), expected)
     torch.testing.assert_close(segmenter(photo, LABELS).logits, expected)
-    (one, other) = segmenter.encode_batch([photo, photo[::-1].copy()])
-    torch.testing.assert_close(segmenter.low_res_logits(one, LABELS), expected)
-    assert not np.allclose(segmenter.low_res_logits(other, LABELS), expected, atol=1e-3)
-    looks: list[object] = []
-    segmenter.model.encode_image = lambda tokens: looks.append(tokens)  # type: ignore[method-assign]
+    (first, second) = segmenter.encode_batch([photo, photo[::-1].copy()])
+    torch.testing.assert_close(segmenter.low_res_logits(first, LABELS), expected)
+    assert not np.allclose(segmenter.low_res_logits(second, LABELS), expected, atol=1e-3)
+    encoded_tokens: list[object] = []
+    segmenter.model.encode_image = lambda tokens: encoded_tokens.append(tokens)  # type: ignore[method-assign]
     for label in ("lamp", "rug", "tree"):
-        segmenter.low_res_logits(other, [label])
-    assert not looks, "what was seen of an image is seen again"
+        segmenter.low_res_logits(second, [label])
+    assert not encoded_tokens, "an image was encoded again"
 
 
 def test_repeated_labels_are_not_computed_again(
     make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray
 ) -> None:
-    segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels do not see each other
+    segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)  # labels are independent
     assert segmenter.model.config.labels_independent
     requested: list[int] = []
     segmenter.model.register_forward_pre_hook(lambda _, inputs: requested.append(inputs[1].shape[1]))
@@ -103,15 +103,15 @@ def test_an_image_is_encoded_once_for_many_queries(
     make_tiny_segmenter: Callable[..., Segmenter], photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segmenter = make_tiny_segmenter(similarity="cosine", similarity_dim=6)
-    look, looked = segmenter.model.encode_image, []
-    monkeypatch.setattr(segmenter.model, "encode_image", lambda tokens: looked.append(tokens) or look(tokens))
+    encode_image, encoded = segmenter.model.encode_image, []
+    monkeypatch.setattr(segmenter.model, "encode_image", lambda tokens: encoded.append(tokens) or encode_image(tokens))
     first, second = segmenter.encode(photo), segmenter.encode(photo[::-1].copy())
-    one = segmenter.low_res_logits(first, ["cat"])
+    logits = segmenter.low_res_logits(first, ["cat"])
     segmenter.low_res_logits(first, ["dog"])
-    assert len(looked) == 1
+    assert len(encoded) == 1
     other = segmenter.low_res_logits(second, ["cat"])
-    assert len(looked) == 2
-    assert not np.array_equal(one, other)
+    assert len(encoded) == 2
+    assert not np.array_equal(logits, other)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(4, 32))

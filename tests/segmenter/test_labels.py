@@ -1,4 +1,4 @@
-"""Parsing of labels: a clean list or one error sentence."""
+"""Parsing of labels into a clean list or one error message."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Options overlap and instances, and why a label has no pixels: in the result, its drawing and its files."""
+"""The options overlap and instances, and the reasons for labels without pixels, in results, drawings and files."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def segmentation(masks: dict[str, np.ndarray], options: InferenceOptions, inside
 
 
 def field(options: InferenceOptions) -> Segmentation:
-    """Two cows, a calf that is one of them, less likely, no dog, and hay in two large patches and a speck."""
+    """Return a result of two cows, a less probable calf on one, no dog, and hay in two large patches and a speck."""
     masks = {label: np.zeros((60, 90), bool) for label in LABELS}
     masks["cows"][5:25, 5:30] = masks["cows"][5:35, 50:70] = masks["calf"][5:25, 5:30] = True
     masks["hay / straw"][45:55, 5:25] = masks["hay / straw"][40:50, 40:70] = masks["hay / straw"][58, 88] = True
@@ -46,8 +46,8 @@ def test_overlapping_masks_are_the_probabilities_above_the_threshold(tiny_segmen
     image, labels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8), ["cat", "sofa", "grass"]
     result = tiny_segmenter(image, labels, overlap=True, threshold=0.4)
     for label, plane in zip(labels, result.probabilities.astype(np.float32), strict=True):
-        mask, sure = result.mask(label), np.abs(plane - 0.4) > 1e-3  # float16
-        assert np.array_equal(mask[sure], (plane > 0.4)[sure])
+        mask, distinct = result.mask(label), np.abs(plane - 0.4) > 1e-3  # float16
+        assert np.array_equal(mask[distinct], (plane > 0.4)[distinct])
         assert result.areas[label] == mask.sum()
         assert result.scores[label] == pytest.approx(plane[mask].mean(), abs=1e-3)
     assert sum(result.coverage.values()) > 1
@@ -72,9 +72,9 @@ def test_overlap_needs_a_background() -> None:
 
 def test_files_hold_overlapping_masks(tmp_path: Path) -> None:
     result = field(OVERLAP)
-    for one in json.loads(result.to_bytes("coco"))["annotations"] + json.loads(result.to_bytes("json"))["segments"]:
-        label = LABELS[one.get("category_id", one["id"]) - 1] if "category_id" in one else one["label"]
-        assert np.array_equal(decode_mask(one.get("segmentation") or one["rle"]), result.mask(label))
+    for entry in json.loads(result.to_bytes("coco"))["annotations"] + json.loads(result.to_bytes("json"))["segments"]:
+        label = LABELS[entry.get("category_id", entry["id"]) - 1] if "category_id" in entry else entry["label"]
+        assert np.array_equal(decode_mask(entry.get("segmentation") or entry["rle"]), result.mask(label))
     with np.load(io.BytesIO(result.to_bytes("npz"))) as content:
         assert all(
             np.array_equal(mask, result.mask(label)) for mask, label in zip(content["masks"], LABELS, strict=True)
@@ -105,7 +105,7 @@ def test_reasons_distinguish_absent_from_outscored_labels() -> None:
     assert result.outscored == {"calf": "cows"}
     assert result.peaks["calf"] == pytest.approx(1 / (1 + np.exp(-2.5)))
     assert result.peaks["dog"] == pytest.approx(1 / (1 + np.exp(4)))
-    content = {one["label"]: one for one in json.loads(result.to_bytes("json"))["segments"]}
+    content = {entry["label"]: entry for entry in json.loads(result.to_bytes("json"))["segments"]}
     assert content["calf"]["outscored_by"] == "cows"
     assert content["calf"]["peak"] == pytest.approx(result.peaks["calf"], abs=1e-6)
     assert content["dog"]["outscored_by"] is None
@@ -138,17 +138,17 @@ def test_regions_are_separate_objects(options: InferenceOptions) -> None:
 def test_files_list_regions() -> None:
     result = field(INSTANCES)
     coco = json.loads(result.to_bytes("coco"))["annotations"]
-    assert [one["id"] for one in coco] == [1, 2, 3, 4]
-    assert [one["category_id"] for one in coco] == [1, 1, 4, 4]
-    assert [tuple(one["bbox"]) for one in coco] == [region.box for region in result.regions]
-    assert [one["area"] for one in coco] == [region.pixels for region in result.regions] == [600, 500, 300, 200]
+    assert [entry["id"] for entry in coco] == [1, 2, 3, 4]
+    assert [entry["category_id"] for entry in coco] == [1, 1, 4, 4]
+    assert [tuple(entry["bbox"]) for entry in coco] == [region.box for region in result.regions]
+    assert [entry["area"] for entry in coco] == [region.pixels for region in result.regions] == [600, 500, 300, 200]
     described = json.loads(result.to_bytes("json"))["segments"]
-    assert [one["label"] for one in described] == ["cows", "cows", "calf", "dog", "hay / straw", "hay / straw"]
-    assert [one["pixels"] for one in described] == [600, 500, 0, 0, 300, 200]
+    assert [entry["label"] for entry in described] == ["cows", "cows", "calf", "dog", "hay / straw", "hay / straw"]
+    assert [entry["pixels"] for entry in described] == [600, 500, 0, 0, 300, 200]
     assert len(result.to_bytes("yolo").splitlines()) == len(json.loads(result.to_bytes("labelme"))["shapes"]) == 4
     assert len(json.loads(result.to_bytes("geojson"))["features"]) == 4
     image: Any = ElementTree.fromstring(result.to_bytes("cvat")).find("image")
-    assert [(one.get("label"), one.get("width")) for one in image][:2] == [("cows", "20"), ("cows", "25")]
+    assert [(entry.get("label"), entry.get("width")) for entry in image][:2] == [("cows", "20"), ("cows", "25")]
     with zipfile.ZipFile(io.BytesIO(result.to_bytes("binary"))) as archive:
         assert archive.namelist()[:2] == ["1-cows-1.png", "1-cows-2.png"]
 
@@ -158,7 +158,7 @@ def test_regions_are_the_4_connected_components(mask: np.ndarray) -> None:
     result = segmentation({"cat": mask}, INSTANCES)
     components: Any = connected(mask)
     expected = [components[0] == number for number in range(1, components[1] + 1)]
-    assert sorted(region.mask.tobytes() for region in result.regions) == sorted(one.tobytes() for one in expected)
+    assert sorted(region.mask.tobytes() for region in result.regions) == sorted(mask.tobytes() for mask in expected)
 
 
 def test_the_largest_region_of_a_small_label_is_kept() -> None:

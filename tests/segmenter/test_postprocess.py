@@ -1,4 +1,4 @@
-"""Post-processing in NumPy against torch on the same numbers."""
+"""Compare post-processing in NumPy with torch."""
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ def test_decision_equals_torchs(
     planes = torch.cat([torch.full((1, *size), threshold if background else -1.0), resized(logits, size).sigmoid()])
     expected, index = planes.max(dim=0)
     assert np.abs(best - expected.numpy()).max() < 1e-5
-    sure = (planes.topk(2, dim=0).values.diff(dim=0)[0] < -1e-4).numpy()
-    assert np.array_equal(index.numpy()[sure], found[sure])
+    untied = (planes.topk(2, dim=0).values.diff(dim=0)[0] < -1e-4).numpy()
+    assert np.array_equal(index.numpy()[untied], found[untied])
     streamed = np.concatenate(list(iter_probabilities(logits.numpy(), size)))
     assert np.abs(streamed - planes[1:].numpy()).max() < 1e-5
     assert np.abs(upsample(logits.numpy(), size) - resized(logits, size).numpy()).max() < 1e-4

@@ -1,4 +1,4 @@
-"""The guided filter on pictures whose edges are known."""
+"""Test the guided filter on pictures with known edges."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,10 +16,10 @@ from fusioner.segmenter import Segmenter
 
 
 class GuidedFilter(postprocess.GuidedFilter):
-    """With tensors in and out."""
+    """The guided filter with tensors as input and output."""
 
-    def __init__(self, guide: Tensor, *options: Any, **more: Any) -> None:
-        super().__init__(guide.numpy(), *options, **more)
+    def __init__(self, guide: Tensor, *options: Any, **named_options: Any) -> None:
+        super().__init__(guide.numpy(), *options, **named_options)
 
     def __call__(self, logits: Any) -> Any:
         return torch.from_numpy(super().__call__(logits.numpy()))
@@ -66,7 +66,7 @@ def test_the_filter_is_linear_and_preserves_constants(seed: int, level: float, f
 def test_finer_logits_are_averaged_not_sampled():
     flat = GuidedFilter(torch.full((3, 8, 8), 0.5), radius=1)
     checker = torch.from_numpy((np.indices((24, 24)).sum(0) % 2).astype(np.float32) * 2 - 1)[None]
-    assert flat(checker).abs().max() < 0.2, "sampling every third cell would give 1 or -1"
+    assert flat(checker).abs().max() < 0.2, "cells are sampled instead of averaged"
     coarse = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(flat(coarse.repeat_interleave(3, 1).repeat_interleave(3, 2)), flat(coarse))
 

@@ -1,4 +1,4 @@
-"""The overlay: the right colours in the right places, at any size, with any names."""
+"""Test colours and positions of the overlay at any size and with any names."""
 
 import itertools
 
@@ -21,7 +21,7 @@ from fusioner.visualization import (
 )
 
 # Colour blindness in linear RGB: Machado, Oliveira, Fernandes 2009, severity 1.
-SIGHTS = {
+VISION_TYPES = {
     "normal": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "protanopia": ((0.1523, 1.0526, -0.2049), (0.1145, 0.7863, 0.0992), (-0.0039, -0.0481, 1.0520)),
     "deuteranopia": ((0.3673, 0.8606, -0.2280), (0.2801, 0.6725, 0.0474), (-0.0118, 0.0429, 0.9690)),
@@ -35,15 +35,15 @@ def oklab(linear: np.ndarray) -> np.ndarray:
     return np.cbrt(np.clip(linear, 0, None) @ CONES.T) @ OPPONENTS.T
 
 
-def seen(count: int, sight: str) -> np.ndarray:
+def seen(count: int, vision: str) -> np.ndarray:
     srgb = np.array(colours(count + 1)[1:]) / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return oklab(np.clip(linear @ np.array(SIGHTS[sight]).T, 0, 1))
+    return oklab(np.clip(linear @ np.array(VISION_TYPES[vision]).T, 0, 1))
 
 
-@pytest.mark.parametrize("sight", SIGHTS)
-def test_the_first_ten_colours_are_distinct_under_colour_blindness(sight: str) -> None:
-    points = seen(10, sight)
+@pytest.mark.parametrize("vision", VISION_TYPES)
+def test_the_first_ten_colours_are_distinct_under_colour_blindness(vision: str) -> None:
+    points = seen(10, vision)
     least = min(np.linalg.norm(a - b) for a, b in itertools.combinations(points, 2))
     assert least > 0.095  # the well-known palette of Okabe and Ito has 0.094 with seven colours
 
@@ -120,7 +120,7 @@ def test_legend_of_five_hundred_labels_ends_with_a_count() -> None:
 def test_a_long_list_of_absent_labels_takes_two_rows() -> None:
     found = [LegendEntry(number, f"thing {number}", 0.2) for number in range(1, 40)]
     missing = [LegendEntry(number, f"thing {number}", 0.0) for number in range(41, 80)]
-    rows = [(draw_legend(some, 512, max_height=400).height - 12) // 21 for some in (found, missing, [*found, *missing])]
+    rows = [(draw_legend(part, 512, max_height=400).height - 12) // 21 for part in (found, missing, [*found, *missing])]
     assert rows[0] > 5
     assert rows[1] == 2
     assert rows[0] < rows[2] <= rows[0] + 2

@@ -1,4 +1,4 @@
-"""Segmentation and its files."""
+"""The class Segmentation and its files."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from fusioner.visualization import colour
 
 @pytest.fixture
 def result() -> Segmentation:
-    """Left half cat, lower right quarter sofa, no dog; logits at a third of the resolution."""
+    """Return cat in the left half, sofa in the lower right quarter and no dog, with logits at a third of the size."""
     logits = torch.full((3, 20, 30), -4.0)
     logits[0, :, :15] = 3.0
     logits[1, 10:, 15:] = 1.0
@@ -84,9 +84,9 @@ def test_a_new_threshold_reuses_the_logits(result: Segmentation) -> None:
 
 
 def test_an_unknown_label_is_one_sentence(result: Segmentation) -> None:
-    for ask in (result.mask, result.probability, result.number):
+    for query in (result.mask, result.probability, result.number):
         with pytest.raises(FusionerError, match="'horse' is not among the labels: cat, sofa, dog"):
-            ask("horse")
+            query("horse")
 
 
 def test_the_files(result: Segmentation, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_file_in_the_folders_place(result: Segmentation, tmp_path: Path) -> No
 
 def test_save_uses_the_pictures_stem_and_never_replaces_the_picture(result: Segmentation, tmp_path: Path) -> None:
     assert result.save(tmp_path / "out")["mask"].name == "chelsea.png"
-    result.save(tmp_path / "out")  # replaces its own mask
+    result.save(tmp_path / "out")  # replaces its earlier mask
     picture = tmp_path / "chelsea.png"
     Image.fromarray(result.image).save(picture)
     content = picture.read_bytes()

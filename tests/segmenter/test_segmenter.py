@@ -1,4 +1,4 @@
-"""Segmenter on a toy network, from picture and labels to the result."""
+"""Test the Segmenter with a toy network, from picture and labels to the result."""
 
 import subprocess
 import sys
@@ -122,7 +122,7 @@ def test_the_order_of_labels_does_not_matter(tiny_segmenter: Segmenter, photo: n
     back = tiny_segmenter.logits(encoded, LABELS[::-1])
     assert there.shape == (3, 90, 130)
     assert np.allclose(there, back[::-1], atol=1e-3)
-    assert there.std() > 0.1  # the toy does tell pixels apart
+    assert there.std() > 0.1  # the toy network distinguishes pixels
 
 
 def test_multicrop_averages_the_whole_image_and_four_crops(
@@ -159,8 +159,8 @@ def test_multicrop_averages_the_whole_image_and_four_crops(
 
 def test_logits_and_probabilities(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     encoded = tiny_segmenter.encode(photo)
-    own = tiny_segmenter.low_res_logits(encoded, LABELS)
-    assert own.shape == (3, 16, 16)  # 32 px, stride 4, two decoder widths: 8 tokens, twice as many cells
+    low = tiny_segmenter.low_res_logits(encoded, LABELS)
+    assert low.shape == (3, 16, 16)  # 32 px, stride 4, two decoder widths: 8 tokens, twice as many cells
     for size in (None, (45, 20)):
         logits = tiny_segmenter.logits(encoded, LABELS, size)
         assert logits.shape == (3, *(size or (90, 130)))
@@ -222,8 +222,8 @@ def test_slide_within_a_memory_budget_is_nearly_equal(
     encoded = tiny_segmenter.encode(photo, mode="slide")
     full = tiny_segmenter.logits(encoded, LABELS)
     monkeypatch.setattr(segmenter_module, "MAX_CANVAS_SIZE", len(LABELS) * photo.shape[0] * photo.shape[1] // 4)
-    own = tiny_segmenter.low_res_logits(encoded, LABELS)
-    assert own.shape == (3, 45, 65)
+    stored = tiny_segmenter.low_res_logits(encoded, LABELS)
+    assert stored.shape == (3, 45, 65)
     coarse = tiny_segmenter.logits(encoded, LABELS)
     assert (coarse.argmax(0) == full.argmax(0)).mean() > 0.9
     monkeypatch.setattr(segmenter_module, "MAX_CANVAS_SIZE", 1)
@@ -256,28 +256,28 @@ def test_non_finite_logits_are_an_error(make_tiny_segmenter: Make, photo: np.nda
 
 
 def test_a_checkpoint_of_other_encoders(make_tiny_segmenter: Make) -> None:
-    one = make_tiny_segmenter()
-    one.text_encoder.dim = 384
+    tiny = make_tiny_segmenter()
+    tiny.text_encoder.dim = 384
     with pytest.raises(FusionerError, match=r"trained on text vectors of width 6, encoder 'tiny-text' gives 384"):
-        Segmenter.from_parts(one.model, one.image_encoder, one.text_encoder, one.card)
-    one.image_encoder.dim = 768
+        Segmenter.from_parts(tiny.model, tiny.image_encoder, tiny.text_encoder, tiny.card)
+    tiny.image_encoder.dim = 768
     with pytest.raises(FusionerError, match=r"trained on image vectors of width 8, encoder 'tiny-image' gives 768"):
-        Segmenter.from_parts(one.model, one.image_encoder, one.text_encoder, one.card)
+        Segmenter.from_parts(tiny.model, tiny.image_encoder, tiny.text_encoder, tiny.card)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "mps", "tpu", "meta", "cuda:x"])
 def test_missing_devices_are_one_sentence(make_tiny_segmenter: Make, device: str) -> None:
     if device == "mps" and torch.mps.is_available():
         pytest.skip("this machine has it")
-    one = make_tiny_segmenter()
+    tiny = make_tiny_segmenter()
     with pytest.raises(FusionerError, match=r"there is no device|is not available on this machine"):
-        Segmenter.from_parts(one.model, one.image_encoder, one.text_encoder, one.card, device)
-    assert Segmenter.from_parts(one.model, one.image_encoder, one.text_encoder, one.card, "auto")
+        Segmenter.from_parts(tiny.model, tiny.image_encoder, tiny.text_encoder, tiny.card, device)
+    assert Segmenter.from_parts(tiny.model, tiny.image_encoder, tiny.text_encoder, tiny.card, "auto")
 
 
 def test_a_checkpoint_whose_encoder_is_unknown(make_tiny_segmenter: Make, tmp_path: Path) -> None:
-    one = make_tiny_segmenter()
-    save_model(tmp_path / "model.safetensors", one.model, one.card)
+    tiny = make_tiny_segmenter()
+    save_model(tmp_path / "model.safetensors", tiny.model, tiny.card)
     with pytest.raises(FusionerError, match="tiny-image"):
         Segmenter.from_checkpoint(tmp_path / "model.safetensors")
     with pytest.raises(FusionerError, match="no model file"):
@@ -286,7 +286,7 @@ def test_a_checkpoint_whose_encoder_is_unknown(make_tiny_segmenter: Make, tmp_pa
 
 @pytest.mark.slow
 def test_two_hundred_labels_on_three_megapixels_stay_below_one_gigabyte(tmp_path: Path) -> None:
-    """Peak of a process of its own, on logits as fine as the bundled model's; upsampled together, they take 2.4 GB."""
+    """Measure a separate process on logits as fine as the bundled model's, which take 2.4 GB if all are upsampled."""
     script = tmp_path / "many.py"
     script.write_text(
         "import sys, numpy as np\n"

@@ -1,4 +1,4 @@
-"""Videos read and written, against files that PyAV makes of a photograph."""
+"""Reading and writing of videos, with files that PyAV makes of a photograph."""
 
 import struct
 import sys
@@ -20,7 +20,7 @@ RATE = 12
 
 
 def picture(index: int) -> Image.Image:
-    """Where the camera points at frame `index`: it pans to the right."""
+    """Return frame `index` of a camera that pans to the right."""
     return PHOTO.crop((3 * index, 40, 3 * index + 192, 184))
 
 
@@ -33,8 +33,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def difference(one: np.ndarray, other: Image.Image) -> float:
-    return float(np.abs(one.astype(int) - np.asarray(other)).mean())
+def difference(frame: np.ndarray, original: Image.Image) -> float:
+    return float(np.abs(frame.astype(int) - np.asarray(original)).mean())
 
 
 def test_every_nth_frame_in_its_colours_and_at_its_time(clip: Path) -> None:
@@ -62,7 +62,7 @@ def test_rotation_metadata_is_applied(clip: Path, tmp_path: Path) -> None:
 
 def test_a_truncated_video_yields_its_frames(clip: Path, tmp_path: Path) -> None:
     raw = clip.read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) * 4 // 5])  # its index stands in front
+    (tmp_path / "cut.mp4").write_bytes(raw[: len(raw) * 4 // 5])  # the index is at the start of the file
     with open_video(tmp_path / "cut.mp4") as video:
         frames = list(video.frames())
         assert 5 < len(frames) < 36

@@ -1,4 +1,4 @@
-"""Windows cover every pixel, stay within bounds, and are averaged. (Official values: tests/reference.)"""
+"""Test that windows cover every pixel, stay within bounds, and are averaged (official values: tests/reference)."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_padding_lies_right_and_below() -> None:
 
 
 def test_a_coarse_canvas_equals_the_downsampled_one() -> None:
-    """Fewer cells than pixels: a smooth picture survives within what a cell can show."""
+    """With fewer cells than pixels, a smooth picture changes by no more than its variation within a cell."""
     grid = WindowGrid(200, 310, 64)
     y, x = torch.meshgrid(torch.linspace(0, 1, 200), torch.linspace(0, 1, 310), indexing="ij")
     image = (torch.sin(5 * y) + torch.cos(4 * x))[None, None]
@@ -69,7 +69,7 @@ def test_a_coarse_canvas_equals_the_downsampled_one() -> None:
         assert tuple(coarse.shape[-2:]) == canvas.size
         assert coarse.isfinite().all()
         full = torch.nn.functional.interpolate(coarse, size=(200, 310), mode="bilinear")
-        if side >= 7:  # padding darkens the last cells, so look at the inside
+        if side >= 7:  # padding darkens the last cells, so compare the inside
             assert (full - image)[..., 12:-12, 12:-12].abs().max() < 6 / side
 
 

@@ -1,4 +1,4 @@
-"""Real servers on free ports: the toy model behind uvicorn, in a thread of the test's process."""
+"""Real servers on free ports, with the toy model behind uvicorn in a thread of the test process."""
 
 import asyncio
 import threading
@@ -20,15 +20,15 @@ SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 
 @pytest.fixture(scope="session")
 def photo() -> bytes:
-    """A JPEG of 451 x 300 pixels."""
+    """Return a JPEG of 451 x 300 pixels."""
     return (SAMPLES / "chelsea.jpg").read_bytes()
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> None:
-    """Wait for what will happen soon."""
+    """Wait for a condition."""
     end = monotonic() + seconds
     while not condition():
-        assert monotonic() < end, "it did not happen"
+        assert monotonic() < end, "timed out"
         sleep(0.005)
 
 
@@ -58,16 +58,16 @@ class Running:
         self.at_gate = False
 
     def later(self, method: str, path: str, **content: Any) -> Any:
-        """A request in the background, on a connection of its own -> the future of its answer."""
+        """Send a request in the background on a new connection; return the future of its response."""
         return self._background.submit(httpx.request, method, self.address + path, timeout=60, **content)
 
     @property
     def busy(self) -> int:
-        """Requests in progress."""
+        """Number of requests in progress."""
         return self.service.concurrency.in_progress
 
     def stop(self) -> None:
-        """End the server, and see that it ends."""
+        """Stop the server and assert that its thread ends."""
         self.gate.set()
         self._background.shutdown()
         self.http.close()
@@ -78,7 +78,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def start_server(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Iterator[Callable[..., Running]]":
-    """`start_server(limits=..., key=..., origins=..., host=...)`: stopped at the module's end."""
+    """Return `start(limits=..., key=..., origins=..., host=...)`; its servers stop at the end of the module."""
     from fusioner.serve.security import Access
     from fusioner.serve.server import Server
 
@@ -99,5 +99,5 @@ def start_server(make_tiny_segmenter: "Callable[..., Segmenter]") -> "Iterator[C
 
 @pytest.fixture(scope="module")
 def server(start_server: "Callable[..., Running]") -> Running:
-    """One with everything at its default."""
+    """Start a server with default options."""
     return start_server()

@@ -1,4 +1,4 @@
-"""Load, slow clients and disconnects: refusals, time limits and cancellation."""
+"""Load, slow clients and disconnects: rejection, time limits and cancellation."""
 
 import asyncio
 import signal
@@ -23,19 +23,19 @@ from .conftest import Running, until
 
 @pytest.fixture(scope="module")
 def small(start_server: Callable[..., Running]) -> Running:
-    """A server that takes three requests at a time, of 1 MB."""
+    """Start a server for three requests of at most 1 MB at a time."""
     return start_server(limits=Limits(max_requests=3, max_body_mb=1))
 
 
 @pytest.fixture(scope="module")
 def hasty(start_server: Callable[..., Running]) -> Running:
-    """A server that gives up after half a second."""
+    """Start a server with a time limit of half a second."""
     return start_server(limits=Limits(timeout=0.5))
 
 
 @pytest.fixture
 def closed(request: pytest.FixtureRequest) -> Iterator[Callable[[Running], None]]:
-    """`closed(server)` closes its gate until the test's end."""
+    """Return `close(server)`, which closes the gate of a server until the end of the test."""
     servers: list[Running] = []
 
     def close(server: Running) -> None:
@@ -48,57 +48,57 @@ def closed(request: pytest.FixtureRequest) -> Iterator[Callable[[Running], None]
         until(lambda server=server: server.busy == 0)
 
 
-def ask(photo: bytes, **fields: Any) -> dict[str, Any]:
+def form(photo: bytes, **fields: Any) -> dict[str, Any]:
     return {"files": {"image": ("cat.jpg", photo)}, "data": {"labels": "cat"} | fields}
 
 
 def connect(server: Running) -> socket.socket:
     address = urlsplit(server.address)
     connection = socket.create_connection((address.hostname, address.port), timeout=30)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close() is felt at once
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close() takes effect immediately
     return connection
 
 
 def raw(photo: bytes, **fields: str) -> bytes:
-    """The bytes of a whole request to segment."""
-    request = httpx.Request("POST", "http://localhost/v1/segment", **ask(photo, **fields))
+    """Return the bytes of a whole request to segment."""
+    request = httpx.Request("POST", "http://localhost/v1/segment", **form(photo, **fields))
     lines = [f"{name}: {value}" for name, value in request.headers.items()]
     return "\r\n".join(["POST /v1/segment HTTP/1.1", *lines, "", ""]).encode() + request.read()
 
 
 def test_a_full_queue_sends_retry_after(small: Running, photo: bytes, closed: Any) -> None:
     closed(small)
-    answers = [small.later("POST", "/v1/segment", **ask(photo)) for _ in range(3)]
+    answers = [small.later("POST", "/v1/segment", **form(photo)) for _ in range(3)]
     until(lambda: small.busy == 3)
-    refused = small.http.post("/v1/segment", **ask(photo))
+    refused = small.http.post("/v1/segment", **form(photo))
     assert refused.status_code == 429
     assert refused.json()["error"] == {"code": "busy", "message": "3 requests are in progress: try again later"}
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
-    for path in ("/healthz", "/readyz", "/metrics", "/v1/models", "/"):  # these are answered all the same
+    for path in ("/healthz", "/readyz", "/metrics", "/v1/models", "/"):  # not limited
         assert small.http.get(path).status_code == 200
     small.gate.set()
     assert [answer.result().status_code for answer in answers] == [200] * 3
-    assert small.http.post("/v1/segment", **ask(photo)).status_code == 200
+    assert small.http.post("/v1/segment", **form(photo)).status_code == 200
 
 
 def test_an_answer_that_takes_too_long(hasty: Running, photo: bytes, closed: Any) -> None:
-    hasty.http.post("/v1/segment", **ask(photo))  # warm
+    hasty.http.post("/v1/segment", **form(photo))  # warm-up
     closed(hasty)
-    for _ in range(2):  # the first is with the model, the second waits
-        late = hasty.http.post("/v1/segment", **ask(photo))
-        assert late.status_code == 503
-        assert "no answer within 0.5 s" in late.json()["error"]["message"]
-        assert int(late.headers["Retry-After"]) >= 1
+    for _ in range(2):  # one at the model, one in the queue
+        response = hasty.http.post("/v1/segment", **form(photo))
+        assert response.status_code == 503
+        assert "no answer within 0.5 s" in response.json()["error"]["message"]
+        assert int(response.headers["Retry-After"]) >= 1
     calls = hasty.encoder.calls
     hasty.gate.set()
-    tries: list[int] = []  # a busy machine needs several
+    statuses: list[int] = []  # a busy machine may need several attempts
 
     def answered() -> bool:
-        tries.append(hasty.http.post("/v1/segment", **ask(photo)).status_code)
-        return tries[-1] == 200
+        statuses.append(hasty.http.post("/v1/segment", **form(photo)).status_code)
+        return statuses[-1] == 200
 
     until(answered)
-    assert hasty.encoder.calls <= calls + 1 + len(tries)  # the one it was at and the new ones, not the one that waited
+    assert hasty.encoder.calls <= calls + 1 + len(statuses)  # the running and the new requests, not the queued one
     assert hasty.busy == 0
 
 
@@ -127,18 +127,18 @@ def test_slow_clients_do_not_block_others(
             assert b"408 Request Timeout" in sender.recv(10_000)
         until(lambda: server.busy == 0)
         monkeypatch.setattr(concurrency, "BODY_GRACE_SECONDS", 60.0)
-        assert server.http.post("/v1/segment", **ask(photo)).status_code == 200
+        assert server.http.post("/v1/segment", **form(photo)).status_code == 200
 
 
 def test_one_address_cannot_take_all_places(start_server: Callable[..., Running], photo: bytes, closed: Any) -> None:
     server = start_server(limits=Limits(max_requests=3, max_requests_per_client=2))
     closed(server)
-    first = [server.later("POST", "/v1/segment", **ask(photo)) for _ in range(2)]
+    first = [server.later("POST", "/v1/segment", **form(photo)) for _ in range(2)]
     until(lambda: server.busy == 2)
-    refused = server.http.post("/v1/segment", **ask(photo))
+    refused = server.http.post("/v1/segment", **form(photo))
     assert refused.status_code == 429
     assert refused.json()["error"]["message"] == "2 of your requests are in progress: try again later"
-    other = server.later("POST", "/v1/segment", headers={"X-Forwarded-For": "192.0.2.7"}, **ask(photo))
+    other = server.later("POST", "/v1/segment", headers={"X-Forwarded-For": "192.0.2.7"}, **form(photo))
     until(lambda: server.busy == 3)
     server.gate.set()
     assert [job.result().status_code for job in (*first, other)] == [200] * 3
@@ -197,29 +197,29 @@ def test_a_client_that_does_not_read_keeps_its_slot(
     body = b'{"format":"logits","labels":"' + ",".join(f"thing {i}" for i in range(100)).encode() + b'"}'
     head = f"POST /v1/images/{stored}/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     sent = {"content": body, "headers": {"Content-Type": "application/json"}}
-    assert server.http.post(f"/v1/images/{stored}/segment", **sent).status_code == 200  # now it takes milliseconds
+    assert server.http.post(f"/v1/images/{stored}/segment", **sent).status_code == 200  # without delay
     monkeypatch.setattr(server.service.concurrency, "limits", Limits(timeout=3))
     with connect(server) as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         assert reader.recv(15) == b"HTTP/1.1 200 OK"
         assert server.busy == 1
-        until(lambda: server.busy == 0)  # the time limit is over
+        until(lambda: server.busy == 0)  # after the time limit
     assert server.http.post(f"/v1/images/{stored}/segment", json={"labels": "cat"}).status_code == 200
 
 
 def test_work_for_a_disconnected_client_is_cancelled(small: Running, photo: bytes, closed: Any) -> None:
     closed(small)
     calls = small.encoder.calls
-    first = small.later("POST", "/v1/segment", **ask(photo))
+    first = small.later("POST", "/v1/segment", **form(photo))
     until(lambda: small.at_gate)
-    with connect(small) as leaver:
-        leaver.sendall(raw(photo))
+    with connect(small) as client:
+        client.sendall(raw(photo))
         until(lambda: small.service.inference.waiting == 1)
     until(lambda: small.busy == 1)
     small.gate.set()
     assert first.result().status_code == 200
-    assert small.http.post("/v1/segment", **ask(photo)).status_code == 200
+    assert small.http.post("/v1/segment", **form(photo)).status_code == 200
     assert small.encoder.calls == calls + 2
     metrics = small.http.get("/metrics").text
     assert 'fusioner_requests_total{method="POST",route="/v1/segment",status="499"} 1.0' in metrics
@@ -227,12 +227,12 @@ def test_work_for_a_disconnected_client_is_cancelled(small: Running, photo: byte
 
 def test_killed_in_the_middle_of_an_upload(small: Running, photo: bytes) -> None:
     for share in (0.02, 0.5, 0.99):
-        with connect(small) as leaver:
+        with connect(small) as client:
             whole = raw(photo)
-            leaver.sendall(whole[: int(len(whole) * share)])
+            client.sendall(whole[: int(len(whole) * share)])
             until(lambda: small.busy == 1)
         until(lambda: small.busy == 0)
-    assert small.http.post("/v1/segment", **ask(photo)).status_code == 200
+    assert small.http.post("/v1/segment", **form(photo)).status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -251,10 +251,10 @@ def test_bodies_over_the_limit(small: Running, chunked: bool) -> None:
 def test_shutting_down_finishes_what_was_accepted(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server()
     server.gate.clear()
-    accepted = server.later("POST", "/v1/segment", **ask(photo))
+    accepted = server.later("POST", "/v1/segment", **form(photo))
     until(lambda: server.busy == 1)
     server.server.handle_exit(signal.SIGTERM, None)
-    refused = server.http.get("/readyz"), server.http.post("/v1/segment", **ask(photo))
+    refused = server.http.get("/readyz"), server.http.post("/v1/segment", **form(photo))
     assert [answer.status_code for answer in refused] == [503, 503]
     assert refused[1].json()["error"]["message"] == "the server is shutting down"
     assert server.http.get("/healthz").status_code == 200
@@ -266,7 +266,7 @@ def test_shutting_down_finishes_what_was_accepted(start_server: Callable[..., Ru
 
 
 def test_a_refusal_at_shutdown_follows_the_whole_body() -> None:
-    """A connection closed on unread bytes is reset, and its client may never see the answer."""
+    """Closing a connection with unread bytes resets it, so that the client may miss the response."""
     chunks = [b"x" * 1000] * 3
     limit: Any = concurrency.ConcurrencyLimit(Limits(), None)  # type: ignore[arg-type]
     limit.draining = True
@@ -286,7 +286,7 @@ def test_a_refusal_at_shutdown_follows_the_whole_body() -> None:
 def test_a_second_signal_does_not_wait(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server()
     server.gate.clear()
-    accepted = server.later("POST", "/v1/segment", **ask(photo))
+    accepted = server.later("POST", "/v1/segment", **form(photo))
     until(lambda: server.busy == 1)
     for _ in range(2):
         server.server.handle_exit(signal.SIGINT, None)
@@ -328,9 +328,9 @@ def test_concurrent_requests_equal_single_ones(server: Running, photo: bytes) ->
 def test_queued_images_share_a_forward(start_server: Callable[..., Running], photo: bytes) -> None:
     server = start_server(limits=Limits(batch=4))
     server.gate.clear()
-    jobs = [server.later("POST", "/v1/segment", **ask(photo))]
+    jobs = [server.later("POST", "/v1/segment", **form(photo))]
     until(lambda: server.at_gate)
-    jobs += [server.later("POST", "/v1/segment", **ask(photo)) for _ in range(6)]
+    jobs += [server.later("POST", "/v1/segment", **form(photo)) for _ in range(6)]
     until(lambda: server.service.inference.waiting == 6)
     server.gate.set()
     assert {job.result().text for job in jobs} == {jobs[0].result().text}
@@ -341,11 +341,11 @@ def test_mode_slide_stops_at_the_next_window(start_server: Callable[..., Running
     server = start_server()
     windows = len(WindowGrid(300, 451, server.service.inference.segmenter.card.resolution).origins)
     server.gate.clear()
-    with connect(server) as leaver:
-        leaver.sendall(raw(photo, mode="slide"))
+    with connect(server) as client:
+        client.sendall(raw(photo, mode="slide"))
         until(lambda: server.at_gate)
     until(lambda: server.busy == 0)
     server.gate.set()
-    assert server.http.post("/v1/segment", **ask(photo)).status_code == 200
+    assert server.http.post("/v1/segment", **form(photo)).status_code == 200
     assert windows > 100
     assert server.encoder.calls < 10

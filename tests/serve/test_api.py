@@ -1,4 +1,4 @@
-"""Every route of the API, over TCP, on the toy model: responses equal the Segmenter's results."""
+"""Test every route of the API over TCP with the toy model; responses equal the Segmenter's results."""
 
 import base64
 import io
@@ -31,17 +31,17 @@ def stored(server: Any, photo: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def small(photo: bytes) -> bytes:
-    """64 x 48 pixels, for mode slide."""
+    """Return a picture of 64 x 48 pixels, for mode slide."""
     stream = io.BytesIO()
     Image.open(io.BytesIO(photo)).resize((64, 48)).save(stream, "PNG")
     return stream.getvalue()
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-@pytest.mark.parametrize("way", ["form", "json"])
-def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, mode: Any) -> None:
+@pytest.mark.parametrize("source", ["form", "json"])
+def test_segment(server: Any, segmenter: Segmenter, small: bytes, source: str, mode: Any) -> None:
     fields = {"labels": ", ".join(LABELS), "threshold": 0.3, "background": False, "mode": mode}
-    if way == "form":
+    if source == "form":
         answer = server.http.post("/v1/segment", files={"image": ("cat.jpg", small)}, data=fields)
     else:
         fields |= {"image": base64.b64encode(small).decode(), "labels": LABELS, "name": "cat.jpg"}
@@ -52,7 +52,7 @@ def test_segment(server: Any, segmenter: Segmenter, small: bytes, way: str, mode
     assert message["image"] == "cat.jpg"
     assert message["threshold"] == 0.3
     assert not message["background"]
-    assert [one["pixels"] for one in message["segments"]] == [result.areas[label] for label in LABELS]
+    assert [segment["pixels"] for segment in message["segments"]] == [result.areas[label] for label in LABELS]
     assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''cat.json"
 
 
@@ -67,9 +67,9 @@ def test_every_format_equals_the_segmenters(
     result = segmenter(photo, LABELS)
     result.name = "chelsea.jpg"
     if kind == "npz":
-        with np.load(io.BytesIO(answer.content)) as sent, np.load(io.BytesIO(result.to_bytes(kind))) as own:
-            for key in own:
-                assert np.array_equal(sent[key], own[key])
+        with np.load(io.BytesIO(answer.content)) as sent, np.load(io.BytesIO(result.to_bytes(kind))) as expected:
+            for key in expected:
+                assert np.array_equal(sent[key], expected[key])
     else:
         assert answer.content == result.to_bytes(kind)
 
@@ -82,11 +82,11 @@ def test_overlap_instances_and_reasons(server: Any, segmenter: Segmenter, photo:
     result = segmenter(photo, [*LABELS, "wheel"], overlap=True, instances=True, threshold=0.4)
     assert (content["overlap"], content["instances"], content["notes"]) == (True, True, result.notes)
     assert content["notes"]
-    assert [one["pixels"] for one in content["segments"] if one["pixels"]] == [one.pixels for one in result.regions]
+    assert [entry["pixels"] for entry in content["segments"] if entry["pixels"]] == [r.pixels for r in result.regions]
     plain = segmenter(photo, [*LABELS, "wheel"])
-    for one in ask().json()["segments"]:
-        assert one["peak"] == pytest.approx(plain.peaks[one["label"]], abs=1e-6)
-        assert one["outscored_by"] == plain.outscored.get(one["label"])
+    for segment in ask().json()["segments"]:
+        assert segment["peak"] == pytest.approx(plain.peaks[segment["label"]], abs=1e-6)
+        assert segment["outscored_by"] == plain.outscored.get(segment["label"])
     for refused in (ask(overlap=True, format="mask"), ask(overlap=True, background=False)):
         assert refused.status_code == 422
         assert "overlap" in refused.json()["error"]["message"]
@@ -97,8 +97,8 @@ def test_logits_decide_as_the_model_does(server: Any, segmenter: Segmenter, phot
     grid = content["grid"]["height"], content["grid"]["width"]
     planes = np.stack([np.frombuffer(base64.b64decode(plane), "<u2").reshape(grid) for plane in content["planes"]])
     logits = content["low"] + content["step"] * planes.astype(np.float64)
-    own = segmenter.low_res_logits(segmenter.encode(photo), LABELS)
-    assert np.abs(logits - own).max() <= content["step"] * 0.51
+    expected = segmenter.low_res_logits(segmenter.encode(photo), LABELS)
+    assert np.abs(logits - expected).max() <= content["step"] * 0.51
     assert (content["width"], content["height"], content["labels"], content["threshold"]) == (451, 300, LABELS, 0.5)
     assert content["notes"] == []
     found = np.array([[[2.0, -3.0]], [[-3.0, -4.0]]], np.float32)
@@ -129,9 +129,9 @@ def test_images_are_stored_queried_and_deleted(server: Any, photo: bytes) -> Non
     path = f"/v1/images/{content['id']}"
     assert server.http.post(f"{path}/segment", json={"labels": "cat"}).json()["labels"] == ["cat"]
     assert server.http.delete(path).status_code == 204
-    for gone in (server.http.delete(path), server.http.post(f"{path}/segment", json={"labels": "cat"})):
-        assert gone.status_code == 404
-        assert "upload it again" in gone.json()["error"]["message"]
+    for response in (server.http.delete(path), server.http.post(f"{path}/segment", json={"labels": "cat"})):
+        assert response.status_code == 404
+        assert "upload it again" in response.json()["error"]["message"]
 
 
 def test_models_samples_and_health(server: Any, segmenter: Segmenter) -> None:
@@ -176,7 +176,7 @@ def test_metrics(server: Any, photo: bytes, stored: str) -> None:
     route = 'fusioner_requests_total{method="POST",route="/v1/images/{id}/segment",status="%s"}'
     for status in (200, 404):
         assert after[route % status] == before.get(route % status, 0) + 1
-    assert not any("nowhere" in name for name in after)  # a stranger cannot make the table grow
+    assert not any("nowhere" in name for name in after)  # unknown paths do not extend the metrics
     assert after["fusioner_cache_images"] >= 1
     assert after["fusioner_cache_bytes"] > 451 * 300 * 3
     assert after["fusioner_ready"] == 1

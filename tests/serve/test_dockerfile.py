@@ -1,4 +1,4 @@
-"""The Dockerfile's parts exist and agree with the package; checked without Docker."""
+"""Check without Docker that the Dockerfile's parts exist and agree with the package."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The curl and Python lines of docs/serving.md run against a real server."""
+"""Run the curl and Python lines of docs/serving.md against a real server."""
 
 import re
 import shutil

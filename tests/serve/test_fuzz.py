@@ -1,4 +1,4 @@
-"""Hostile and broken images: each is refused in a sentence, the server goes on, nothing reaches the disk."""
+"""Test that malformed images are rejected with a message, without effect on the server or the disk."""
 
 import io
 import os
@@ -37,7 +37,7 @@ FILES = {kind: encode(kind) for kind in KINDS}
 
 @pytest.fixture(scope="module")
 def tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The only temporary folder there is; it must stay empty."""
+    """Use a new temporary folder, which must stay empty."""
     folder, before = tmp_path_factory.mktemp("tmp"), tempfile.tempdir
     tempfile.tempdir = str(folder)
     yield folder
@@ -55,10 +55,10 @@ def send(server: Running, content: bytes) -> httpx.Response:
 
 @pytest.fixture
 def lives_on(fuzzed: Running, tmp: Path) -> Iterator[None]:
-    """After the test a good image is answered as ever, and no file is left."""
+    """Check after each test that a valid image is still processed and no file is left."""
     yield
     assert send(fuzzed, FILES["PNG"]).status_code == 200
-    until(lambda: fuzzed.busy == 0)  # the place is given back once the answer is out
+    until(lambda: fuzzed.busy == 0)  # released after the response
     assert os.listdir(tmp) == []
 
 
@@ -84,7 +84,7 @@ def test_truncated_at_every_part(fuzzed: Running, kind: str) -> None:
     whole = FILES[kind]
     for cut in sorted({0, 1, 4, 12, 20, 40, *(len(whole) * tenth // 10 for tenth in range(1, 10))}):
         answer = send(fuzzed, whole[:cut])
-        if answer.status_code != 200:  # the pixels may all be there before the end
+        if answer.status_code != 200:  # pixels may be complete before the end of the file
             refused(answer)
         else:
             assert cut > len(whole) // 2
@@ -98,7 +98,7 @@ def test_truncated_at_every_part(fuzzed: Running, kind: str) -> None:
 def test_flipped_bits(fuzzed: Running, kind: str, flips: list[tuple[float, int]]) -> None:
     content = bytearray(FILES[kind])
     for place, bits in flips:
-        content[int(place**2 * len(content))] ^= bits  # more of them in the header, where they hurt
+        content[int(place**2 * len(content))] ^= bits  # more of them in the header, which is more sensitive
     answer = send(fuzzed, bytes(content))
     if answer.status_code != 200:
         refused(answer, 413, 422)
@@ -206,7 +206,7 @@ def test_hostile_file_names(fuzzed: Running) -> None:
 
 
 def test_large_uploads_stay_in_memory(fuzzed: Running, tmp: Path) -> None:
-    """Multipart parsers put what is over a megabyte into a file; the folder for it is read-only to make sure."""
+    """Multipart parsers write parts over a megabyte to a file, which would fail in this read-only folder."""
     seen: list[str] = []
     original = tempfile.SpooledTemporaryFile.rollover
 

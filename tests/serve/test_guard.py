@@ -47,25 +47,25 @@ def test_the_page_and_the_probes_need_no_key(locked: Running) -> None:
 
 
 def test_cors_allows_listed_origins_only(server: Running, locked: Running, photo: bytes) -> None:
-    wish = {
+    preflight = {
         "Origin": ORIGIN,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization",
     }
-    allowed = locked.http.options("/v1/segment", headers=wish)
+    allowed = locked.http.options("/v1/segment", headers=preflight)
     assert allowed.status_code == 200
     assert allowed.headers["Access-Control-Allow-Origin"] == ORIGIN
-    refused = locked.http.get("/v1/models", headers={"Origin": ORIGIN})  # even a refusal can be read by that page
+    refused = locked.http.get("/v1/models", headers={"Origin": ORIGIN})  # the page may read errors as well
     assert refused.status_code == 401
     assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
 
     for origin in (ORIGIN, "http://localhost:1", "http://[", "null"):
-        question: Any = {"files": {"image": photo}, "data": {"labels": "cat"}, "headers": {"Origin": origin}}
-        answer = server.http.post("/v1/segment", **question)
+        request: Any = {"files": {"image": photo}, "data": {"labels": "cat"}, "headers": {"Origin": origin}}
+        answer = server.http.post("/v1/segment", **request)
         assert answer.status_code == 403
         assert "--cors-origin" in answer.json()["error"]["message"]
         assert "Access-Control-Allow-Origin" not in answer.headers
-    assert server.http.post("/v1/segment", **question | {"headers": {"Origin": server.address}}).status_code == 200
+    assert server.http.post("/v1/segment", **request | {"headers": {"Origin": server.address}}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_behind_a_proxy_with_a_name_and_a_path(start_server: Callable[..., Runni
     for path in ("/v1/models", "/seg/v1/models", "/metrics", "/seg/metrics"):
         assert server.http.get(path, headers={"Host": "seg.example"}).status_code == 401, path
     assert server.http.get("/v1/models", headers=headers | {"Host": "example.org"}).status_code == 403  # Origin differs
-    own = {"Host": "example.org", "Origin": ORIGIN}
-    assert server.http.get("/v1/models", headers=headers | own).status_code == 200
+    same_origin = {"Host": "example.org", "Origin": ORIGIN}
+    assert server.http.get("/v1/models", headers=headers | same_origin).status_code == 200
     assert server.http.get("/v1/models", headers=headers | {"Host": "evil.example"}).status_code == 403
 
 
@@ -121,15 +121,15 @@ def test_head_is_answered_as_get_without_a_body(server: Running) -> None:
 
 
 def test_text_is_compressed_and_pictures_are_not(server: Running, photo: bytes) -> None:
-    question: Any = {"files": {"image": photo}, "data": {"labels": "cat", "format": "logits"}}
+    request: Any = {"files": {"image": photo}, "data": {"labels": "cat", "format": "logits"}}
     for answer in (
         server.http.get("/"),
         server.http.get("/static/app.js"),
-        server.http.post("/v1/segment", **question),
+        server.http.post("/v1/segment", **request),
     ):
         assert answer.headers["Content-Encoding"] == "gzip"
-    question["data"]["format"] = "overlay"
-    assert "Content-Encoding" not in server.http.post("/v1/segment", **question).headers
+    request["data"]["format"] = "overlay"
+    assert "Content-Encoding" not in server.http.post("/v1/segment", **request).headers
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,10 @@ def test_an_image_that_cannot_be_kept_is_refused(start_server: Callable[..., Run
 
 def test_images_make_room_for_others(tight: Running) -> None:
     first, second = (tight.http.post("/v1/images", files={"image": png(350, 350)}).json()["id"] for _ in range(2))
-    question: Any = {"json": {"labels": "a"}}
-    assert tight.http.post(f"/v1/images/{first}/segment", **question).status_code == 200  # used last, so kept longest
+    request: Any = {"json": {"labels": "a"}}
+    assert tight.http.post(f"/v1/images/{first}/segment", **request).status_code == 200  # most recently used
     third = tight.http.post("/v1/images", files={"image": png(350, 350)}).json()["id"]
-    status = [tight.http.post(f"/v1/images/{id}/segment", **question).status_code for id in (first, second, third)]
+    status = [tight.http.post(f"/v1/images/{id}/segment", **request).status_code for id in (first, second, third)]
     assert status == [200, 404, 200]
     assert tight.service.images.bytes <= 20_000_000
 

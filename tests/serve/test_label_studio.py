@@ -1,4 +1,4 @@
-"""The ML backend, called as Label Studio calls it; a small web server provides Label Studio's files and tokens."""
+"""Test the ML backend with the requests of Label Studio, whose files and tokens a small web server provides."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ from fusioner.serve.label_studio import LabelStudio, encode_brush, read_label_co
 
 from .conftest import Running
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # raised by pycocotools
 BRUSH = """<View><Image name="img" value="$photo"/><BrushLabels name="tag" toName="img">
 <Label value="cat" background="red"/><Label value="sofa" alias="couch"/></BrushLabels></View>"""
 POLYGON = BRUSH.replace("BrushLabels", "PolygonLabels")
@@ -27,7 +27,7 @@ JWT = "head.body.signature"
 
 
 class FakeLabelStudio:
-    """Serves the photograph to requests with the right token.
+    """A server that sends the photograph to requests with the right token.
 
     Attributes:
         url: its address.
@@ -90,7 +90,7 @@ def predict(backend: Running, config: str, *images: str, **more: Any) -> list[di
 
 
 def decode(rle: list[int]) -> np.ndarray:
-    """Decode bytes to values, bit by bit, as rle-pack's documentation says."""
+    """Decode bytes to values, bit by bit, as documented by rle-pack."""
     bits, position = "".join(f"{byte:08b}" for byte in rle), 0
 
     def read(count: int) -> int:

@@ -1,4 +1,4 @@
-"""The API's schema: its examples work, and no generated request makes the server fail."""
+"""Test the API's schema: its examples are valid, and generated requests cause no server error."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +75,7 @@ def openapi(server: Running) -> Any:
 def test_schemathesis_finds_no_server_error(
     server: Running, photo: bytes, openapi: Any, path: str, mode: GenerationMode
 ) -> None:
-    """Requests as described and requests as forbidden; every answer is one that the description announces."""
+    """Send valid and invalid requests; every response must match the description."""
     stored = server.http.post("/v1/images", files={"image": photo}).json()["id"]
 
     @settings(max_examples=25, suppress_health_check=ANY_HEALTH)
@@ -83,7 +83,7 @@ def test_schemathesis_finds_no_server_error(
     def check(case: Any, known: bool) -> None:
         if known and case.path_parameters:
             case.path_parameters["id"] = stored
-        # Whether bytes are an image, and labels are words, is more than a schema tells; in a form all values are text.
+        # A schema cannot express that bytes are an image or labels are words; in a form all values are text.
         form = case.media_type == "multipart/form-data"
         excluded = [positive_data_acceptance, *([negative_data_rejection] if form else [])]
         case.call_and_validate(excluded_checks=excluded, timeout=30)

@@ -24,7 +24,7 @@ PHOTO = Path(__file__).resolve().parents[2] / "samples" / "chelsea.jpg"
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    """`start(*options)` -> (process, address); its only temporary folder is `tmp_path`."""
+    """Return `run(*options) -> (process, address)`, with `tmp_path` as the only temporary folder."""
     running: list[subprocess.Popen[str]] = []
 
     def run(*options: str) -> tuple[subprocess.Popen[str], str]:
@@ -54,9 +54,9 @@ def ready(address: str) -> bool:
 @pytest.mark.slow
 def test_start_serve_and_stop(start: Any, tmp_path: Path) -> None:
     process, address = start("--max-labels", "2", "--tta-scales", "1,1.2", "--guided-filter")
-    assert httpx.get(address).status_code == 200  # the page is there while the model is being loaded
+    assert httpx.get(address).status_code == 200  # the page is served before the model is loaded
     with fusioner.Client(address) as client:
-        found = client.segment(PHOTO, ["cat"])  # waits for the model
+        found = client.segment(PHOTO, ["cat"])  # blocks until the model is loaded
         assert found.coverage["cat"] > 0.5
         assert found.scores["cat"] > 0.6
         form = {"files": {"image": PHOTO.read_bytes()}, "data": {"labels": "cat"}}
@@ -83,9 +83,9 @@ def test_start_serve_and_stop(start: Any, tmp_path: Path) -> None:
 def test_log_lines_carry_the_time(start: Any) -> None:
     process, address = start()
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=300) as stranger:
-        stranger.sendall(b"no HTTP\r\n\r\n")
-        assert b"400 Bad Request" in stranger.recv(1000)
+    with socket.create_connection((host, int(port)), timeout=300) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert b"400 Bad Request" in connection.recv(1000)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=300)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ WARNING Invalid HTTP request received.\n", error)
@@ -96,7 +96,7 @@ def test_an_idle_server_ends_at_once(start: Any, sent: signal.Signals) -> None:
     process, address = start()
     assert httpx.get(f"{address}/healthz").is_success
     process.send_signal(sent)
-    _, error = process.communicate(timeout=300)  # the model may still be being loaded
+    _, error = process.communicate(timeout=300)  # the model may still be loading
     assert process.returncode == 0
     assert error == ""
 

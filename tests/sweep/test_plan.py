@@ -1,4 +1,4 @@
-"""A sweep's file: its cells, and settings refused before hours of work."""
+"""Sweep files: cells, and settings rejected before the first run."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_cells_are_ordered_by_row_with_folds_together(tmp_path: Path) -> None:
     assert all("/" not in cell.name for cell in sweep.cells)
     config = sweep.config(sweep.cells[-1])
     assert (config.optim.steps, config.model.method, config.seed, config.model.closed_set_head) == (5, "late", 1, True)
-    assert not read_sweep(written(tmp_path, DATA)).config(sweep.cells[0]).model.closed_set_head  # a fold does without
+    assert not read_sweep(written(tmp_path, DATA)).config(sweep.cells[0]).model.closed_set_head  # not used with folds
 
 
 def test_cells_take_every_option_of_train_and_evaluate(tmp_path: Path) -> None:
@@ -55,11 +55,11 @@ def test_cells_take_every_option_of_train_and_evaluate(tmp_path: Path) -> None:
     assert "--decoder-widths 8 --decoder-widths 4" in train
     assert sweep.config(cell).model.decoder_widths == (8, 4)
     live = read_sweep(written(tmp_path, DATA + '[train]\npreset = "paper"'))
-    assert "--cache" not in live.commands(cell, tmp_path, tmp_path)["train"]  # it would turn the augmentation off
+    assert "--cache" not in live.commands(cell, tmp_path, tmp_path)["train"]  # a cache disables augmentation
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[data", "cannot read the sweep"),
         ("x = 1", "there is no 'x'"),
@@ -89,8 +89,8 @@ def test_cells_take_every_option_of_train_and_evaluate(tmp_path: Path) -> None:
         (CLIP + '[train]\nsimilarity = "cosine"', "text encoder of clip-vit-b16 is clip-text-b16"),
     ],
 )
-def test_impossible_sweeps_are_one_sentence(text: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(FusionerError, match=says):
+def test_impossible_sweeps_are_one_sentence(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FusionerError, match=message):
         read_sweep(written(tmp_path, text))
     with pytest.raises(FusionerError, match="No such file"):
         read_sweep(tmp_path / "none.toml")

@@ -1,4 +1,4 @@
-"""Cells as processes: finished ones stay, failures affect no others, and nothing outlives the sweep."""
+"""Test cells as processes: finished ones are skipped, failures are isolated, and no process outlives the sweep."""
 
 import json
 import os
@@ -24,7 +24,7 @@ BASE = Sweep("pascal", "data", "pascal", "data", {"preset": "small", "steps": 10
 
 
 class Cheap(Sweep):
-    """Cells that list the encoders in place of training; fold 3 has no such command."""
+    """A sweep whose cells list the encoders instead of training; the evaluation of fold 3 fails."""
 
     def commands(self, cell: Cell, folder: Path, cache: Path) -> dict[str, list[str]]:
         (folder / "report").mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def test_finished_cells_are_skipped_and_failed_ones_retried(tmp_path: Path) -> N
     failed, output, _ = ran(sweep, tmp_path)
     assert [path.stat().st_mtime_ns for path in done[:2]] == before
     assert [line.split(":")[0] for line in output] == ["failed"]
-    assert set(read_done(done[2].parent)) == {"train"}  # which was not run again
+    assert set(read_done(done[2].parent)) == {"train"}  # not repeated
     log = (done[2].parent / "log.txt").read_text()
     assert log.count("image encoder ") == 1
     assert log.count("error:") == 2
@@ -96,7 +96,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
             claim()
         other.kill()
     claim()
-    claim(cells=cells(0))  # the grid may grow
+    claim(cells=cells(0))  # the grid may be extended
     with pytest.raises(FusionerError, match=r"settings: steps \(10 then, 11 now\): choose another --out"):
         claim(train={"preset": "small", "steps": 11})
     with pytest.raises(FusionerError, match=r"settings: limit \(the default then, 3 now\)"):
@@ -106,24 +106,24 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_cell_ends_with_its_parent_process(tmp_path: Path) -> None:
-    """A parent killed with -9 sends no signal; its end of the pipe is closed."""
-    waits = tmp_path / "pipe"
-    os.mkfifo(waits)  # a file that never ends: the cell hangs on reading it
-    (tmp_path / CELL).write_text(json.dumps({"commands": {"train": ["sweep", str(waits), "--out", str(tmp_path)]}}))
-    starts = "import subprocess, sys, time\n"
-    starts += "child = subprocess.Popen([sys.executable, '-m', 'fusioner.sweep.cell', sys.argv[1]], stdin=-1)\n"
-    starts += "print(child.pid, flush=True)\nchild.wait()"
-    parent = subprocess.Popen([sys.executable, "-c", starts, str(tmp_path)], stdout=subprocess.PIPE)
+    """A parent killed with -9 sends no signal, but its end of the pipe is closed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # reading it blocks the cell
+    (tmp_path / CELL).write_text(json.dumps({"commands": {"train": ["sweep", str(pipe), "--out", str(tmp_path)]}}))
+    script = "import subprocess, sys, time\n"
+    script += "child = subprocess.Popen([sys.executable, '-m', 'fusioner.sweep.cell', sys.argv[1]], stdin=-1)\n"
+    script += "print(child.pid, flush=True)\nchild.wait()"
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert int(parent.stdout.readline()) > 0
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     with parent.stdout as shared:
-        assert shared.read() == b""  # which it is once the child, who shares it, has ended
+        assert shared.read() == b""  # end of file: the child, which shares the pipe, has ended
 
 
 def evidence(fold: int, right: int) -> Counts:
-    """Two images, one pair each, of which `right` of 10 pixels are found."""
+    """Return counts of two images with one pair each, of which `right` of 10 pixels are found."""
     images = (f"{fold}a", f"{fold}b")
     pairs = PromptCounts(np.array([0, 1]), np.array([1, 1]), np.array([[80, 90, right, 10] * 2] * 2, float))
     none = PromptCounts(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)))
@@ -132,18 +132,18 @@ def evidence(fold: int, right: int) -> Counts:
 
 @pytest.fixture
 def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Sweep, Path]:
-    """Folds 0 and 1 of one row are finished, fold 0 of another."""
+    """Return a sweep with folds 0 and 1 of one row finished, and fold 0 of another."""
     from fusioner.evaluation.results import SavedRun
 
-    late = replace(cells(0)[0], method="late")
-    sweep = replace(BASE, cells=(*cells(0, 1), late, replace(late, fold=1)))
+    other_method = replace(cells(0)[0], method="late")
+    sweep = replace(BASE, cells=(*cells(0, 1), other_method, replace(other_method, fold=1)))
     for cell in sweep.cells[:3]:
         folder = folder_of(tmp_path, cell)
         folder.mkdir(parents=True)
         (folder / "done.json").write_text('{"train": 1, "evaluate": 1}')
 
     def read(folder: Path) -> SavedRun:
-        cell = next(one for one in sweep.cells if folder_of(tmp_path, one) == folder.parent)
+        cell = next(cell for cell in sweep.cells if folder_of(tmp_path, cell) == folder.parent)
         assert cell.fold is not None
         found = 9 if cell.method == "late" else 4 + 2 * cell.fold
         return SavedRun(folder, "pascal", [], {cell.fold: evidence(cell.fold, found)})
@@ -159,7 +159,7 @@ def test_the_table_has_a_row_per_method_and_a_column_per_fold(swept: tuple[Sweep
     content = json.loads((out / "table.json").read_text())
     assert content["columns"] == ["0", "1", "mean"]
     first, second = content["rows"]
-    assert {column: one["value"] for column, one in first["miou"].items()} == {"0": 40, "1": 60, "mean": 50}
+    assert {column: figure["value"] for column, figure in first["miou"].items()} == {"0": 40, "1": 60, "mean": 50}
     assert set(second["miou"]) == {"0", "mean"}
     assert (second["cells"], second["cells_wanted"], first["images"]) == (1, 2, 4)
     text = to_markdown(table)
@@ -169,7 +169,7 @@ def test_the_table_has_a_row_per_method_and_a_column_per_fold(swept: tuple[Sweep
     assert "late: 1 of 2 cells are finished; its mean is of those" in text
     page = to_html(table)
     assert "failed: late image text fold 1 seed 0: no &lt;memory&gt;" in page
-    assert page.count("class='n best'") == 1  # the unfinished row, though higher, is not called the best
+    assert page.count("class='n best'") == 1  # the unfinished row, though higher, is not marked as best
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +185,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("encoders", "similarity", "says"),
+    ("encoders", "similarity", "message"),
     [
         ('["dinov2-s", "clip-vit-b16"]', "auto", ""),
         ('["dinov2-s", "clip-vit-b61"]', "auto", "did you mean clip-vit-b16"),
@@ -195,7 +195,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_dry_run_reports_errors_of_cells(
-    encoders: str, similarity: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoders: str, similarity: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "s.toml"
     grid = f'image_encoders = {encoders}\ntext_encoders = ["clip-text-b16"]\nfolds = [0]\n'
@@ -203,5 +203,5 @@ def test_dry_run_reports_errors_of_cells(
     file.write_text(f'[data]\nname = "pascal"\nroot = "x"\n[grid]\n{grid}[train]\n{train}')
     code = main(["sweep", str(file), "--out", str(tmp_path / "out"), "--dry-run"])
     out, err = capsys.readouterr()
-    assert code == (2 if says else 0), err
-    assert (says in err) if says else "2 cells" in out
+    assert code == (2 if message else 0), err
+    assert (message in err) if message else "2 cells" in out

@@ -1,4 +1,4 @@
-"""`fusioner sweep`: killed, resumed, with a cell that fails."""
+"""Test `fusioner sweep` when killed, resumed, and with a cell that fails."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ n_resamples = 10
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a sweep's file and coloured squares: six to train on, two to test on."""
+    """Write a sweep file and coloured squares, six for training and two for testing."""
     for part in ("images", "masks"):
         (tmp_path / "own" / part).mkdir(parents=True)
     for i in range(8):
@@ -83,7 +83,7 @@ def test_a_sweep_survives_kill_and_sigterm(
     second = "trainer.config.model.method == 'mask-transformer'"
     killed = start(**pause_before(6, second))
     wait_for_steps(killed, "mask-transformer", 4)
-    killed.send_signal(signal.SIGKILL)  # it alone: its cells must notice
+    killed.send_signal(signal.SIGKILL)  # only the parent; its cells must end
     killed.wait()
     first = cell("lseg") / "done.json"
     before = first.stat().st_mtime_ns
@@ -94,7 +94,7 @@ def test_a_sweep_survives_kill_and_sigterm(
     assert terminated.returncode == 128 + signal.SIGTERM
     again = start()
     out, err = again.finish()
-    assert again.returncode == 1, err  # for the folder holds no model
+    assert again.returncode == 1, err  # because the folder contains no model
     assert "failed: lseg hf:own minilm-embedded seed 0: hf:" in err
     assert "/own has no weights" in err
     assert "2 of 4 cells failed" in err
@@ -107,5 +107,5 @@ def test_a_sweep_survives_kill_and_sigterm(
     train = json.loads((cell("mask-transformer") / "cell.json").read_text())["commands"]["train"]
     train[train.index("--out") + 1] = "alone"
     assert main(train) == 0
-    one, other = (load_model(run / "best.safetensors")[0] for run in (cell("mask-transformer") / "run", Path("alone")))
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    swept, solo = (load_model(run / "best.safetensors")[0] for run in (cell("mask-transformer") / "run", Path("alone")))
+    assert all(torch.equal(a, b) for a, b in zip(swept.parameters(), solo.parameters(), strict=True))

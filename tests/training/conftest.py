@@ -17,7 +17,7 @@ IMAGES = 24
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums come out to the last bit only with the same number of threads; child processes here have one, too."""
+    """Use one thread, as the child processes do, because sums depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def to_toml() -> Callable[[TrainConfig], str]:
-    """Settings as the TOML that `fusioner train --config` reads."""
+    """Return a function that writes settings as TOML for `fusioner train --config`."""
 
     def write(config: TrainConfig) -> str:
         groups = config.to_dict()
@@ -43,7 +43,7 @@ def colour(class_id: int) -> tuple[int, int, int]:
 
 
 def draw(class_ids: list[int], rng: np.random.Generator, size: int = 48) -> tuple[np.ndarray, np.ndarray]:
-    """A grey picture with a rectangle of each class in its colour; a strip of the mask is 255."""
+    """Draw a grey picture with a coloured rectangle per class; a strip of the mask is 255."""
     rgb, mask = np.full((size, size + 8, 3), 127, np.uint8), np.zeros((size, size + 8), np.uint8)
     for place, class_id in enumerate(class_ids):
         top, left = int(rng.integers(0, size // 3)), int(rng.integers(0, 6)) + place * 26
@@ -55,7 +55,7 @@ def draw(class_ids: list[int], rng: np.random.Generator, size: int = 48) -> tupl
 
 @pytest.fixture(scope="session")
 def voc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training images of aeroplanes, bicycles, birds, cats and dogs, two a picture; a val image that is broken."""
+    """Write 24 training images of aeroplanes, bicycles, birds, cats and dogs, two each, and a broken val image."""
     root = tmp_path_factory.mktemp("pascal")
     base, masks = root / "VOCdevkit" / "VOC2012", root / "SegmentationClassAug"
     for folder in (base / "JPEGImages", base / "ImageSets" / "Segmentation", masks):
@@ -79,24 +79,24 @@ def voc_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_words(
     voc_tree: Path, tiny: Callable[..., TrainConfig], to_toml: Callable[[TrainConfig], str], tmp_path: Path
 ) -> Callable[..., list[str]]:
-    """`train_words(out, flags..., setting=value...)`: a `train` command line of the tiny network.
+    """Return `make(out, flags..., setting=value...)`, which builds a `train` command line of the tiny network.
 
-    On the bundled encoders, because importing transformers would take most of the time.
+    It uses the bundled encoders, because importing transformers would take most of the time.
     """
 
     def make(out: Path, *flags: str, **changes: Any) -> list[str]:
         encoders = {"image_encoder": "effnet-lite2", "text_encoder": "minilm-embedded", "similarity": "none"}
         settings = tmp_path / "tiny.toml"
         settings.write_text(to_toml(tiny(**encoders, **changes)))
-        given = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu"]
-        return [*given, "--cache", str(tmp_path / "cache"), "--out", str(out), *flags]
+        words = ["train", "pascal", "--root", str(voc_tree), "--config", str(settings), "--device", "cpu"]
+        return [*words, "--cache", str(tmp_path / "cache"), "--out", str(out), *flags]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def tiny(clip_folder: Path) -> Callable[..., TrainConfig]:
-    """`tiny(**changes)`: settings of a network that takes milliseconds a step."""
+    """Return a function that overrides settings of a network that trains in milliseconds per step."""
     base = TrainConfig().override(
         image_encoder=f"clip-vit-b16@{clip_folder}",
         text_encoder=f"clip-text-b16@{clip_folder}",

@@ -1,4 +1,4 @@
-"""From samples to tensors: targets, ignored pixels, and the prompts of each image."""
+"""Conversion of samples to tensors: targets, ignored pixels, and the prompts of each image."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ SIZE = 16
 
 @pytest.fixture(scope="module")
 def unlabeled_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Left half unlabeled (0), right half shoe (2); class 0 is called null."""
+    """Write an image with the left half unlabeled (0) and the right half shoe (2); class 0 is called null."""
     root = tmp_path_factory.mktemp("unlabeled")
     for name in ("images", "masks"):
         (root / name).mkdir()
@@ -80,7 +80,7 @@ def test_each_image_is_prompted_with_classes_of_its_own_data_set(
         for row, sample in enumerate(made.samples(0)):
             requested = batch.classes[row][~batch.padded[row]].tolist()
             first, end = corpus.class_offsets[sample.split : sample.split + 2]
-            assert len(requested) == (6 if sample.split == 0 else 3)  # the folder has three names; the rest is padding
+            assert len(requested) == (6 if sample.split == 0 else 3)  # the folder has three classes
             assert all(first < class_id < end for class_id in requested)
             assert batch.ignore()[row][batch.padded[row]].all()
 
@@ -101,9 +101,7 @@ def test_a_hypernym_prompt_covers_all_its_classes(
     voc_tree: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fusioner.training.prompt_sampling.HYPERNYM_PROBABILITY", 1.0)
-    corpus = build_corpus(
-        [open_split("pascal", voc_tree, 1)], "images"
-    )  # without 6 to 10: of these, cat, chair and cow
+    corpus = build_corpus([open_split("pascal", voc_tree, 1)], "images")  # cat, chair and cow are among 6 to 10
     split = corpus.splits[0]
     named = split.data.prompts
     groups = {"thing": [named[i] for i in (8, 12, 13)], "all": [named[i] for i in split.data.class_ids]}
@@ -119,10 +117,10 @@ def test_a_hypernym_prompt_covers_all_its_classes(
             mask, claimed = resize_mask(split.data.read_mask(sample.item), (SIZE, SIZE)), set()
             for place, class_id in enumerate(batch.classes[row][~batch.padded[row]].tolist()):
                 word = int(batch.text[row, place].argmax())
-                of = vocabulary.groups.get(word, {named[class_id]})
-                group = {i for i in split.data.class_ids if named[i].casefold() in of}
+                members = vocabulary.groups.get(word, {named[class_id]})
+                group = {i for i in split.data.class_ids if named[i].casefold() in members}
                 requested += len(group) > 1
-                assert not group & claimed  # nothing is asked for twice
+                assert not group & claimed  # prompts are disjoint
                 claimed |= group
                 unseen = np.isin(mask, [i for i in group if i not in split.classes])
                 target = np.isin(mask, list(group)) & ~unseen & (mask != 255)
@@ -134,19 +132,19 @@ def test_a_hypernym_prompt_covers_all_its_classes(
 def test_frequent_classes_are_drawn_more_often_as_negatives(voc_tree: Path, encoder: Any) -> None:
     corpus = build_corpus([open_split("pascal", voc_tree)], "images")
     shown = Counter(class_id for _, class_id in corpus.splits[0].data.pairs())
-    requested = {fair: Counter[int]() for fair in (0.0, 1.0)}
-    for fair, times in requested.items():
-        built = batches(corpus, encoder, prompts=4, negative_frequency_power=fair)
+    requested = {balance: Counter[int]() for balance in (0.0, 1.0)}
+    for balance, times in requested.items():
+        built = batches(corpus, encoder, prompts=4, negative_frequency_power=balance)
         for step in range(60):
             sample = corpus.samples[step % len(corpus.samples)]
             mask = corpus.splits[0].data.read_mask(sample.item)
             _, ids, _ = built._prompt(sample, mask, np.random.default_rng(step))
             times.update(set(ids) - set(mask.flatten().tolist()))
     never = set(corpus.splits[0].classes) - shown.keys()
-    common = {fair: sum(times[i] for i in shown) / times.total() for fair, times in requested.items()}
+    common = {balance: sum(times[i] for i in shown) / times.total() for balance, times in requested.items()}
     assert never
     assert common[1.0] > 1.5 * common[0.0]
-    assert all(sum(times[i] for i in never) for times in requested.values()), "what no image shows is asked for, too"
+    assert all(sum(times[i] for i in never) for times in requested.values()), "absent classes are never drawn"
 
 
 def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder: Any, tmp_path: Path) -> None:
@@ -155,12 +153,12 @@ def test_cached_and_live_features_give_the_same_batches(voc_tree: Path, encoder:
     cached = cache_features(tmp_path, data, encoder, 32, views=3)
     live = LiveSource(data, encoder, 32, views=3)
     for step in range(3):
-        one, other = (
+        first, second = (
             next(batches(corpus, encoder, [source], batch_size=8).training_batches(step)) for source in (cached, live)
         )
-        assert (one.tokens - other.tokens).abs().max() < 1e-3  # fp16 of numbers below one
+        assert (first.tokens - second.tokens).abs().max() < 1e-3  # fp16 of numbers below one
         for name in ("text", "labels", "classes", "padded"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+            assert torch.equal(getattr(first, name), getattr(second, name))
 
 
 def test_cached_and_live_training_have_the_same_loss_curve(
@@ -173,13 +171,13 @@ def test_cached_and_live_training_have_the_same_loss_curve(
 
     curves = []
     for features in ("live", "cached"):
-        config = tiny(steps=12, features=features, decoder_norm="layer")  # no noise-only gradients
+        config = tiny(steps=12, features=features, decoder_norm="layer")  # avoids gradients of pure noise
         run = RunConfig(tmp_path / features, device="cpu", cache=tmp_path / "cache")
         train([open_split("pascal", voc_tree)], config, run)
         lines = (tmp_path / features / "metrics.jsonl").read_text().splitlines()
         curves.append([line["loss"] for line in map(json.loads, lines) if "loss" in line])
     assert curves[0] == pytest.approx(curves[1], rel=2e-2)
-    assert curves[0] != curves[1]  # fp16 did pass through
+    assert curves[0] != curves[1]  # the cache rounds to fp16
 
 
 def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
@@ -191,10 +189,10 @@ def test_mirrored_grids_keep_their_masks(voc_tree: Path, encoder: Any) -> None:
         for flip in (False, True)
     )
     for row in range(12):
-        turn = not torch.equal(mirrored.tokens[row], plain.tokens[row])
-        flipped += turn
-        assert torch.equal(mirrored.tokens[row], plain.tokens[row].flip(-1) if turn else plain.tokens[row])
-        assert torch.equal(mirrored.labels[row], plain.labels[row].flip(-1) if turn else plain.labels[row])
+        is_mirrored = not torch.equal(mirrored.tokens[row], plain.tokens[row])
+        flipped += is_mirrored
+        assert torch.equal(mirrored.tokens[row], plain.tokens[row].flip(-1) if is_mirrored else plain.tokens[row])
+        assert torch.equal(mirrored.labels[row], plain.labels[row].flip(-1) if is_mirrored else plain.labels[row])
     assert 0 < flipped < 12
 
 
@@ -229,7 +227,7 @@ def test_masks_are_resized_by_the_pixel_under_each_centre(height: int, width: in
     rows, columns = ours // width, ours % width
     assert np.abs(rows - (np.arange(h)[:, None] + 0.5) * height / h + 0.5).max() <= 0.5 + 1e-9
     assert np.abs(columns - (np.arange(w)[None] + 0.5) * width / w + 0.5).max() <= 0.5 + 1e-9
-    assert (ours == exact[0, 0].numpy()).mean() > 0.5 or h * w < 4  # torch rounds its ties in float32
+    assert (ours == exact[0, 0].numpy()).mean() > 0.5 or h * w < 4  # torch rounds ties in float32
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -256,8 +254,8 @@ def test_iou_counts_and_their_mean() -> None:
         torch.tensor([-1]),
     )
     logits = torch.full((1, 3, 2, 4), -1.0)
-    logits[0, 0, 0] = 1.0  # claims both its pixels, a background pixel, and an ignored one that does not count
-    logits[0, 2] = 1.0  # padding claims everything, to no avail
+    logits[0, 0, 0] = 1.0  # both target pixels, a background pixel and an ignored one
+    logits[0, 2] = 1.0  # padding is not counted
     counts = iou_counts(logits, batch, 7)
     assert counts[3].tolist() == [2, 3, 2]
     assert counts[5].tolist() == [0, 0, 1]

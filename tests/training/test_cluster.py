@@ -1,4 +1,4 @@
-"""Several processes on several simulated machines, one of which is lost."""
+"""Train with several processes on several simulated machines, one of which is lost."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ Launch = Callable[..., Any]
 
 @pytest.fixture
 def torchrun(spawn: Callable[..., Any]) -> Launch:
-    """`torchrun(flags..., words=..., environment=...)`: a launcher that runs by itself."""
+    """Return `start(flags..., words=..., environment=...)`, which starts a launcher in the background."""
 
     def start(*flags: str, words: list[str], environment: dict[str, str] | None = None) -> Any:
         command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fusioner", *words]
@@ -53,13 +53,13 @@ def free_port() -> int:
 def test_two_nodes_and_a_killed_rank_train_as_one_process(
     train_words: Words, torchrun: Launch, before_update: Callable[[str], dict[str, str]], tmp_path: Path
 ) -> None:
-    """Two launchers, one process each, that find each other at an address, as machines do; gloo between them.
+    """Connect two launchers with one process each over an address, as on two machines, by gloo.
 
-    Then two processes of one machine, of which one is killed: torchrun starts both anew, and --resume takes them to the
-    weights of the run that nothing happened to.
+    Then kill one of two processes of a machine: torchrun restarts both, and --resume leads to the weights of an
+    undisturbed run.
     """
-    one, two, broken = (tmp_path / name for name in ("one", "two", "broken"))
-    given: dict[str, Any] = {
+    single, double, broken = (tmp_path / name for name in ("one", "two", "broken"))
+    settings: dict[str, Any] = {
         "steps": 8,
         "ema": 0.9,
         "evaluations": 4,
@@ -68,28 +68,28 @@ def test_two_nodes_and_a_killed_rank_train_as_one_process(
         "lr": 1e-2,
         "decoder_lr": 1e-2,
     }
-    assert main(train_words(one, **given)) == 0
-    meeting = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
-    nodes = [torchrun(*meeting, words=train_words(two, **given)) for _ in range(2)]
+    assert main(train_words(single, **settings)) == 0
+    rendezvous = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}")
+    nodes = [torchrun(*rendezvous, words=train_words(double, **settings)) for _ in range(2)]
     for node in nodes:
         node.succeed()
-    assert len(losses(two)) == 8
-    assert losses(one) == pytest.approx(losses(two), rel=1e-3)  # sums in another order
-    for line, other in zip(log(one), log(two), strict=True):
+    assert len(losses(double)) == 8
+    assert losses(single) == pytest.approx(losses(double), rel=1e-3)  # summation order differs
+    for line, other in zip(log(single), log(double), strict=True):
         assert line.get("train_miou", 0) == pytest.approx(other.get("train_miou", 0), abs=1)
 
     second_rank = "trainer.fabric.global_rank == 1 and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'"
-    dies = before_update(f"if step == 5 and {second_rank}: os.kill(os.getpid(), 9)")
-    words = train_words(broken, "--resume", "--checkpoint-minutes", "0", **given)
-    process = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1", words=words, environment=dies)
+    environment = before_update(f"if step == 5 and {second_rank}: os.kill(os.getpid(), 9)")
+    words = train_words(broken, "--resume", "--checkpoint-minutes", "0", **settings)
+    process = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1", words=words, environment=environment)
     process.succeed()
     assert f"resuming {broken} at step" in process.finish()[1]
-    assert losses(broken) == losses(two)
-    assert all(torch.equal(weights(two)[name], tensor) for name, tensor in weights(broken).items())
+    assert losses(broken) == losses(double)
+    assert all(torch.equal(weights(double)[name], tensor) for name, tensor in weights(broken).items())
 
 
 def test_restarts_with_a_shared_store_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that torchrun sets where two machines share one store for all attempts."""
+    """Set the environment of torchrun where two machines share one store for all attempts."""
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     for name, value in (("USE_AGENT_STORE", "True"), ("MAX_RESTARTS", "3"), ("RUN_ID", "a")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)

@@ -38,7 +38,7 @@ def test_a_fold_prompts_seen_classes_on_images_that_show_one(voc_tree: Path) -> 
     images = build_corpus([split], "images")
     shown = [set(split.data.pixel_counts(sample.item)) for sample in images.samples]
     assert all(classes & set(seen) for classes in shown)
-    assert any(classes & set(unseen) for classes in shown)  # the official recipe keeps such images
+    assert any(classes & set(unseen) for classes in shown)  # the official recipe includes such images
 
 
 def test_without_a_fold_everything_is_prompted(voc_tree: Path) -> None:
@@ -58,11 +58,11 @@ def test_held_out_images_are_in_no_training_pair(own_tree: Path) -> None:
     for sampling in ("pairs", "images"):
         corpus = build_corpus([split], sampling, val_images=5, seed=3)
         trained = {sample.item.id for sample in corpus.samples}
-        aside = {sample.item.id for sample in corpus.held_out}
-        assert len(aside) == 5
-        assert not trained & aside
-        assert not {"58", "59"} & (trained | aside)
-        assert {sample.item.id for sample in corpus.images} == trained | aside
+        held_out = {sample.item.id for sample in corpus.held_out}
+        assert len(held_out) == 5
+        assert not trained & held_out
+        assert not {"58", "59"} & (trained | held_out)
+        assert {sample.item.id for sample in corpus.images} == trained | held_out
     assert build_corpus([split], "images", val_images=5, seed=3).digest() == corpus.digest()
     assert build_corpus([split], "images", val_images=5, seed=4).digest() != corpus.digest()
     assert build_corpus([split], "images").digest() != corpus.digest()

@@ -1,4 +1,4 @@
-"""The training loop: it learns, can be stopped anywhere, and resumes to the same weights."""
+"""Test that the training loop learns, can be stopped anywhere, and resumes to the same weights."""
 
 import copy
 import itertools
@@ -39,8 +39,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return load_model(path)[0].state_dict()
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -56,15 +56,15 @@ class CrashError(Exception):
 
 
 def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the update of a step fail, after whatever that step saved."""
+    """Let the update of a step fail, after the checkpoint of that step."""
     from fusioner.training.trainer import Trainer
 
     update = Trainer._update
 
-    def failing(self: Trainer, now: int) -> None:
-        if now == step:
+    def failing(self: Trainer, current: int) -> None:
+        if current == step:
             raise CrashError
-        update(self, now)
+        update(self, current)
 
     monkeypatch.setattr(Trainer, "_update", failing)
 
@@ -104,15 +104,15 @@ def test_a_crashed_run_resumes_to_the_same_weights(
     run(voc_tree, tmp_path / "broken", config, NEVER, resume=True, fold=1)
     for name in ("last.safetensors", "best.safetensors"):
         assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "broken" / name))
-    one, other = lines(tmp_path / "whole"), lines(tmp_path / "broken")
-    assert [line["step"] for line in one] == [line["step"] for line in other]
-    assert losses(one) == losses(other)
+    whole, broken = lines(tmp_path / "whole"), lines(tmp_path / "broken")
+    assert [line["step"] for line in whole] == [line["step"] for line in broken]
+    assert losses(whole) == losses(broken)
 
 
 def test_ema_weights_are_the_exponential_average(
     voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read off the states of every step; the saved model is the slow one."""
+    """Compare the states of every step; the saved model is the average."""
     from fusioner.training import trainer as loop
 
     states: list[dict[str, Any]] = []
@@ -129,9 +129,9 @@ def test_ema_weights_are_the_exponential_average(
 def test_bf16_follows_fp32(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     for precision in ("32", "bf16"):
         run(voc_tree, tmp_path / precision, tiny(steps=8, precision=precision))
-    one, other = (losses(lines(tmp_path / precision)) for precision in ("32", "bf16"))
-    assert one != other
-    assert other == pytest.approx(one, rel=0.05)
+    full, half = (losses(lines(tmp_path / precision)) for precision in ("32", "bf16"))
+    assert full != half
+    assert half == pytest.approx(full, rel=0.05)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     run(voc_tree, tmp_path / "a", tiny(**cached), cache=tmp_path / "cache")
     drawn = torch.rand(3)
     torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(3))  # nobody else's random numbers were touched
+    assert torch.equal(drawn, torch.rand(3))  # the global generator is unchanged
     monkeypatch.setattr(trainer, "BATCHES_AHEAD", 3)
     run(voc_tree, tmp_path / "b", tiny(**cached), cache=tmp_path / "cache")
     run(voc_tree, tmp_path / "c", tiny(**cached, seed=1), cache=tmp_path / "cache")
@@ -155,19 +155,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 def test_gradient_accumulation_equals_the_whole_batch(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
     run(voc_tree, tmp_path / "whole", tiny(ce_weight=1.0))
     run(voc_tree, tmp_path / "pieces", tiny(ce_weight=1.0, grad_accum=4))
-    one, other = lines(tmp_path / "whole"), lines(tmp_path / "pieces")
-    assert losses(one) == pytest.approx(losses(other), rel=1e-3)
+    whole, pieces = lines(tmp_path / "whole"), lines(tmp_path / "pieces")
+    assert losses(whole) == pytest.approx(losses(pieces), rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "flag"),
     [({"lr": 2e-3}, "lr"), ({"seed": 5}, "seed"), ({"layers": 2}, "layers"), ({"steps": 9}, "steps")],
 )
 def test_resuming_with_other_settings_is_refused(
-    voc_tree: Path, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], named: str
+    voc_tree: Path, tiny: Tiny, tmp_path: Path, changes: dict[str, Any], flag: str
 ) -> None:
     run(voc_tree, tmp_path, tiny(steps=1))
-    with pytest.raises(FusionerError, match=rf"cannot resume .*: it was begun with other settings: {named}") as caught:
+    with pytest.raises(FusionerError, match=rf"cannot resume .*: it was begun with other settings: {flag}") as caught:
         run(voc_tree, tmp_path, tiny(**({"steps": 1} | changes)), resume=True)
     assert str(caught.value).count("\n") == 0
 
@@ -176,7 +176,7 @@ def test_a_run_can_be_resumed_by_a_version_with_further_settings(voc_tree: Path,
     run(voc_tree, tmp_path, tiny(steps=1))
     settings = read_state(tmp_path, torch.device("cpu"))["identity"]["settings"]
     assert settings == tiny(steps=1).changes()
-    assert settings.keys() < flatten(tiny().to_dict()).keys()  # those at their default are not compared
+    assert settings.keys() < flatten(tiny().to_dict()).keys()  # default settings are not compared
     assert run(voc_tree, tmp_path, tiny(steps=1), resume=True).step == 1
     assert not first_difference({"a": {"lr": 1}}, {"a": {"lr": 1}})
     assert first_difference({"a": {}}, {"a": {"lr": 1}}) == "lr (the default then, 1 now)"
@@ -259,7 +259,7 @@ def test_encoders_are_frozen(voc_tree: Path, tiny: Tiny, tmp_path: Path, monkeyp
 
 
 def test_only_the_val_split_is_never_opened(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """Its only val image is no image at all, and would end the run with an error."""
+    """The only val image is invalid and would end the run with an error."""
     assert run(voc_tree, tmp_path, tiny(steps=8)).step == 8
 
 
@@ -277,7 +277,7 @@ def test_killed_and_interrupted_runs_resume_to_the_same_weights(
     spawn: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    """A kill -9 and a Ctrl-C of the command, against a run left alone."""
+    """Compare a run that is killed with -9 and interrupted with Ctrl-C to an undisturbed one."""
     out = tmp_path / "run"
     words = train_words(out, "--checkpoint-minutes", "0", "--resume", steps=16)
     command = [sys.executable, "-m", "fusioner", *words]

@@ -43,9 +43,9 @@ def test_an_image_without_labelled_pixels_has_zero_loss() -> None:
 def test_ce_loss_is_softmax_over_background_and_prompts() -> None:
     logits = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)
     probabilities = torch.tensor([0.0, 2.0, -1.0]).softmax(0)
-    nobody = torch.zeros(1, 2, dtype=torch.bool)
+    no_label = torch.zeros(1, 2, dtype=torch.bool)
     for label in range(3):
-        loss = multiclass_ce(logits, torch.full((1, 1, 1), label), nobody)
+        loss = multiclass_ce(logits, torch.full((1, 1, 1), label), no_label)
         assert torch.allclose(loss, -probabilities[label].log())
 
 

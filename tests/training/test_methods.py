@@ -1,4 +1,4 @@
-"""Every method from training to model file, evaluation and prediction."""
+"""Test every method from training to model file, evaluation and prediction."""
 
 import json
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_every_method_trains_and_predicts(method: Method, voc_tree: Path, tiny: 
     segmenter = load(tmp_path / "best.safetensors", "cpu")
     assert segmenter.card.config.method == method
     assert segmenter.card.image_encoder.startswith("maskclip" if method == "maskclip" else "clip-vit")
-    assert len(segmenter.card.training["images"]) > 10  # also a level is chosen on images, which are then known
+    assert len(segmenter.card.training["images"]) > 10  # methods without training choose a threshold on images
     found = segmenter(np.zeros((40, 50, 3), np.uint8), ["cat", "dog"])
     assert found.label_map.shape == (40, 50)
     if method in TRAINING_FREE:
@@ -74,9 +74,9 @@ def test_an_interrupted_baseline_resumes_to_the_same_weights(
         with pytest.raises(KeyError):
             run(voc_tree, tmp_path / "cut", config, checkpoint_minutes=0)
     run(voc_tree, tmp_path / "cut", config, resume=True)
-    one, other = (load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("whole", "cut"))
-    assert one
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    whole, resumed = (load_model(tmp_path / name / "last.safetensors")[0].state_dict() for name in ("whole", "cut"))
+    assert whole
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_the_threshold_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_threshold_is_the_best_on_training_images(voc_tree: Path, tiny: Tiny
     assert len(words) == NUM_REFERENCE_WORDS
     torch.testing.assert_close(model.baseline.reference_words, words)
     again = run(voc_tree, tmp_path / "b", config.override(batch_size=5))
-    assert again.best == pytest.approx(result.best)  # whatever images are looked at together
+    assert again.best == pytest.approx(result.best)  # independent of the batch size
 
 
 def test_encoders_without_text_alignment_are_refused(voc_tree: Path, tiny: Tiny, tmp_path: Path) -> None:
@@ -106,14 +106,14 @@ def test_evaluated_without_any_training(
 ) -> None:
     run(voc_tree, tmp_path, tiny(steps=1))
     images = sorted((voc_tree / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("2007*"))[:2]
-    own = tmp_path / "own"
+    folder = tmp_path / "own"
     for name in ("images", "masks"):
-        (own / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     for image in images:
-        (own / "images" / image.name).symlink_to(image)
+        (folder / "images" / image.name).symlink_to(image)
         mask = f"{image.stem}.png"
-        (own / "masks" / mask).symlink_to(voc_tree / "SegmentationClassAug" / mask)
-    (own / "classes.txt").write_text("\n".join(["background", *(f"bus {i}" for i in range(12))]))
+        (folder / "masks" / mask).symlink_to(voc_tree / "SegmentationClassAug" / mask)
+    (folder / "classes.txt").write_text("\n".join(["background", *(f"bus {i}" for i in range(12))]))
     clip = ["--image-encoder", f"clip-vit-b16@{clip_folder}", "--text-encoder", f"clip-text-b16@{clip_folder}"]
     for method, words in (
         ("cosine", clip),
@@ -122,14 +122,14 @@ def test_evaluated_without_any_training(
         ("prompt-ablated", ["--model", str(tmp_path / "best.safetensors"), "--allow-leak"]),
     ):
         out = tmp_path / method
-        given = ["evaluate", "folder", "--root", str(own), "--method", method, *words, "--n-resamples", "5"]
-        assert main([*given, "--out", str(out), "--device", "cpu", "--limit", "2"]) == 0, capsys.readouterr().err
+        arguments = ["evaluate", "folder", "--root", str(folder), "--method", method, *words, "--n-resamples", "5"]
+        assert main([*arguments, "--out", str(out), "--device", "cpu", "--limit", "2"]) == 0, capsys.readouterr().err
         content = json.loads((out / "metrics.json").read_text())
         assert content["method"] == method
         assert f"- method {method}, encoders " in (out / "report.md").read_text()
         assert ("model" in content) is (method == "prompt-ablated")
     assert json.loads((tmp_path / "empty" / "metrics.json").read_text())["miou"] == 0
-    assert main(["evaluate", "folder", "--root", str(own), "--method", "cosine", "--model", "x"]) == 2
+    assert main(["evaluate", "folder", "--root", str(folder), "--method", "cosine", "--model", "x"]) == 2
     assert "needs no --model" in capsys.readouterr().err
 
 

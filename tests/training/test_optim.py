@@ -48,23 +48,23 @@ def test_learning_rates_follow_the_official_schedule(model: Fusioner) -> None:
 def test_the_decoders_group_is_plain_adam() -> None:
     torch.manual_seed(0)
     model = Fusioner(FusionerConfig(**SIZES, decoder_norm="layer"))  # gradients above noise
-    twin = Fusioner(model.config)
-    twin.load_state_dict(model.state_dict())
+    reference = Fusioner(model.config)
+    reference.load_state_dict(model.state_dict())
     assert model.decoder is not None
-    assert twin.decoder is not None
+    assert reference.decoder is not None
     ours, adam = (
         build_optimizer(model, PAPER.optim),
-        torch.optim.Adam(twin.decoder.parameters(), lr=PAPER.optim.decoder_lr),
+        torch.optim.Adam(reference.decoder.parameters(), lr=PAPER.optim.decoder_lr),
     )
     for step in range(3):
         tokens, text = torch.randn(2, 8, 4, 4), torch.randn(2, 1, 6)
-        set_rates(ours, PAPER.optim, 0, 5100)  # the fusion's rate is 0, so that both see the same features
-        for network, optimizer in ((model, ours), (twin, adam)):
+        set_rates(ours, PAPER.optim, 0, 5100)  # the fusion's rate is 0, so that both get the same features
+        for network, optimizer in ((model, ours), (reference, adam)):
             optimizer.zero_grad()
             network(tokens, text).square().mean().backward()
             optimizer.step()
-        for one, other in zip(model.decoder.parameters(), twin.decoder.parameters(), strict=True):
-            assert torch.allclose(one, other, atol=1e-6), step
+        for actual, expected in zip(model.decoder.parameters(), reference.decoder.parameters(), strict=True):
+            assert torch.allclose(actual, expected, atol=1e-6), step
 
 
 def test_presets_have_the_official_numbers() -> None:

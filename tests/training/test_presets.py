@@ -1,4 +1,4 @@
-"""The presets for downloaded encoders, on tiny random ones of the same architectures."""
+"""Test the presets for downloaded encoders on tiny random ones of the same architectures."""
 
 from pathlib import Path
 from typing import Any

@@ -28,7 +28,7 @@ def test_half_present_the_rest_absent(
     drawn = draw_prompts(sorted(classes), mask, seen, count, rng)
     there, absent = classes & present, classes - present - tiny
     assert len(drawn) == len(set(drawn)) == min(count, len(there) + len(absent))
-    assert set(drawn) <= there | absent  # never 0, 255, an unprompted class, or one too small to be seen
+    assert set(drawn) <= there | absent  # never 0, 255, an unprompted class or a tiny one
     assert len(set(drawn) & there) <= max((count + 1) // 2, count - len(absent))
     if there:
         assert set(drawn) & there
@@ -41,7 +41,7 @@ def test_every_class_is_drawn() -> None:
     mask, rng = np.array([[1, 2, 3]]), np.random.default_rng(0)
     drawn = [draw_prompts(range(1, 11), mask, mask[0], 2, rng) for _ in range(200)]
     assert {i for ids in drawn for i in ids} == set(range(1, 11))
-    assert {ids[0] <= 3 for ids in drawn} == {True, False}  # the present one has no place of its own
+    assert {ids[0] <= 3 for ids in drawn} == {True, False}  # the position of the present class varies
 
 
 def test_synonyms_are_drawn_and_never_name_another_class() -> None:
@@ -71,12 +71,12 @@ def test_packaged_groups_hold_known_labels() -> None:
 def test_hypernyms_are_drawn_as_prompts() -> None:
     groups = {"animal": ["cat", "dog", "horse"], "pet": ["dog"], "x": ["y"]}
     names = Vocabulary(["cat", "Dog", "sofa"], {"cat": ["pet"]}, groups)
-    (row,) = names.groups  # "pet" is a synonym already, "x" has no label of these
+    (row,) = names.groups  # "pet" is a synonym already, "x" has no known label
     assert names.words[row] == "animal"
     assert names.groups[row] == {"cat", "dog", "horse"}
     rng = np.random.default_rng(0)
     drawn = [names.draw_hypernym("Dog", rng) for _ in range(400)]
-    assert 0.1 < sum(one == row for one in drawn) / 400 < 0.2
+    assert 0.1 < sum(ids == row for ids in drawn) / 400 < 0.2
     assert {names.draw_hypernym("sofa", rng) for _ in range(50)} == {None}
 
 
@@ -86,8 +86,8 @@ def test_weights_decide_which_absent_classes_are_drawn() -> None:
     drawn = [set(draw_prompts((1, 2, 3, 4), mask, mask[0], 2, rng, weights)) - {1} for _ in range(200)]
     assert all(len(absent) == 1 for absent in drawn)
     assert sum(absent == {2} for absent in drawn) > 170
-    nothing_there = draw_prompts((2, 3), mask, mask[0], 2, rng, weights[:2])
-    assert sorted(nothing_there) == [2, 3]
+    absent_only = draw_prompts((2, 3), mask, mask[0], 2, rng, weights[:2])
+    assert sorted(absent_only) == [2, 3]
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"cat": "kitten"}', '{"cat": [1]}', '{"cat": [" "]}'])

@@ -1,4 +1,4 @@
-"""Every encoder pair trains: `similarity = "auto"` is the best that it supports."""
+"""Test that every encoder pair trains, with `similarity = "auto"` as the best supported one."""
 
 from collections.abc import Callable
 from pathlib import Path

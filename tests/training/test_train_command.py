@@ -32,7 +32,7 @@ Toml = Callable[..., Path]
 
 @pytest.fixture
 def toml(tmp_path: Path, tiny: Callable[..., TrainConfig], to_toml: Callable[[TrainConfig], str]) -> Toml:
-    """`toml(**changes)`: a settings file of the tiny training."""
+    """Return `write(**changes)`, which writes a settings file of the tiny training."""
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "tiny.toml"
@@ -52,33 +52,33 @@ def test_train_as_a_user_types_it(
     output = capsys.readouterr()
     assert "5 of 5 steps" in output.out
     assert f"wrote {tmp_path / 'run' / 'best.safetensors'}" in output.out
-    assert re.search(r"training 4/5 .* loss \d.* mIoU training .* images/s", output.err)  # where there is no terminal
+    assert re.search(r"training 4/5 .* loss \d.* mIoU training .* images/s", output.err)  # without a terminal
     _, card = load_model(tmp_path / "run" / "last.safetensors")
     assert card.training["settings"]["data"]["features"] == "cached"
     assert (card.training["steps"], card.training["seed"], card.training["fold"]) == (5, 3, 1)
     assert "bicycle" in card.training["classes"]
     assert "cat" not in card.training["classes"]
-    assert main(words) == 2  # never over an earlier run
+    assert main(words) == 2  # an earlier run is not overwritten
     assert "--resume" in capsys.readouterr().err
-    assert main([*words, "--resume"]) == 2  # without --steps 5 it is another training
+    assert main([*words, "--resume"]) == 2  # the settings lack --steps 5
     assert "settings: steps" in capsys.readouterr().err
     assert main([*words, "--steps", "5", "--resume"]) == 0
 
 
 def test_several_data_sets_with_their_own_classes(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
-    own = tmp_path / "own"
+    folder = tmp_path / "own"
     for name in ("images", "masks"):
-        (own / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
     for i in range(3):
-        Image.new("RGB", (20, 20), (200, 0, 0)).save(own / "images" / f"{i}.png")
-        Image.fromarray(np.full((20, 20), i, np.uint8)).save(own / "masks" / f"{i}.png")
-    (own / "classes.txt").write_text("null\ntable\nplant\n")
-    words = ["train", "pascal", "--root", str(voc_tree), "--extra-dataset", f"folder={own}", "--config", str(toml())]
+        Image.new("RGB", (20, 20), (200, 0, 0)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(np.full((20, 20), i, np.uint8)).save(folder / "masks" / f"{i}.png")
+    (folder / "classes.txt").write_text("null\ntable\nplant\n")
+    words = ["train", "pascal", "--root", str(voc_tree), "--extra-dataset", f"folder={folder}", "--config", str(toml())]
     assert main([*words, "--out", str(tmp_path / "run"), "--device", "cpu", "--cache", "off"]) == 0
     _, card = load_model(tmp_path / "run" / "best.safetensors")
     assert card.training["extra_datasets"] == [["folder", "own"]]
     assert {"plant", "cat"} <= set(card.training["classes"])
-    assert len(card.training["images"]) == 24 + 1  # the three red pictures are one
+    assert len(card.training["images"]) == 24 + 1  # the three red pictures are identical
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_the_official_flags_stay_as_they_are() -> None:
         "load_ckpt_path": None,
         "device": "cuda",
     }
-    given = vars(parser("train.py").parse_args([]))
-    assert {name: given[name] for name in frozen} == frozen
+    defaults = vars(parser("train.py").parse_args([]))
+    assert {name: defaults[name] for name in frozen} == frozen
     assert {flag.removeprefix("--") for flag in OFFICIAL} == set(frozen)
-    assert set(given) == {flag.removeprefix("--") for flag in (*OFFICIAL, *OURS)}
+    assert set(defaults) == {flag.removeprefix("--") for flag in (*OFFICIAL, *OURS)}
 
 
 def test_the_official_defaults_are_the_paper_preset() -> None:
@@ -181,13 +181,13 @@ def test_the_example_is_how_the_model_inside_the_package_was_trained() -> None:
 def test_the_official_commands_run_as_they_are(
     voc_tree: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """Training on fold 0, then testing its unseen classes both at 224-style and at native resolution."""
+    """Train on fold 0, then test its unseen classes at 224-style and at native resolution."""
 
     def in_this_process(verb: str, *words: object) -> int:
         monkeypatch.setattr(sys, "argv", [f"{verb}.py", *map(str, words)])
         return official.main(verb)
 
-    tree = tmp_path / "pascal"  # with a val image that can be read, named as a pair of the published list
+    tree = tmp_path / "pascal"  # with a readable val image of the published list
     base = tree / "VOCdevkit" / "VOC2012"
     for folder in (base / "JPEGImages", base / "ImageSets" / "Segmentation", tree / "SegmentationClassAug"):
         folder.mkdir(parents=True)

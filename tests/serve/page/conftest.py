@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def chromium() -> "Iterator[Browser]":
-    """Debian's Chromium without a window, driven by Playwright; tests that need it skip without either."""
+    """Start Debian's headless Chromium by Playwright; skip if either is missing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright for the tests of the page")
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no chromium: apt-get install chromium for the tests of the page")
     switches = ["no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
     switches += ["disable-component-update", "disable-sync"]
-    playwright.expect.set_options(timeout=120_000)  # a busy machine is no failure
+    playwright.expect.set_options(timeout=120_000)  # a busy machine must not fail tests
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=[f"--{switch}" for switch in switches])
         yield browser
@@ -51,9 +51,9 @@ def _visits(browser: "Browser") -> "Iterator[Callable[..., Page]]":
 
 @pytest.fixture
 def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
-    """`visit(address, **options of the browser's context)`: the page opened anew.
+    """Return `visit(address, **options)`, which opens the page in a new browser context with these options.
 
-    Anything the page writes to the console fails the test, except failed requests, which tests provoke.
+    Output of the page to the console fails the test, except for failed requests, which tests provoke.
     """
     with _visits(chromium) as visit:
         yield visit
@@ -61,14 +61,14 @@ def visit(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
 
 @pytest.fixture(scope="module")
 def visit_once(chromium: "Browser") -> "Iterator[Callable[..., Page]]":
-    """The same for a page that the tests of a module share."""
+    """Return the function `visit` for a page that the tests of a module share."""
     with _visits(chromium) as visit:
         yield visit
 
 
 @pytest.fixture(scope="session")
 def painted() -> "Callable[..., str]":
-    """`painted(page)`: a hash of the masks; with `unlike` (hashes) or `like` (one), once the masks are so."""
+    """Return `painted(page)`: hash the masks once they differ from `unlike` (hashes) or equal `like` (a hash)."""
 
     def painted(page: "Page", unlike: Sequence[str] = (), like: str | None = None) -> str:
         script = """async ([unlike, like]) => {
@@ -89,7 +89,7 @@ def painted() -> "Callable[..., str]":
 
 @pytest.fixture(scope="session")
 def measured() -> "Callable[..., dict[str, float]]":
-    """`measured(page, selector, near, **expected)`: an element's x, y, width and height, once they are as expected."""
+    """Return `measured(page, selector, near, **expected)`: wait for an element's box and return it."""
 
     def measured(page: "Page", selector: str, near: float = 0.5, **expected: float) -> dict[str, float]:
         script = """([selector, near, expected]) => {
@@ -103,7 +103,7 @@ def measured() -> "Callable[..., dict[str, float]]":
 
 @pytest.fixture
 def downloaded() -> "Callable[[Page, Locator], Download]":
-    """`downloaded(page, button)`: the download that the button starts; fails with the page's message if none comes."""
+    """Return `downloaded(page, button)`: click and return the download, or fail with the page's message."""
 
     def downloaded(page: "Page", button: "Locator") -> "Download":
         from playwright.sync_api import TimeoutError

@@ -1,4 +1,4 @@
-"""The page with the bundled model on a real photograph, in a real browser."""
+"""Test the page with the bundled model on a real photograph, in a real browser."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def default_server(chromium: "Browser", start_server: Callable[..., Any]) -> Any
 
 @pytest.fixture(scope="module")
 def default_model(default_server: Any) -> "Segmenter":
-    default_server.http.get("/v1/models", timeout=120).raise_for_status()  # answers once the model is loaded
+    default_server.http.get("/v1/models", timeout=120).raise_for_status()  # blocks until the model is loaded
     return default_server.service.inference.segmenter
 
 
@@ -43,7 +43,7 @@ def encoded(default_model: "Segmenter") -> "EncodedImage":
 def first_visit(
     visit_once: Callable[..., "Page"], default_server: Any, default_model: "Segmenter", painted: Callable[..., str]
 ) -> Any:
-    """The page with a photograph and labels, the bodies of its queries, and hashes of the masks after each label."""
+    """Return the page with a photograph and labels, its queries, and hashes of the masks after each label."""
     from playwright.sync_api import expect
 
     page = visit_once(default_server.address)
@@ -53,34 +53,34 @@ def first_visit(
     )
     page.locator("#file").set_input_files(SAMPLES / "astronaut.jpg")
     expect(page.locator("#reading")).to_be_visible()
-    looks = [painted(page)]
+    hashes = [painted(page)]
     for word in LABELS:  # the first while the picture is still being read
         page.get_by_label("What to find").fill(word)
         page.keyboard.press("Enter")
         expect(page.locator(f"#labels li[data-word='{word}'] .share")).to_have_text(re.compile("%$"))
-        looks.append(painted(page, unlike=looks))
-    return page, queries, looks
+        hashes.append(painted(page, unlike=hashes))
+    return page, queries, hashes
 
 
 @pytest.fixture
 def astronaut(first_visit: Any) -> "Page":
-    """The shared page with all labels shown and the threshold at 0.25."""
+    """Reset the shared page: all labels shown and the threshold at 0.25."""
     page = first_visit[0]
     page.keyboard.press("Escape")
-    for eye in page.locator(".eye[aria-pressed=true]").all():
-        eye.click()
+    for toggle in page.locator(".eye[aria-pressed=true]").all():
+        toggle.click()
     page.get_by_role("switch", name="Background").check()
     page.get_by_label("Threshold").fill("0.25")
     return page
 
 
-def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
+def test_typed_labels_are_queried_once_and_decided_as_by_the_server(
     astronaut: "Page", first_visit: Any, default_model: "Segmenter", encoded: "EncodedImage"
 ):
     from playwright.sync_api import expect
 
-    page, (_, queries, looks) = astronaut, first_visit
-    assert len(set(looks)) == 4
+    page, (_, queries, hashes) = astronaut, first_visit
+    assert len(set(hashes)) == 4
     for threshold, background in ((0.25, True), (0.6, True), (0.25, False)):
         page.get_by_role("switch", name="Background").set_checked(background)
         if background:
@@ -92,7 +92,7 @@ def test_typed_labels_are_asked_for_once_and_decided_as_by_the_server(
         for word, share in theirs.coverage.items():
             expect(page.locator(f"#labels li[data-word='{word}'] .share")).to_have_text(_percent(share))
     assert [query["labels"] for query in queries[:3]] == [[word] for word in LABELS]
-    assert [query for query in queries if query["format"] == "logits"] == queries[:3]  # none to decide anew
+    assert [query for query in queries if query["format"] == "logits"] == queries[:3]  # decided on the page
 
 
 _DECIDE = """async ([width, height]) => {
@@ -116,7 +116,7 @@ def test_a_redecision_is_instant(astronaut: "Page"):
         return performance.now() - start;
       });
     }""")
-    assert min(times) < 50  # ms; the least, since the machine has other work
+    assert min(times) < 50  # ms; the minimum, because the machine may be busy
 
 
 def test_the_pointer_reads_labels_and_a_click_shows_one_alone(
@@ -190,7 +190,7 @@ def test_axe_finds_nothing(visit: Callable[..., "Page"], server: Any):
     dark = {"color_scheme": "dark"}
 
     def look() -> None:
-        """Run axe in light colours, in dark ones on a phone, and in forced dark ones."""
+        """Run axe in a light scheme, in a dark one on a phone, and with forced dark colours."""
         for width, media in ((1280, {}), (390, dark), (1280, dark | {"forced_colors": "active"})):
             page.set_viewport_size({"width": width, "height": 800})
             page.emulate_media(**{"color_scheme": "light", "forced_colors": "none"} | media)  # pyright: ignore
@@ -207,7 +207,7 @@ def test_axe_finds_nothing(visit: Callable[..., "Page"], server: Any):
     expect(page.locator("#labels .share")).to_have_text(re.compile("%|not found"))
     page.get_by_role("switch", name="Before and after").check()
     look()
-    assert [(one["id"], one["nodes"][0]["html"]) for one in findings] == []
+    assert [(finding["id"], finding["nodes"][0]["html"]) for finding in findings] == []
 
 
 def _segment(model: "Segmenter", encoded: "EncodedImage", labels: list[str], **changes: Any) -> "Segmentation":
@@ -215,9 +215,9 @@ def _segment(model: "Segmenter", encoded: "EncodedImage", labels: list[str], **c
 
 
 def _percent(share: float) -> re.Pattern[str]:
-    """Return a pattern for a share; the page decides at the screen's size, so the last digit may be one off."""
+    """Return a pattern for a share with its last digit one off, because the page decides at the size of the screen."""
     if not share:
         return re.compile("^not found$")
     digits = 1 if share < 0.0995 else 0
-    near = [f"{100 * share + turn / 10**digits:.{digits}f}" for turn in (-1, 0, 1)]
-    return re.compile(rf"^({'|'.join(map(re.escape, near))}) %$")
+    patterns = [f"{100 * share + step / 10**digits:.{digits}f}" for step in (-1, 0, 1)]
+    return re.compile(rf"^({'|'.join(map(re.escape, patterns))}) %$")

@@ -1,4 +1,4 @@
-"""Errors on the page, and how to go on after them."""
+"""Errors on the page, and recovery from them."""
 
 import re
 from collections.abc import Callable
@@ -30,12 +30,12 @@ def test_files_that_are_no_pictures_are_refused_in_a_sentence(
     expect(output).to_have_text(re.compile(r"^broken\.jpg: [^{}]+\.$"))
     expect(page.get_by_role("heading", name="Name things in words")).to_be_visible()
 
-    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")  # a good one: all is well
+    page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")  # a valid file
     expect(page.locator("#pictures li")).to_have_count(1)
     expect(output).to_have_count(0)
     page.locator("#file").set_input_files(tmp_path / "empty.png")
     expect(output).to_have_text(re.compile(r"^empty\.png: [^{}]+\.$"))
-    expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")  # the good one stays
+    expect(page.locator("#photo")).to_have_attribute("alt", "chelsea.jpg")  # the valid picture remains
     expect(page.locator("#pictures li")).to_have_count(1)
 
 
@@ -59,12 +59,10 @@ def test_a_picture_that_the_browser_cannot_show_is_segmented(
         assert seen.size == (451, 300)
 
 
-def test_what_ends_later_leaves_view_and_focus_where_they_are(
-    visit: Callable[..., "Page"], server: Any, tmp_path: Path
-):
+def test_late_results_preserve_view_and_focus(visit: Callable[..., "Page"], server: Any, tmp_path: Path):
     from playwright.sync_api import expect
 
-    scans = (SAMPLES / "chelsea.jpg").read_bytes() + b"\xff\xda" * 101  # the browser shows it, the server refuses it
+    scans = (SAMPLES / "chelsea.jpg").read_bytes() + b"\xff\xda" * 101  # valid for the browser only
     for name in ("first.jpg", "second.jpg"):
         (tmp_path / name).write_bytes(scans)
     page = visit(server.address)
@@ -105,7 +103,7 @@ def test_samples_stay_when_a_picture_opened_there_is_refused_and_back_leads_to_t
     page.locator("#file").set_input_files(tmp_path / "scans.jpg")
     expect(page.locator("#picture-error")).to_contain_text("scans.jpg: the JPEG has more than 100 scans")
     expect(samples).to_be_visible()
-    page.go_back()  # from the samples after the refusal, which replaced the picture
+    page.go_back()  # from the samples
     page.go_back()
     expect(samples).to_be_hidden()
     expect(photo).to_have_attribute("alt", "chelsea.jpg")
@@ -117,8 +115,8 @@ def test_samples_stay_when_a_picture_opened_there_is_refused_and_back_leads_to_t
     server.gate.clear()
     page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
     expect(photo).to_have_attribute("alt", "coffee.jpg")
-    page.get_by_role("switch", name="Background").uncheck()  # blue covers all
-    page.get_by_role("button", name="Samples").click()  # where those still being read leave the person
+    page.get_by_role("switch", name="Background").uncheck()  # masks cover the whole picture
+    page.get_by_role("button", name="Samples").click()  # pending pictures must not close the samples
     server.gate.set()
     expect(page.locator("#pictures li")).to_have_count(3)
     for thumbnail in page.locator("#pictures canvas").all():
@@ -132,7 +130,7 @@ def test_samples_stay_when_a_picture_opened_there_is_refused_and_back_leads_to_t
     expect(samples).to_be_visible()
 
 
-def test_a_dropped_link_is_not_loaded_and_why(visit: Callable[..., "Page"], server: Any):
+def test_a_dropped_link_is_refused_with_a_reason(visit: Callable[..., "Page"], server: Any):
     from playwright.sync_api import expect
 
     page = visit(server.address)
@@ -149,8 +147,8 @@ def test_every_wait_is_named_and_the_bar_stays_while_the_picture_is_read(visit: 
     from playwright.sync_api import expect
 
     page = visit(server.address)
-    held: list[Any] = []
-    page.route("**/segment", lambda route: held.append(route))
+    requests: list[Any] = []
+    page.route("**/segment", lambda route: requests.append(route))
     server.gate.clear()
     page.locator("#file").set_input_files(SAMPLES / "chelsea.jpg")
     page.get_by_label("What to find").fill("cat, sofa,")
@@ -162,7 +160,7 @@ def test_every_wait_is_named_and_the_bar_stays_while_the_picture_is_read(visit: 
         server.gate.set()
     expect(working).to_have_text("Looking for cat, sofa")
     expect(page.locator("#reading")).to_be_hidden()
-    held[0].continue_()
+    requests[0].continue_()
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found")] * 2)
     expect(working).to_be_hidden()
 
@@ -179,7 +177,9 @@ def test_too_large_a_file(visit: Callable[..., "Page"], server: Any, tmp_path: P
     expect(page.get_by_role("alert").filter(has_text="huge.jpg")).to_contain_text("over this server's limit")
 
 
-def test_a_busy_server_is_asked_again(visit: Callable[..., "Page"], server: Any, monkeypatch: pytest.MonkeyPatch):
+def test_a_request_to_a_busy_server_is_repeated(
+    visit: Callable[..., "Page"], server: Any, monkeypatch: pytest.MonkeyPatch
+):
     from playwright.sync_api import expect
 
     page = visit(server.address)
@@ -192,7 +192,7 @@ def test_a_busy_server_is_asked_again(visit: Callable[..., "Page"], server: Any,
     expect(page.locator("#working")).to_be_hidden()
 
 
-def test_a_picture_that_the_server_let_go_of_is_sent_again(visit: Callable[..., "Page"], server: Any):
+def test_an_evicted_picture_is_uploaded_again(visit: Callable[..., "Page"], server: Any):
     from playwright.sync_api import expect
 
     page = visit(server.address)
@@ -223,7 +223,7 @@ def test_a_server_that_is_gone_can_be_tried_again(visit: Callable[..., "Page"], 
     expect(page.locator("#words-error")).to_be_hidden()
 
 
-def test_a_server_with_a_key_asks_for_it_in_place(visit: Callable[..., "Page"], start_server: Callable[..., Any]):
+def test_a_field_for_the_key_replaces_the_result(visit: Callable[..., "Page"], start_server: Callable[..., Any]):
     from playwright.sync_api import expect
 
     page = visit(start_server(key="open sesame").address, viewport={"width": 390, "height": 844})
@@ -241,9 +241,9 @@ def test_a_server_with_a_key_asks_for_it_in_place(visit: Callable[..., "Page"], 
 
 def test_no_download_of_many_at_once_is_dropped(visit: Callable[..., "Page"], server: Any):
     page = visit(server.address)
-    came: list[str] = []
-    page.on("download", lambda download: came.append(download.suggested_filename))
-    with page.expect_download(lambda _: len(came) == 14):
+    names: list[str] = []
+    page.on("download", lambda download: names.append(download.suggested_filename))
+    with page.expect_download(lambda _: len(names) == 14):
         page.evaluate("""async () => {
           const { createDownloads } = await import("/static/downloads.js");
           const home = document.createElement("div");
@@ -252,4 +252,4 @@ def test_no_download_of_many_at_once_is_dropped(visit: Callable[..., "Page"], se
           createDownloads(home, formats, make, () => {});
           for (const button of home.children) button.click();
         }""")
-    assert sorted(came) == sorted(f"f{index}.txt" for index in range(14))
+    assert sorted(names) == sorted(f"f{index}.txt" for index in range(14))

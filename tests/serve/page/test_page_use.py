@@ -1,4 +1,4 @@
-"""Use of the page in a real browser, with a toy model that answers in milliseconds."""
+"""Use of the page in a real browser, with a toy model."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).resolve().parents[3] / "samples"
 
 @pytest.fixture
 def opened(visit: Callable[..., "Page"], server: Any) -> Callable[..., "Page"]:
-    """`opened(labels, **options of the browser)`: the page with the cat's picture and these labels."""
+    """Return `opened(labels, **options of the browser)`: open the page with the cat's picture and these labels."""
 
     def opened(labels: str = "cat, sofa, wall", **options: Any) -> "Page":
         page = visit(server.address, **options)
@@ -43,7 +43,7 @@ def test_labels_are_parted_at_separators_and_pasted_lines_and_named_once(opened:
     expect(page.locator("#words-error")).to_have_text("Cat is in the list already.")
     words.fill("a\nb, ,c")  # as pasted
     words.press("Enter")
-    _settled(page, ["cat", "polar bear", "a b", "c"])  # a text box has no line breaks
+    _settled(page, ["cat", "polar bear", "a b", "c"])  # the text box removes line breaks
     words.press("Backspace")
     words.press("Backspace")
     _settled(page, ["cat", "polar bear"])
@@ -85,7 +85,7 @@ def test_colour_and_hiding_stay_with_the_word_across_pictures(opened: Callable[.
     expect(page.locator("#words-error")).to_contain_text("in the list already")
     page.locator("#file").set_input_files(SAMPLES / "coffee.jpg")
     expect(page.locator("#pictures li")).to_have_count(2)
-    expect(page.locator("#words-error")).to_be_hidden()  # it belonged to the picture before
+    expect(page.locator("#words-error")).to_be_hidden()  # it belonged to the previous picture
     expect(page.get_by_label("Colour of cat")).to_have_value("#ff00ff")
     expect(page.locator("#labels .share")).to_have_text([re.compile("%|found"), "hidden"])
 
@@ -165,18 +165,18 @@ def test_waiting_is_announced_and_moves_nothing_but_a_thin_bar(opened: Callable[
     assert moving == [["::after", "reading", 3, ["transform"]]]
 
 
-def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page"], painted: Callable[..., str]):
+def test_hide_recolour_remove_and_restyle_masks(opened: Callable[..., "Page"], painted: Callable[..., str]):
     from playwright.sync_api import expect
 
     page = opened("cat, sofa")
-    looks = [painted(page)]
+    hashes = [painted(page)]
     first, second = page.locator("#labels li").all()
     hide = first.get_by_role("button", name="Hide cat")
     hide.click()
     expect(first.locator(".share")).to_have_text("hidden")
-    looks.append(painted(page, unlike=looks))
+    hashes.append(painted(page, unlike=hashes))
     hide.click()
-    painted(page, like=looks[0])
+    painted(page, like=hashes[0])
     for change in (
         lambda: first.get_by_label("Colour of cat").fill("#ff00ff"),
         lambda: page.get_by_label("Opacity").fill("0.9"),
@@ -184,12 +184,12 @@ def test_hide_recolour_remove_and_the_looks_of_masks(opened: Callable[..., "Page
         second.get_by_role("button", name="Remove sofa").click,
     ):
         change()
-        looks.append(painted(page, unlike=looks))
+        hashes.append(painted(page, unlike=hashes))
     expect(page.locator("#labels li")).to_have_count(1)
     expect(page.get_by_role("button", name="Remove cat")).to_be_focused()
 
 
-def test_rows_say_why_labels_are_not_found_and_count_regions_of_which_a_click_shows_one(
+def test_rows_explain_missing_labels_and_a_click_shows_one_region(
     opened: Callable[..., "Page"], painted: Callable[..., str], downloaded: Callable[..., Any]
 ):
     from playwright.sync_api import expect
@@ -198,7 +198,7 @@ def test_rows_say_why_labels_are_not_found_and_count_regions_of_which_a_click_sh
     page.get_by_label("Threshold").fill("1")
     expect(page.locator("#labels .why")).to_have_text([re.compile(r"^at most [\d.]+ %$")] * 3)
     page.get_by_label("Threshold").fill("0")
-    # Cat is certain in two corners and absent elsewhere, sofa less likely there, and the third label likely nowhere.
+    # Cat is certain in two corners and absent elsewhere, sofa less probable there, the third label nowhere.
     page.evaluate("""async () => {
       const { session } = await import("/static/app.js");
       const { labels, grid } = session.current;
@@ -219,13 +219,13 @@ def test_rows_say_why_labels_are_not_found_and_count_regions_of_which_a_click_sh
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
     expect(page.locator("#live")).to_have_text(re.compile("^cat, region [12] of 2, alone$"))
     expect(page.locator("#probe b")).to_have_text(re.compile("^cat, region [12] of 2$"))
-    one = painted(page, unlike=[both])
+    single = painted(page, unlike=[both])
     alpha = np.asarray(Image.open(downloaded(page, page.get_by_role("button", name="Cut-out", exact=True)).path()))[
         ..., 3
     ]
     assert alpha[:140, 240:].min() == 255 > 0 == alpha[:, :220].max()
     page.mouse.click(box["x"] + 0.1 * box["width"], box["y"] + 0.9 * box["height"])
-    painted(page, unlike=[both, one])
+    painted(page, unlike=[both, single])
     page.keyboard.press("Escape")
     painted(page, like=both)
 
@@ -277,7 +277,7 @@ def test_zoom_and_pan(opened: Callable[..., "Page"], measured: Callable[..., Any
     page.mouse.move(middle[0] - 40, middle[1] - 25, steps=3)
     page.mouse.up()
     dragged = measured(page, "#photo", x=zoomed["x"] - 40, y=zoomed["y"] - 25, near=6)
-    assert page.locator("#labels [aria-pressed=true]").count() == 0  # a drag is no click
+    assert page.locator("#labels [aria-pressed=true]").count() == 0  # a drag is not a click
     frame.focus()
     page.keyboard.press("ArrowLeft")
     measured(page, "#photo", x=dragged["x"] + 60)
@@ -337,13 +337,13 @@ def test_pinch(opened: Callable[..., "Page"], measured: Callable[..., Any]):
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     touch = page.context.new_cdp_session(page)
 
-    def fingers(kind: str, *apart: float) -> None:
-        points = [{"x": x + side * one, "y": y, "id": side} for one in apart for side in (-1, 1)]
+    def fingers(kind: str, *distances: float) -> None:
+        points = [{"x": x + side * distance, "y": y, "id": side} for distance in distances for side in (-1, 1)]
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})  # type: ignore[arg-type]
 
     fingers("touchStart", 30)
-    for apart in (35, 45, 60, 75, 90):
-        fingers("touchMove", apart)
+    for distance in (35, 45, 60, 75, 90):
+        fingers("touchMove", distance)
     fingers("touchEnd")
     measured(page, "#photo", width=3 * before["width"], near=0.5 * before["width"])
 
@@ -361,32 +361,32 @@ def test_a_held_finger_reads_the_labels(opened: Callable[..., "Page"], measured:
     touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     box = measured(page, "#probe")
     assert box["y"] + box["height"] < point["y"] or box["x"] > point["x"] or box["x"] + box["width"] < point["x"]
-    assert page.locator("#labels [aria-pressed=true]").count() == 0  # a held finger is no tap
+    assert page.locator("#labels [aria-pressed=true]").count() == 0  # a long press is not a tap
     page.touchscreen.tap(**point)
     expect(page.locator("#probe")).to_be_hidden()
     expect(page.locator("#labels .name[aria-pressed=true]")).to_have_count(1)
-    alone = page.get_by_role("button", name="Only cat")  # names it where the list is out of sight
+    alone = page.get_by_role("button", name="Only cat")  # shown where the list is scrolled out of view
     expect(alone).to_be_visible()
     alone.tap()
     expect(alone).to_be_hidden()
     expect(page.locator("#labels .name[aria-pressed=true]")).to_have_count(0)
 
 
-def test_history_brings_pictures_back_with_their_labels_and_asks_nothing(
+def test_history_restores_pictures_and_labels_without_queries(
     opened: Callable[..., "Page"], painted: Callable[..., str]
 ):
     from playwright.sync_api import expect
 
     page = opened("cat, sofa")
-    looks = painted(page)
+    hashes = painted(page)
     page.get_by_role("button", name="Remove sofa").click()
     page.locator("#file").set_input_files([SAMPLES / "coffee.jpg", SAMPLES / "astronaut.jpg"])
     expect(page.locator("#pictures li")).to_have_count(3)
-    _settled(page, ["cat"])  # taken over from the picture before
+    _settled(page, ["cat"])  # taken over from the previous picture
     page.get_by_label("What to find").fill("sofa")
     page.keyboard.press("Enter")
     _settled(page, ["cat", "sofa"])
-    painted(page, unlike=[looks])
+    painted(page, unlike=[hashes])
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url) if request.url.startswith("http") else None)
     page.get_by_role("button", name="chelsea.jpg: cat", exact=True).click()
@@ -434,7 +434,7 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any, painted: Cal
 
     page = visit(server.address)
     expect(page.locator("#samples button")).to_have_count(3)
-    for _ in range(4):  # the help, a file of one's own, or the first two samples
+    for _ in range(4):  # the help, the file button and the first two samples
         page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Chelsea")).to_be_focused()
     page.keyboard.press("Enter")
@@ -444,7 +444,7 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any, painted: Cal
     _settled(page, ["cat", "sofa", "wall"])
     expect(page.locator("#live")).to_have_text(re.compile("wall"))
 
-    looks = painted(page)
+    hashes = painted(page)
     for name, key in (
         ("Add", ""),
         ("Colour of cat", ""),
@@ -458,7 +458,7 @@ def test_without_a_mouse(visit: Callable[..., "Page"], server: Any, painted: Cal
         assert focused.evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
         if key:
             page.keyboard.press(key)
-            looks = painted(page, unlike=[looks])
+            hashes = painted(page, unlike=[hashes])
     page.keyboard.press("Enter")
     _settled(page, ["sofa", "wall"])
 
@@ -500,7 +500,7 @@ def test_a_phone_has_all_in_one_column_and_the_picture_in_view(
     page.get_by_label("Colour of cat").focus()  # below the picture, not behind it
     assert page.evaluate("""document.activeElement.getBoundingClientRect().top >=
       document.querySelector(".stage").getBoundingClientRect().bottom""")
-    page.set_viewport_size({"width": 844, "height": 390})  # on its side: two columns that fit
+    page.set_viewport_size({"width": 844, "height": 390})  # landscape: two columns that fit
     measured(page, "body", height=390)
     assert page.evaluate("document.documentElement.scrollWidth") == 844
 
@@ -536,7 +536,7 @@ _FOUND = """async () => {
 }"""
 
 
-def test_labels_outlive_a_reload_which_asks_before(opened: Callable[..., "Page"]):
+def test_labels_survive_a_reload_after_confirmation(opened: Callable[..., "Page"]):
     page = opened("cat, sofa")
     requested = []
 
@@ -610,16 +610,16 @@ def test_colours_are_those_of_the_overlay(visit: Callable[..., "Page"], server: 
       const { channels, colour } = await import("/static/palette.js");
       return [...Array(40).keys()].map((index) => channels(colour(index)));
     }""")
-    assert [tuple(one) for one in ours[:10]] == [colour(number) for number in range(1, 11)]
-    assert len({tuple(one) for one in ours}) == 40
+    assert [tuple(rgb) for rgb in ours[:10]] == [colour(number) for number in range(1, 11)]
+    assert len({tuple(rgb) for rgb in ours}) == 40
 
 
-def test_a_model_whose_labels_depend_on_each_other_is_asked_for_all(
+def test_labels_that_depend_on_each_other_are_all_requested(
     visit: Callable[..., "Page"], start_server: Callable[..., Any], make_tiny_segmenter: Callable[..., Any]
 ):
-    dependent = start_server(load=make_tiny_segmenter)
-    assert not dependent.http.get("/v1/models").json()["models"][0]["labels_independent"]
-    page = visit(dependent.address)
+    joint_server = start_server(load=make_tiny_segmenter)
+    assert not joint_server.http.get("/v1/models").json()["models"][0]["labels_independent"]
+    page = visit(joint_server.address)
     requested: list[Any] = []
     page.on(
         "request",
@@ -636,7 +636,7 @@ def test_a_model_whose_labels_depend_on_each_other_is_asked_for_all(
 
 
 def _settled(page: "Page", labels: list[str]) -> None:
-    """Wait until exactly these labels are decided about."""
+    """Wait until the list contains exactly these labels and each is decided."""
     from playwright.sync_api import expect
 
     expect(page.locator("#labels .name")).to_have_text(labels)

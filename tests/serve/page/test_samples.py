@@ -1,4 +1,4 @@
-"""The labels of the page's samples are found in the right places."""
+"""Test that the labels of the page's samples are found in the right places."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def test_the_labels_of_the_samples_are_found_where_they_are() -> None:
     model = fusioner.load()
     for sample in json.loads((SAMPLES / "samples.json").read_text("utf-8")):
         result = model(SAMPLES / sample["file"], sample["labels"], mode="whole")
-        with Image.open((SAMPLES / sample["file"]).with_suffix(".png")) as stored:  # checked by eye, shown on the page
+        with Image.open((SAMPLES / sample["file"]).with_suffix(".png")) as stored:  # visually checked mask
             masks = np.asarray(stored)
         for number, label in enumerate(sample["labels"], start=1):
             found, right = result.mask(label), masks == number
