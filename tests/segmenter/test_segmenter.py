@@ -143,7 +143,7 @@ def test_multicrop_averages_the_whole_image_and_four_crops(
     np.testing.assert_allclose(crops[:, :corner, :corner], first[:, :corner, :corner], atol=1e-4)
     alone = segmenter.low_res_logits(segmenter.encode(photo, mode="multicrop"), ["sofa"])[0]
     np.testing.assert_allclose(alone, found[1], atol=1e-4)
-    monkeypatch.setattr(segmenter_module, "MIN_CROP_LOGIT", whole[0].max() + 1e-3)  # "cat" is nowhere likely
+    monkeypatch.setattr(segmenter_module, "MIN_CROP_LOGIT", whole[0].max() + 1e-3)  # above all logits of "cat"
     assert whole[1].max() > whole[0].max() + 1e-3
     pruned = segmenter.low_res_logits(segmenter.encode(photo, mode="multicrop"), ["cat", "sofa"])
     np.testing.assert_allclose(pruned[0], upsample(whole, pruned.shape[1:])[0], atol=1e-4)

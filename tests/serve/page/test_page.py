@@ -197,7 +197,7 @@ def test_axe_finds_nothing(visit: Callable[..., "Page"], server: Any):
             findings.extend(axe.run(page).response["violations"])
 
     expect(page.locator("#samples button")).to_have_count(3)
-    # A function: the page's Content-Security-Policy refuses an expression, which is evaluated once a frame.
+    # Use a function, because the Content-Security-Policy blocks the evaluation of expressions.
     page.wait_for_function("() => [...document.querySelectorAll('#samples img')].every((image) => image.naturalWidth)")
     look()
     page.get_by_role("button", name="Help").click()
