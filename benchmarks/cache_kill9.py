@@ -39,7 +39,7 @@ SIDE, VIEWS = 32, 3
 
 
 class SmallEncoder(FrozenImageEncoder):
-    """A convolution that takes its time."""
+    """A convolution with an artificial delay per batch."""
 
     name, dim, stride = "small", 16, 4
     mean = std = (0.5, 0.5, 0.5)
@@ -51,20 +51,20 @@ class SmallEncoder(FrozenImageEncoder):
         self.freeze()
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 16 gh gw"]:
-        """Colours of 4 x 4 patches, projected."""
+        """Project 4 x 4 patches to unit vectors."""
         time.sleep(self.seconds)
-        return F.normalize(torch.cat([F.conv2d(one[None] - 0.5, self.weight, stride=4) for one in images]), dim=1)
+        return F.normalize(torch.cat([F.conv2d(image[None] - 0.5, self.weight, stride=4) for image in images]), dim=1)
 
     def fingerprint(self) -> str:
-        """Sha256 of the weights."""
+        """Return the sha256 of the weights."""
         return hashlib.sha256(self.weight.numpy().tobytes()).hexdigest()
 
 
-def draw(root: Path, images: int, seed: int) -> SegmentationData:
-    """A folder of noise pictures with masks."""
+def make_dataset(root: Path, images: int, seed: int) -> SegmentationData:
+    """Write a folder of random images with masks, and open it."""
     rng = np.random.default_rng(seed)
-    for part in ("images", "masks"):
-        (root / part).mkdir(parents=True)
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
     for i in range(images):
         height, width = rng.integers(20, 60, 2)
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -74,14 +74,14 @@ def draw(root: Path, images: int, seed: int) -> SegmentationData:
     return open_folder(root)
 
 
-# Builders are forked from a server that has imported all they need and computed nothing: from a process that has used
-# torch's threads they would inherit a broken pool.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["__main__", "fusioner.features.build"])
+# Builders are forked from a server that has imported their modules and computed nothing: a fork of a process that has
+# used torch's threads inherits a broken thread pool.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["__main__", "fusioner.features.build"])
 
 
 def build(root: Path, cache: Path, seconds: float, seed: int, log: Path) -> None:
-    """Build the cache in one process, its images in random order."""
+    """Build the cache in one process, with the images in random order."""
     torch.set_num_threads(1)
     data = open_folder(root)
     random.Random(seed).shuffle(data.items)
@@ -89,80 +89,80 @@ def build(root: Path, cache: Path, seconds: float, seed: int, log: Path) -> None
 
 
 class Trial:
-    """A cache under attack."""
+    """A feature cache whose builders are killed, and its expected entries."""
 
-    def __init__(self, place: Path, images: int, seconds: float, seed: int) -> None:
+    def __init__(self, folder: Path, images: int, seconds: float, seed: int) -> None:
         self.random = random.Random(seed)
-        self.place, self.caches, self.seconds = place, 0, seconds
-        self.data, self.encoder = draw(place / "set", images, seed), SmallEncoder(seconds)
+        self.folder, self.caches, self.seconds = folder, 0, seconds
+        self.data, self.encoder = make_dataset(folder / "set", images, seed), SmallEncoder(seconds)
         live = LiveSource(self.data, SmallEncoder(0), SIDE)
-        wanted = [(item, view) for item in self.data.items for view in range(VIEWS)]
-        digests = cache_features(place / "digests", self.data, SmallEncoder(0), SIDE).digests
-        tokens = live.batch(wanted)[0].half()
-        self.truth = {(digests[item.id], view): one for (item, view), one in zip(wanted, tokens, strict=True)}
-        self.fresh()
+        views = [(item, view) for item in self.data.items for view in range(VIEWS)]
+        digests = cache_features(folder / "digests", self.data, SmallEncoder(0), SIDE).digests
+        tokens = live.batch(views)[0].half()
+        self.expected = {(digests[item.id], view): grid for (item, view), grid in zip(views, tokens, strict=True)}
+        self.start_cache()
 
-    def fresh(self) -> None:
-        """Begin a new cache."""
+    def start_cache(self) -> None:
+        """Start a new, empty cache."""
         self.caches += 1
-        self.cache, self.before = self.place / f"cache{self.caches}", set()
+        self.cache, self.previous = self.folder / f"cache{self.caches}", set()
 
-    def start(self, log: str = "log") -> BaseProcess:
-        """A builder at work, its images in an order of its own."""
-        seed, log_file = self.random.randrange(2**32), self.place / log
-        builder = FORKS.Process(target=build, args=(self.place / "set", self.cache, self.seconds, seed, log_file))
+    def start_builder(self, log: str = "log") -> BaseProcess:
+        """Start a builder that visits the images in random order."""
+        seed, log_file = self.random.randrange(2**32), self.folder / log
+        builder = CONTEXT.Process(target=build, args=(self.folder / "set", self.cache, self.seconds, seed, log_file))
         builder.start()
         return builder
 
-    def look(self) -> int:
-        """Check every entry and return their number; AssertionError says what is wrong."""
+    def check(self) -> int:
+        """Check every entry and return their number; raise AssertionError for a wrong, lost or unexpected one."""
         cache = FeatureCache(self.cache, self.encoder, SIDE)
-        there = {key for key in self.truth if cache.contains(*key)}
-        assert len(entry_files(cache.folder)) == len(there), "an entry nobody asked for"
-        assert self.before <= there, f"{len(self.before - there)} entries were lost"
-        for key in there:
+        present = {key for key in self.expected if cache.contains(*key)}
+        assert len(entry_files(cache.folder)) == len(present), "an unexpected entry"
+        assert self.previous <= present, f"{len(self.previous - present)} entries were lost"
+        for key in present:
             tokens = cache.get(*key)
             assert tokens is not None, "an entry is damaged"
-            assert torch.equal(tokens, self.truth[key]), "an entry is not the encoder's"
+            assert torch.equal(tokens, self.expected[key]), "an entry differs from the encoder's output"
         if self.cache.is_dir():
             assert not (found := verify(self.cache)), f"damage: {found[0]}"
-        self.before = there
-        return len(there)
+        self.previous = present
+        return len(present)
 
-    def race(self, builders: int) -> list[int]:
-        """Let several builders begin together and end; how many views each encoded."""
+    def build_together(self, builders: int) -> list[int]:
+        """Run several builders at once to their end, and return the number of views that each encoded."""
         logs = [f"log{i}" for i in range(builders)]
-        join([self.start(log) for log in logs])
-        self.whole()
-        said = [(self.place / log).read_text() for log in logs]
-        return [int(found[1]) if (found := re.match(r"encoded (\d+)", line)) else 0 for line in said]
+        join([self.start_builder(log) for log in logs])
+        self.check_complete()
+        messages = [(self.folder / log).read_text() for log in logs]
+        return [int(found[1]) if (found := re.match(r"encoded (\d+)", line)) else 0 for line in messages]
 
-    def attack(self, builders: int, longest: float) -> int:
-        """Start builders, kill each at a moment of its own; how many were still at work then."""
-        started = [self.start() for _ in range(builders)]
-        for builder in started:
-            time.sleep(self.random.uniform(0, longest / builders))
+    def kill_builders(self, builders: int, build_seconds: float) -> int:
+        """Start builders, kill each at a random moment, and return how many were still running then."""
+        running = [self.start_builder() for _ in range(builders)]
+        for builder in running:
+            time.sleep(self.random.uniform(0, build_seconds / builders))
             builder.kill()
             builder.join()
-        return sum(builder.exitcode == -signal.SIGKILL for builder in started)
+        return sum(builder.exitcode == -signal.SIGKILL for builder in running)
 
     def finish(self) -> None:
-        """Let one builder end its work, and see that it did."""
-        join([self.start()])
-        self.whole()
+        """Run one builder to its end, and check that the cache is complete."""
+        join([self.start_builder()])
+        self.check_complete()
 
-    def whole(self) -> None:
-        """See that every entry is there and nothing else; temporary files are removed once they are old."""
-        assert self.look() == len(self.truth), "entries are missing after a whole build"
+    def check_complete(self) -> None:
+        """Check that every entry is present and nothing else; old temporary files are removed."""
+        assert self.check() == len(self.expected), "entries are missing after a complete build"
         for path in self.cache.rglob(".part-*"):
             os.utime(path, (0, 0))
-        assert prune(self.cache).views == 0, "a whole cache has nothing to drop"
-        left = [path.name for path in self.cache.rglob("*") if path.name.startswith(".part-")]
-        assert not left, f"left behind: {left}"
+        assert prune(self.cache).views == 0, "a complete cache was pruned"
+        leftover = [path.name for path in self.cache.rglob("*") if path.name.startswith(".part-")]
+        assert not leftover, f"left behind: {leftover}"
 
 
 def join(builders: Sequence[BaseProcess]) -> None:
-    """Wait for builders; AssertionError unless all end well."""
+    """Wait for builders; raise AssertionError if one fails."""
     for builder in builders:
         builder.join()
     assert [builder.exitcode for builder in builders] == [0] * len(builders), "a builder failed"
@@ -171,29 +171,31 @@ def join(builders: Sequence[BaseProcess]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--builders", type=int, default=2, help="processes building at once")
+    parser.add_argument("--builders", type=int, default=2, help="builders at the same time")
     parser.add_argument("--images", type=int, default=24)
-    parser.add_argument("--seconds", type=float, default=0.01, help="that the encoder sleeps for each batch")
+    parser.add_argument("--seconds", type=float, default=0.01, help="delay of the encoder per batch")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        trial = Trial(Path(place), given.images, given.seconds, given.seed)
-        begin = time.monotonic()
-        shares = trial.race(given.builders)
-        longest = time.monotonic() - begin  # so long a build takes here and now
-        trial.fresh()
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(Path(folder), args.images, args.seconds, args.seed)
+        start = time.monotonic()
+        encoded = trial.build_together(args.builders)
+        build_seconds = time.monotonic() - start
+        trial.start_cache()
         killed, counts = 0, []
-        while killed < given.kills:
-            killed += trial.attack(given.builders, longest)
-            counts.append(trial.look())
-            if counts[-1] == len(trial.truth):
+        while killed < args.kills:
+            killed += trial.kill_builders(args.builders, build_seconds)
+            counts.append(trial.check())
+            if counts[-1] == len(trial.expected):
                 trial.finish()
-                trial.fresh()
+                trial.start_cache()
         trial.finish()
-        print(f"{given.builders} builders left alone encode {' + '.join(map(str, shares))} views in {longest:.1f} s")
-        partial = sum(0 < count < len(trial.truth) for count in counts)
-        print(f"{killed} builders killed, {trial.caches} caches of {len(trial.truth)} views finished")
-        print(f"{len(counts)} looks, {partial} of them at a cache half built: nothing stale, broken or lost")
+        print(
+            f"{args.builders} builders left alone encode {' + '.join(map(str, encoded))} views in {build_seconds:.1f} s"
+        )
+        partial = sum(0 < count < len(trial.expected) for count in counts)
+        print(f"{killed} builders killed, {trial.caches} caches of {len(trial.expected)} views finished")
+        print(f"{len(counts)} checks, {partial} of them of a partial cache: nothing stale, broken or lost")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Cold start: a command from nothing to its result, as a multiple of `python -c "import torch"` in the same run.
+"""Time commands from their start to their result, as multiples of `python -c "import torch"` in the same run.
 
     python benchmarks/cold_start.py --repeats 5
 
-Every contender is a new process; they take turns, so that other load on the machine is shared by all. Medians. Compiled
-Python files are read from a temporary folder, which the first round fills.
+Every command is a new process, and commands alternate, so that other load on the machine affects all alike. Prints
+medians. Compiled Python files are read from a temporary folder, which the first round fills.
 """
 
 import argparse
@@ -22,14 +22,14 @@ FUSIONER = [sys.executable, "-m", "fusioner"]
 
 
 def run(command: list[str]) -> float:
-    """Return the seconds of a process from start to end."""
+    """Return the wall time of a process, s."""
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
 def start_server() -> float:
-    """Return the seconds until `fusioner serve` has loaded its model."""
+    """Return the seconds until `fusioner serve` is ready."""
     start = time.perf_counter()
     with subprocess.Popen([*FUSIONER, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -51,12 +51,12 @@ def _is_ready(address: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as compiled:
         os.environ["PYTHONPYCACHEPREFIX"] = compiled
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         predict = [*FUSIONER, "predict", str(SAMPLE), "--labels", "cat", "--out", out]
-        contenders = {
+        commands = {
             "python -c 'import torch'": lambda: run([sys.executable, "-c", "import torch"]),
             "fusioner --help": lambda: run([*FUSIONER, "--help"]),
             "python -c 'import fusioner'": lambda: run([sys.executable, "-c", "import fusioner"]),
@@ -65,10 +65,10 @@ def main() -> None:
             "predict, mode whole, torch": lambda: run([*predict, "--mode", "whole", "--runtime", "torch"]),
             "serve, until ready": start_server,
         }
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(1 + options.repeats):  # the first round fills the file cache and compiles
-            for name, contender in contenders.items():
-                seconds[name].append(contender())
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for _ in range(1 + args.repeats):  # the first round fills the file cache and compiles
+            for name, measure in commands.items():
+                seconds[name].append(measure())
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     base = medians["python -c 'import torch'"]
     for name, median in medians.items():

@@ -1,13 +1,13 @@
 # pyright: reportMissingImports=false
-"""Per-class IoU and run lengths of this package against those of seven others, on the same label maps in one run.
+"""Compare per-class IoU and run lengths with those of seven other packages on the same label maps.
 
     pip install --no-deps --target pkgs scikit-learn scipy joblib threadpoolctl torchmetrics lightning-utilities \\
         cityscapesScripts appdirs mmsegmentation mmengine addict yapf termcolor prettytable wcwidth platformdirs \\
         segmentation-models-pytorch monai faster-coco-eval
     PYTHONPATH=pkgs python benchmarks/cross_check.py
 
-Prints the largest difference of the classes that have ground truth, and the values for a class that is only predicted,
-where packages differ. Packages that are not installed are named.
+Prints the largest difference over classes with ground truth, and the IoU of a class that is only predicted, for which
+packages differ. Packages that are not installed are skipped.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ from fusioner.regions import encode_mask
 
 CLASSES, IGNORE = 19, 255
 Pairs = Sequence[tuple[np.ndarray, np.ndarray]]
-"""(prediction, truth) of each image: class ids (H, W), uint8."""
+"""(prediction, truth) per image: class ids (H, W), uint8."""
 
 
 def make_pairs(images: int = 12, seed: int = 0) -> Pairs:
-    """Return smooth label maps; the truth has ignored pixels, and the last class is only predicted."""
+    """Return smooth random label maps with ignored pixels; the last class is only predicted."""
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(images):
@@ -49,13 +49,13 @@ def make_pairs(images: int = 12, seed: int = 0) -> Pairs:
 
 
 def fusioner_iou(pairs: Pairs) -> np.ndarray:
-    """Return the IoU per class of this package."""
+    """Return the per-class IoU of this package."""
     tensors = [tuple(map(torch.from_numpy, pair)) for pair in pairs]
     return class_iou(sum(confusion_matrix(*pair, CLASSES, IGNORE) for pair in tensors)).numpy()  # pyright: ignore
 
 
 def sklearn_iou(pairs: Pairs) -> np.ndarray:
-    """Return scikit-learn's."""
+    """Return the per-class IoU of scikit-learn."""
     from sklearn.metrics import jaccard_score
 
     prediction, truth = _flat(pairs)
@@ -63,7 +63,7 @@ def sklearn_iou(pairs: Pairs) -> np.ndarray:
 
 
 def torchmetrics_iou(pairs: Pairs) -> np.ndarray:
-    """Return torchmetrics'."""
+    """Return the per-class IoU of torchmetrics."""
     from torchmetrics.classification import MulticlassJaccardIndex
 
     metric = MulticlassJaccardIndex(CLASSES, average="none", ignore_index=IGNORE)
@@ -73,13 +73,13 @@ def torchmetrics_iou(pairs: Pairs) -> np.ndarray:
 
 
 def cityscapes_iou(pairs: Pairs) -> np.ndarray:
-    """Return that of the scorer of cityscapesScripts, which reads PNG files."""
+    """Return the per-class IoU of cityscapesScripts, which reads PNG files."""
     import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as scorer  # noqa: N813
     from cityscapesscripts.helpers.labels import labels, trainId2label
 
-    id_of = np.zeros(256, np.uint8)  # unlabeled
+    label_ids = np.zeros(256, np.uint8)  # unlabeled
     for train_id in range(CLASSES):
-        id_of[train_id] = trainId2label[train_id].id
+        label_ids[train_id] = trainId2label[train_id].id
     scorer.args.evalInstLevelScore, scorer.args.JSONOutput, scorer.args.quiet = False, False, True
     scorer.args.evalLabels = [label.id for label in labels if label.id >= 0]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -87,7 +87,7 @@ def cityscapes_iou(pairs: Pairs) -> np.ndarray:
         for number, pair in enumerate(pairs):
             paths = [str(Path(folder) / f"{kind}{number}.png") for kind in ("prediction", "truth")]
             for path, ids in zip(paths, pair, strict=True):
-                Image.fromarray(id_of[ids]).save(path)
+                Image.fromarray(label_ids[ids]).save(path)
             files.append(paths)
         result = scorer.evaluateImgLists(*map(list, zip(*files, strict=True)), scorer.args)
     scores = result["classScores"]
@@ -95,7 +95,7 @@ def cityscapes_iou(pairs: Pairs) -> np.ndarray:
 
 
 def mmseg_iou(pairs: Pairs) -> np.ndarray:
-    """Return that of mmsegmentation's IoUMetric, whose module is loaded without the package's check for mmcv."""
+    """Return the per-class IoU of mmsegmentation, loaded without the package's check for mmcv."""
     from mmengine.registry import METRICS
 
     sys.modules.setdefault("mmseg", types.ModuleType("mmseg"))
@@ -110,15 +110,15 @@ def mmseg_iou(pairs: Pairs) -> np.ndarray:
 
 
 def smp_iou(pairs: Pairs) -> np.ndarray:
-    """Return that of segmentation-models-pytorch."""
+    """Return the per-class IoU of segmentation-models-pytorch."""
     functional = _load("segmentation_models_pytorch", "metrics/functional.py")
-    flat = [torch.from_numpy(part)[None].long() for part in _flat(pairs, IGNORE)]
+    flat = [torch.from_numpy(part)[None].long() for part in _flat(pairs, ignored=True)]
     stats = functional.get_stats(*flat, mode="multiclass", num_classes=CLASSES, ignore_index=IGNORE)
     return functional.iou_score(*stats)[0].numpy()
 
 
 def monai_iou(pairs: Pairs) -> np.ndarray:
-    """Return that of MONAI's confusion matrix."""
+    """Return the per-class IoU from MONAI's confusion matrix."""
     from monai.metrics import get_confusion_matrix
 
     one_hot = [np.eye(CLASSES)[part].T[None, :, :, None] for part in _flat(pairs)]
@@ -140,20 +140,20 @@ def run_length_differences(pairs: Pairs) -> int:
     """Return the number of masks whose run lengths differ from faster-coco-eval's or do not decode to the mask."""
     from faster_coco_eval.core import mask as coco
 
-    different = 0
+    differences = 0
     for prediction, _ in pairs:
         for class_id in range(CLASSES):
             bits = prediction == class_id
             ours, theirs = encode_mask(bits)["counts"], coco.encode(np.asfortranarray(bits.astype(np.uint8)))["counts"]
             ours, theirs = (text.decode() if isinstance(text, bytes) else text for text in (ours, theirs))
-            different += ours != theirs or not np.array_equal(fill_runs(ours, bits.shape, column_major=True), bits)
-    return different
+            differences += ours != theirs or not np.array_equal(fill_runs(ours, bits.shape, column_major=True), bits)
+    return differences
 
 
-def _flat(pairs: Pairs, keep: int | None = None) -> list[np.ndarray]:
-    """Return all predicted and all true ids, by default without ignored pixels."""
+def _flat(pairs: Pairs, ignored: bool = False) -> list[np.ndarray]:
+    """Concatenate all predicted and all true ids, by default without ignored pixels."""
     prediction, truth = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
-    valid = slice(None) if keep is not None else truth != IGNORE
+    valid = slice(None) if ignored else truth != IGNORE
     return [prediction[valid], truth[valid]]
 
 
@@ -188,8 +188,8 @@ def main() -> None:
         print(f"run lengths: {run_length_differences(pairs)} of {len(pairs) * CLASSES} differ from faster-coco-eval's")
     except ModuleNotFoundError as error:
         print(f"run lengths: not installed ({error.name})")
-    with_it = np.where(np.isnan(ours), 0, ours).mean()
-    print(f"mIoU {100 * np.nanmean(ours):.2f} without the class that is only predicted, {100 * with_it:.2f} with it")
+    with_class = np.where(np.isnan(ours), 0, ours).mean()
+    print(f"mIoU {100 * np.nanmean(ours):.2f} without the class that is only predicted, {100 * with_class:.2f} with it")
 
 
 if __name__ == "__main__":

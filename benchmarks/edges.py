@@ -1,12 +1,12 @@
-"""What moving edges is worth: masks as they are, by the guided filter, and by PAMR (arXiv 2005.08104) as a peer.
+"""Compare edge refinement of masks: none, the guided filter, and PAMR (arXiv 2005.08104).
 
     python benchmarks/edges.py run/best.safetensors --sets pascal=data/pascal folder=my/data
     python benchmarks/edges.py fold0/best.safetensors fold1/best.safetensors --sets pascal=data/pascal
 
-On training images only: those that a training held out, all names of a set together; of a fold's model 80 that show its
-unseen classes (background when it was trained), those five. Argmax mIoU of each set, background not counted, masks
-at their own size, the model's own threshold; per cent. "Single" is the mean IoU of classes prompted alone where they
-are, "refused" the share of absent names without a pixel.
+On training images only: those that a training held out, with all names of a set; for a fold's model, 80 images that
+show its unseen classes (background in training), with these names. Multi-class mIoU of each set without background, at
+native mask size and the model's threshold, in per cent. "Single" is the mean IoU of the classes in an image, each
+prompted alone; "specificity" the fraction of absent names without any pixel.
 """
 
 import time
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from held_out import read_given, set_aside
+from held_out import held_out_samples, parse_args
 from torch import Tensor
 
 from fusioner.data.folds import fold_classes
@@ -30,123 +30,126 @@ from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, sigmoid, upsa
 from fusioner.training.dataset import open_split
 
 SIDE = GUIDE_SIZE
-SHOWN = 80  # images of a fold's unseen classes
+MAX_IMAGES = 80  # of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
 
-Move = Callable[[Tensor, np.ndarray], Tensor]
-"""Logits (K, h, w) and the photograph -> logits."""
+Refinement = Callable[[Tensor, np.ndarray], Tensor]
+"""Logits (K, h, w) and the image (H, W, 3) -> refined logits."""
 
 
-class Shown(NamedTuple):
-    """An image of the set of that number: its mask (255 counts nowhere), what is asked, and its logits."""
+class Sample(NamedTuple):
+    """An image with its prompts and their logits."""
 
-    split: int
+    split: int  # index of its data set
     rgb: np.ndarray
-    mask: np.ndarray
-    ids: tuple[int, ...]
+    mask: np.ndarray  # 255: ignored
+    ids: tuple[int, ...]  # prompted classes
     logits: Tensor
     background: bool
 
 
-def guided(radius: int, epsilon: float, side: int = SIDE) -> Move:
-    """The filter of the package."""
+def guided_filter(radius: int, epsilon: float, side: int = SIDE) -> Refinement:
+    """Return the guided filter with the given parameters."""
     return lambda logits, rgb: torch.from_numpy(
         GuidedFilter(resize_square(rgb, side).numpy(), radius, epsilon)(logits.numpy())
     )
 
 
 def pamr(logits: Tensor, rgb: np.ndarray) -> Tensor:
-    """Probabilities averaged again and again over neighbours of like colour."""
-    guide, p = resize_square(rgb, SIDE)[None], torch.from_numpy(sigmoid(upsample(logits.numpy(), (SIDE, SIDE))))[None]
+    """Average probabilities iteratively over neighbours of similar colour."""
+    guide = resize_square(rgb, SIDE)[None]
+    probabilities = torch.from_numpy(sigmoid(upsample(logits.numpy(), (SIDE, SIDE))))[None]
 
-    def around(x: Tensor) -> Tensor:  # (1, C, S, S) -> (1, N, C, S, S)
-        found = []
+    def neighbours(x: Tensor) -> Tensor:  # (1, C, S, S) -> (1, N, C, S, S)
+        shifted = []
         for d in DILATIONS:
             padded = F.pad(x, (d, d, d, d), mode="replicate")
-            places = [(y, z) for y in range(3) for z in range(3) if (y, z) != (1, 1)]
-            found += [padded[..., y * d : y * d + SIDE, z * d : z * d + SIDE] for y, z in places]
-        return torch.stack(found, dim=1)
+            offsets = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+            shifted += [padded[..., y * d : y * d + SIDE, x * d : x * d + SIDE] for y, x in offsets]
+        return torch.stack(shifted, dim=1)
 
-    near = around(guide)
-    spread = torch.cat([near, guide[:, None]], dim=1).std(dim=1, keepdim=True)
-    share = -((near - guide[:, None]).abs() / (0.1 * spread + 1e-8)).mean(dim=2, keepdim=True)
-    share = share.softmax(dim=1)
+    colours = neighbours(guide)
+    std = torch.cat([colours, guide[:, None]], dim=1).std(dim=1, keepdim=True)
+    weights = -((colours - guide[:, None]).abs() / (0.1 * std + 1e-8)).mean(dim=2, keepdim=True)
+    weights = weights.softmax(dim=1)
     for _ in range(STEPS):
-        p = (around(p) * share).sum(dim=1)
-    return p[0].clamp(1e-5, 1 - 1e-5).logit()
+        probabilities = (neighbours(probabilities) * weights).sum(dim=1)
+    return probabilities[0].clamp(1e-5, 1 - 1e-5).logit()
 
 
-MOVES: dict[str, Move] = {
-    "as they are": lambda logits, rgb: logits,
-    "guided, radius 2": guided(2, 1e-4),
-    "guided, radius 4 (the package's)": guided(4, 1e-4),
-    "guided, radius 8": guided(8, 1e-4),
-    "guided, radius 4, guide of 168": guided(4, 1e-4, 168),
+REFINEMENTS: dict[str, Refinement] = {
+    "none": lambda logits, rgb: logits,
+    "guided, radius 2": guided_filter(2, 1e-4),
+    "guided, radius 4 (default)": guided_filter(4, 1e-4),
+    "guided, radius 8": guided_filter(8, 1e-4),
+    "guided, radius 4, guide of 168": guided_filter(4, 1e-4, 168),
     "PAMR": pamr,
 }
 
 
-def shown(model: Path, named: list[list[str]], cache: Path | None) -> tuple[list[Shown], float]:
-    """What the model is asked and says, and its threshold."""
+def predict(model: Path, sets: list[list[str]], cache: Path | None) -> tuple[list[Sample], float]:
+    """Return the samples with the model's logits, and the model's threshold."""
     segmenter = load(model)
     segmenter.options = InferenceOptions(guided_filter=False)
     fold = segmenter.card.training["fold"]
-    asked = SegmenterPredictor(segmenter, cache=cache)
-    splits = [open_split(name, Path(folder)) for name, folder in named]
+    predictor = SegmenterPredictor(segmenter, cache=cache)
+    splits = [open_split(name, Path(folder)) for name, folder in sets]
     if fold is None:
-        chosen = [(e.split, e.item, splits[e.split].classes) for e in set_aside(segmenter.card, splits)]
+        selected = [(s.split, s.item, splits[s.split].classes) for s in held_out_samples(segmenter.card, splits)]
     else:
-        data, unseen = splits[0].data, fold_classes(named[0][0], fold)[1]
+        data, unseen = splits[0].data, fold_classes(sets[0][0], fold)[1]
         order = (data.items[i] for i in np.random.default_rng(0).permutation(len(data.items)))
         showing = (item for item in order if np.isin(data.read_mask(item), unseen).any())
-        chosen = [(0, item, unseen) for item, _ in zip(showing, range(SHOWN), strict=False)]
-    found = []
-    for split, item, ids in chosen:
+        selected = [(0, item, unseen) for item, _ in zip(showing, range(MAX_IMAGES), strict=False)]
+    samples = []
+    for split, item, ids in selected:
         data = splits[split].data
         rgb, mask = data.read(item)
-        logits = asked.logits(asked.encode(rgb, item.image), [data.prompts[i] for i in ids])
+        logits = predictor.logits(predictor.encode(rgb, item.image), [data.prompts[i] for i in ids])
         mask = np.where(mask == data.ignore, 255, np.where(np.isin(mask, ids), mask, 0))
-        found.append(Shown(split, rgb, mask, tuple(ids), logits, not data.ignore_unlabeled))
-    return found, segmenter.card.threshold
+        samples.append(Sample(split, rgb, mask, tuple(ids), logits, not data.ignore_unlabeled))
+    return samples, segmenter.card.threshold
 
 
-def rows(model: Path, named: list[list[str]], cache: Path | None) -> Iterator[str]:
-    """Of the table, one a way."""
-    images, level = shown(model, named, cache)
-    for name, move in MOVES.items():
-        scores = [torch.zeros(256, 256, dtype=torch.int64) for _ in named]
-        over: dict[tuple[int, int], np.ndarray] = {}
-        refused, seconds = [], 0.0
-        for one in images:
-            begun = time.perf_counter()
-            logits = move(one.logits, one.rgb)
-            seconds += time.perf_counter() - begun
-            likely = sigmoid(upsample(np.asarray(logits), one.mask.shape))
-            found = torch.from_numpy(np.array([0, *one.ids])[decide(likely, level, background=one.background)])
-            truth = torch.from_numpy(one.mask).long()
-            scored = truth if one.background else truth.masked_fill(truth == 0, 255)
-            scores[one.split] += confusion_matrix(found, scored, 256)
-            counts = truth != 255
-            for row, i in enumerate(one.ids):
-                claimed, there = (likely[row] > level) & counts, truth == i
-                if there.any():
-                    both = np.array([int((claimed & there).sum()), int((claimed | there).sum())])
-                    over[one.split, i] = over.get((one.split, i), 0) + both
-                elif one.background:
-                    refused.append(not bool((likely[row] > level).any()))
+def table_rows(model: Path, sets: list[list[str]], cache: Path | None) -> Iterator[str]:
+    """Yield a table row per refinement."""
+    samples, threshold = predict(model, sets, cache)
+    for name, refine in REFINEMENTS.items():
+        scores = [torch.zeros(256, 256, dtype=torch.int64) for _ in sets]
+        areas: dict[tuple[int, int], np.ndarray] = {}  # intersection and union, px
+        rejected, seconds = [], 0.0
+        for sample in samples:
+            start = time.perf_counter()
+            logits = refine(sample.logits, sample.rgb)
+            seconds += time.perf_counter() - start
+            probabilities = sigmoid(upsample(np.asarray(logits), sample.mask.shape))
+            numbers = decide(probabilities, threshold, background=sample.background)
+            label_map = torch.from_numpy(np.array([0, *sample.ids])[numbers])
+            truth = torch.from_numpy(sample.mask).long()
+            scored = truth if sample.background else truth.masked_fill(truth == 0, 255)
+            scores[sample.split] += confusion_matrix(label_map, scored, 256)
+            valid = truth != 255
+            for row, i in enumerate(sample.ids):
+                claimed, present = (probabilities[row] > threshold) & valid, truth == i
+                if present.any():
+                    counts = np.array([int((claimed & present).sum()), int((claimed | present).sum())])
+                    areas[sample.split, i] = areas.get((sample.split, i), 0) + counts
+                elif sample.background:
+                    rejected.append(not bool((probabilities[row] > threshold).any()))
         cells = [100 * float(class_iou(score)[1:].nanmean()) for score in scores]
-        cells += [100 * float(np.mean([a / b for a, b in over.values()])), 100 * float(np.mean(refused))]
-        cells.append(1000 * seconds / len(images))
+        single = np.mean([intersection / union for intersection, union in areas.values()])
+        cells += [100 * float(single), 100 * float(np.mean(rejected))]
+        cells.append(1000 * seconds / len(samples))
         yield f"| {model.parent.name} | {name} | {' | '.join(f'{cell:.1f}' for cell in cells)} |"
 
 
 def main() -> None:
-    given = read_given(__doc__ or "")
-    print(f"| model | edges | {given.heads} | single | refused | ms an image |")
-    print("|" + "---|" * (len(given.named) + 5))
+    args = parse_args(__doc__ or "")
+    print(f"| model | edges | {args.columns} | single | specificity | ms per image |")
+    print("|" + "---|" * (len(args.sets) + 5))
     with torch.inference_mode():
-        for model in given.models:
-            for row in rows(model, given.named, given.cache):
+        for model in args.models:
+            for row in table_rows(model, args.sets, args.cache):
                 print(row, flush=True)
 
 

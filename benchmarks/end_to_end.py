@@ -1,9 +1,9 @@
-"""From a folder of photographs with masks to a trained model and its table, as a user types it, with the time of each.
+"""Time the commands that lead from images with masks to a trained model and its report.
 
     python benchmarks/end_to_end.py --root shared/data/pascal --photographs 1250
 
-Takes photographs of a PASCAL tree as a data set of one's own (images/, masks/, classes.txt; every fifth
-is held back for the table), then runs `fusioner data check`, `features build`, `train` and `evaluate` on it.
+Links photographs of PASCAL VOC as a custom data set (images/, masks/, classes.txt; every fifth is held back for
+evaluation), and runs `fusioner data check`, `features build`, `train` and `evaluate` on it.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 from fusioner.data.classes import PASCAL_CLASSES
 
 
-def own_folder(root: Path, folder: Path, count: int) -> Path:
-    """The data set, its files linked; FileNotFoundError where the tree is another."""
+def make_dataset(root: Path, folder: Path, count: int) -> Path:
+    """Link the files of a custom data set and return its folder."""
     lists = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     names = (lists / "train_aug.txt").read_text().split()
     names += [name for name in (lists / "val.txt").read_text().split() if name not in set(names)]
@@ -31,37 +31,37 @@ def own_folder(root: Path, folder: Path, count: int) -> Path:
         for name in names:
             (folder / kind / f"{name}{suffix}").symlink_to((source / f"{name}{suffix}").resolve())
     (folder / "classes.txt").write_text("\n".join(PASCAL_CLASSES) + "\n")
-    for split, some in (("val", names[::5]), ("train", [name for i, name in enumerate(names) if i % 5])):
-        (folder / f"{split}.txt").write_text("\n".join(some) + "\n")
+    for split, members in (("val", names[::5]), ("train", [name for i, name in enumerate(names) if i % 5])):
+        (folder / f"{split}.txt").write_text("\n".join(members) + "\n")
     return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--root", type=Path, required=True, help="a PASCAL tree")
+    parser.add_argument("--root", type=Path, required=True, help="folder of PASCAL VOC")
     parser.add_argument("--photographs", type=int, default=1250)
     parser.add_argument("--steps", type=int, default=300)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = own_folder(given.root, Path(place) / "data", given.photographs)
-        run, cache, report = (str(Path(place) / name) for name in ("run", "cache", "report"))
-        here = ["folder", "--root", str(folder)]
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_dataset(args.root, Path(scratch) / "data", args.photographs)
+        run, cache, report = (str(Path(scratch) / name) for name in ("run", "cache", "report"))
+        dataset = ["folder", "--root", str(folder)]
         commands = {
-            "check": ["data", "check", *here],
-            "encode once": ["features", "build", *here, "--out", cache],
-            "train": ["train", *here, "--cache", cache, "--out", run, "--steps", str(given.steps)],
-            "the table": ["evaluate", *here, "--cache", cache, "--model", f"{run}/best.safetensors", "--out", report],
+            "check the data": ["data", "check", *dataset],
+            "encode every image once": ["features", "build", *dataset, "--out", cache],
+            "train": ["train", *dataset, "--cache", cache, "--out", run, "--steps", str(args.steps)],
+            "evaluate": ["evaluate", *dataset, "--cache", cache, "--model", f"{run}/best.safetensors", "--out", report],
         }
-        taken: dict[str, tuple[float, float]] = {}
-        for name, words in commands.items():
-            start, busy = time.monotonic(), os.times().children_user + os.times().children_system
-            subprocess.run([sys.executable, "-m", "fusioner", *words], check=True)
-            now = os.times().children_user + os.times().children_system
-            taken[name] = (time.monotonic() - start, now - busy)
-    print(f"\n{given.photographs} photographs, {given.steps} steps, {os.cpu_count()} cores\n")
+        times: dict[str, tuple[float, float]] = {}
+        for name, arguments in commands.items():
+            start, cpu_before = time.monotonic(), os.times().children_user + os.times().children_system
+            subprocess.run([sys.executable, "-m", "fusioner", *arguments], check=True)
+            cpu_after = os.times().children_user + os.times().children_system
+            times[name] = (time.monotonic() - start, cpu_after - cpu_before)
+    print(f"\n{args.photographs} photographs, {args.steps} steps, {os.cpu_count()} cores\n")
     print("| | minutes | CPU minutes |\n|---|---|---|")
-    total = tuple(sum(column) for column in zip(*taken.values(), strict=True))
-    for name, (wall, cpu) in (taken | {"together": total}).items():
+    total = tuple(sum(column) for column in zip(*times.values(), strict=True))
+    for name, (wall, cpu) in (times | {"total": total}).items():
         print(f"| {name} | {wall / 60:.1f} | {cpu / 60:.1f} |")
 
 

@@ -1,10 +1,10 @@
 # pyright: reportMissingImports=false
-"""Peak memory of `fusioner predict --format geotiff,geojson` on tiled rasters of growing size.
+"""Measure the peak memory of `fusioner predict --format geotiff,geojson` on tiled rasters of growing size.
 
     python benchmarks/geo_memory.py [--sides 5000 50000]
 
-The rasters have a photograph in the first and in the last tile and no data elsewhere,
-so that all tiles are read and written but only a few are segmented. Prints pixels, seconds and peak memory.
+The rasters have a photograph in the first and in the last tile and no data elsewhere, so that all tiles are read and
+written but only a few are segmented.
 """
 
 import argparse
@@ -27,9 +27,9 @@ def write_raster(path: Path, side: int) -> None:
     """Write a sparse raster of `side` x `side` pixels in UTM zone 33."""
     photo = np.asarray(Image.open(PHOTO).convert("RGB")).transpose(2, 0, 1)
     profile = {"count": 3, "height": side, "width": side, "dtype": "uint8", "nodata": 0, "photometric": "rgb"}
-    layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "sparse_ok": True}
-    place = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 55e5)}
-    with rasterio.open(path, "w", driver="GTiff", BIGTIFF="YES", **profile, **layout, **place) as target:
+    storage = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "sparse_ok": True}
+    georeference = {"crs": "EPSG:32633", "transform": rasterio.Affine(0.5, 0, 5e5, 0, -0.5, 55e5)}
+    with rasterio.open(path, "w", driver="GTiff", BIGTIFF="YES", **profile, **storage, **georeference) as target:
         for y, x in ((0, 0), (side - photo.shape[1], side - photo.shape[2])):
             window = Window.from_slices((y, y + photo.shape[1]), (x, x + photo.shape[2]))
             target.write(photo, window=window)
@@ -44,13 +44,13 @@ def main() -> None:
         for side in parser.parse_args().sides:
             path = Path(folder) / f"{side}.tif"
             write_raster(path, side)
-            words = [path, "--labels", "cup, spoon, table", "--format", "geotiff,geojson", "--out", folder]
-            begun = time.monotonic()
+            arguments = [path, "--labels", "cup, spoon, table", "--format", "geotiff,geojson", "--out", folder]
+            start = time.monotonic()
             subprocess.run(
-                [sys.executable, "-m", "fusioner", "predict", *map(str, words)], check=True, stdout=sys.stderr
+                [sys.executable, "-m", "fusioner", "predict", *map(str, arguments)], check=True, stdout=sys.stderr
             )
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # the largest so far
-            print(f"| {side:,} x {side:,} px | {time.monotonic() - begun:.0f} | {peak / 1e9:.2f} GB |", flush=True)
+            print(f"| {side:,} x {side:,} px | {time.monotonic() - start:.0f} | {peak / 1e9:.2f} GB |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Words for groups, as "animal": each prompted alone, and held against all classes of a data set that it covers.
+"""Evaluate group words such as "animal", each prompted alone, against all classes of a data set that they cover.
 
     python benchmarks/groups.py pascal=data/pascal --split val
     python benchmarks/groups.py pascal=data/pascal --models run/best.safetensors other/best.safetensors --every 2
-    python benchmarks/groups.py pascal=data/pascal --split val --alone    # without the names of the group's members
+    python benchmarks/groups.py pascal=data/pascal --split val --no-expansion    # the word without its members' names
 
-The groups are the packaged ones of `train --hypernyms`. IoU in per cent over all images together at the masks' own
-size, at each model's own threshold, of every word that covers at least two classes of the set; then the mean of the
-words, and the share of images without any of its classes where a word claims nothing.
+The groups are the packaged ones of `train --hypernyms`. Prints for each word that covers at least two classes the IoU
+in per cent over all images, at native mask size and each model's threshold; then the mean over words, and the
+specificity: the fraction of images without any of a word's classes in which the word gets no pixel.
 """
 
 import argparse
@@ -23,52 +23,54 @@ from fusioner.loading import load
 from fusioner.postprocess import sigmoid, upsample
 
 
-def covered(data: SegmentationData) -> dict[str, list[int]]:
-    """Word -> the classes of a data set that it stands for, at least two."""
+def covered_classes(data: SegmentationData) -> dict[str, list[int]]:
+    """Map each word to the class ids of a data set that it covers, where these are at least two."""
     ids = {data.prompts[class_id]: class_id for class_id in data.class_ids}
     packaged = read_word_lists("packaged", "hypernyms.json")
-    groups = {word: [ids[one] for one in names if one in ids] for word, names in packaged.items()}
-    return {word: some for word, some in groups.items() if len(some) > 1}
+    groups = {word: [ids[name] for name in names if name in ids] for word, names in packaged.items()}
+    return {word: class_ids for word, class_ids in groups.items() if len(class_ids) > 1}
 
 
 @torch.inference_mode()
-def measure(asked: SegmenterPredictor, data: SegmentationData, groups: dict[str, list[int]], every: int) -> list[float]:
-    """IoU of each group, their mean, and the share of refusals, per cent."""
-    shared, either, refused = np.zeros(len(groups)), np.zeros(len(groups)), []
+def measure(
+    predictor: SegmenterPredictor, data: SegmentationData, groups: dict[str, list[int]], every: int
+) -> list[float]:
+    """Return the IoU of each group, their mean, and the specificity, in per cent."""
+    intersection, union, rejected = np.zeros(len(groups)), np.zeros(len(groups)), []
     for item in data.items[::every]:
         rgb, mask = data.read(item)
-        logits = asked.logits(asked.encode(rgb, item.image), list(groups))
-        likely = sigmoid(upsample(np.asarray(logits), mask.shape))
-        claimed = (likely > asked.segmenter.card.threshold) & (mask != data.ignore)
+        logits = predictor.logits(predictor.encode(rgb, item.image), list(groups))
+        probabilities = sigmoid(upsample(np.asarray(logits), mask.shape))
+        claimed = (probabilities > predictor.segmenter.card.threshold) & (mask != data.ignore)
         for row, ids in enumerate(groups.values()):
             truth = np.isin(mask, ids)
-            shared[row] += (claimed[row] & truth).sum()
-            either[row] += (claimed[row] | truth).sum()
+            intersection[row] += (claimed[row] & truth).sum()
+            union[row] += (claimed[row] | truth).sum()
             if not truth.any():
-                refused.append(not claimed[row].any())
-    found = (100 * shared / np.maximum(either, 1)).tolist()
-    return [*found, float(np.mean(found)), 100 * float(np.mean(refused))]
+                rejected.append(not claimed[row].any())
+    iou = (100 * intersection / np.maximum(union, 1)).tolist()
+    return [*iou, float(np.mean(iou)), 100 * float(np.mean(rejected))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("set", metavar="NAME=FOLDER", help="a data set as fusioner evaluate has it")
+    parser.add_argument("set", metavar="NAME=FOLDER", help="data set to evaluate on")
     parser.add_argument("--split", help="default: every image")
-    parser.add_argument("--models", nargs="+", type=Path, default=[None], help="default: the one inside the package")
+    parser.add_argument("--models", nargs="+", type=Path, default=[None], help="default: the bundled one")
     parser.add_argument("--every", type=int, default=1, help="n-th image")
-    parser.add_argument("--alone", action="store_true", help="ask for the word, and not for the group's members")
+    parser.add_argument("--no-expansion", action="store_true", help="do not expand words to the names of their members")
     parser.add_argument("--cache", type=Path, help="feature cache")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    name, folder = given.set.split("=", 1)
-    data = open_dataset(name, Path(folder), given.split)
-    groups = covered(data)
-    print(f"| model | {' | '.join(groups)} | mean | refused |\n|" + "---|" * (len(groups) + 3))
-    for model in given.models:
-        asked = SegmenterPredictor(load(model), cache=given.cache)
-        if given.alone:
-            asked.segmenter.hierarchy = LabelHierarchy(())
-        cells = " | ".join(f"{value:.1f}" for value in measure(asked, data, groups, given.every))
+    name, folder = args.set.split("=", 1)
+    data = open_dataset(name, Path(folder), args.split)
+    groups = covered_classes(data)
+    print(f"| model | {' | '.join(groups)} | mean | specificity |\n|" + "---|" * (len(groups) + 3))
+    for model in args.models:
+        predictor = SegmenterPredictor(load(model), cache=args.cache)
+        if args.no_expansion:
+            predictor.segmenter.hierarchy = LabelHierarchy(())
+        cells = " | ".join(f"{value:.1f}" for value in measure(predictor, data, groups, args.every))
         print(f"| {model.parent.name if model else 'default'} | {cells} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""How a training step grows with labels and tokens.
+"""Measure how the time of a training step grows with the numbers of labels and tokens.
 
     python benchmarks/growth.py --rounds 3
 
@@ -24,44 +24,46 @@ SHAPE = FusionerConfig(
 )  # fmt: skip
 
 
-def cpu(work: Callable[[], object], rounds: int) -> float:
+def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
+    """Return the median CPU time of a call, after one call to warm up."""
     work()
-    taken = []
+    times = []
     for _ in range(rounds):
         start = time.process_time()
         work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+        times.append(time.process_time() - start)
+    return statistics.median(times)
 
 
-def step(model: Fusioner, side: int, labels: int) -> Callable[[], None]:
-    visual, p = torch.randn(1, 384, side, side), torch.rand(1, 1000, side, side)
-    tokens = torch.cat([F.normalize(visual, dim=1), F.normalize(p, dim=1)], dim=1)
+def training_step(model: Fusioner, side: int, labels: int) -> Callable[[], None]:
+    visual, posterior = torch.randn(1, 384, side, side), torch.rand(1, 1000, side, side)
+    tokens = torch.cat([F.normalize(visual, dim=1), F.normalize(posterior, dim=1)], dim=1)
     text = F.normalize(torch.randn(1, labels, 384), dim=-1)
     return lambda: model(tokens, text, (84, 84)).square().mean().backward()
 
 
-def operations(work: Callable[[], object]) -> float:
+def count_flops(work: Callable[[], object]) -> float:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
-def network(rounds: int) -> None:
+def print_table(rounds: int) -> None:
     model = Fusioner(SHAPE)
     print("| labels | tokens | s | GFLOP | GFLOP/s |\n|---|---|---|---|---|")
     for side, labels in ((16, 1), (16, 10), (16, 50), (16, 200), (24, 4), (32, 4), (48, 4), (64, 4)):
-        work = step(model, side, labels)
-        taken, cost = cpu(work, rounds), operations(work)
-        print(f"| {labels} | {side} x {side} | {taken:.2f} | {cost / 1e9:.1f} | {cost / taken / 1e9:.0f} |", flush=True)
+        work = training_step(model, side, labels)
+        seconds, flops = cpu_seconds(work, rounds), count_flops(work)
+        speed = flops / seconds / 1e9
+        print(f"| {labels} | {side} x {side} | {seconds:.2f} | {flops / 1e9:.1f} | {speed:.0f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    network(given.rounds)
+    print_table(args.rounds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Accuracy of the closed-set head alone on further features of the bundled encoders, on training images.
+"""Evaluate the closed-set head alone on further features of the bundled encoders, on training images.
 
     python benchmarks/head_features.py pascal=data/pascal coco=data/coco folder=data/coco_stuff --every 4 1 1
 
@@ -35,7 +35,7 @@ from fusioner.training.presets import preset
 
 SIDE, LARGE_SIDE, GRID, MASK_SIDE = 336, 504, 24, 168
 TOKEN_WIDTH, CLASSES = 384, 1000
-LAST_OF_STAGE_5 = 14  # block
+LAST_BLOCK_OF_STAGE_5 = 14
 VARIANTS = {
     "as the bundled model": ("tokens", "small"),
     "504 px": ("tokens", "large"),
@@ -55,7 +55,7 @@ class Encoders:
         self.dino, self.classifier = Dinov2(), Posteriors()
         self.outputs: dict[str, Tensor] = {}
         network = self.classifier.network
-        for name, module in (("stage 5", network.blocks[LAST_OF_STAGE_5]), ("before", network.bn1)):
+        for name, module in (("stage 5", network.blocks[LAST_BLOCK_OF_STAGE_5]), ("before", network.bn1)):
             module.register_forward_hook(lambda _, inputs, output, name=name: self.outputs.update({name: output}))
 
     @torch.inference_mode()
@@ -93,7 +93,7 @@ class StoredFeatures:
 
 @torch.inference_mode()
 def measure(dataset: ClosedSetDataset, network: ClosedSetSegmenter, corpus: Corpus, fold: int) -> list[str]:
-    """Return the mIoU of each data set on the images of a cross-fitting fold, plain and refined."""
+    """Return the mIoU of each data set on a cross-fitting fold, plain and refined."""
     scores = [torch.zeros(2, *2 * (len(split.data.classes),), dtype=torch.int64) for split in corpus.splits]
     rows = {name: row for row, name in enumerate(corpus.names())}
     for sample in dataset.samples:
@@ -102,39 +102,39 @@ def measure(dataset: ClosedSetDataset, network: ClosedSetSegmenter, corpus: Corp
         data, classes = corpus.splits[sample.split].data, corpus.splits[sample.split].classes
         ids = ([] if data.ignore_unlabeled else [0]) + list(classes)
         features = dataset.read([SampleView(sample)]).features
-        shares = network(features)[0][:, [rows[data.prompts[i]] if i else -1 for i in ids]].softmax(dim=1).T
-        refined = (shares + shares @ affinity(features[:, :, :TOKEN_WIDTH].mT)[0]) / 2
+        probabilities = network(features)[0][:, [rows[data.prompts[i]] if i else -1 for i in ids]].softmax(dim=1).T
+        refined = (probabilities + probabilities @ affinity(features[:, :, :TOKEN_WIDTH].mT)[0]) / 2
         truth = torch.from_numpy(dataset.sources[sample.split].batch([(sample.item, 0)])[1][0].astype(np.int64))
         truth[truth == data.ignore] = 255
-        for score, maps in zip(scores[sample.split], (shares, refined), strict=True):
+        for score, maps in zip(scores[sample.split], (probabilities, refined), strict=True):
             planes = upsample(maps.unflatten(1, (GRID, GRID)).numpy(), (MASK_SIDE, MASK_SIDE))
             score += confusion_matrix(torch.tensor(ids)[torch.from_numpy(planes.argmax(axis=0))], truth, len(score))
-    values = [[100 * float(class_iou(score)[1:].nanmean()) for score in both] for both in scores]
+    values = [[100 * float(class_iou(score)[1:].nanmean()) for score in pair] for pair in scores]
     return [f"{plain:.1f} ({refined:.1f})" for plain, refined in values]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="data sets as fusioner train has them")
+    parser.add_argument("sets", nargs="+", metavar="NAME=FOLDER", help="data sets of the training")
     parser.add_argument("--every", type=int, nargs="+", default=[1], help="n-th training image, one number or several")
-    parser.add_argument("--without", type=int, nargs="+", default=[0, 1], help="halves to leave out in turn")
+    parser.add_argument("--excluded-folds", type=int, nargs="+", default=[0, 1], help="folds to measure on, in turn")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--cache", type=Path, default=Path("head-features"), help="folder for the features")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    named = [entry.split("=", 1) for entry in given.sets]
-    corpus = build_corpus([open_split(name, Path(folder)) for name, folder in named], "images", 0, 0)
-    every = given.every * len(named) if len(given.every) == 1 else given.every
-    parts = [[sample for sample in corpus.images if sample.split == i] for i in range(len(named))]
+    sets = [entry.split("=", 1) for entry in args.sets]
+    corpus = build_corpus([open_split(name, Path(folder)) for name, folder in sets], "images", 0, 0)
+    every = args.every * len(sets) if len(args.every) == 1 else args.every
+    parts = [[sample for sample in corpus.images if sample.split == i] for i in range(len(sets))]
     samples = tuple(sample for part, step in zip(parts, every, strict=True) for sample in part[::step])
     corpus, encoders = Corpus(corpus.splits, samples, ()), Encoders()
     config = preset("small").override(views=1, closed_set_epochs=12, closed_set_patch_ratio=0.25)
-    print(f"| features | without | {' | '.join(Path(folder).name for _, folder in named)} |")
-    print("|---" * (2 + len(named)) + "|")
-    for variant in given.variants:
+    print(f"| features | excluded fold | {' | '.join(Path(folder).name for _, folder in sets)} |")
+    print("|---" * (2 + len(sets)) + "|")
+    for variant in args.variants:
         sources: Any = [
-            StoredFeatures(split, given.cache / Path(folder).name, encoders, VARIANTS[variant])
-            for split, (_, folder) in zip(corpus.splits, named, strict=True)
+            StoredFeatures(split, args.cache / Path(folder).name, encoders, VARIANTS[variant])
+            for split, (_, folder) in zip(corpus.splits, sets, strict=True)
         ]
         width = sources[0].batch([(samples[0].item, 0)])[0].shape[1] - CLASSES
         network_config = SimpleNamespace(visual_dim=width, similarity_dim=CLASSES)
@@ -142,7 +142,7 @@ def main() -> None:
             config=network_config, split_channels=lambda maps, width=width: maps.split([width, CLASSES], dim=1)
         )
         dataset = ClosedSetDataset(model, corpus, sources, no_progress)
-        for fold in given.without:
+        for fold in args.excluded_folds:
             cells = measure(dataset, fit_closed_set(dataset, config, None, fold), corpus, fold)
             print(f"| {variant} | {fold} | {' | '.join(cells)} |", flush=True)
 

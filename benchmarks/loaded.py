@@ -1,11 +1,11 @@
-"""Seconds of `fusioner predict` of one photograph, alone and beside busy processes, by threads and spin policy.
+"""Time `fusioner predict` on one image, alone and beside busy processes, by number of threads and spin policy.
 
     python benchmarks/loaded.py [--busy 0 2] [--rounds 3]
     python benchmarks/loaded.py --operators
     python benchmarks/loaded.py --threads
 
-Waiting threads of OpenMP (torch) and of ONNX Runtime may spin, which takes the cores from the threads that they wait
-for where other processes are busy. Prints the median of the rounds.
+Waiting threads of OpenMP (torch) and of ONNX Runtime may spin, which takes cores from the threads that they wait for if
+other processes are busy. Prints the median of the rounds.
 """
 
 import argparse
@@ -35,24 +35,24 @@ x, w = torch.rand(1, 64, 56, 56), torch.rand(64, 64, 3, 3)
 with torch.no_grad():
     for step in range(65):
         if step == 5:
-            begun = time.monotonic()
+            start = time.monotonic()
         torch.nn.functional.conv2d(x, w, padding=1).relu_().softmax(1)
-print(f"{time.monotonic() - begun:.2f} s")
+print(f"{time.monotonic() - start:.2f} s")
 """
 
 
 def operators() -> None:
-    """Print the time of sixty convolutions of torch by spin policy, twice, under the load that there is."""
+    """Print the time of sixty convolutions of torch by spin policy, twice, under the current load."""
     for _ in range(2):
         for variables in ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_NUM_THREADS": "1"}):
             environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
             command = [sys.executable, "-c", OPERATORS]
-            done = subprocess.run(command, env=environment | variables, check=True, capture_output=True, text=True)
-            print(variables, done.stdout.strip(), flush=True)
+            result = subprocess.run(command, env=environment | variables, check=True, capture_output=True, text=True)
+            print(variables, result.stdout.strip(), flush=True)
 
 
 def threads(rounds: int) -> None:
-    """Print CPU and wall seconds of one photograph by threads, in turns, under the load that there is."""
+    """Print CPU and wall seconds of one image by number of threads, alternating, under the current load."""
     import fusioner
 
     segmenters = {count: fusioner.load(runtime="onnx", threads=count) for count in (1, 2)}
@@ -72,12 +72,12 @@ def threads(rounds: int) -> None:
 def seconds(runtime: str, variables: Mapping[str, str], folder: str) -> float:
     """Return the wall time of one command."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | {**variables}
-    words = ["predict", PHOTO, "--labels", "cup, spoon, table", "--runtime", runtime, "--out", folder]
-    begun = time.monotonic()
+    arguments = ["predict", PHOTO, "--labels", "cup, spoon, table", "--runtime", runtime, "--out", folder]
+    start = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "fusioner", *map(str, words)], env=environment, check=True, capture_output=True
+        [sys.executable, "-m", "fusioner", *map(str, arguments)], env=environment, check=True, capture_output=True
     )
-    return time.monotonic() - begun
+    return time.monotonic() - start
 
 
 def main() -> None:
@@ -86,25 +86,25 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], help="numbers of busy processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--operators", action="store_true", help="sixty convolutions instead of whole commands")
-    parser.add_argument("--threads", action="store_true", help="one photograph by threads, in one process")
-    parsed = parser.parse_args()
-    if parsed.threads:
-        threads(parsed.rounds)
+    parser.add_argument("--threads", action="store_true", help="one image by number of threads, in one process")
+    args = parser.parse_args()
+    if args.threads:
+        threads(args.rounds)
         return
-    if parsed.operators:
+    if args.operators:
         operators()
         return
-    print("| | " + " | ".join(f"{busy} busy processes" for busy in parsed.busy) + " |")
-    print("|---" * (1 + len(parsed.busy)) + "|")
+    print("| | " + " | ".join(f"{busy} busy processes" for busy in args.busy) + " |")
+    print("|---" * (1 + len(args.busy)) + "|")
     for name, (runtime, variables) in CASES.items():
         cells = []
-        for busy in parsed.busy:
-            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+        for busy in args.busy:
+            busy_processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    times = [seconds(runtime, variables, folder) for _ in range(parsed.rounds)]
+                    times = [seconds(runtime, variables, folder) for _ in range(args.rounds)]
             finally:
-                for process in others:
+                for process in busy_processes:
                     process.kill()
                     process.wait()
             cells.append(f"{statistics.median(times):.1f} s")

@@ -1,9 +1,9 @@
-"""The official implementation at work, from a checkout that the user names; nothing of it is copied here.
+"""Run the official implementation from a checkout of its repository; none of its code is copied here.
 
     git clone https://github.com/chaofanma/Fusioner DIR      # GPL-3.0
 
-It asks for packages it hardly uses, so stand-ins take their place inside this process: OpenAI's CLIP (a transformer of
-`nn.MultiheadAttention`, as theirs is; weights are random), `DropPath`, `hflip`, the data sets. `pip install einops`.
+Packages of which it uses little are replaced in this process: OpenAI's CLIP (a transformer of `nn.MultiheadAttention`
+with random weights), `DropPath`, `hflip`, and the data sets. `pip install einops`.
 """
 
 import sys
@@ -19,21 +19,21 @@ CONTEXT, LAST_TOKEN = 77, 49407
 
 
 class LayerNorm(nn.LayerNorm):
-    """In float32 whatever comes in."""
+    """Layer normalisation in float32 for inputs of any type."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.float()).type(input.dtype)
 
 
 class QuickGELU(nn.Module):
-    """CLIP's."""
+    """Sigmoid approximation of GELU, as in CLIP."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
 
 
 class Block(nn.Module):
-    """CLIP's residual attention block, (tokens, images, width)."""
+    """Residual attention block of CLIP; tensors are (tokens, images, width)."""
 
     def __init__(self, width: int, heads: int, mask: Tensor | None) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """CLIP's."""
+    """Stack of residual attention blocks, as in CLIP."""
 
     def __init__(self, width: int, layers: int, heads: int, attn_mask: Tensor | None = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Transformer(nn.Module):
 
 
 def tokenize(texts: list[str]) -> Tensor:
-    """Some tokens of each text; the last one, which the text is read at, has the highest number."""
+    """Return hashed tokens (N, 77) of each text; the last, at which CLIP reads the text, has the highest id."""
     rows = torch.zeros(len(texts), CONTEXT, dtype=torch.int64)
     for row, text in zip(rows, texts, strict=True):
         words = text.split()[: CONTEXT - 1]
@@ -70,19 +70,19 @@ def tokenize(texts: list[str]) -> Tensor:
     return rows
 
 
-def _module(name: str, **content: Any) -> ModuleType:
+def _module(name: str, **attributes: Any) -> ModuleType:
     module = ModuleType(name)
-    vars(module).update(content)
+    vars(module).update(attributes)
     sys.modules[name] = module
     return module
 
 
 class DropPath(nn.Identity):
-    """Of rate 0, as in the official recipe."""
+    """Stochastic depth of rate 0, as in the official recipe."""
 
 
 class Official:
-    """The official model, its optimisers and its own `run_one_batch`, on the CPU.
+    """Official model, optimisers and `run_one_batch`, on the CPU.
 
     Args:
         checkout: folder of the official repository.
@@ -90,24 +90,24 @@ class Official:
 
     def __init__(self, checkout: Path) -> None:
         if not (checkout / "model" / "full_model.py").is_file():
-            raise SystemExit(f"{checkout} is no checkout of the official repository: it has no model/full_model.py")
+            raise SystemExit(f"{checkout} is not a checkout of the official repository: no model/full_model.py")
         sys.path.insert(0, str(checkout))
         sys.argv = ["train.py", "--device", "cpu", "--dataset_name", "pascal"]
         clip = _module("clip", tokenize=tokenize)
         clip.model = _module("clip.model", LayerNorm=LayerNorm, Transformer=Transformer)  # type: ignore[attr-defined]
-        for name, content in {
+        for name, attributes in {
             "timm.models.layers": {"DropPath": DropPath},
             "torchvision.transforms.functional": {"hflip": lambda image: image.flip(-1)},
         }.items():
             parts = name.split(".")
             for end in range(1, len(parts)):
                 _module(".".join(parts[:end]))
-            _module(name, **content)
+            _module(name, **attributes)
         _module("dataset", get_dataset=None)
         from configs import args  # type: ignore[import-not-found]
         from model.full_model import FullModel  # type: ignore[import-not-found]
 
-        FullModel.init_weight = _random
+        FullModel.init_weight = _init_random
         args.epochs = args.warmup_epochs + args.training_epochs
         from model import get_learner  # type: ignore[import-not-found]
         from utils.metric import Metric  # type: ignore[import-not-found]
@@ -121,7 +121,7 @@ class Official:
         self.model.train()
 
     def gradients(self, images: Tensor, masks: Tensor, name: str) -> float:
-        """Loss and gradients of some 224 px images, one class each, as its training takes them."""
+        """Compute gradients for 224 px images with one class each, and return the loss."""
         batch = {
             "query_img": images[:, None],
             "query_mask": (masks[:, None, None] == 1).float(),
@@ -131,24 +131,24 @@ class Official:
         }
         bce = nn.BCEWithLogitsLoss(reduction="none")
         metric = self._metric()
-        loss = self._run(self.model, batch, metric, lambda *given: self._masked_loss(bce, *given), is_train=True)
+        loss = self._run(self.model, batch, metric, lambda *args: self._masked_loss(bce, *args), is_train=True)
         metric.compute_iou()
         return float(loss)
 
     def update(self) -> None:
-        """One step of its optimisers."""
+        """Update the weights with the official optimisers."""
         self.optimizers.schedule(["fusion"], 5)
         self.optimizers.step()
         self.optimizers.zero_grad()
 
     @torch.no_grad()
     def predict(self, image: Tensor, names: list[str]) -> Tensor:
-        """Logits (1, K, 224, 224), as its test takes them."""
+        """Return the logits (1, K, 224, 224), as computed by the official test."""
         self.model.eval()
         return self.model(image, names)
 
 
-def _random(model: Any) -> None:
-    """In place of downloading CLIP's weights."""
+def _init_random(model: Any) -> None:
+    """Initialise the text model randomly instead of downloading CLIP's weights."""
     for weight in model.text_model.parameters():
         nn.init.normal_(weight, std=0.02)

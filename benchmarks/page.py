@@ -1,12 +1,12 @@
-"""How long the page takes to the first mask and to a further label, beside the API on the same server.
+"""Time the first mask and a further label in the web page, and the API on the same server.
 
     python benchmarks/page.py --repeats 5
 
-A server of its own and Debian's Chromium without a window; the sample is a photograph with a new pixel each time, so
-that nothing is cached. "page" is from the file's choice until the share of the label is shown, "API" one request with
-the same file and label; "a label added" is from the key until its share is shown. API and page take turns, and the
-ratio is the median over the pairs. CPU time is that of the server and of all processes of the browser; unlike wall time
-it hardly depends on what else the machine does. The load is that of the machine before and after.
+Starts a server and headless Chromium; the image is a sample with a new pixel value each time, so that nothing is
+cached. "page" is from choosing the file until the percentage of the label is shown, "API" one request with the same
+file and label, "a label added" from the key press until the percentage is shown. API and page alternate; their ratio is
+the median over pairs. CPU time is that of the server and all browser processes and, unlike wall time, hardly depends on
+other load; the load average is printed as well.
 """
 
 import argparse
@@ -26,25 +26,25 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 SAMPLE = Path(__file__).resolve().parents[1] / "samples" / "chelsea.jpg"
-WORDS = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant", "cup", "wall", "floor"]
+LABELS = ["cat", "dog", "sofa", "table", "chair", "lamp", "rug", "window", "door", "plant", "cup", "wall", "floor"]
 
-# Resolves when the share of a label is shown. An observer, because polling at every frame makes the browser paint.
+# Resolves when the percentage of a label is shown; an observer, as polling at every frame would make the browser paint.
 SHOWN = """word => new Promise((resolve) => {
-  const look = () => {
+  const check = () => {
     const rows = [...document.querySelectorAll("#labels [data-word]")];
     const row = rows.find((row) => row.dataset.word === word);
     if (!/%|found/.test(row?.querySelector(".share").textContent)) return;
     observer.disconnect();
     resolve();
   };
-  const observer = new MutationObserver(look);
+  const observer = new MutationObserver(check);
   observer.observe(document.getElementById("labels"), { subtree: true, childList: true, characterData: true });
-  look();
+  check();
 })"""
 
 
-def photograph(number: int, side: int) -> bytes:
-    """The sample enlarged, with one pixel changed."""
+def make_image(number: int, side: int) -> bytes:
+    """Return the enlarged sample with one pixel changed, as PNG."""
     file = BytesIO()
     with Image.open(SAMPLE) as image:
         image = image.resize((side, side * image.height // image.width))
@@ -54,7 +54,7 @@ def photograph(number: int, side: int) -> bytes:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all its living descendants, s."""
+    """Return the CPU time of a process and all its living descendants, s."""
     spent = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
         spent += sum(cpu_seconds(int(child)) for child in (task / "children").read_text().split())
@@ -66,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", type=int, default=1200)
-    given = parser.parse_args()
-    load = os.getloadavg()[0]
+    args = parser.parse_args()
+    load_before = os.getloadavg()[0]
     command = [sys.executable, "-m", "fusioner", "serve", "--port", "0"]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -89,48 +89,48 @@ def main() -> None:
             spent = cpu_seconds(server.pid)
             return time.perf_counter(), spent, cpu_seconds(os.getpid()) - spent - time.process_time()
 
-        def since(before: tuple[float, float, float]) -> list[float]:
-            return [now - then for now, then in zip(measure(), before, strict=True)]
+        def elapsed(before: tuple[float, float, float]) -> list[float]:
+            return [after - start for after, start in zip(measure(), before, strict=True)]
 
         with httpx.Client(base_url=address, timeout=120) as http:
-            for number in range(given.repeats + 1):
-                content = photograph(2 * number, given.side)
+            for number in range(args.repeats + 1):
+                content = make_image(2 * number, args.side)
                 start = measure()
-                fields = {"labels": WORDS[0], "mode": "whole"}
+                fields = {"labels": LABELS[0], "mode": "whole"}
                 http.post("/v1/segment", data=fields, files={"image": content}).raise_for_status()
-                for row, value in zip((times["API"], cpu["API: server"]), since(start), strict=False):
+                for row, value in zip((times["API"], cpu["API: server"]), elapsed(start), strict=False):
                     row.append(value)
                 page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
                 page.goto(address)
                 page.wait_for_selector("#samples button")
-                page.evaluate("word => sessionStorage.setItem('words', JSON.stringify([word]))", WORDS[0])
-                file.write_bytes(photograph(2 * number + 1, given.side))
+                page.evaluate("word => sessionStorage.setItem('words', JSON.stringify([word]))", LABELS[0])
+                file.write_bytes(make_image(2 * number + 1, args.side))
                 start = measure()
                 page.set_input_files("#file", file)
-                page.evaluate(SHOWN, WORDS[0])
+                page.evaluate(SHOWN, LABELS[0])
                 for row, value in zip(
-                    (times["page"], cpu["page: server"], cpu["page: browser"]), since(start), strict=True
+                    (times["page"], cpu["page: server"], cpu["page: browser"]), elapsed(start), strict=True
                 ):
                     row.append(value)
-                added = f"{WORDS[1 + number % 12]} {number}"
+                added = f"{LABELS[1 + number % 12]} {number}"
                 page.fill("#words", added)
                 start = measure()
                 page.press("#words", "Enter")
                 page.evaluate(SHOWN, added)
-                seconds, *spent = since(start)
+                seconds, *spent = elapsed(start)
                 times["a label added"].append(seconds)
                 cpu["a label added: server and browser"].append(sum(spent))
                 page.context.close()
         browser.close()
         server.terminate()
     for name, seconds in itertools.chain(times.items(), cpu.items()):
-        del seconds[0]  # it warms up
+        del seconds[0]  # warm-up
         kind = "CPU s" if name in cpu else "s"
         print(f"{name}: median {statistics.median(seconds):.2f} {kind}, {min(seconds):.2f} to {max(seconds):.2f}")
     ratio = statistics.median(page / api for page, api in zip(times["page"], times["API"], strict=True))
     spent = zip(cpu["page: server"], cpu["page: browser"], cpu["API: server"], strict=True)
     print(f"page / API: {ratio:.2f} by time, {statistics.median((a + b) / c for a, b, c in spent):.2f} by CPU time")
-    print(f"load {load:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
+    print(f"load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after, on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ours at the paper's size, through our own loop: CLIP ViT-L/14 with random weights, 12 x 512 fusion, full decoder."""
+"""Build this package's model at the paper's size: CLIP ViT-L/14 (random weights), 12 x 512 fusion, full decoder."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ SIDE = 224
 
 
 def clip_large() -> ClipVision:
-    """CLIP ViT-L/14's image encoder, random."""
+    """Return the image encoder of CLIP ViT-L/14 with random weights."""
     shape = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=SIDE,
         patch_size=14, projection_dim=768,
@@ -35,8 +35,8 @@ def clip_large() -> ClipVision:
     return ClipVision(CLIPVisionModelWithProjection(shape), "random-vit-l14")
 
 
-def photographs(folder: Path, count: int) -> Path:
-    """A data set of that many random 224 px pictures with a square to find."""
+def make_dataset(folder: Path, count: int) -> Path:
+    """Write a data set of random 224 px images whose masks contain a rectangle, and return its folder."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -49,9 +49,11 @@ def photographs(folder: Path, count: int) -> Path:
     return folder
 
 
-def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """(gradients of a batch, update of the weights) with the text cached alone, and with everything cached."""
-    data = photographs(folder / "data", batch)
+def training_steps(
+    folder: Path, batch: int, encoder: ClipVision
+) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
+    """Return callables (gradients of a batch, update of the weights) by what is cached: text, or text and images."""
+    data = make_dataset(folder / "data", batch)
     corpus = build_corpus([open_split("folder", data)], "pairs")
     config = PAPER.override(steps=10, batch_size=batch)
     live = LiveSource(corpus.splits[0].data, encoder, SIDE, views=1)
@@ -59,21 +61,21 @@ def training(folder: Path, batch: int, encoder: ClipVision) -> dict[str, tuple[C
     table = F.normalize(torch.randn(len(corpus.names()), 768), dim=-1)
     model = Fusioner(FusionerConfig())
     card = ModelCard(model.config, "", "", SIDE, ("{}",))
-    found = {}
+    steps = {}
     for name, source in (("text cached", live), ("everything cached", cached)):
-        batches = DataLoader(corpus, [source], Vocabulary(corpus.names()), table, config)
+        loader = DataLoader(corpus, [source], Vocabulary(corpus.names()), table, config)
         with progress() as bar:
             trainer = Trainer(
-                build_fabric("cpu", 1, "32"), model, batches, config, card, RunConfig(folder / "run"), {}, bar
+                build_fabric("cpu", 1, "32"), model, loader, config, card, RunConfig(folder / "run"), {}, bar
             )
-        made = batches.training_batches(0)
-        found[name] = (_gradients(trainer, made), lambda trainer=trainer: trainer._update(1))
-    return found
+        batches = loader.training_batches(0)
+        steps[name] = (_gradients(trainer, batches), lambda trainer=trainer: trainer._update(1))
+    return steps
 
 
-def _gradients(trainer: Trainer, made: Iterator[Batch]) -> Callable[[], None]:
+def _gradients(trainer: Trainer, batches: Iterator[Batch]) -> Callable[[], None]:
     def work() -> None:
-        batch = next(made)
+        batch = next(batches)
         trainer._loss_and_gradients(batch, batch.counts().tolist(), learn=True)
 
     return work

@@ -1,9 +1,9 @@
-"""The share of a large matrix product's speed that encoders and fusion reach, and where a training step's time goes.
+"""Measure the speed of encoders and fusion relative to a large matrix product, and profile a training step.
 
     python benchmarks/peak_share.py --rounds 3 [--paper]
 
-CPU seconds of one thread; every round times a 2048 x 2048 torch.mm and all parts, medians. `--paper` adds the paper's
-sizes, which take minutes.
+CPU seconds of one thread; every round times a 2048 x 2048 torch.mm and all parts; prints medians. `--paper` adds the
+paper's sizes, which take minutes.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from growth import SHAPE, operations, step
+from growth import SHAPE, count_flops, training_step
 from torch import nn
 
 from fusioner.encoders.registry import build_image_encoder
@@ -25,7 +25,7 @@ from fusioner.model.fusioner import Fusioner
 
 
 def parts(paper: bool) -> dict[str, Callable[[], object]]:
-    """What is timed."""
+    """Return the parts to time, by name."""
     work: dict[str, Callable[[], object]] = {}
     for name in ("dinov2-s-embedded", "effnet-lite2"):
         encoder, image = build_image_encoder(name), torch.rand(1, 3, 336, 336)
@@ -53,10 +53,10 @@ def parts(paper: bool) -> dict[str, Callable[[], object]]:
 
 
 def _backward(*outputs: torch.Tensor) -> None:
-    torch.autograd.backward(outputs, [torch.ones_like(one) for one in outputs])
+    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
 
 
-def cpu(work: Callable[[], object]) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -66,30 +66,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--paper", action="store_true")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    square, work = torch.randn(2048, 2048), parts(given.paper)
-    cost = {name: operations(one) for name, one in work.items()}  # warms, too
+    square, work = torch.randn(2048, 2048), parts(args.paper)
+    flops = {name: count_flops(part) for name, part in work.items()}  # also warms up
     rounds = []
-    for _ in range(given.rounds):
-        peak = 2 * len(square) ** 3 / cpu(lambda: torch.mm(square, square))
-        rounds.append({"": peak} | {name: cost[name] / cpu(one) for name, one in work.items()})
-    median = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-    shares = {name: statistics.median(one[name] / one[""] for one in rounds) for name in work}
-    print(f"torch.mm of 2048 x 2048: {median[''] / 1e9:.0f} GFLOP/s, median of {given.rounds} rounds\n")
-    print("| | GFLOP | GFLOP/s | of the matrix product |\n|---|---|---|---|")
+    for _ in range(args.rounds):
+        peak = 2 * len(square) ** 3 / cpu_seconds(lambda: torch.mm(square, square))
+        rounds.append({"": peak} | {name: flops[name] / cpu_seconds(part) for name, part in work.items()})
+    median = {name: statistics.median(speeds[name] for speeds in rounds) for name in rounds[0]}
+    relative = {name: statistics.median(speeds[name] / speeds[""] for speeds in rounds) for name in work}
+    print(f"torch.mm of 2048 x 2048: {median[''] / 1e9:.0f} GFLOP/s, median of {args.rounds} rounds\n")
+    print("| | GFLOP | GFLOP/s | relative to torch.mm |\n|---|---|---|---|")
     for name in work:
-        print(f"| {name} | {cost[name] / 1e9:.1f} | {median[name] / 1e9:.0f} | {shares[name]:.0%} |")
+        print(f"| {name} | {flops[name] / 1e9:.1f} | {median[name] / 1e9:.0f} | {relative[name]:.0%} |")
     model: nn.Module = Fusioner(SHAPE)
-    train = step(model, 24, 16)  # type: ignore[arg-type]
+    train = training_step(model, 24, 16)  # type: ignore[arg-type]
     train()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         train()
-    found = sorted(profile.key_averages(), key=lambda one: -one.self_cpu_time_total)
-    total = sum(one.self_cpu_time_total for one in found)
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
     print("\nA training step of the small network, 16 labels on 24 x 24 tokens:\n\n| operation | share |\n|---|---|")
-    for one in found[:12]:
-        print(f"| `{one.key}` | {one.self_cpu_time_total / total:.1%} |")
+    for event in events[:12]:
+        print(f"| `{event.key}` | {event.self_cpu_time_total / total:.1%} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Photographs a second of `fusioner predict` on a folder of large JPEGs, with and without threads beside the model.
+"""Time `fusioner predict` on a folder of large JPEGs, with and without threads that read and write.
 
     python benchmarks/predict_folder.py --pictures 16 --rounds 3
 
-The folder holds parts of the sample photographs, enlarged to 12 megapixels. Every round runs all of `--workers`, one
-after another, over the same folder with the same model, so that the ratios of a round hold on a busy machine too.
-The model's share is the part of the wall time in which an image is segmented, from pixels to label map; in the rest
-the loop waits for reading or writing.
+The folder holds parts of the sample photographs, enlarged to 12 megapixels. Every round runs all of `--workers` over
+the same folder with the same model, one after another, so that the ratios hold on a busy machine too. The model's share
+is the fraction of the wall time in which an image is segmented; in the rest the loop waits for reading or writing.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 class TimedSegmenter(Segmenter):
-    """Counts the seconds in which it segments."""
+    """A segmenter that adds up its run time in `busy`, s."""
 
     busy = 0.0
 
@@ -58,17 +57,17 @@ class TimedSegmenter(Segmenter):
 def seconds(
     segmenter: TimedSegmenter, folder: Path, formats: tuple[str, ...], workers: int, mode: Mode
 ) -> tuple[float, float]:
-    """Return the time of one run over the folder into an empty one, and the model's share of it."""
+    """Return the wall time of a run over the folder, and the model's share of it."""
     segmenter.busy = 0.0
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()), progress() as bar:
         jobs = name_results(find_inputs([str(folder)])[0], Path(out), [FORMATS[name].suffix for name in formats])
         run = Run(["cat", "person", "cup"], InferenceOptions(mode=mode), formats, workers=workers)
         start = time.perf_counter()
         run.segment(jobs, segmenter, bar.task("segmenting", len(jobs)))
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
     if run.pictures != len(jobs):
         sys.exit(f"{run.failed} of {len(jobs)} pictures failed")
-    return taken, segmenter.busy / taken
+    return elapsed, segmenter.busy / elapsed
 
 
 def main() -> None:
@@ -85,25 +84,27 @@ def main() -> None:
     loaded = load(device=options.device, threads=options.threads)
     segmenter = TimedSegmenter(loaded.network)
     segmenter.auto_mode = loaded.auto_mode
-    taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
+    times: dict[int, list[float]] = {workers: [] for workers in options.workers}
     shares: dict[int, list[float]] = {workers: [] for workers in options.workers}
     with tempfile.TemporaryDirectory() as folder:
         make_pictures(Path(folder), options.pictures)
-        seconds(segmenter, Path(folder), formats, 1, options.mode)  # warms up
+        seconds(segmenter, Path(folder), formats, 1, options.mode)  # warm-up
         for _ in range(options.rounds):
             for workers in options.workers:
-                time_taken, share = seconds(segmenter, Path(folder), formats, workers, options.mode)
-                taken[workers].append(time_taken)
+                elapsed, share = seconds(segmenter, Path(folder), formats, workers, options.mode)
+                times[workers].append(elapsed)
                 shares[workers].append(share)
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB on Linux
-                print(f"workers {workers}: {taken[workers][-1]:.2f} s, peak memory so far {peak:.2f} GiB", flush=True)
+                print(f"workers {workers}: {times[workers][-1]:.2f} s, peak memory so far {peak:.2f} GiB", flush=True)
     print(f"\n{options.pictures} pictures of {SIZE[0]} x {SIZE[1]}, {options.format}, {segmenter.network.device}")
-    print("| workers | pictures/s (median) | against none, median of rounds | model's share of the time |")
+    print("| workers | images/s (median) | speed-up, median of rounds | model's share of the time |")
     print("|---|---|---|---|")
-    for workers, times in taken.items():
-        ratio = statistics.median(none / some for none, some in zip(taken[options.workers[0]], times, strict=True))
+    for workers, values in times.items():
+        ratio = statistics.median(
+            baseline / value for baseline, value in zip(times[options.workers[0]], values, strict=True)
+        )
         share = statistics.median(shares[workers])
-        print(f"| {workers} | {options.pictures / statistics.median(times):.2f} | {ratio:.2f} x | {share:.0%} |")
+        print(f"| {workers} | {options.pictures / statistics.median(values):.2f} | {ratio:.2f} x | {share:.0%} |")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Load test of the server: compared with a naive one on the same model, or alone for some minutes.
+"""Load-test the server: against a naive server with the same model, or alone for some minutes.
 
     python benchmarks/serve_load.py                      # throughput and latency at 1, 4 and 16 clients
     python benchmarks/serve_load.py --queue              # 16 clients relative to one, alternating
     python benchmarks/serve_load.py --soak 10            # ten minutes of mixed requests; reports the memory
 
 The naive server runs the whole model on every request, in FastAPI's thread pool, and caches nothing. Both get the same
-photos; "labels" is one photo whose labels change with every request, as on the page.
+images; "labels" is one image whose labels change with every request, as in the web page.
 """
 
 import argparse
@@ -28,23 +28,9 @@ from PIL import Image
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 WORDS = [
-    "cat",
-    "dog",
-    "person",
-    "car",
-    "tree",
-    "sofa",
-    "table",
-    "cup",
-    "plate",
-    "spoon",
-    "flag",
-    "rocket",
-    "window",
-    "wall",
-    "book",
-    "bottle",
-]
+    "cat", "dog", "person", "car", "tree", "sofa", "table", "cup", "plate", "spoon", "flag", "rocket", "window", "wall",
+    "book", "bottle",
+]  # fmt: skip
 
 
 def naive_app():
@@ -53,7 +39,7 @@ def naive_app():
     import fusioner
 
     app, segmenter = FastAPI(), fusioner.load(device="cpu")
-    one_at_a_time = threading.Lock()
+    lock = threading.Lock()
 
     @app.get("/readyz")
     def readyz() -> dict:
@@ -62,7 +48,7 @@ def naive_app():
     @app.post("/v1/segment")
     def segment(image: UploadFile, labels: str = Form()) -> dict:
         content = image.file.read()
-        with one_at_a_time:  # a Segmenter belongs to one thread
+        with lock:  # a Segmenter is not thread-safe
             result = segmenter(content, labels)
         from fusioner.formats import describe
 
@@ -110,7 +96,7 @@ def is_ready(address: str) -> bool:
         return False
 
 
-def photographs() -> list[bytes]:
+def sample_images() -> list[bytes]:
     """Return the samples at 640 pixels, plain and mirrored."""
     files = []
     for path in sorted(SAMPLES.glob("*.jpg")):
@@ -123,50 +109,50 @@ def photographs() -> list[bytes]:
     return files
 
 
-Ask = Callable[[httpx.Client, int], httpx.Response]
+Sender = Callable[[httpx.Client, int], httpx.Response]
 
 
-def new_image(address: str) -> Ask:
-    files = photographs()
+def new_image(address: str) -> Sender:
+    files = sample_images()
 
-    def ask(client: httpx.Client, number: int) -> httpx.Response:
+    def send(client: httpx.Client, number: int) -> httpx.Response:
         fields = {"labels": ",".join(labels(number))}
         return client.post(f"{address}/v1/segment", files={"image": files[number % len(files)]}, data=fields)
 
-    return ask
+    return send
 
 
-def changing_labels(address: str, ours: bool) -> Ask:
-    photo = photographs()[0]
+def changing_labels(address: str, ours: bool) -> Sender:
+    photo = sample_images()[0]
     if not ours:
         return lambda client, number: client.post(
             f"{address}/v1/segment", files={"image": photo}, data={"labels": ",".join(labels(number))}
         )
-    kept = httpx.post(f"{address}/v1/images", files={"image": photo}, timeout=600).json()["id"]
-    path = f"{address}/v1/images/{kept}/segment"
+    image_id = httpx.post(f"{address}/v1/images", files={"image": photo}, timeout=600).json()["id"]
+    path = f"{address}/v1/images/{image_id}/segment"
     return lambda client, number: client.post(path, json={"labels": labels(number)})
 
 
 def labels(number: int) -> list[str]:
-    """Return three words, one of them new, as when a user adds a label."""
+    """Return three labels, one of them new, as when a user adds a label."""
     return [WORDS[number % 8], WORDS[8 + number % 7], f"{WORDS[number % 16]} {number}"]
 
 
-def load(ask: Ask, clients: int, requests: int, numbers: Iterator[int]) -> tuple[float, list[float]]:
-    """Return the requests per second and the seconds of each."""
+def load(send: Sender, clients: int, requests: int, numbers: Iterator[int]) -> tuple[float, list[float]]:
+    """Return the requests per second, and the latency of each in seconds."""
     times: list[float] = []
-    todo = iter(range(requests))
+    remaining = iter(range(requests))
     lock = threading.Lock()
 
     def work() -> None:
         with httpx.Client(timeout=600, verify=False) as client:  # no certificates to load: plain HTTP
             while True:
                 with lock:
-                    if next(todo, None) is None:
+                    if next(remaining, None) is None:
                         return
                     number = next(numbers)
                 start = time.perf_counter()
-                ask(client, number).raise_for_status()
+                send(client, number).raise_for_status()
                 times.append(time.perf_counter() - start)
 
     start = time.perf_counter()
@@ -184,50 +170,50 @@ def compare(repetitions: int, requests: int, counts: list[int]) -> None:
         )
         print("|---|---|---|---|---|---|---|")
         for case in ("new image", "labels"):
-            asks = [
+            senders = [
                 new_image(address) if case == "new image" else changing_labels(address, address == ours)
                 for address in (ours, naive)
             ]
-            for ask in asks:
-                load(ask, 1, 2, numbers)
+            for send in senders:
+                load(send, 1, 2, numbers)
             for clients in counts:
                 rates: list[list[float]] = [[], []]
                 times: list[list[float]] = [[], []]
                 for repetition in range(repetitions):  # alternate, so that both run under the same conditions
-                    for which in (0, 1) if repetition % 2 else (1, 0):
-                        rate, took = load(asks[which], clients, max(requests, clients), numbers)
-                        rates[which].append(rate)
-                        times[which] += took
+                    for server in (0, 1) if repetition % 2 else (1, 0):
+                        rate, latencies = load(senders[server], clients, max(requests, clients), numbers)
+                        rates[server].append(rate)
+                        times[server] += latencies
                 ratio = statistics.median(a / b for a, b in zip(*rates, strict=True))
-                shown = " | ".join(f"{statistics.median(one):.2f}" for one in rates)
+                median_rates = " | ".join(f"{statistics.median(values):.2f}" for values in rates)
                 print(
-                    f"| {case} | {clients} | {shown} | {ratio:.2f} | {spread(times[0])} | {spread(times[1])} |",
+                    f"| {case} | {clients} | {median_rates} | {ratio:.2f} | {spread(times[0])} | {spread(times[1])} |",
                     flush=True,
                 )
 
 
 def queue(repetitions: int, clients: int) -> int:
-    """Compare many clients with one; fail if they get fewer answers, or wait longer than one after the other."""
+    """Compare many clients with one; return 1 if they get fewer responses, or wait longer than one after the other."""
     numbers, failed = itertools.count(), False
     with running(True, 8804) as (address, _):
-        for case, ask in (("new image", new_image(address)), ("labels", changing_labels(address, True))):
-            load(ask, 1, 2, numbers)
-            rates, waits = [], []
+        for case, send in (("new image", new_image(address)), ("labels", changing_labels(address, True))):
+            load(send, 1, 2, numbers)
+            ratios, waits = [], []
             for _ in range(repetitions):  # alternate, so that both run under the same conditions
-                alone, _ = load(ask, 1, clients // 2, numbers)
-                together, times = load(ask, clients, 2 * clients, numbers)
-                rates.append(together / alone)
-                waits.append(sorted(times)[int(0.95 * len(times))] * alone / clients)
-            rate, wait = statistics.median(rates), statistics.median(waits)
-            failed |= rate < 1 or wait > 1
-            print(f"{case}: {clients} clients get {rate:.2f} times the answers of one a second;", end=" ")
-            print(f"p95 is {wait:.2f} of {clients} answers of one", flush=True)
+                single_rate, _ = load(send, 1, clients // 2, numbers)
+                rate, times = load(send, clients, 2 * clients, numbers)
+                ratios.append(rate / single_rate)
+                waits.append(sorted(times)[int(0.95 * len(times))] * single_rate / clients)
+            ratio, wait = statistics.median(ratios), statistics.median(waits)
+            failed |= ratio < 1 or wait > 1
+            print(f"{case}: {clients} clients get {ratio:.2f} times the responses of one per second;", end=" ")
+            print(f"p95 is {wait:.2f} times the time of {clients} responses to one", flush=True)
     return int(failed)
 
 
 def spread(times: list[float]) -> str:
     times = sorted(times)
-    return " / ".join(f"{times[min(len(times) - 1, int(len(times) * share))]:.2f}" for share in (0.5, 0.95, 0.99))
+    return " / ".join(f"{times[min(len(times) - 1, int(len(times) * quantile))]:.2f}" for quantile in (0.5, 0.95, 0.99))
 
 
 def resident(pid: int) -> float:
@@ -237,10 +223,10 @@ def resident(pid: int) -> float:
 
 
 def soak(minutes: float) -> int:
-    """Send mixed requests of two clients; compare the median memory of the last fifth with that of the second."""
-    seen: list[float] = []
+    """Send mixed requests of two clients; return 1 if the median memory grows from the second to the last fifth."""
+    memory: list[float] = []
     with running(True, 8803) as (address, pid):
-        asks = [new_image(address), changing_labels(address, True), uploads(address), hang_up(address)]
+        senders = [new_image(address), changing_labels(address, True), uploads(address), hang_up(address)]
         numbers, end = itertools.count(), time.monotonic() + 60 * minutes
         done = itertools.count()
 
@@ -248,7 +234,7 @@ def soak(minutes: float) -> int:
             with httpx.Client(timeout=600, verify=False) as client:  # no certificates to load: plain HTTP
                 while time.monotonic() < end:
                     number = next(numbers)
-                    asks[number % len(asks)](client, number).raise_for_status()
+                    senders[number % len(senders)](client, number).raise_for_status()
                     next(done)
 
         threads = [threading.Thread(target=work) for _ in range(2)]
@@ -256,37 +242,37 @@ def soak(minutes: float) -> int:
             thread.start()
         while time.monotonic() < end:
             time.sleep(1)
-            seen.append(resident(pid))
+            memory.append(resident(pid))
         for thread in threads:
             thread.join()
-    fifth = len(seen) // 5
-    early, late = statistics.median(seen[fifth : 2 * fifth]), statistics.median(seen[-fifth:])
+    fifth = len(memory) // 5
+    early, late = statistics.median(memory[fifth : 2 * fifth]), statistics.median(memory[-fifth:])
     verdict = "no growth" if late < 1.05 * early else "GROWTH"
     print(f"{next(done)} requests in {minutes:g} min; memory {early:.0f} MB early, {late:.0f} MB late: {verdict}")
     return 0 if verdict == "no growth" else 1
 
 
-def uploads(address: str) -> Ask:
-    files = photographs()
+def uploads(address: str) -> Sender:
+    files = sample_images()
 
-    def ask(client: httpx.Client, number: int) -> httpx.Response:
-        kept = client.post(f"{address}/v1/images", files={"image": files[number % len(files)]}).json()["id"]
-        client.post(f"{address}/v1/images/{kept}/segment", json={"labels": labels(number), "format": "overlay"})
-        return client.delete(f"{address}/v1/images/{kept}")
+    def send(client: httpx.Client, number: int) -> httpx.Response:
+        image_id = client.post(f"{address}/v1/images", files={"image": files[number % len(files)]}).json()["id"]
+        client.post(f"{address}/v1/images/{image_id}/segment", json={"labels": labels(number), "format": "overlay"})
+        return client.delete(f"{address}/v1/images/{image_id}")
 
-    return ask
+    return send
 
 
-def hang_up(address: str) -> Ask:
+def hang_up(address: str) -> Sender:
     """Disconnect before the response, then check the server's health."""
-    file = photographs()[0]
+    file = sample_images()[0]
 
-    def ask(client: httpx.Client, number: int) -> httpx.Response:
+    def send(client: httpx.Client, number: int) -> httpx.Response:
         with suppress(httpx.TimeoutException):
             httpx.post(f"{address}/v1/segment", files={"image": file}, data={"labels": "cat"}, timeout=0.2)
         return client.get(f"{address}/healthz")
 
-    return ask
+    return send
 
 
 if __name__ == "__main__":
@@ -294,10 +280,10 @@ if __name__ == "__main__":
     parser.add_argument("--queue", action="store_true")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=16, help="of each repetition")
+    parser.add_argument("--requests", type=int, default=16, help="requests per repetition")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    wishes = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if wishes.queue:
-        sys.exit(queue(wishes.repetitions, max(wishes.clients)))
-    sys.exit(soak(wishes.soak) if wishes.soak else compare(wishes.repetitions, wishes.requests, wishes.clients))
+    if args.queue:
+        sys.exit(queue(args.repetitions, max(args.clients)))
+    sys.exit(soak(args.soak) if args.soak else compare(args.repetitions, args.requests, args.clients))

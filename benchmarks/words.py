@@ -1,11 +1,11 @@
-"""Words for people, as "woman" or "rider": how much of the mask of *person* each has, prompted alone.
+"""Compare the masks of words for people, such as "woman" or "rider", with the mask of *person*.
 
     python benchmarks/words.py data/coco
     python benchmarks/words.py data/coco --images 40 --mode multicrop
 
-Prints per word the IoU of its mask and that of "person" over all images together, and the mean of the words with a
-95 % bootstrap interval over images. The images are spread evenly over those of COCO val of which persons cover at
-least 1 %; an image in which "person" itself has no pixels counts like the others.
+Each word is prompted alone. Prints per word the IoU of its mask with that of "person" over all images together, and the
+mean over words with a 95 % bootstrap interval over images. The images are spread evenly over those of COCO val in which
+persons cover at least 1 %, including images where "person" gets no pixels.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WORDS = (
     "people", "rider", "cyclist", "pedestrian", "passenger", "player", "skier", "surfer", "policeman", "tourist",
     "farmer",
 )  # fmt: skip
-MIN_SHARE, RESAMPLES = 0.01, 1000
+MIN_FRACTION, RESAMPLES = 0.01, 1000
 
 
 def main() -> None:
@@ -29,17 +29,17 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder of COCO 2014")
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--mode", default="whole")
-    given = parser.parse_args()
+    args = parser.parse_args()
     segmenter = fusioner.load(device="cpu")
-    data = open_dataset("coco", given.root, "val")
+    data = open_dataset("coco", args.root, "val")
     person = data.prompts.index("person")
-    items = [item for item in data.items if (data.read_mask(item) == person).mean() >= MIN_SHARE]
-    items = items[:: max(1, len(items) // given.images)][: given.images]
+    items = [item for item in data.items if (data.read_mask(item) == person).mean() >= MIN_FRACTION]
+    items = items[:: max(1, len(items) // args.images)][: args.images]
     counts = np.zeros((len(items), len(WORDS), 2))  # intersection and union, px
     for row, item in enumerate(items):
-        encoded = segmenter.encode(item.image, mode=given.mode)
+        encoded = segmenter.encode(item.image, mode=args.mode)
         names = ["person", *WORDS]
-        planes = segmenter.low_res_logits(encoded, names)  # of each label alone: labels are independent
+        planes = segmenter.low_res_logits(encoded, names)  # labels are independent
         masks = [
             segmenter.decide(encoded, [name], plane[None]).mask(name) for name, plane in zip(names, planes, strict=True)
         ]
@@ -51,7 +51,7 @@ def main() -> None:
     means = iou.mean(axis=1)
     low, high = np.percentile(means[1:], [2.5, 97.5])
     print(
-        f"{len(items)} images, mode {segmenter.resolve(mode=given.mode).mode}\n\n| word | IoU with person |\n|---|---|"
+        f"{len(items)} images, mode {segmenter.resolve(mode=args.mode).mode}\n\n| word | IoU with person |\n|---|---|"
     )
     for word, value in zip(WORDS, iou[0], strict=True):
         print(f"| {word} | {value:.3f} |")

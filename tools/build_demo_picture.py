@@ -1,4 +1,4 @@
-"""Set the overlays of `make demo` side by side as README's picture: `make demo`, then run this."""
+"""Build the image of README.md from the overlays of `make demo`, which must have run before."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Read demo/*.overlay.png, write docs/images/demo.jpg."""
+    """Read demo/*.overlay.png and write docs/images/demo.jpg."""
     pictures = [Image.open(REPO / "demo" / f"{name}.overlay.png") for name in ("chelsea", "astronaut", "coffee")]
     scaled = [
         p.convert("RGB").resize((p.width * HEIGHT // p.height, HEIGHT), Image.Resampling.LANCZOS) for p in pictures

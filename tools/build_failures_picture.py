@@ -1,4 +1,4 @@
-"""The picture of docs/failures.md: what the model inside the package gets wrong on the sample photographs."""
+"""Build the image of docs/failures.md: errors of the bundled model on the sample photographs."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import fusioner
 
 REPO = Path(__file__).resolve().parents[1]
 WIDTH, GAP = 420, 10
-ASKED = (
+CASES = (
     ("coffee", "cup, spoon, table"),
     ("coffee", "saucer, wood, coffee"),
     ("astronaut", "face, suit, gloves, helmet"),
@@ -19,9 +19,9 @@ ASKED = (
 
 
 def main() -> None:
-    """Segment, and write docs/images/failures.jpg, three pictures a row."""
+    """Segment the samples and write docs/images/failures.jpg, three overlays per row."""
     segmenter = fusioner.load()
-    pictures = [segmenter(REPO / "samples" / f"{name}.jpg", labels).overlay().convert("RGB") for name, labels in ASKED]
+    pictures = [segmenter(REPO / "samples" / f"{name}.jpg", labels).overlay().convert("RGB") for name, labels in CASES]
     small = [p.resize((WIDTH, p.height * WIDTH // p.width), Image.Resampling.LANCZOS) for p in pictures]
     rows = [small[i : i + 3] for i in range(0, len(small), 3)]
     heights = [max(p.height for p in row) for row in rows]

@@ -38,8 +38,8 @@ SMALL = 64  # bytes; smaller constants stay in the graph
 TOOLS = ("torch", "onnxscript")
 
 
-class Stored(NamedTuple):
-    """Where a tensor is stored, and its type in safetensors."""
+class StoredTensor(NamedTuple):
+    """Location of a tensor, and its type in safetensors."""
 
     file: str
     offset: int
@@ -88,7 +88,7 @@ def unfused_model() -> Segmenter:
     return segmenter
 
 
-def index_tensors(path: Path) -> Iterator[tuple[str, Stored]]:
+def index_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Yield each tensor of a safetensors file by the digest of its shape and values in single precision."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -97,8 +97,8 @@ def index_tensors(path: Path) -> Iterator[tuple[str, Stored]]:
     for entry in header.values():
         low, high = (start + offset for offset in entry["data_offsets"])
         values = np.frombuffer(content[low:high], DTYPES[entry["dtype"]][0]).reshape(entry["shape"])
-        wide = values.astype(np.float32) if entry["dtype"] == "F16" else values
-        yield digest(wide), Stored(path.name, low, high - low, entry["dtype"])
+        widened = values.astype(np.float32) if entry["dtype"] == "F16" else values
+        yield digest(widened), StoredTensor(path.name, low, high - low, entry["dtype"])
 
 
 def digest(values: np.ndarray) -> str:
@@ -106,7 +106,7 @@ def digest(values: np.ndarray) -> str:
     return hashlib.sha256(f"{values.dtype} {values.shape}".encode() + values.tobytes()).hexdigest()
 
 
-def share_weights(model: ModelProto, stored: dict[str, Stored]) -> bytes:
+def share_weights(model: ModelProto, stored: dict[str, StoredTensor]) -> bytes:
     """Replace constants by references to stored tensors, widened to single precision on loading; return the file.
 
     Raises:
@@ -160,9 +160,9 @@ def fold_casts(model: ModelProto) -> None:
 
 
 def simplify(graph: GraphProto) -> None:
-    """Remove what keeps ONNX Runtime from fusing nodes.
+    """Remove nodes that keep ONNX Runtime from fusing others.
 
-    Zero biases of convolutions, computed by nodes, and the test of every softmax for NaN: no row is fully masked.
+    These are computed zero biases of convolutions, and the NaN test of every softmax, as no row is fully masked.
     """
     producers = {name: node for node in graph.node for name in node.output}
     aliases = {}
@@ -178,14 +178,14 @@ def simplify(graph: GraphProto) -> None:
     for node in graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = aliases.get(name, name)
-    alive = {output.name for output in graph.output}
-    kept = []
+    live_names = {output.name for output in graph.output}
+    live_nodes = []
     for node in reversed(graph.node):
-        if alive.intersection(node.output):
-            alive.update(node.input)
-            kept.append(node)
+        if live_names.intersection(node.output):
+            live_names.update(node.input)
+            live_nodes.append(node)
     del graph.node[:]
-    graph.node.extend(reversed(kept))
+    graph.node.extend(reversed(live_nodes))
 
 
 def built_with() -> str:

@@ -1,15 +1,15 @@
-"""Build the word lists that WordNet 3.0 gives: hyponyms.json, parts.json and compounds.json in src/fusioner/data.
+"""Build hyponyms.json, parts.json and compounds.json in src/fusioner/data from WordNet 3.0.
 
     python tools/build_hyponyms.py           # needs WordNet 3.0 in /usr/share/wordnet (Debian: wordnet-base)
 
 hyponyms.json maps class names to the words they include. A word is listed for a class if its most frequent noun sense
-is a hyponym or a synonym of the class ("cyclist": person, "settee": sofa), and its irregular plurals with it ("men",
-"children"). A word with several senses is left out if its first one never occurs in WordNet's tagged texts ("peach", a
-tree or a fruit), unless all are of the class. Names that the bundled ImageNet classifier distinguishes by itself
-("tabby") are left out: listing them would merge them with their class. parts.json lists body parts, and parts of the
-trained classes of things. compounds.json lists nouns whose last word is one of all these, but which are something else
-("sea horse", "Ferris wheel"). Of the thousands of words for people those stay that WordNet's tagged texts use as such,
-have no other concrete sense unless they are common, and are not marked as slurs.
+is a hyponym or a synonym of the class ("cyclist": person, "settee": sofa), and with it its irregular plurals ("men",
+"children"). Words with several senses are excluded if the first one never occurs in WordNet's tagged texts ("peach", a
+tree or a fruit), unless all senses are of the class. Names that the bundled ImageNet classifier distinguishes ("tabby")
+are excluded, as they would be merged with their class. Words for people are included only if they occur as such in the
+tagged texts, have no other concrete sense unless they are common, and are not marked as slurs. parts.json lists body
+parts, and parts of trained classes. compounds.json lists nouns whose last word is one of all these, but which denote
+something else ("sea horse", "Ferris wheel").
 """
 
 import json
@@ -66,7 +66,7 @@ EXTRA_PARTS = (
     "taillight", "tire", "trunk", "tusk", "tyre", "whisker",
 )  # fmt: skip
 PARTS = {"ear", "head", "nail", "wing", "claw", "car wheel", "car mirror"}
-"""Parts that are also names of the ImageNet classifier's classes; its others (cab, chest) are things as well."""
+"""Parts that are also names of ImageNet classes; other such names (cab, chest) are also objects."""
 EXCLUDED = frozenset(
     {"cripple", "commie", "imbecile", "idiot", "savage", "stupid", "whore", "cannon fodder", "mental case", "maniac",
      "slave", "white man", "nymphomaniac", "street", "conveyor", "classifier", "mover", "movers", "fresh fish",
@@ -85,7 +85,7 @@ WHOLES = (
     "person",
     "wheeled vehicle",
 )
-"""Things whose parts are listed."""
+"""Classes whose parts are listed."""
 SENSES = {
     "aeroplane": "airplane", "boat": "vessel#2", "motorbike": "motorcycle", "potted plant": None,
     "tv monitor": "television",
@@ -100,7 +100,7 @@ SENSES = {
     "cabinet": "cabinet#1", "book": "book#2", "bridge": "bridge#1", "tree": "tree#1", "bowl": "bowl#3",
     "remote control": None, "sand": None, "sea": "sea#1", "person": "person",
 }  # fmt: skip
-"""Class name -> the WordNet lemma (with `#sense` where it is not the first) it denotes; None: no words are taken."""
+"""Class name -> its WordNet lemma (with `#sense` unless it is the first); None: no words are listed."""
 
 
 def read_index() -> dict[str, list[str]]:
@@ -116,7 +116,7 @@ def read_index() -> dict[str, list[str]]:
 
 def read_synsets() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
     """Map synset offsets to their words, to the offsets of their direct hyponyms, and to those of their parts."""
-    words, below, parts = {}, defaultdict(list), defaultdict(list)
+    words, hyponyms_of, parts = {}, defaultdict(list), defaultdict(list)
     for line in (WORDNET / "data.noun").read_text().splitlines():
         if line.startswith(" "):
             continue
@@ -126,10 +126,10 @@ def read_synsets() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str
         pointers = fields[5 + 2 * count :]
         for kind, target in zip(pointers[::4], pointers[1::4], strict=False):
             if kind == "@":
-                below[target].append(fields[0])
+                hyponyms_of[target].append(fields[0])
             elif kind == "%p":
                 parts[fields[0]].append(target)
-    return words, below, parts
+    return words, hyponyms_of, parts
 
 
 def tag_counts() -> tuple[dict[str, int], dict[str, int]]:
@@ -173,14 +173,14 @@ def plurals() -> dict[str, list[str]]:
     return table
 
 
-def subtree(root: str, below: dict[str, list[str]]) -> set[str]:
+def subtree(root: str, hyponyms_of: dict[str, list[str]]) -> set[str]:
     """Return the offset of a synset and of all its hyponyms."""
-    found, waiting = set(), [root]
-    while waiting:
-        offset = waiting.pop()
+    found, stack = set(), [root]
+    while stack:
+        offset = stack.pop()
         if offset not in found:
             found.add(offset)
-            waiting += below[offset]
+            stack += hyponyms_of[offset]
     return found
 
 
@@ -194,13 +194,13 @@ def main() -> None:
     """Write the files."""
     card = load_model(weights_file("default.safetensors"))[1]
     classes = card.training["classes"]
-    senses, (words, below, parts), irregular = read_index(), read_synsets(), plurals()
+    senses, (words, hyponyms_of, parts), irregular = read_index(), read_synsets(), plurals()
     table_of_names = weights_file("imagenet_names.tsv").read_text("utf-8").splitlines()
     imagenet = {name.strip().casefold() for line in table_of_names for name in line.split("\t")[1].split(", ")}
-    taken = {name.casefold() for name in classes}
+    class_names = {name.casefold() for name in classes}
     (counts, adjectives), offensive = tag_counts(), slurs()
-    people = subtree(senses["person"][0], below)
-    things = subtree(senses["physical entity"][0], below) - people
+    people = subtree(senses["person"][0], hyponyms_of)
+    things = subtree(senses["physical entity"][0], hyponyms_of) - people
 
     def denotes_person(word: str) -> bool:
         count = counts.get(word, 0)
@@ -213,37 +213,39 @@ def main() -> None:
         if root is None:
             continue
         found = set[str]()
-        within = spans[name] = subtree(root, below)
-        for synset in within:
+        synsets = spans[name] = subtree(root, hyponyms_of)
+        for synset in synsets:
             for word in words[synset] if synset not in offensive else ():
                 key = word.casefold()
                 if name == "person" and not denotes_person(key):
                     continue
-                if (not counts.get(key) and set(senses.get(key, ())) - within) or (
+                if (not counts.get(key) and set(senses.get(key, ())) - synsets) or (
                     adjectives[key] > counts.get(key, 0)
                 ):
                     continue
-                usual = senses.get(key, [None])[0] == synset
-                proper = re.fullmatch(r"[a-z][a-z' -]+", word) is None
-                if usual and not proper and key not in taken and key not in imagenet | EXCLUDED:
+                first_sense = senses.get(key, [None])[0] == synset
+                proper_noun = re.fullmatch(r"[a-z][a-z' -]+", word) is None
+                if first_sense and not proper_noun and key not in class_names and key not in imagenet | EXCLUDED:
                     found |= {key, *irregular.get(key, ())}
         table[name] = sorted(found)
     for name, extra in EXTRA.items():
-        table[name] = sorted({*table.get(name, ()), *extra} - taken)
+        table[name] = sorted({*table.get(name, ()), *extra} - class_names)
     table = {name: found for name, found in table.items() if found}
     lines = (f"  {json.dumps(name)}: {json.dumps(found, ensure_ascii=False)}" for name, found in table.items())
     (OUT / "hyponyms.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
     print(f"hyponyms.json: {sum(map(len, table.values()))} words of {len(table)} classes")
 
-    offsets = subtree(senses["body part"][0], below)
+    offsets = subtree(senses["body part"][0], hyponyms_of)
     for name in WHOLES:
         whole = find_synset(name, senses)
         assert whole
-        offsets |= {part for offset in subtree(whole, below) for part in parts[offset]}
-    offsets -= subtree(senses["food"][0], below)
-    usual = {word.casefold() for offset in offsets for word in words[offset] if senses[word.casefold()][0] == offset}
+        offsets |= {part for offset in subtree(whole, hyponyms_of) for part in parts[offset]}
+    offsets -= subtree(senses["food"][0], hyponyms_of)
+    part_words = {
+        word.casefold() for offset in offsets for word in words[offset] if senses[word.casefold()][0] == offset
+    }
     hyponyms = {word for found in table.values() for word in found}
-    parts_listed = (usual - taken - imagenet | PARTS & imagenet | set(EXTRA_PARTS)) - hyponyms - EXCLUDED
+    parts_listed = (part_words - class_names - imagenet | PARTS & imagenet | set(EXTRA_PARTS)) - hyponyms - EXCLUDED
     (OUT / "parts.json").write_text(json.dumps({"parts": sorted(parts_listed)}, ensure_ascii=False) + "\n", "utf-8")
     print(f"parts.json: {len(parts_listed)} words")
 
@@ -252,15 +254,15 @@ def main() -> None:
         for word in listed:
             classes_of[word].add(name)
     heads = parts_listed | set(classes_of)
-    proper = {word.casefold() for synset in words.values() for word in synset if not word.split()[-1].islower()}
-    known = {name for name in {*senses, *imagenet} - heads - proper if " " in name}
+    proper_nouns = {word.casefold() for synset in words.values() for word in synset if not word.split()[-1].islower()}
+    phrases = {name for name in {*senses, *imagenet} - heads - proper_nouns if " " in name}
 
     def is_kind_of_its_head(compound: str) -> bool:
         offsets = set(senses.get(compound, ()))
         return any(spans.get(name, set()) & offsets for name in classes_of[compound.split()[-1]])
 
     compounds = sorted(
-        name for name in known if name.split()[-1] in heads and (name in imagenet or not is_kind_of_its_head(name))
+        name for name in phrases if name.split()[-1] in heads and (name in imagenet or not is_kind_of_its_head(name))
     )
     (OUT / "compounds.json").write_text(json.dumps({"compounds": compounds}, ensure_ascii=False) + "\n", "utf-8")
     print(f"compounds.json: {len(compounds)} words")

@@ -1,4 +1,4 @@
-"""Make docs/images/page.png, a screenshot of the web page (needs chromium and playwright)."""
+"""Build docs/images/page.png, a screenshot of the web page (needs chromium and playwright)."""
 
 import re
 import shutil
@@ -29,11 +29,11 @@ def main() -> None:
         assert photo
         page.mouse.move(photo["x"] + 0.83 * photo["width"], photo["y"] + 0.36 * photo["height"])
         page.evaluate("() => document.activeElement.blur()")
-        shot = Image.open(BytesIO(page.screenshot()))
+        screenshot = Image.open(BytesIO(page.screenshot()))
         browser.close()
         server.terminate()
-    shot = shot.convert("RGB")
-    colours = shot.quantize(palette=shot.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+    screenshot = screenshot.convert("RGB")
+    colours = screenshot.quantize(palette=screenshot.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
     colours.save(REPO / "docs" / "images" / "page.png", optimize=True)
 
 

