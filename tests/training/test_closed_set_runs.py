@@ -15,11 +15,19 @@ from fusioner.encoders.bundled import minilm_embedded
 from fusioner.encoders.prompt_templates import LabelEmbedder
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.features.dataset import LiveSource
+from fusioner.labels import read_word_lists
 from fusioner.model.checkpoint import load_model
 from fusioner.progress import no_progress
 from fusioner.training import closed_set
 from fusioner.training.build import build_network
-from fusioner.training.closed_set import ClosedSetDataset, SampleView, draw_views, fit_closed_set, fit_closed_set_head
+from fusioner.training.closed_set import (
+    ClosedSetDataset,
+    SampleView,
+    draw_views,
+    fit_closed_set,
+    fit_closed_set_head,
+    shared_classes,
+)
 from fusioner.training.config import TrainConfig
 from fusioner.training.data_loader import Batch
 from fusioner.training.dataset import CROSS_FIT_FOLDS, build_corpus, cross_fit_fold, open_split
@@ -84,6 +92,38 @@ def test_the_head_scores_the_classes_in_an_image_and_its_folds_are_cross_fitted(
     dataset.samples, dataset.counts = [dataset.samples[row] for row in others], dataset.counts[others]
     for name, split in fit_closed_set(dataset, config).state_dict().items():
         torch.testing.assert_close(head.cross_fit[0].state_dict()[name], split)
+
+
+def test_names_of_two_data_sets_for_one_thing_share_a_class(
+    voc_tree: Path, config: TrainConfig, few_steps: None
+) -> None:
+    assert shared_classes(["sofa", "dog", "Couch"], {"Sofa": ["couch"], "couch": ["settee", "sofa"]}) == [0, 1, 0]
+    assert shared_classes(["handbag", "purse"], {"handbag": ["purse"]}) == [0, 1]  # not every handbag is a purse
+    packaged = read_word_lists("packaged")
+    assert shared_classes(["tv monitor", "airplane", "tv", "aeroplane"], packaged) == [0, 1, 0, 1]
+    assert shared_classes(PASCAL_CLASSES[1:], packaged) == list(range(20))
+
+    corpus = build_corpus([open_split("pascal", voc_tree)], "images")
+    image, text = build_image_encoder(config.model.image_encoder), minilm_embedded()
+    names, embeddings = corpus.names(), LabelEmbedder(text, ("{}",))(corpus.names())
+    aeroplane, bird = names.index("aeroplane"), names.index("bird")
+    shared = [aeroplane if number == bird else number for number in range(len(names))]
+    model = build_network(config, image, text, len(names))
+    source = LiveSource(corpus.splits[0].data, image, config.model.resolution)
+    apart = ClosedSetDataset(model, corpus, [source], no_progress).counts
+    joined = ClosedSetDataset(model, corpus, [source], no_progress, shared).counts
+    assert apart[:, bird].sum() > 0
+    assert joined[:, bird].sum() == 0
+    assert torch.equal(joined[:, aeroplane], apart[:, aeroplane] + apart[:, bird])
+    fit_closed_set_head(model, corpus, [source], embeddings, config, shared=shared)
+    assert model.similarity is not None
+    head = model.similarity.closed_set
+    assert head is not None
+    assert head.known[aeroplane]
+    assert not head.known[bird]
+    cosines = embeddings[[aeroplane, bird]] @ head.names[aeroplane]
+    torch.testing.assert_close(cosines[0], cosines[1])
+    assert cosines[0] > embeddings[aeroplane] @ embeddings[bird]
 
 
 def test_every_view_of_an_image_is_drawn_with_its_own_mask(voc_tree: Path, config: TrainConfig) -> None:

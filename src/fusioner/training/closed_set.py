@@ -58,11 +58,20 @@ class PatchBatch(NamedTuple):
 class ClosedSetDataset:
     """The training images, each once."""
 
-    def __init__(self, model: Fusioner, corpus: Corpus, sources: Sequence[TokenSource], track: Track) -> None:
+    def __init__(
+        self,
+        model: Fusioner,
+        corpus: Corpus,
+        sources: Sequence[TokenSource],
+        track: Track,
+        shared: Sequence[int] | None = None,
+    ) -> None:
+        """Read the masks; `shared` are the numbers of `shared_classes`, by default each name's own."""
         self.model, self.sources = model, sources
         self.width = model.config.visual_dim + model.config.similarity_dim  # F
         self.samples = list({sample.image: sample for sample in corpus.samples}.values())  # one per image
-        classes = {name: number for number, name in enumerate(corpus.names())}
+        names = corpus.names()
+        classes = dict(zip(names, range(len(names)) if shared is None else shared, strict=True))
         self.tables = [_label_table(split, classes) for split in corpus.splits]
         # (S, C): 0 for each split's classes and "other", else minus infinity
         self.allowed = torch.full((len(self.tables), len(classes) + 1), -torch.inf)
@@ -116,6 +125,21 @@ def _label_table(split: DatasetSplit, classes: dict[str, int]) -> Int64[np.ndarr
     return table
 
 
+def shared_classes(names: Sequence[str], synonyms: Mapping[str, Sequence[str]]) -> list[int]:
+    """Return each name's class: its own number, or the lower one of a name if both list each other as synonyms.
+
+    Data sets name one thing differently (sofa and couch); their images then teach one class.
+    """
+    words = {label.casefold(): {word.casefold() for word in others} for label, others in synonyms.items()}
+    folded = [name.casefold() for name in names]
+    numbers = list[int]()
+    for number, name in enumerate(folded):
+        same = (i for i in range(number) if folded[i] in words.get(name, ()) and name in words.get(folded[i], ()))
+        first = next(same, None)
+        numbers.append(number if first is None else numbers[first])
+    return numbers
+
+
 @dataclass(frozen=True)
 class FitCache:
     """Fitted networks on disk, so that a resumed run or another process need not fit them again."""
@@ -146,15 +170,20 @@ def fit_closed_set_head(
     device: torch.device | None = None,
     track: Track = no_progress,
     cache: FitCache | None = None,
+    shared: Sequence[int] | None = None,
 ) -> None:
     """Fit the model's closed-set head to the training images; held-out images are not used.
 
     Besides the network fitted to all images, one per cross-fitting fold is fitted without that fold, to be read in
     training for the fold's images. `class_embeddings` are the unit embeddings of `corpus.names()`, in its order.
+    Names with one number in `shared` (see `shared_classes`) are one class, with the mean of their embeddings.
     """
     similarity: Any = model.similarity
     head = similarity.closed_set
-    dataset = ClosedSetDataset(model, corpus, sources, track)
+    dataset = ClosedSetDataset(model, corpus, sources, track, shared)
+    if shared is not None:
+        sums = torch.zeros_like(class_embeddings).index_add(0, torch.tensor(shared), class_embeddings)
+        class_embeddings = F.normalize(sums, dim=1)  # zero where a name shares another one's class
     head.set_names(class_embeddings, dataset.counts.sum(dim=0)[:-1] > 0)
     states = []
     for excluded in (-1, *range(CROSS_FIT_FOLDS)):  # -1: none

@@ -23,7 +23,7 @@ from fusioner.model.fusioner import Fusioner
 from fusioner.progress import ProgressBar, Track, progress
 from fusioner.training.build import build_encoders, build_fabric, build_network, build_sources, resolve_similarity
 from fusioner.training.calibration import calibrate_threshold, set_reference_words
-from fusioner.training.closed_set import FitCache, fit_closed_set_head
+from fusioner.training.closed_set import FitCache, fit_closed_set_head, shared_classes
 from fusioner.training.config import BEST, LAST, RESUME, SECTIONS, TrainConfig
 from fusioner.training.data_loader import DataLoader
 from fusioner.training.dataset import Corpus, DatasetSplit, build_corpus
@@ -103,12 +103,13 @@ def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, 
     sources = build_sources(corpus, image, config, run.cache, bar.say, bar)
     if model.config.closed_set_classes:
         fit = [config.model.closed_set_epochs, config.model.closed_set_patch_ratio]
-        inputs = [config.model.resolution, config.seed, fit, config.data.features, config.data.views]
+        shared = shared_classes(corpus.names(), synonyms)
+        inputs = [config.model.resolution, config.seed, fit, config.data.features, config.data.views, shared]
         key = json.dumps([corpus.digest(), entry["encoders"], *inputs])
         cache = FitCache(run.out / "closed_set", key, fabric.is_global_zero)
         if not fabric.is_global_zero:
             fabric.barrier()  # then the fit of the first process is in the cache
-        fit_closed_set_head(model, corpus, sources, class_embeddings, config, fabric.device, bar, cache)
+        fit_closed_set_head(model, corpus, sources, class_embeddings, config, fabric.device, bar, cache, shared)
         if fabric.is_global_zero:
             fabric.barrier()
     loader = DataLoader(corpus, sources, vocabulary, table, config)
