@@ -109,6 +109,16 @@ PREPOSITIONS = frozenset(
      "from", "for", "wearing", "holding", "riding", "carrying", "sitting", "standing", "walking", "eating", "playing"}
 )  # fmt: skip
 """Words that end a noun and begin what describes it: "man | with an umbrella"."""
+SURFACES = frozenset(
+    {"asphalt", "beach", "bridge", "building", "bush", "carpet", "ceiling", "cliff", "cloud", "desert", "dirt",
+     "fence", "field", "floor", "forest", "grass", "gravel", "ground", "hedge", "highway", "hill", "house", "ice",
+     "lake", "lane", "lawn", "meadow", "mountain", "mud", "ocean", "path", "pavement", "platform", "pond", "railroad",
+     "river", "road", "rock", "roof", "rug", "sand", "sea", "sidewalk", "sky", "skyscraper", "snow", "soil", "street",
+     "tree", "wall", "water"}
+)  # fmt: skip
+"""What other things stand on or before."""
+SURFACE_MARGIN = 0.01  # logits by which a surface stays below what is before it
+SURFACE_RAMP = 10.0  # times a negative logit that may be ignored: the limit fades out instead of ending at once
 COLLECTIVES = frozenset(
     {"bunch", "couple", "crowd", "flock", "group", "herd", "lot", "pair", "piece", "pile", "row", "set", "slice",
      "stack"}
@@ -203,6 +213,20 @@ def _common_words() -> frozenset[str]:
 def _singulars(word: str) -> list[str]:
     """Return a word and what it may be the plural of."""
     return [word, *(word[: -len(end)] + base for end, base in PLURAL_ENDINGS if word.endswith(end))]
+
+
+def cap_surfaces(logits: Float[np.ndarray, "k h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+    """Cap the logits of surfaces ("road") just below those of another label ("car") that is likelier than not there.
+
+    Data sets that annotate things alone leave surfaces out, so a network trained on several sets has rarely seen the
+    two compete. Probabilities hardly change, the argmax does (docs/lab-notes/inference.md#surfaces).
+    """
+    behind = np.array([not SURFACES.isdisjoint(noun_forms(label)) for label in labels])
+    if behind.all() or not behind.any():
+        return logits
+    before = logits[~behind].max(axis=0)
+    cap = before - SURFACE_MARGIN - SURFACE_RAMP * np.minimum(before, 0)
+    return np.where(behind[:, None, None], np.minimum(logits, cap), logits)
 
 
 class SoftmaxNames:

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 
 from fusioner.errors import FusionerError, missing_package
 from fusioner.image import ImageSource, read_image, resize
-from fusioner.labels import LabelHierarchy, SoftmaxNames, check_labels
+from fusioner.labels import LabelHierarchy, SoftmaxNames, cap_surfaces, check_labels
 from fusioner.options import DEFAULT_OPTIONS, ENCODING_OPTIONS, MAX_LONG_SIDE, InferenceOptions, Mode
 from fusioner.postprocess import (
     GUIDE_SIZE,
@@ -256,7 +256,7 @@ class Segmenter:
 
     @property
     def labels_independent(self) -> bool:
-        """Whether a label's logits do not depend on the other labels."""
+        """Whether a label's logits do not depend on the other labels (before `cap_surfaces`)."""
         return self.card.config.labels_independent and not self.is_softmax
 
     @property
@@ -513,7 +513,7 @@ class Segmenter:
                     return logits
                 cached = cached | dict(zip(new, logits, strict=True))
             encoded.cache_logits(labels, cached)
-            return np.stack([cached[label] for label in labels])
+            return self._compare(np.stack([cached[label] for label in labels]), labels)
 
     def decide(
         self,
@@ -541,6 +541,11 @@ class Segmenter:
             if self.card.pamr:
                 logits = refine_by_pixels(logits, resize(image, size), self.card.pamr)
         return self.hierarchy.reduce(logits, labels)
+
+    def _compare(self, logits: Float[np.ndarray, "k h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Apply `cap_surfaces` in models whose classes come from data sets, as those of the bundled model."""
+        trained = self.labels_independent and self.card.config.closed_set_classes
+        return cap_surfaces(logits, labels) if trained else logits
 
     def _grid(self, rgb: UInt8[np.ndarray, "h w 3"], options: InferenceOptions, scale: float = 1.0) -> WindowGrid:
         size = _short_size(rgb, options.short_side) if options.short_side else rgb.shape[:2]
@@ -585,7 +590,7 @@ class Segmenter:
                 logits = self._forward_chunked(tokens[start : start + step], names, (side, side))
                 for window_logits, origin in zip(logits, origins[start : start + step], strict=True):
                     canvas.add(window_logits, origin)
-        return self._reduce(canvas.mean(), labels, image)
+        return self._compare(self._reduce(canvas.mean(), labels, image), labels)
 
     def _crop_grid(self) -> WindowGrid:
         """Return the positions of the crops in the image resized by `CROP_SCALE`."""

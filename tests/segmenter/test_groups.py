@@ -6,9 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fusioner
-from fusioner.labels import LabelHierarchy, find_indistinct, find_uncommon, head_noun, label_warnings
+from fusioner.labels import (
+    LabelHierarchy,
+    cap_surfaces,
+    find_indistinct,
+    find_uncommon,
+    head_noun,
+    label_warnings,
+)
 from fusioner.postprocess import decide
 from fusioner.segmenter import Segmenter
 
@@ -64,6 +73,40 @@ def test_determiners_and_adjectives_do_not_count(hierarchy: LabelHierarchy, labe
 )
 def test_classes_and_unrelated_words_stand_for_themselves(hierarchy: LabelHierarchy, label: str) -> None:
     assert hierarchy.classes(label) == ()
+
+
+def test_surfaces_are_behind_what_is_likelier_than_not_there() -> None:
+    labels = ["the wet roads", "car", "traffic light", "sky"]
+    logits = np.array([[[5.0, 5.0, 5.0]], [[2.0, -0.1, -6.0]], [[1.0, -3.0, -6.0]], [[-4.0, 3.0, 7.0]]])
+    found = cap_surfaces(logits, labels)
+    assert found.argmax(axis=0).tolist() == [[1, 0, 3]]
+    np.testing.assert_allclose(found[0], [[1.99, 0.89, 5.0]])
+    np.testing.assert_allclose(found[3], [[-4.0, 0.89, 7.0]])
+    np.testing.assert_array_equal(found[1:3], logits[1:3])
+    for names in (["road", "sky"], ["car", "street light"]):
+        np.testing.assert_array_equal(cap_surfaces(logits[:2], names), logits[:2])
+
+
+@given(
+    st.lists(st.sampled_from(["road", "walls", "car", "cat", "sky"]), min_size=1, max_size=5, unique=True), st.data()
+)
+def test_surfaces_lose_to_likely_things_alone_and_keep_their_place_elsewhere(
+    labels: list[str], drawn: st.DataObject
+) -> None:
+    values = drawn.draw(
+        st.lists(
+            st.lists(st.floats(-9, 9, width=16), min_size=6, max_size=6), min_size=len(labels), max_size=len(labels)
+        )
+    )
+    logits = np.array(values, np.float32).reshape(len(labels), 2, 3)
+    found = cap_surfaces(logits, labels)
+    surface = np.array([label in ("road", "walls", "sky") for label in labels])
+    np.testing.assert_array_equal(found[~surface], logits[~surface])
+    assert (found <= logits).all()
+    if surface.any() and not surface.all():
+        before = logits[~surface].max(axis=0)
+        assert (found[surface].max(axis=0) < before)[before >= 0].all()
+        assert (found == logits)[:, before < -1].all()  # 9 is the highest logit here
 
 
 def test_hyponyms_of_one_class_are_ordered_by_their_own_logits(hierarchy: LabelHierarchy) -> None:
