@@ -47,6 +47,19 @@ def test_logits_do_not_depend_on_the_other_labels(seg: "fusioner.Segmenter") -> 
         assert np.allclose(alone[0], joint[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("mode", ["multicrop", "slide"])
+def test_a_wall_stays_behind_the_person_before_it(seg: "fusioner.Segmenter", mode: str) -> None:
+    encoded = seg.encode(data.astronaut(), mode=mode)
+    alone = seg.low_res_logits(encoded, ["wall"])[0]
+    person, wall = seg.low_res_logits(encoded, ["person", "wall"])
+    likely = person > 0
+    assert likely.mean() > 0.2
+    assert (wall < person)[likely].all()
+    unlikely = person < -1.5  # where the limit is above the wall's own logit
+    assert unlikely.any()
+    np.testing.assert_allclose(wall[unlikely], alone[unlikely], atol=1e-4)
+
+
 def test_a_mirrored_image_has_a_mirrored_mask(seg: "fusioner.Segmenter") -> None:
     photo = data.chelsea()
     mask, mirrored = (seg(image, ["cat"], mode="whole").mask("cat") for image in (photo, photo[:, ::-1]))

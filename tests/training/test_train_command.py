@@ -119,8 +119,11 @@ def test_a_card_contains_no_paths(tmp_path: Path) -> None:
         f"folder={root}",
         "--out",
         "new/run",
+        "--cache",
+        str(tmp_path / "secret" / "cache"),  # not there yet
     ]
-    assert command_line(words) == "fusioner train pascal --root pascal --extra-dataset folder=pascal --out new/run"
+    shown = "fusioner train pascal --root pascal --extra-dataset folder=pascal --out new/run --cache cache"
+    assert command_line(words) == shown
 
 
 def test_the_official_flags_stay_as_they_are() -> None:

@@ -156,6 +156,6 @@ def command_line(words: Sequence[str]) -> str:
     for word in words:
         head, equals, path = word.rpartition("=")
         name = Path(path).name
-        is_path = name and "/" in path and "@" not in path and Path(path).exists()
+        is_path = name and "/" in path and "@" not in path and (Path(path).is_absolute() or Path(path).exists())
         shown.append(head + equals + name if is_path else word)
     return shlex.join(shown)
