@@ -15,7 +15,7 @@ SIZE: ViewportSize = {"width": 1280, "height": 880}
 
 
 def main() -> None:
-    """Serve on a free port, open the first sample, point at the space shuttle, and take a screenshot."""
+    """Serve on a free port, open the first sample, point at the helmet, and take a screenshot."""
     command = [sys.executable, "-m", "fusioner", "serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         assert server.stdout
@@ -27,7 +27,7 @@ def main() -> None:
         expect(page.locator("#live")).to_have_text(re.compile("person .*%"), timeout=120_000)
         photo = page.locator("#photo").bounding_box()
         assert photo
-        page.mouse.move(photo["x"] + 0.83 * photo["width"], photo["y"] + 0.36 * photo["height"])
+        page.mouse.move(photo["x"] + 0.83 * photo["width"], photo["y"] + 0.85 * photo["height"])
         page.evaluate("() => document.activeElement.blur()")
         screenshot = Image.open(BytesIO(page.screenshot()))
         browser.close()
