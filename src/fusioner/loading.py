@@ -71,8 +71,6 @@ def load(
             segmenter.overlap_blending = False  # as its published scores were measured
         else:
             segmenter = Segmenter(network.from_checkpoint(model, device, templates))
-    if model is None:
-        segmenter.auto_mode = "multicrop"
     return segmenter
 
 

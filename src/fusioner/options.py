@@ -20,7 +20,8 @@ class InferenceOptions:
     Attributes:
         mode: whole: encode the whole image at once, resized to the training size; multicrop: also four overlapping
             crops of the image at 1.5 times that size, logits averaged (5 times slower, better on small objects);
-            slide: slide windows over the full-resolution image; auto: multicrop for the bundled model, else whole.
+            slide: slide windows over the full-resolution image; auto: multicrop for the bundled model
+            and others with a classifier's posterior, slide for encoders without training, else whole.
         tta_scales: Sizes of the resized image, as multiples of the training size; their logits are averaged (not
             in mode slide). 1,1.33 takes about three times as long.
         guided_filter: Align mask edges with image edges by a guided filter (not in mode slide). Default: as the model's

@@ -148,7 +148,8 @@ class Segmenter:
     def __init__(self, network: Network) -> None:
         self.network, self.card = network, network.card
         self.options = DEFAULT_OPTIONS
-        self.auto_mode: Mode = "slide" if self.is_softmax else "whole"
+        dense = self.card.config.similarity == "posterior"  # recognises small things better in crops
+        self.auto_mode: Mode = "slide" if self.is_softmax else "multicrop" if dense else "whole"
         self.overlap_blending = True
         self._current: EncodedImage | None = None
 

@@ -157,6 +157,21 @@ def test_multicrop_averages_the_whole_image_and_four_crops(
     assert segmenter(photo, "cat", mode="auto").options.mode == "multicrop"
 
 
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [
+        ({}, "whole"),
+        ({"similarity": "cosine", "similarity_dim": 6}, "whole"),
+        ({"similarity": "posterior", "similarity_dim": 5}, "multicrop"),
+    ],
+)
+def test_crops_are_the_default_for_models_with_a_posterior(
+    make_tiny_segmenter: Make, photo: np.ndarray, config: dict[str, Any], mode: str
+) -> None:
+    segmenter = make_tiny_segmenter(**config)
+    assert segmenter.resolve().mode == mode
+
+
 def test_logits_and_probabilities(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
     encoded = tiny_segmenter.encode(photo)
     low = tiny_segmenter.low_res_logits(encoded, LABELS)
