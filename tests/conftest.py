@@ -3,8 +3,10 @@
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,12 @@ class Spawned(subprocess.Popen[bytes]):
         output, errors = self.finish()
         assert self.returncode == 0, errors
         return output
+
+    def wait_for_step(self, logs: str, step: int) -> None:
+        """Wait until the log of a training, found by a glob pattern, has a line of a step."""
+        while not any(f'"step": {step},' in Path(log).read_text("utf-8") for log in glob(logs)):
+            assert self.poll() is None, self.finish()[1]
+            time.sleep(0.01)
 
     def kill_group(self) -> None:
         """Kill the process and its children with -9."""

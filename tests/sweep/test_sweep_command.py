@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 
 from fusioner.cli.main import main
 from fusioner.model.checkpoint import load_model
+from fusioner.training.config import LOG
 
 FILE = """
 [data]
@@ -65,30 +65,21 @@ def cell(method: str) -> Path:
     return next(Path("out", "cells").glob(f"{method}-effnet*"))
 
 
-def wait_for_steps(process: Any, method: str, count: int) -> None:
-    def steps() -> int:
-        logs = Path("out").glob(f"cells/{method}-effnet*/run/metrics.jsonl")
-        return sum(len(log.read_text().splitlines()) for log in logs)
-
-    while steps() < count:
-        assert process.poll() is None, process.finish()[1]
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_sweep_survives_kill_and_sigterm(
     start: Callable[..., Any], pause_before: Callable[..., dict[str, str]]
 ) -> None:
     second = "trainer.config.model.method == 'mask-transformer'"
+    log = f"out/cells/mask-transformer-effnet*/run/{LOG}"
     killed = start(**pause_before(6, second))
-    wait_for_steps(killed, "mask-transformer", 4)
+    killed.wait_for_step(log, 4)
     killed.send_signal(signal.SIGKILL)  # only the parent; its cells must end
     killed.wait()
     first = cell("lseg") / "done.json"
     before = first.stat().st_mtime_ns
     terminated = start(**pause_before(10, second))
-    wait_for_steps(terminated, "mask-transformer", 8)
+    terminated.wait_for_step(log, 8)  # the killed one ended before step 6
     terminated.send_signal(signal.SIGTERM)
     terminated.finish()
     assert terminated.returncode == 128 + signal.SIGTERM

@@ -5,7 +5,6 @@ import itertools
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.errors import FusionerError, first_difference
 from fusioner.model.checkpoint import load_model
 from fusioner.training import trainer
-from fusioner.training.config import TrainConfig, flatten
+from fusioner.training.config import LOG, TrainConfig, flatten
 from fusioner.training.dataset import open_split
 from fusioner.training.resume import read_state
 from fusioner.training.train import train
@@ -263,13 +262,6 @@ def test_only_the_val_split_is_never_opened(voc_tree: Path, tiny: Tiny, tmp_path
     assert run(voc_tree, tmp_path, tiny(steps=8)).step == 8
 
 
-def wait_for_steps(out: Path, count: int, process: Any) -> None:
-    log = out / "metrics.jsonl"
-    while not log.is_file() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, process.finish()[1]
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_resume_to_the_same_weights(
     train_words: Callable[..., list[str]],
@@ -282,12 +274,12 @@ def test_killed_and_interrupted_runs_resume_to_the_same_weights(
     words = train_words(out, "--checkpoint-minutes", "0", "--resume", steps=16)
     command = [sys.executable, "-m", "fusioner", *words]
     killed = spawn(command, OMP_NUM_THREADS="1", **pause_before(7))
-    wait_for_steps(out, 4, killed)
+    killed.wait_for_step(str(out / LOG), 4)
     killed.kill_group()
     done = read_state(out, torch.device("cpu"))["step"]
     assert 3 <= done <= 7
     interrupted = spawn(command, OMP_NUM_THREADS="1", **pause_before(11))
-    wait_for_steps(out, done + 2, interrupted)
+    interrupted.wait_for_step(str(out / LOG), done + 2)
     interrupted.send_signal(signal.SIGINT)
     output, err = interrupted.finish()
     assert interrupted.returncode == 130, err
