@@ -29,7 +29,6 @@ DEFAULT_TEMPLATES: tuple[str, ...] = (
 NEUTRAL = "object"
 """Prompt without class information, for prompt-ablated evaluation."""
 
-
 IMAGENET = "imagenet"
 """Name of the 80 templates that CLIP's authors publish for ImageNet (github.com/openai/CLIP, MIT)."""
 
