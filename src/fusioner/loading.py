@@ -81,7 +81,7 @@ def runs_on_torch(
     image_encoder: str | None = None,
     **_: object,
 ) -> bool:
-    """Return whether `load` runs these arguments with torch; exported models always run without it, on the CPU."""
+    """Return whether `load` uses torch for these arguments; exported models run without it, on the CPU."""
     if image_encoder is not None:
         return True
     if model is not None:

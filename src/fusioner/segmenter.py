@@ -223,7 +223,7 @@ class Segmenter:
 
     @property
     def embed(self) -> "LabelEmbedder":
-        """The embedder of labels."""
+        """The label embedder, which averages unit text embeddings over the prompt templates."""
         return self.network.embed
 
     @property
@@ -514,7 +514,7 @@ class Segmenter:
                     return logits
                 cached = cached | dict(zip(new, logits, strict=True))
             encoded.cache_logits(labels, cached)
-            return self._compare(np.stack([cached[label] for label in labels]), labels)
+            return self._cap_surfaces(np.stack([cached[label] for label in labels]), labels)
 
     def decide(
         self,
@@ -543,8 +543,8 @@ class Segmenter:
                 logits = refine_by_pixels(logits, resize(image, size), self.card.pamr)
         return self.hierarchy.reduce(logits, labels)
 
-    def _compare(self, logits: Float[np.ndarray, "k h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
-        """Apply `cap_surfaces` in models whose classes come from data sets, as those of the bundled model."""
+    def _cap_surfaces(self, logits: Float[np.ndarray, "k h w"], labels: Sequence[str]) -> Float[np.ndarray, "k h w"]:
+        """Apply `labels.cap_surfaces` if the model has a closed-set head and independent labels."""
         trained = self.labels_independent and self.card.config.closed_set_classes
         return cap_surfaces(logits, labels) if trained else logits
 
@@ -591,7 +591,7 @@ class Segmenter:
                 logits = self._forward_chunked(tokens[start : start + step], names, (side, side))
                 for window_logits, origin in zip(logits, origins[start : start + step], strict=True):
                     canvas.add(window_logits, origin)
-        return self._compare(self._reduce(canvas.mean(), labels, image), labels)
+        return self._cap_surfaces(self._reduce(canvas.mean(), labels, image), labels)
 
     def _crop_grid(self) -> WindowGrid:
         """Return the positions of the crops in the image resized by `CROP_SCALE`."""
@@ -676,7 +676,7 @@ def _clear_memory_errors(name: str) -> Iterator[None]:
 def _allocate_tokens(
     tokens: Float[np.ndarray, "n d gh gw"], windows: int, name: str
 ) -> Float[np.ndarray, "windows d gh gw"]:
-    """Allocate the tokens of all windows: float32, or float16 above `MAX_TOKEN_BYTES`; refuse twice that."""
+    """Allocate the tokens of all windows, in float16 above `MAX_TOKEN_BYTES`; FusionerError above twice that."""
     needed = windows * tokens[0].nbytes
     if needed > 2 * MAX_TOKEN_BYTES:
         raise FusionerError(f"{name} is too large to encode in mode slide: use mode whole")

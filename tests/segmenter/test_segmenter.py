@@ -166,10 +166,9 @@ def test_multicrop_averages_the_whole_image_and_four_crops(
     ],
 )
 def test_crops_are_the_default_for_models_with_a_posterior(
-    make_tiny_segmenter: Make, photo: np.ndarray, config: dict[str, Any], mode: str
+    make_tiny_segmenter: Make, config: dict[str, Any], mode: str
 ) -> None:
-    segmenter = make_tiny_segmenter(**config)
-    assert segmenter.resolve().mode == mode
+    assert make_tiny_segmenter(**config).resolve().mode == mode
 
 
 def test_logits_and_probabilities(tiny_segmenter: Segmenter, photo: np.ndarray) -> None:
