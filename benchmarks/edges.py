@@ -1,4 +1,4 @@
-"""Compare edge refinement of masks: none, the guided filter, and PAMR (arXiv 2005.08104).
+"""Compare refinements of logits: none, label propagation, the guided filter, and PAMR (arXiv 2005.08104).
 
     python benchmarks/edges.py run/best.safetensors --sets pascal=data/pascal folder=my/data
     python benchmarks/edges.py fold0/best.safetensors fold1/best.safetensors --sets pascal=data/pascal
@@ -9,8 +9,10 @@ native mask size and the model's threshold, in per cent. "Single" is the mean Io
 prompted alone; "specificity" the fraction of absent names without any pixel.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,15 +28,12 @@ from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.image import resize_square
 from fusioner.loading import load
 from fusioner.options import InferenceOptions
-from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, sigmoid, upsample
+from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, patch_affinity, propagate, sigmoid, upsample
 from fusioner.training.dataset import open_split
 
 SIDE = GUIDE_SIZE
 MAX_IMAGES = 80  # of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
-
-Refinement = Callable[[Tensor, np.ndarray], Tensor]
-"""Logits (K, h, w) and the image (H, W, 3) -> refined logits."""
 
 
 class Sample(NamedTuple):
@@ -44,20 +43,36 @@ class Sample(NamedTuple):
     rgb: np.ndarray
     mask: np.ndarray  # 255: ignored
     ids: tuple[int, ...]  # prompted classes
-    logits: Tensor
+    logits: Tensor  # (K, h, w)
+    affinity: np.ndarray  # see `patch_affinity`
     background: bool
+
+
+Refinement = Callable[[Tensor, Sample, float], Tensor]
+"""Logits (K, h, w), their sample and the model's threshold -> refined logits."""
 
 
 def guided_filter(radius: int, epsilon: float, side: int = SIDE) -> Refinement:
     """Return the guided filter with the given parameters."""
-    return lambda logits, rgb: torch.from_numpy(
-        GuidedFilter(resize_square(rgb, side).numpy(), radius, epsilon)(logits.numpy())
+    return lambda logits, sample, _: torch.from_numpy(
+        GuidedFilter(resize_square(sample.rgb, side).numpy(), radius, epsilon)(logits.numpy())
     )
 
 
-def pamr(logits: Tensor, rgb: np.ndarray) -> Tensor:
+def propagation(logits: Tensor, sample: Sample, threshold: float) -> Tensor:
+    """Spread labels to similar patches of the square token grid."""
+    side = math.isqrt(len(sample.affinity))
+    return torch.from_numpy(propagate(logits.numpy(), sample.affinity, (side, side), threshold))
+
+
+def in_turn(*refinements: Refinement) -> Refinement:
+    """Return the refinements applied one after another."""
+    return lambda logits, sample, threshold: reduce(lambda x, refine: refine(x, sample, threshold), refinements, logits)
+
+
+def pamr(logits: Tensor, sample: Sample, threshold: float) -> Tensor:
     """Average probabilities iteratively over neighbours of similar colour."""
-    guide = resize_square(rgb, SIDE)[None]
+    guide = resize_square(sample.rgb, SIDE)[None]
     probabilities = torch.from_numpy(sigmoid(upsample(logits.numpy(), (SIDE, SIDE))))[None]
 
     def neighbours(x: Tensor) -> Tensor:  # (1, C, S, S) -> (1, N, C, S, S)
@@ -78,9 +93,11 @@ def pamr(logits: Tensor, rgb: np.ndarray) -> Tensor:
 
 
 REFINEMENTS: dict[str, Refinement] = {
-    "none": lambda logits, rgb: logits,
+    "none": lambda logits, sample, threshold: logits,
+    "label propagation": propagation,
+    "label propagation and guided, radius 4 (default)": in_turn(propagation, guided_filter(4, 1e-4)),
     "guided, radius 2": guided_filter(2, 1e-4),
-    "guided, radius 4 (default)": guided_filter(4, 1e-4),
+    "guided, radius 4": guided_filter(4, 1e-4),
     "guided, radius 8": guided_filter(8, 1e-4),
     "guided, radius 4, guide of 168": guided_filter(4, 1e-4, 168),
     "PAMR": pamr,
@@ -90,7 +107,7 @@ REFINEMENTS: dict[str, Refinement] = {
 def predict(model: Path, sets: list[list[str]], cache: Path | None) -> tuple[list[Sample], float]:
     """Return the samples with the model's logits, and the model's threshold."""
     segmenter = load(model)
-    segmenter.options = InferenceOptions(guided_filter=False)
+    segmenter.options = InferenceOptions(guided_filter=False, label_propagation=False)
     fold = segmenter.card.training["fold"]
     predictor = SegmenterPredictor(segmenter, cache=cache)
     splits = [open_split(name, Path(folder)) for name, folder in sets]
@@ -105,9 +122,11 @@ def predict(model: Path, sets: list[list[str]], cache: Path | None) -> tuple[lis
     for split, item, ids in selected:
         data = splits[split].data
         rgb, mask = data.read(item)
-        logits = predictor.logits(predictor.encode(rgb, item.image), [data.prompts[i] for i in ids])
+        encoded = predictor.encode(rgb, item.image)
+        logits = predictor.logits(encoded, [data.prompts[i] for i in ids])
+        affinity = patch_affinity(encoded[0].encoded.tokens[0, : segmenter.card.config.visual_dim])
         mask = np.where(mask == data.ignore, 255, np.where(np.isin(mask, ids), mask, 0))
-        samples.append(Sample(split, rgb, mask, tuple(ids), logits, not data.ignore_unlabeled))
+        samples.append(Sample(split, rgb, mask, tuple(ids), logits, affinity, not data.ignore_unlabeled))
     return samples, segmenter.card.threshold
 
 
@@ -120,7 +139,7 @@ def table_rows(model: Path, sets: list[list[str]], cache: Path | None) -> Iterat
         rejected, seconds = [], 0.0
         for sample in samples:
             start = time.perf_counter()
-            logits = refine(sample.logits, sample.rgb)
+            logits = refine(sample.logits, sample, threshold)
             seconds += time.perf_counter() - start
             probabilities = sigmoid(upsample(np.asarray(logits), sample.mask.shape))
             numbers = decide(probabilities, threshold, background=sample.background)
@@ -145,7 +164,7 @@ def table_rows(model: Path, sets: list[list[str]], cache: Path | None) -> Iterat
 
 def main() -> None:
     args = parse_args(__doc__ or "")
-    print(f"| model | edges | {args.columns} | single | specificity | ms per image |")
+    print(f"| model | refinement | {args.columns} | single | specificity | ms per image |")
     print("|" + "---|" * (len(args.sets) + 5))
     with torch.inference_mode():
         for model in args.models:
