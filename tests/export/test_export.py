@@ -163,7 +163,7 @@ def test_similarity_channels_and_a_side_that_is_no_multiple_of_the_stride(
     assert step == 0
     assert [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim][1:] == [3, 20, 20]
     graph = features_graph(segmenter)
-    tokens = F.normalize(torch.rand(1, 32, 3, 4), dim=1)
+    tokens = F.normalize(torch.rand(1, 32, 3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     path = tmp_path / "features.onnx"
     onnx.save(graph, path)
     written = open_graph(path, "onnx")(tokens=tokens.numpy())
