@@ -28,12 +28,13 @@ from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.image import resize_square
 from fusioner.loading import load
 from fusioner.options import InferenceOptions
-from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, patch_affinity, propagate, sigmoid, upsample
+from fusioner.postprocess import GUIDE_SIZE, GuidedFilter, decide, sigmoid, upsample
 from fusioner.training.dataset import open_split
 
 SIDE = GUIDE_SIZE
 MAX_IMAGES = 80  # of a fold's unseen classes
 STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
+SHARPNESS = 15.0  # of the weights of label propagation
 
 
 class Sample(NamedTuple):
@@ -44,7 +45,7 @@ class Sample(NamedTuple):
     mask: np.ndarray  # 255: ignored
     ids: tuple[int, ...]  # prompted classes
     logits: Tensor  # (K, h, w)
-    affinity: np.ndarray  # see `patch_affinity`
+    tokens: np.ndarray  # (D, P), visual tokens of the square grid
     background: bool
 
 
@@ -59,10 +60,30 @@ def guided_filter(radius: int, epsilon: float, side: int = SIDE) -> Refinement:
     )
 
 
-def propagation(logits: Tensor, sample: Sample, threshold: float) -> Tensor:
-    """Spread labels to similar patches of the square token grid."""
-    side = math.isqrt(len(sample.affinity))
-    return torch.from_numpy(propagate(logits.numpy(), sample.affinity, (side, side), threshold))
+def propagation(gain: float, penalty: float) -> Refinement:
+    """Return label propagation: mean-field inference of a CRF over patches, each label by itself.
+
+    A patch's logit grows by up to `gain` where most similar patches have the label and falls by up to `penalty` where
+    few have (docs/lab-notes/propagation.md).
+    """
+
+    def refine(logits: Tensor, sample: Sample, threshold: float) -> Tensor:
+        tokens = F.normalize(torch.from_numpy(sample.tokens).float(), dim=0)
+        cosine = tokens.T @ tokens
+        weights = (SHARPNESS * (cosine - cosine.mean())).expm1().clamp(min=0).fill_diagonal_(0)
+        weights = (weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)).T
+        side = math.isqrt(len(weights))
+        unary = F.interpolate(logits[None], size=(side, side), mode="area")[0].flatten(1)
+        unary = unary - math.log(threshold / (1 - threshold))
+        evidence = torch.zeros_like(unary)
+        for _ in range(STEPS):
+            majority = ((unary + evidence) / 2).tanh() @ weights  # 1: all similar patches have the label, -1: none
+            evidence = gain * majority.clamp(min=0) + penalty * majority.clamp(max=0)
+        return logits + torch.from_numpy(
+            upsample(evidence.view(-1, side, side).numpy(), (logits.shape[1], logits.shape[2]))
+        )
+
+    return refine
 
 
 def in_turn(*refinements: Refinement) -> Refinement:
@@ -94,10 +115,10 @@ def pamr(logits: Tensor, sample: Sample, threshold: float) -> Tensor:
 
 REFINEMENTS: dict[str, Refinement] = {
     "none": lambda logits, sample, threshold: logits,
-    "label propagation": propagation,
-    "label propagation and guided, radius 4 (default)": in_turn(propagation, guided_filter(4, 1e-4)),
     "guided, radius 2": guided_filter(2, 1e-4),
-    "guided, radius 4": guided_filter(4, 1e-4),
+    "guided, radius 4 (default)": guided_filter(4, 1e-4),
+    "label propagation, guided": in_turn(propagation(3.0, 1.0), guided_filter(4, 1e-4)),
+    "label propagation without penalty, guided": in_turn(propagation(3.0, 0.0), guided_filter(4, 1e-4)),
     "guided, radius 8": guided_filter(8, 1e-4),
     "guided, radius 4, guide of 168": guided_filter(4, 1e-4, 168),
     "PAMR": pamr,
@@ -107,7 +128,7 @@ REFINEMENTS: dict[str, Refinement] = {
 def predict(model: Path, sets: list[list[str]], cache: Path | None) -> tuple[list[Sample], float]:
     """Return the samples with the model's logits, and the model's threshold."""
     segmenter = load(model)
-    segmenter.options = InferenceOptions(guided_filter=False, label_propagation=False)
+    segmenter.options = InferenceOptions(guided_filter=False)
     fold = segmenter.card.training["fold"]
     predictor = SegmenterPredictor(segmenter, cache=cache)
     splits = [open_split(name, Path(folder)) for name, folder in sets]
@@ -124,9 +145,11 @@ def predict(model: Path, sets: list[list[str]], cache: Path | None) -> tuple[lis
         rgb, mask = data.read(item)
         encoded = predictor.encode(rgb, item.image)
         logits = predictor.logits(encoded, [data.prompts[i] for i in ids])
-        affinity = patch_affinity(encoded[0].encoded.tokens[0, : segmenter.card.config.visual_dim])
+        tokens = encoded[0].encoded.tokens[0, : segmenter.card.config.visual_dim]
         mask = np.where(mask == data.ignore, 255, np.where(np.isin(mask, ids), mask, 0))
-        samples.append(Sample(split, rgb, mask, tuple(ids), logits, affinity, not data.ignore_unlabeled))
+        samples.append(
+            Sample(split, rgb, mask, tuple(ids), logits, tokens.reshape(len(tokens), -1), not data.ignore_unlabeled)
+        )
     return samples, segmenter.card.threshold
 
 
@@ -149,7 +172,7 @@ def table_rows(model: Path, sets: list[list[str]], cache: Path | None) -> Iterat
             scores[sample.split] += confusion_matrix(label_map, scored, 256)
             valid = truth != 255
             for row, i in enumerate(sample.ids):
-                claimed, present = (probabilities[row] > threshold) & valid, truth == i
+                claimed, present = torch.from_numpy(probabilities[row] > threshold) & valid, truth == i
                 if present.any():
                     counts = np.array([int((claimed & present).sum()), int((claimed | present).sum())])
                     areas[sample.split, i] = areas.get((sample.split, i), 0) + counts

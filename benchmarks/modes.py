@@ -63,9 +63,9 @@ def main() -> None:
             rgb, mask = data.read(item)
             mask = np.where(np.isin(mask, [*ids, data.ignore]), mask, 0)
             start = time.perf_counter()
-            encoded = segmenter.encode(rgb, mode="whole", background=not data.ignore_unlabeled)
+            encoded = segmenter.encode(rgb, mode="whole")
             after_whole = time.perf_counter()
-            crops = segmenter.encode(rgb, mode="multicrop", background=not data.ignore_unlabeled)
+            crops = segmenter.encode(rgb, mode="multicrop")
             crop_time = time.perf_counter() - after_whole
             valid = mask != data.ignore
             if data.ignore_unlabeled:

@@ -26,8 +26,6 @@ class InferenceOptions:
             in mode slide). 1,1.33 takes about three times as long.
         guided_filter: Align mask edges with image edges by a guided filter (not in mode slide). Default: as the model's
             card says.
-        label_propagation: Spread each label to patches that the image encoder finds similar, so that objects are
-            completed (not in mode slide). Default: on for models with affinity refinement where background is on.
         short_side: Shorter side of the resized image, px (aspect ratio kept, longer side at most 2048). Default: of
             pairs of encoders without training, as published; of trained models, a square (whole) or the image's own
             size (slide).
@@ -44,7 +42,6 @@ class InferenceOptions:
     mode: Mode = "auto"
     tta_scales: tuple[float, ...] = (1.0,)
     guided_filter: bool | None = None
-    label_propagation: bool | None = None
     short_side: int | None = None
     window: int | None = None
     stride: int | None = None
@@ -67,8 +64,8 @@ class InferenceOptions:
             raise FusionerError(
                 "overlapping masks are those above the threshold: do not combine overlap and no background"
             )
-        if self.mode == "slide" and (self.guided_filter or self.label_propagation or self.tta_scales != (1.0,)):
-            raise FusionerError("tta-scales, guided-filter and label-propagation do not apply to mode slide: omit them")
+        if self.mode == "slide" and (self.guided_filter or self.tta_scales != (1.0,)):
+            raise FusionerError("tta-scales and guided-filter do not apply to mode slide: omit them")
         if self.mode in ("whole", "multicrop") and (self.window or self.stride):
             raise FusionerError(f"window and stride apply to mode slide, not to mode {self.mode}: add --mode slide")
 
@@ -106,5 +103,5 @@ def check_model_or_pair(
 
 
 DEFAULT_OPTIONS = InferenceOptions()
-ENCODING_OPTIONS = ("mode", "tta_scales", "guided_filter", "label_propagation", "short_side", "window", "stride")
+ENCODING_OPTIONS = ("mode", "tta_scales", "guided_filter", "short_side", "window", "stride")
 """Options that an encoded image depends on; the others are options of the decision."""

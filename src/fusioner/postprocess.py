@@ -1,7 +1,7 @@
-"""From logits to a label map: label propagation, guided filter, upsampling and decision rule, in NumPy.
+"""From logits to a label map: upsampling, decision rule and guided filter, in NumPy.
 
 No function holds more than `CHUNK_SIZE` values at full resolution, however many labels there are.
-Letters: K labels, h w the network's resolution, H W pixels, S side of the square guide, P patches (Gh Gw their grid).
+Letters: K labels, h w the network's resolution, H W pixels, S side of the square guide.
 """
 
 import itertools
@@ -20,11 +20,6 @@ BAND_SIZE = 2**21  # float32 values decided at once: 8 MiB, which fits into the 
 GUIDE_SIZE = 112  # side of the guide in cells, for images of any size and aspect ratio
 GUIDE_RADIUS = 4  # cells on each side of a window's centre
 GUIDE_EPSILON = 1e-4  # colour variance (in [0, 1]) below which a window counts as flat
-
-# Tuned on training images, see docs/lab-notes/propagation.md.
-AFFINITY_SHARPNESS = 15.0  # of the weights of similar patches
-MAX_GAIN, MAX_PENALTY = 3.0, 1.0  # logits added where all similar patches have the label, subtracted where none has
-PROPAGATION_STEPS = 5
 
 PAMR_DISTANCES = (8, 16)  # px, as SCLIP and NACLIP use it
 
@@ -228,44 +223,6 @@ def sigmoid(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     values += 1
     values *= 0.5
     return values
-
-
-def patch_affinity(tokens: Float[np.ndarray, "d gh gw"]) -> Float[np.ndarray, "p p"]:
-    """Return each patch's weights of the others by the cosine of their tokens, 0 below the mean; rows sum to 1.
-
-    The row of a patch without any similar one is 0.
-    """
-    flat = tokens.reshape(len(tokens), -1).astype(np.float32)
-    flat /= np.linalg.norm(flat, axis=0)
-    cosine = flat.T @ flat
-    weights = np.expm1(AFFINITY_SHARPNESS * (cosine - cosine.mean())).clip(min=0)
-    np.fill_diagonal(weights, 0)
-    weights /= weights.sum(axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny)
-    return weights
-
-
-def propagate(
-    logits: Float[np.ndarray, "k h w"], affinity: Float[np.ndarray, "p p"], grid: tuple[int, int], threshold: float
-) -> Float[np.ndarray, "k h w"]:
-    """Spread each label to patches of which most similar ones have it, and reduce it where few have.
-
-    Mean-field inference of a fully connected CRF (arXiv 1210.5644) over patches instead of pixels, for each label by
-    itself. As in LPOSS (arXiv 2503.19777) the pairwise weights are similarities of the encoder's tokens, so that an
-    object of which a part was found is completed.
-
-    Args:
-        logits: of any resolution.
-        affinity: see `patch_affinity`; patches in row-major order.
-        grid: (Gh, Gw), with Gh * Gw = P.
-        threshold: probability above which a patch has the label.
-    """
-    unary = _shrink(upsample(logits, (max(grid[0], logits.shape[1]), max(grid[1], logits.shape[2]))), grid)
-    unary = unary.reshape(len(logits), -1) - np.float32(_logit(threshold))
-    evidence = np.zeros_like(unary)
-    for _ in range(PROPAGATION_STEPS):
-        majority = np.tanh((unary + evidence) / 2) @ affinity.T  # 1: all similar patches have the label, -1: none
-        evidence = majority * np.where(majority > 0, np.float32(MAX_GAIN), np.float32(MAX_PENALTY))
-    return logits + upsample(evidence.reshape(-1, *grid), logits.shape[1:])
 
 
 class GuidedFilter:

@@ -86,8 +86,7 @@ class Segmentation:
         """Decide the pixels of `image` from logits of any resolution; the default threshold is 0.5."""
         logits, options = np.asarray(logits), options or InferenceOptions()
         threshold = 0.5 if options.threshold is None else options.threshold
-        applied = {name: bool(getattr(options, name)) for name in ("guided_filter", "label_propagation")}
-        options = replace(options, threshold=threshold, **applied)
+        options = replace(options, threshold=threshold, guided_filter=bool(options.guided_filter))
         if len(labels) != len(logits):
             raise ValueError(f"{len(labels)} labels for {len(logits)} planes of logits")
         size, run_lengths, scores, sums = image.shape[:2], {}, {}, np.zeros(len(labels) + 1)

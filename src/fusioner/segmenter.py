@@ -26,8 +26,6 @@ from fusioner.postprocess import (
     GuidedFilter,
     iter_probabilities,
     mean_logits,
-    patch_affinity,
-    propagate,
     refine_by_pixels,
     upsample,
 )
@@ -96,7 +94,6 @@ class EncodedImage:
         name: the image's file name, if it came from a file.
         options: the options it was encoded with.
         guide: guided filter of the image; None if logits are not filtered.
-        affinity: of the image's patches, see `postprocess.patch_affinity`; None without label propagation.
         extra_scale_tokens: tokens of the whole image at further sizes.
         crop_tokens: tokens of the crops of mode multicrop.
         logits_cache: label -> logits of the latest labels, at most `LOGITS_CACHE_BYTES`.
@@ -108,7 +105,6 @@ class EncodedImage:
     name: str
     options: InferenceOptions
     guide: GuidedFilter | None = field(default=None, repr=False)
-    affinity: Float[np.ndarray, "p p"] | None = field(default=None, repr=False)
     extra_scale_tokens: tuple[Float[np.ndarray, "1 d gh2 gw2"], ...] = field(default=(), repr=False)
     crop_tokens: Float[np.ndarray, "n d gh gw"] | None = field(default=None, repr=False)
     logits_cache: dict[str, Float[np.ndarray, "h w"]] = field(default_factory=dict, repr=False)
@@ -122,7 +118,7 @@ class EncodedImage:
     def nbytes(self) -> int:
         """Upper bound of its memory: image, tokens and logits cache."""
         tokens = sum(tokens.nbytes for tokens in (self.tokens, *self.extra_scale_tokens))
-        tokens += sum(array.nbytes for array in (self.crop_tokens, self.affinity) if array is not None)
+        tokens += 0 if self.crop_tokens is None else self.crop_tokens.nbytes
         return self.image.nbytes + tokens + LOGITS_CACHE_BYTES
 
     def cache_logits(self, labels: Sequence[str], logits: dict[str, Float[np.ndarray, "h w"]]) -> None:
@@ -381,12 +377,8 @@ class Segmenter:
         options = replace(options, threshold=threshold, short_side=side or None)
         if options.mode == "slide":
             window, stride = options.window or self.card.resolution, options.stride or self.card.stride or None
-            return replace(options, guided_filter=False, label_propagation=False, window=window, stride=stride)
-        propagated = options.label_propagation
-        if propagated is None:
-            # Where every pixel gets a label, it would favour large regions over their neighbours.
-            propagated = self.card.config.affinity_refinement and options.background
-        return replace(options, guided_filter=filtered, label_propagation=propagated)
+            return replace(options, guided_filter=False, window=window, stride=stride)
+        return replace(options, guided_filter=filtered)
 
     def encode(
         self,
@@ -463,13 +455,11 @@ class Segmenter:
     ) -> EncodedImage:
         """Return an encoded image of given tokens of the whole image, one grid per scale."""
         options = self.resolve(options)
-        guide = affinity = None
+        guide = None
         if options.guided_filter:
             small = resize(rgb, (GUIDE_SIZE, GUIDE_SIZE))
             guide = GuidedFilter(small.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
-        if options.label_propagation:
-            affinity = patch_affinity(tokens[0][0, : self.card.config.visual_dim])
-        return EncodedImage(rgb, tokens[0], None, name, options, guide, affinity, tuple(tokens[1:]))
+        return EncodedImage(rgb, tokens[0], None, name, options, guide, tuple(tokens[1:]))
 
     def side(self, scale: float = 1.0) -> int:
         """Return the side in pixels of the resized image: a multiple of the stride, the training size at scale 1."""
@@ -519,9 +509,6 @@ class Segmenter:
                 if encoded.crop_tokens is not None:
                     scales = [self._add_crops(mean_logits(scales), encoded.crop_tokens, names)]
                 logits = self._reduce(mean_logits(scales), new, encoded.image)
-                if encoded.affinity is not None:
-                    grid = encoded.tokens.shape[2], encoded.tokens.shape[3]
-                    logits = propagate(logits, encoded.affinity, grid, self.card.threshold)
                 logits = logits if encoded.guide is None else encoded.guide(logits)
                 if not self.labels_independent:
                     return logits

@@ -100,10 +100,10 @@ def test_guided_filter_true_refines_masks(tiny_segmenter: Segmenter):
     assert tiny_segmenter.encode(rgb, mode="slide").guide is None
     found = tiny_segmenter(rgb, ["cat"], guided_filter=True)
     assert found.label_map.shape == (40, 60)
-    assert found.options == InferenceOptions("whole", (1.0,), True, False, threshold=0.5)
+    assert found.options == InferenceOptions("whole", (1.0,), True, threshold=0.5)
     slid = tiny_segmenter(rgb, ["cat"], mode="slide").options
     window = tiny_segmenter.card.resolution
-    assert slid == InferenceOptions("slide", (1.0,), False, False, threshold=0.5, window=window)
+    assert slid == InferenceOptions("slide", guided_filter=False, threshold=0.5, window=window)
 
 
 @pytest.mark.parametrize("refine", [True, False])

@@ -78,8 +78,6 @@ def test_options_that_would_have_no_effect_are_refused(make_tiny_segmenter: Make
         segmenter(photo, "cat", mode="slide", guided_filter=True)
     with pytest.raises(FusionerError, match="do not apply to mode slide"):
         segmenter(photo, "cat", mode="slide", tta_scales=(1, 1.5))
-    with pytest.raises(FusionerError, match="do not apply to mode slide"):
-        segmenter(photo, "cat", mode="slide", label_propagation=True)
     with pytest.raises(FusionerError, match="apply to mode slide, not to mode whole"):
         segmenter(photo, "cat", window=16)
     with pytest.raises(FusionerError, match=r"options of the encoding \(mode\) belong to set_image"):

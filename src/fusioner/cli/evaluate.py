@@ -44,7 +44,6 @@ def evaluate(
     tta_scales: Annotated[TtaScales, Parameter(group=INFERENCE)] = (1.0,),
     tta_flip: Annotated[bool, Parameter(group=INFERENCE)] = False,
     guided_filter: Annotated[bool | None, Parameter(group=INFERENCE)] = None,
-    label_propagation: Annotated[bool | None, Parameter(group=INFERENCE)] = None,
     cache: Annotated[Path | None, Parameter(group=COMPUTE)] = None,
     allow_leak: bool = False,
     device: Device = "auto",
@@ -84,8 +83,6 @@ def evaluate(
             image (slide).
         tta_flip: Average with the logits of the flipped image.
         guided_filter: Align mask edges with image edges (mode whole); default: as the model's card says.
-        label_propagation: Spread each label to similar patches (not in mode slide). Default: on for models with
-            affinity refinement where a pixel may belong to no class.
         cache: Feature cache folder for the image tokens (mode whole); default: none.
         allow_leak: Evaluate even on images that the model was trained on, instead of refusing.
     """
@@ -119,20 +116,13 @@ def evaluate(
     if options.threshold == "model":
         options = replace(options, threshold=segmenter.card.threshold)
     # In mode slide the scales are those of the predictor.
-    segmenter.options = InferenceOptions(
-        mode,
-        (1.0,) if mode == "slide" else tta_scales,
-        guided_filter,
-        label_propagation,
-        background=not data.ignore_unlabeled,
-    )
-    resolved = segmenter.resolve()
-    applied = {name: getattr(resolved, name) for name in ("guided_filter", "label_propagation")}
+    segmenter.options = InferenceOptions(mode, (1.0,) if mode == "slide" else tta_scales, guided_filter)
+    filtered = segmenter.resolve().guided_filter
     start = time.monotonic()
     with progress() as track:
         predictor = SegmenterPredictor(segmenter, mode, cache, tta_flip, tta_scales)
         result = run_evaluation(predictor, data, options, track)
-    inference = {"mode": mode, "tta_scales": tta_scales, "tta_flip": tta_flip, **applied}
+    inference = {"mode": mode, "tta_scales": tta_scales, "tta_flip": tta_flip, "guided_filter": filtered}
     command = shlex.join(["fusioner", *sys.argv[1:]])
     origin = provenance(command, file, segmenter, inference, time.monotonic() - start)
     origin["method"] = method or segmenter.card.config.method

@@ -90,7 +90,7 @@ class InferenceQueue:
         segmenter = await self.loaded()
         options = segmenter.options
         if mode == "slide":  # the server's defaults of other modes do not apply
-            options = replace(options, mode=mode, tta_scales=(1.0,), guided_filter=None, label_propagation=None)
+            options = replace(options, mode=mode, tta_scales=(1.0,), guided_filter=None)
         elif mode:
             options = replace(options, mode=mode, window=None, stride=None)
         options, abandoned = segmenter.resolve(options), threading.Event()

@@ -164,7 +164,6 @@ class Result(BaseModel):
     mode: str
     tta_scales: list[float] = Field(description="Sizes of the resized image, as multiples of the training size.")
     guided_filter: bool = Field(description="Whether a guided filter aligned the edges.")
-    label_propagation: bool = Field(description="Whether labels were spread to similar patches.")
     model: dict[str, str] = Field(description="Encoders of the model, and a hash of its card and prompt templates.")
     notes: list[str] = Field(description="Sentences about labels that cannot be expected to be found.")
     mask: dict[str, Any]
