@@ -168,7 +168,8 @@ def test_similarity_channels_and_a_side_that_is_no_multiple_of_the_stride(
     onnx.save(graph, path)
     written = open_graph(path, "onnx")(tokens=tokens.numpy())
     for name, value in flatten_features(segmenter.model.encode_image(tokens)).items():
-        np.testing.assert_allclose(written[f"{FEATURES}{name}"], value.numpy(), atol=1e-5)
+        # The affinity of 12 patches amplifies the rounding of a cosine (`AFFINITY_RAMP`) to 6e-5.
+        np.testing.assert_allclose(written[f"{FEATURES}{name}"], value.numpy(), atol=2e-4)
 
 
 def test_openvino_in_half_precision(trained: Path, traced: Any, photo: Any, tmp_path: Path) -> None:
