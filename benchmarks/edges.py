@@ -1,4 +1,4 @@
-"""Compare refinements of logits: none, label propagation, the guided filter, and PAMR (arXiv 2005.08104).
+"""Compare refinements of logits: none, the guided filter, PAMR (arXiv 2005.08104), label propagation.
 
     python benchmarks/edges.py run/best.safetensors --sets pascal=data/pascal folder=my/data
     python benchmarks/edges.py fold0/best.safetensors fold1/best.safetensors --sets pascal=data/pascal
@@ -12,7 +12,6 @@ prompted alone; "specificity" the fraction of absent names without any pixel.
 import math
 import time
 from collections.abc import Callable, Iterator
-from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +32,8 @@ from fusioner.training.dataset import open_split
 
 SIDE = GUIDE_SIZE
 MAX_IMAGES = 80  # of a fold's unseen classes
-STEPS, DILATIONS = 5, (1, 2, 4)  # of PAMR
+STEPS = 5  # of PAMR and of label propagation
+DILATIONS = (1, 2, 4)  # of PAMR
 SHARPNESS = 15.0  # of the weights of label propagation
 
 
@@ -86,9 +86,9 @@ def propagation(gain: float, penalty: float) -> Refinement:
     return refine
 
 
-def in_turn(*refinements: Refinement) -> Refinement:
-    """Return the refinements applied one after another."""
-    return lambda logits, sample, threshold: reduce(lambda x, refine: refine(x, sample, threshold), refinements, logits)
+def chain(first: Refinement, second: Refinement) -> Refinement:
+    """Return two refinements applied one after the other."""
+    return lambda logits, sample, threshold: second(first(logits, sample, threshold), sample, threshold)
 
 
 def pamr(logits: Tensor, sample: Sample, threshold: float) -> Tensor:
@@ -117,11 +117,11 @@ REFINEMENTS: dict[str, Refinement] = {
     "none": lambda logits, sample, threshold: logits,
     "guided, radius 2": guided_filter(2, 1e-4),
     "guided, radius 4 (default)": guided_filter(4, 1e-4),
-    "label propagation, guided": in_turn(propagation(3.0, 1.0), guided_filter(4, 1e-4)),
-    "label propagation without penalty, guided": in_turn(propagation(3.0, 0.0), guided_filter(4, 1e-4)),
     "guided, radius 8": guided_filter(8, 1e-4),
     "guided, radius 4, guide of 168": guided_filter(4, 1e-4, 168),
     "PAMR": pamr,
+    "label propagation, guided": chain(propagation(3.0, 1.0), guided_filter(4, 1e-4)),
+    "label propagation without penalty, guided": chain(propagation(3.0, 0.0), guided_filter(4, 1e-4)),
 }
 
 

@@ -1,4 +1,4 @@
-"""`load`: a segmenter of a trained, exported or official model, or of a pair of encoders without training."""
+"""Load a segmenter: a trained, exported or official model, or a pair of encoders without training."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The predictor: segment images by free-form labels with a trained network; `loading.load` builds it.
+"""Segment images by free-form labels with a trained network; `loading.load` builds the segmenter.
 
 Everything behind the network is NumPy, so that exported models run without torch.
 Letters: N windows (1 for a whole image), D channels, Gh Gw token grid, K labels, h w the network's resolution,

@@ -163,13 +163,13 @@ def test_similarity_channels_and_a_side_that_is_no_multiple_of_the_stride(
     assert step == 0
     assert [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim][1:] == [3, 20, 20]
     graph = features_graph(segmenter)
+    # With this seed no cosine lies within `similarity.AFFINITY_RAMP`, which amplifies rounding.
     tokens = F.normalize(torch.rand(1, 32, 3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     path = tmp_path / "features.onnx"
     onnx.save(graph, path)
     written = open_graph(path, "onnx")(tokens=tokens.numpy())
     for name, value in flatten_features(segmenter.model.encode_image(tokens)).items():
-        # The affinity of 12 patches amplifies the rounding of a cosine (`AFFINITY_RAMP`) to 6e-5.
-        np.testing.assert_allclose(written[f"{FEATURES}{name}"], value.numpy(), atol=2e-4)
+        np.testing.assert_allclose(written[f"{FEATURES}{name}"], value.numpy(), atol=1e-5)
 
 
 def test_openvino_in_half_precision(trained: Path, traced: Any, photo: Any, tmp_path: Path) -> None:
