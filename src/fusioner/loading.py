@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusioner.cores import available_cores
 from fusioner.errors import FusionerError
+from fusioner.model.checkpoint import EXPORT_MANIFEST
 from fusioner.options import check_model_or_pair
 from fusioner.segmenter import Segmenter, import_torch_network
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     import torch
 
     from fusioner.torch_network import TorchNetwork
-
-EXPORT_MANIFEST = "fusioner.json"  # of an exported model
 
 
 def load(

@@ -59,6 +59,7 @@ class Network(Protocol):
     Attributes:
         card: the model's card.
         device: that it runs on.
+        runtime: "torch", "onnx" or "openvino".
         stride: pixels per token.
         embed: embeds labels with the card's prompt templates.
         window_batch_size: windows to encode at once.
@@ -67,6 +68,7 @@ class Network(Protocol):
 
     card: "ModelCard"
     device: Any
+    runtime: str
     stride: int
     embed: "LabelEmbedder"
     window_batch_size: int

@@ -28,6 +28,8 @@ CACHED_IMAGES = 4  # whose label-independent features are kept
 class TorchNetwork:
     """Frozen encoders and trained network; see `segmenter.Network`."""
 
+    runtime = "torch"
+
     def __init__(
         self,
         model: Fusioner,

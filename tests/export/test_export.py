@@ -26,7 +26,9 @@ from fusioner.export.graphs import features_graph, flatten_features, image_graph
 from fusioner.export.network import ExportedNetwork, open_graph
 from fusioner.export.parity import COUNTS, LIMITS, Row
 from fusioner.export.write import export
+from fusioner.image import read_image
 from fusioner.loading import load
+from fusioner.model.checkpoint import find_model
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 LABELS = ["cat", "sofa", "cup"]
@@ -98,6 +100,37 @@ def test_serves_without_torch(exported: Path, trained: Path, without_torch: list
             server.kill()  # otherwise leaving the block would wait forever
     ours = load(trained, "cpu")(SAMPLES / "chelsea.jpg", LABELS)
     assert (ours.label_map != found.label_map).mean() < 0.01
+
+
+def test_evaluates_as_torch_does(exported: Path, trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    rgb = read_image(SAMPLES / "chelsea.jpg")
+    Image.fromarray(rgb).save(root / "images" / "0.png")
+    Image.fromarray((rgb[..., 0] > 128).astype(np.uint8)).save(root / "masks" / "0.png")
+    (root / "classes.txt").write_text("background\ncat\n")
+    models = {
+        "file": trained,
+        "exported": exported,
+        "pretrained": load(trained, "cpu").save_pretrained(tmp_path / "hub"),
+    }
+    found = {}
+    for name, model in models.items():
+        out = ("--n-resamples", "2", "--threshold", "0.4", "--out", str(tmp_path / name))
+        assert main(["evaluate", "folder", "--root", str(root), "--model", str(model), "--device", "cpu", *out]) == 0
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert found["file"]["miou"] > 0
+    for name in ("exported", "pretrained"):
+        assert found[name]["miou"] == pytest.approx(found["file"]["miou"], abs=0.05)
+        assert len(found[name]["model"]["sha256"]) == 64
+        assert found[name]["image_encoder"]["name"] == found["file"]["image_encoder"]["name"]
+    assert [result["runtime"] for result in found.values()] == ["torch", "openvino", "torch"]
+
+
+def test_an_exported_model_is_no_model_file(exported: Path) -> None:
+    with pytest.raises(FusionerError, match=r"holds an exported model: give the \.safetensors file"):
+        find_model(exported)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`fusioner batch`: segment thousands to billions of pictures, each exactly once."""
 
-import hashlib
 import secrets
 from collections import Counter
 from pathlib import Path
@@ -26,7 +25,7 @@ from fusioner.cli.options import (
 from fusioner.encoders.training_free import BACKGROUND_NAMES
 from fusioner.errors import FusionerError
 from fusioner.image import left_out_error
-from fusioner.io import cannot_read
+from fusioner.io import content_digest
 from fusioner.labels import label_warnings
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
@@ -132,7 +131,7 @@ def _settings(job: BatchJob) -> dict[str, Any]:
         model: dict[str, Any] = {name.replace("_", " "): arguments[name] for name in ("image_encoder", "text_encoder")}
         model["background names"] = list(BACKGROUND_NAMES if listed is None else listed)
     else:
-        model = {"model": _model_digest(arguments["model"] or weights_file(DEFAULT_MODEL))}
+        model = {"model": content_digest(arguments["model"] or weights_file(DEFAULT_MODEL))}
     return {
         "labels": list(job.labels),
         **model,
@@ -141,17 +140,6 @@ def _settings(job: BatchJob) -> dict[str, Any]:
         "formats": list(job.formats),
         "column": job.source.column,
     }
-
-
-def _model_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        for part in sorted(path.iterdir()) if path.is_dir() else [path]:  # an exported model is a folder
-            with part.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    except OSError as error:
-        raise cannot_read(f"the model {path}", error) from error
-    return digest.hexdigest()
 
 
 def _note(stats: RunStats, workers: int, price: float | None) -> str:

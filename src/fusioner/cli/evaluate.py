@@ -67,7 +67,8 @@ def evaluate(
             --text-encoder clip-text-b16
 
     Args:
-        model: Model file of `fusioner train`; default: the bundled model.
+        model: Model file of `fusioner train`, or folder of `fusioner export`; default: the bundled model, which a CPU
+            runs on ONNX Runtime.
         method: Untrained baseline in place of a model (cosine, maskclip, empty), or prompt-ablated: the model with one
             neutral text in place of every prompt. Default: the method that the model was trained with. See
             docs/baselines.md.
@@ -126,11 +127,12 @@ def evaluate(
     command = shlex.join(["fusioner", *sys.argv[1:]])
     origin = provenance(command, file, segmenter, inference, time.monotonic() - start)
     origin["method"] = method or segmenter.card.config.method
-    encoders = f"{segmenter.image_encoder.name} and {segmenter.text_encoder.name}"
-    result.notes = [f"method {origin['method']}, encoders {encoders}", *result.notes, *notes]
+    card = segmenter.card
+    note = f"method {origin['method']}, encoders {card.image_encoder} and {card.text_encoder}"
+    result.notes = [note, *result.notes, *notes]
     Console().print(terminal(result))
     if protocol:
-        encoders = f"{segmenter.image_encoder.name} | {segmenter.text_encoder.name}"
+        encoders = f"{card.image_encoder} | {card.text_encoder}"
         print(f"| {encoders} | {dataset} | {result.summary.measures['miou'].value:.1f} | {protocol} |")
     for path in write_report(out, result, origin):
         print(f"wrote {path}")
@@ -156,7 +158,8 @@ def _load(
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         pair = image or "effnet-lite2", text or "minilm-embedded"
         return uncalibrated(method, *pair, SMALL.model.resolution, device=device), None  # pyright: ignore
-    segmenter = load(model, device, runtime="torch" if model is None else "auto", dataset=dataset.partition("-to-")[0])
+    runtime = "torch" if method and model is None else "auto"
+    segmenter = load(model, device, runtime=runtime, dataset=dataset.partition("-to-")[0])
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 
 

@@ -1,7 +1,6 @@
 """Reports of an evaluation: terminal tables, metrics.json, report.md, report.html and the saved counts."""
 
 import base64
-import hashlib
 import io
 import json
 import platform
@@ -22,6 +21,7 @@ from fusioner.evaluation.bootstrap import Estimate
 from fusioner.evaluation.evaluator import EvaluationResult, to_metrics
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, save_counts
+from fusioner.io import content_digest
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import colour, draw_masks, resize_with_maps
 
@@ -57,12 +57,15 @@ def provenance(
         "versions": {**system, "fusioner": __version__, **packages},
     }
     if model is not None:
-        content["model"] = {"file": str(model), "sha256": hashlib.sha256(model.read_bytes()).hexdigest()}
-    for kind, encoder in (("image", segmenter.image_encoder), ("text", segmenter.text_encoder)):
-        content[f"{kind}_encoder"] = {"name": encoder.name, "sha256": encoder.fingerprint()}
-    training = segmenter.card.training
+        content["model"] = {"file": str(model), "sha256": content_digest(model)}
+    training, network = segmenter.card.training, segmenter.network
+    for kind in ("image_encoder", "text_encoder"):
+        encoder = getattr(network, kind, None)  # absent from exported models: its digest is that of the training
+        digest = encoder.fingerprint() if encoder else training.get("encoders", {}).get(kind.removesuffix("_encoder"))
+        content[kind] = {"name": getattr(segmenter.card, kind), "sha256": digest}
     images = {"images": len(training["images"])} if isinstance(training.get("images"), list) else {}
-    return content | {"device": str(segmenter.network.device), **options, "training": training | images}
+    content |= {"device": str(network.device), "runtime": network.runtime}
+    return content | {**options, "training": training | images}
 
 
 def title(result: EvaluationResult) -> str:

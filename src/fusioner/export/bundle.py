@@ -7,10 +7,10 @@ from typing import Any
 
 from fusioner.errors import FusionerError
 from fusioner.io import atomic_write
-from fusioner.model.checkpoint import ModelCard, read_card
+from fusioner.model.checkpoint import EXPORT_MANIFEST, ModelCard, read_card
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
-MANIFEST, FORMAT = "fusioner.json", "fusioner-export-1"
+FORMAT = "fusioner-export-1"
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml"}
 FEATURES = "features_"  # start of the names of image features
 PARTS = ("image", "text", "labels", "features")
@@ -58,16 +58,16 @@ class Bundle:
         """Write `fusioner.json`."""
         values = asdict(self) | {"card": json.loads(self.card.to_json()), "kind": FORMAT}
         del values["folder"]
-        with atomic_write(self.folder / MANIFEST) as beside:
+        with atomic_write(self.folder / EXPORT_MANIFEST) as beside:
             beside.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def read_bundle(folder: str | Path) -> Bundle:
     """Read the manifest of a folder; raises FusionerError if it is not an exported model, corrupt or incomplete."""
     folder = Path(folder)
-    path = folder / MANIFEST
+    path = folder / EXPORT_MANIFEST
     if not path.is_file():
-        raise FusionerError(f"{folder} is not an exported model (no {MANIFEST}): make one with `fusioner export`")
+        raise FusionerError(f"{folder} is not an exported model (no {path.name}): make one with `fusioner export`")
     try:
         values = json.loads(path.read_text("utf-8"))
         if values.pop("kind") != FORMAT:

@@ -121,7 +121,9 @@ def pick_runtime(wanted: str, format: str) -> str:
     if wanted == "auto":
         wanted = next((name for name in able if find_spec(PACKAGES[name])), able[-1])
     if wanted == "torch":
-        raise FusionerError("torch cannot read an exported model: use --runtime onnx or openvino, or its .safetensors")
+        raise FusionerError(
+            "torch cannot read an exported model: give the .safetensors file that was exported, or another --runtime"
+        )
     if wanted not in PACKAGES:
         raise FusionerError(f"there is no runtime '{wanted}': choose auto, torch, onnx or openvino")
     if wanted not in able:

@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fusioner.errors import FusionerError
-from fusioner.export.bundle import ENDINGS, MANIFEST, PARTS, Bundle
+from fusioner.export.bundle import ENDINGS, PARTS, Bundle
 from fusioner.export.network import ExportedNetwork
 from fusioner.export.parity import Row, compare, table
 from fusioner.image import resize
 from fusioner.io import cannot_write, writable_folder
+from fusioner.model.checkpoint import EXPORT_MANIFEST
 from fusioner.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -147,12 +148,12 @@ def _replace(made: Path, out: Path) -> None:
     try:
         old = [path for path in out.iterdir() if path.suffix in (*ENDINGS.values(), ".bin") and path.stem in PARTS]
         others = [*old, *(path for path in map(out.joinpath, os.listdir(made)) if path.exists())]
-        if others and not (out / MANIFEST).exists():
+        if others and not (out / EXPORT_MANIFEST).exists():
             raise FusionerError(f"{others[0]} exists and was not written by fusioner: choose another folder")
-        (out / MANIFEST).unlink(missing_ok=True)
+        (out / EXPORT_MANIFEST).unlink(missing_ok=True)
         for path in old:
             path.unlink()
-        for file in sorted(made.iterdir(), key=lambda file: file.name == MANIFEST):
+        for file in sorted(made.iterdir(), key=lambda file: file.name == EXPORT_MANIFEST):
             shutil.move(file, out / file.name)
     except OSError as error:
         raise cannot_write(out, error) from error

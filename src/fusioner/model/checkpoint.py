@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # exported models read cards where torch is not installed
 FORMAT = "fusioner-1"
 WEIGHTS = "model.safetensors"
 """Name of the model file in a folder of `Segmenter.save_pretrained`."""
+EXPORT_MANIFEST = "fusioner.json"
+"""Name of the description in a folder of `fusioner export`."""
 
 
 @dataclass
@@ -107,8 +109,10 @@ def find_model(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_dir() and (path / WEIGHTS).is_file():
         return path / WEIGHTS
+    if (path / EXPORT_MANIFEST).is_file():
+        raise FusionerError(f"folder {path} holds an exported model: give the .safetensors file that was exported")
     if path.is_dir():
-        raise FusionerError(f"folder {path} holds no model ({WEIGHTS}, or fusioner.json of `fusioner export`)")
+        raise FusionerError(f"folder {path} holds no model ({WEIGHTS}, or {EXPORT_MANIFEST} of `fusioner export`)")
     if not path.is_file():
         raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
     return path
