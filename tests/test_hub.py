@@ -16,7 +16,7 @@ import pytest
 
 from fusioner.errors import FusionerError
 from fusioner.hub import find_pretrained, push_to_hub, save_pretrained
-from fusioner.model.checkpoint import load_model
+from fusioner.model.checkpoint import load_model, save_model
 from fusioner.segmenter import Segmenter
 from fusioner.torch_network import TorchNetwork
 
@@ -161,13 +161,20 @@ def test_a_folder_contains_the_model(tiny_segmenter: Segmenter, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda folder: load_model(find_pretrained(folder)), "holds no model"),
+        (lambda folder: load_model(find_pretrained(folder)), r"holds no model\.safetensors, and no fusioner\.json"),
         (lambda folder: find_pretrained(folder / "none"), "there is no folder"),
     ],
 )
 def test_a_missing_model_is_an_error(call: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     with pytest.raises(FusionerError, match=message):
         call(tmp_path)
+
+
+def test_a_run_is_not_taken_for_a_model(tiny_segmenter: Segmenter, tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        save_model(tmp_path / f"{name}.safetensors", tiny_segmenter.model, tiny_segmenter.card)
+    with pytest.raises(FusionerError, match=r"give one of its files \(best\.safetensors, last\.safetensors\)"):
+        load_model(tmp_path)
 
 
 def test_encoders_of_this_machine_are_not_published(tiny_segmenter: Segmenter, tmp_path: Path) -> None:

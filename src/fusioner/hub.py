@@ -38,8 +38,12 @@ def save_pretrained(segmenter: "Segmenter", folder: str | Path, name: str = "") 
     """Write model, configuration and model card into `folder`; return it. `name`: of the repository, for the card.
 
     Raises:
-        FusionerError: the folder cannot be written to.
+        FusionerError: the folder cannot be written to, or the encoders are those of an official checkpoint.
     """
+    if "official" in segmenter.card.training:
+        raise FusionerError(
+            "the encoders of an official checkpoint have no names to load them by: share the .pth file instead"
+        )
     folder = writable_folder(folder)
     save_model(folder / WEIGHTS, segmenter.model, segmenter.card)
     texts = {

@@ -207,7 +207,7 @@ class Segmenter:
         """Write the trained network, its configuration and a model card into a folder; return the folder.
 
         Raises:
-            FusionerError: the folder cannot be written to.
+            FusionerError: the folder cannot be written to, or the encoders are those of an official checkpoint.
         """
         from fusioner.hub import save_pretrained
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import fusioner
 from fusioner.encoders.base import PUBLISHED_NORMALISATION
 from fusioner.errors import FusionerError
+from fusioner.model.checkpoint import load_model
 from fusioner.model.config import FusionerConfig
 from fusioner.model.fusioner import Fusioner
 from fusioner.model.official_checkpoint import load_official
@@ -117,6 +118,15 @@ def test_load_opens_it(write: Callable[..., Path]) -> None:
     coco = fusioner.load(path, device="cpu", dataset="coco")
     assert isinstance(coco, fusioner.Segmenter)
     assert coco.image_encoder.mean == PUBLISHED_NORMALISATION["coco"][0]
+
+
+def test_it_is_neither_saved_for_others_nor_trained_further(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write()
+    with pytest.raises(FusionerError, match=r"share the \.pth file instead"):
+        fusioner.load(path).save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    with pytest.raises(FusionerError, match=r"official\.pth is not a \.safetensors file of `fusioner train`"):
+        load_model(path)  # as --init-from reads it
 
 
 @pytest.mark.parametrize(

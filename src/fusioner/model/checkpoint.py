@@ -112,7 +112,9 @@ def find_model(path: str | Path) -> Path:
     if (path / EXPORT_MANIFEST).is_file():
         raise FusionerError(f"folder {path} holds an exported model: give the .safetensors file that was exported")
     if path.is_dir():
-        raise FusionerError(f"folder {path} holds no model ({WEIGHTS}, or {EXPORT_MANIFEST} of `fusioner export`)")
+        files = ", ".join(sorted(file.name for file in path.glob("*.safetensors")))
+        hint = f": give one of its files ({files})" if files else ""
+        raise FusionerError(f"folder {path} holds no {WEIGHTS}, and no {EXPORT_MANIFEST} of `fusioner export`{hint}")
     if not path.is_file():
         raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
     return path
@@ -162,6 +164,8 @@ def load_model(path: str | Path) -> "tuple[Fusioner, ModelCard]":
 
 
 def _corrupt(path: str | Path, error: Exception) -> FusionerError:
+    if Path(path).suffix != ".safetensors":
+        return FusionerError(f"{path} is not a .safetensors file of `fusioner train`, which is needed here")
     return FusionerError(f"{path} is corrupt or not a safetensors file ({error}): copy or train it again")
 
 
