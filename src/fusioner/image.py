@@ -416,7 +416,9 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 def _from_array(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
-        raise FusionerError(f"an image array must have shape (H, W), (H, W, 3) or (H, W, 4), not {array.shape}")
+        raise FusionerError(
+            f"an image array must have shape (H, W), (H, W, 3) or (H, W, 4), not {array.shape}{_batch_hint(array)}"
+        )
     if array.dtype.kind not in "buif":
         raise FusionerError(f"an image array must hold numbers, not {array.dtype}")
     if array.shape[0] * array.shape[1] > MAX_PIXELS:
@@ -427,11 +429,15 @@ def _from_array(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "h w 3"]:
     return _to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
+def _batch_hint(array: Any) -> str:
+    return ": pass the images of a batch as a list" if array.ndim == 4 else ""
+
+
 def _from_tensor(tensor: Any) -> UInt8[np.ndarray, "h w 3"]:
     if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
         raise FusionerError(
             f"an image tensor must have shape (H, W), (3, H, W) or (4, H, W), not {tuple(tensor.shape)}"
-            + (": pass the images of a batch as a list" if tensor.ndim == 4 else "")
+            + _batch_hint(tensor)
         )
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)  # NumPy has no bfloat16
     return _from_array(array if array.ndim == 2 else array.transpose(1, 2, 0))

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -38,7 +39,7 @@ def read_labels(path: str | Path) -> list[str]:
         raise FusionerError(f"labels file {path}: {error}") from error
 
 
-def check_labels(labels: Sequence[str] | str) -> list[str]:
+def check_labels(labels: Iterable[str] | str) -> list[str]:
     """Strip and check labels; a single string is parsed as by `parse_labels`.
 
     Raises:
@@ -46,9 +47,10 @@ def check_labels(labels: Sequence[str] | str) -> list[str]:
     """
     if isinstance(labels, str):
         return parse_labels(labels)
-    if not isinstance(labels, Iterable) or not all(isinstance(label, str) for label in labels):
+    given: list[Any] = list(labels) if isinstance(labels, Iterable) else [labels]
+    if not all(isinstance(label, str) for label in given):
         raise FusionerError("labels must be strings")
-    clean = [" ".join(label.split()) for label in labels]
+    clean = [" ".join(label.split()) for label in given]
     if not any(clean):
         raise FusionerError("there are no labels: give at least one")
     if len(clean) > MAX_LABELS:

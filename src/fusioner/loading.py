@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def load(
     model: str | Path | None = None,
     device: "str | torch.device | None" = None,
-    templates: Sequence[str] | None = None,
+    templates: Sequence[str] | str | None = None,
     runtime: str = "auto",
     dataset: str = "pascal",
     threads: int = 0,
@@ -36,7 +36,7 @@ def load(
         model: a file of `fusioner train`, a folder of `save_pretrained` or `fusioner export`, or an official checkpoint
             (.pth, .pt; see `model.official_checkpoint`); default: the bundled model, which needs no network.
         device: "cpu", "cuda", "mps"; None or "auto": the best available. Exported models run on the CPU.
-        templates: prompt templates, each with a `{}` for the label; default: the card's.
+        templates: prompt template or templates, each with a `{}` for the label; default: the card's.
         runtime: "torch", or for the bundled and for exported models "onnx" (ONNX Runtime) or "openvino"; "auto": for a
             file torch, for an exported model the fastest installed one, and for the bundled model ONNX Runtime, which
             starts faster, unless `device` or a GPU calls for torch.
@@ -52,6 +52,7 @@ def load(
             is not available.
     """
     check_model_or_pair(model, image_encoder, text_encoder, background)
+    templates = (templates,) if isinstance(templates, str) else templates
     if image_encoder is not None:
         network = _prepare_torch(image_encoder, runtime, threads)
         return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))

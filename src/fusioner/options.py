@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from fusioner.errors import FusionerError
@@ -76,8 +77,8 @@ class InferenceOptions:
 
 def check_threshold(threshold: float) -> float:
     """Return the threshold; raise FusionerError unless it lies in [0, 1]."""
-    if not 0 <= threshold <= 1:  # also false for NaN
-        raise FusionerError(f"the threshold must be a probability between 0 and 1, not {threshold}")
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:  # also false for NaN
+        raise FusionerError(f"the threshold must be a probability between 0 and 1, not {threshold!r}")
     return float(threshold)
 
 

@@ -285,10 +285,11 @@ class Segmentation:
         return label_warnings(self.labels, [label for label in self.labels if label not in self.found])
 
     def save(
-        self, folder: str | Path, stem: str | None = None, formats: Sequence[str] | None = None
+        self, folder: str | Path, stem: str | None = None, formats: Sequence[str] | str | None = None
     ) -> dict[str, Path]:
         """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`), return paths by format.
 
+        A single string names formats separated by commas.
         The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask; with the option overlap `<stem>.masks.zip`)
         and `<stem>.json`, where the stem is that of the image's file name. Earlier results are replaced; if one file
         cannot be written, none is.
@@ -302,7 +303,8 @@ class Segmentation:
         formats = default_formats(self.options) if formats is None else formats
         if not stem.strip(".") or Path(stem).name != stem:
             raise FusionerError(f"'{stem}' is no file name: give one without folders")
-        writers = {name: get_format(name, self.options) for name in formats}
+        names = map(str.strip, formats.split(",")) if isinstance(formats, str) else formats
+        writers = {name: get_format(name, self.options) for name in names}
         paths = {name: Path(folder) / f"{stem}{writer.suffix}" for name, writer in writers.items()}
         with ExitStack() as stack:  # all files are renamed into place after the last one is written
             for name, path in paths.items():

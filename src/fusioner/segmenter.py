@@ -556,7 +556,7 @@ class Segmenter:
         window = options.window or self.card.resolution
         if window != self.card.resolution and (not self.network.size_step or window % self.network.size_step):
             raise FusionerError(
-                f"the windows of this exported model are {self.card.resolution} px or a multiple of "
+                f"the windows of this model are {self.card.resolution} px or a multiple of "
                 f"{self.network.size_step or self.card.resolution} px, not {window}"
             )
         smooth = self.overlap_blending or self.is_softmax

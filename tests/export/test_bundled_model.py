@@ -87,6 +87,10 @@ def test_offers_the_parts_of_the_torch_model(onnx_model: Segmenter, tmp_path: Pa
     assert again.card == onnx_model.card
 
 
+def test_one_template_is_a_string() -> None:
+    assert fusioner.load(device="cpu", templates="a drawing of a {}").card.templates == ("a drawing of a {}",)
+
+
 def test_stores_no_weight_twice() -> None:
     for part in PARTS:
         path = bundled_model().graph(part)

@@ -177,6 +177,7 @@ def test_npz_reads_back_everything(result: Segmentation, tmp_path: Path) -> None
 
 def test_every_kind_is_the_same_in_a_file_and_in_memory(result: Segmentation, tmp_path: Path) -> None:
     paths = result.save(tmp_path, "photo", list(FORMATS))
+    assert result.save(tmp_path, "photo", "json, coco") == {name: paths[name] for name in ("json", "coco")}
     assert {kind: path.name for kind, path in paths.items()} == {
         kind: f"photo{file_format.suffix}" for kind, file_format in FORMATS.items()
     }

@@ -499,6 +499,8 @@ def test_tensors_of_other_shapes_are_refused(photo: np.ndarray) -> None:
         read_image(torch.from_numpy(photo.copy()))
     with pytest.raises(FusionerError, match="pass the images of a batch as a list"):
         read_image(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(FusionerError, match="pass the images of a batch as a list"):
+        read_image(np.stack([photo, photo]))
 
 
 def test_a_url_is_one_sentence() -> None:

@@ -14,6 +14,7 @@ def test_parsing() -> None:
     assert parse_labels(" cat,  dining \t table ,Sofa") == ["cat", "dining table", "Sofa"]
     assert parse_labels("cat\nsofa") == ["cat", "sofa"]
     assert check_labels("cat, sofa") == ["cat", "sofa"]
+    assert check_labels(word for word in ("cat", "sofa")) == ["cat", "sofa"]
     assert check_labels(("кошка", "猫", "قطة", "🐈")) == ["кошка", "猫", "قطة", "🐈"]
 
 

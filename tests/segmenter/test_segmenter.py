@@ -203,6 +203,7 @@ def test_threshold_and_background(make_tiny_segmenter: Make, photo: np.ndarray) 
         ({"labels": "cat,,dog"}, "label 2 of 3 is empty"),
         ({"threshold": 1.5}, "between 0 and 1"),
         ({"threshold": -0.1}, "between 0 and 1"),
+        ({"threshold": "0.5"}, "between 0 and 1, not '0.5'"),
         ({"mode": "huge"}, "one of auto, whole, multicrop, slide, not 'huge'"),
         ({"image": "none.jpg"}, "there is no image none.jpg"),
     ],
