@@ -346,6 +346,11 @@ def default_formats(options: InferenceOptions) -> tuple[str, ...]:
     return "overlay", "binary" if options.overlap else "mask", "json"
 
 
+def split_formats(text: str) -> tuple[str, ...]:
+    """Split names of formats at commas; each is returned once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+
+
 def get_format(name: str, options: InferenceOptions = DEFAULT_OPTIONS) -> Format:
     """Return a format by name; FusionerError if it is unknown or cannot hold results of these options."""
     if name == "mask" and options.overlap:

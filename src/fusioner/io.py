@@ -1,7 +1,6 @@
 """Atomic file writes (temporary file + rename), advisory file locks, and finding files by names of other systems."""
 
 import errno
-import hashlib
 import math
 import os
 import re
@@ -111,22 +110,6 @@ def writable_folder(path: str | Path) -> Path:
 def cannot_write(path: Path, error: OSError) -> FusionerError:
     """Return the error for a failed write of `path`."""
     return FusionerError(f"cannot write {path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}")
-
-
-def content_digest(path: Path) -> str:
-    """Return the sha256 (hex) of a file, or of the digests of a folder's files in the order of their names.
-
-    Raises:
-        FusionerError: a file cannot be read.
-    """
-    if path.is_dir():
-        parts = sorted(part for part in path.iterdir() if part.is_file())
-        return hashlib.sha256("".join(map(content_digest, parts)).encode()).hexdigest()
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise cannot_read(path, error) from error
 
 
 def cannot_read(path: Path | str, error: OSError) -> FusionerError:

@@ -52,7 +52,6 @@ def load(
             is not available.
     """
     check_model_or_pair(model, image_encoder, text_encoder, background)
-    templates = (templates,) if isinstance(templates, str) else templates
     if image_encoder is not None:
         network = _prepare_torch(image_encoder, runtime, threads)
         return Segmenter(network.from_encoders(image_encoder, text_encoder, device, templates, background))

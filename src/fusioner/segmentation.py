@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from PIL import Image
 
 from fusioner.errors import FusionerError
-from fusioner.formats import default_formats, found_segments, get_format
+from fusioner.formats import default_formats, found_segments, get_format, split_formats
 from fusioner.io import atomic_write, check_replaceable
 from fusioner.labels import label_warnings
 from fusioner.options import InferenceOptions
@@ -149,7 +149,7 @@ class Segmentation:
 
     @cached_property
     def areas(self) -> dict[str, int]:
-        """Label -> number of pixels."""
+        """Number of pixels of each label."""
         if self.options.overlap:
             return {label: count_pixels(mask) for label, mask in self.run_lengths.items()}
         counts = np.bincount(self.label_map.ravel(), minlength=len(self.labels) + 1)[1:]
@@ -157,7 +157,7 @@ class Segmentation:
 
     @property
     def coverage(self) -> dict[str, float]:
-        """Label -> fraction of the image, 0..1."""
+        """Fraction of the image that each label covers, 0..1."""
         return {label: area / self.label_map.size for label, area in self.areas.items()}
 
     @property
@@ -168,7 +168,7 @@ class Segmentation:
 
     @cached_property
     def boxes(self) -> dict[str, tuple[int, int, int, int]]:
-        """Label -> bounding box (x, y, width, height) in pixels; zeros if it has no pixels."""
+        """Bounding box (x, y, width, height) of each label in pixels; zeros if it has no pixels."""
         boxes: dict[str, tuple[int, int, int, int]] = dict.fromkeys(self.labels, (0, 0, 0, 0))
         for label in self.found:
             mask = self.mask(label)
@@ -281,13 +281,13 @@ class Segmentation:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about labels that cannot be expected to be found, see `label_warnings`."""
+        """Warnings about labels that the model cannot be expected to find, see `label_warnings`."""
         return label_warnings(self.labels, [label for label in self.labels if label not in self.found])
 
     def save(
         self, folder: str | Path, stem: str | None = None, formats: Sequence[str] | str | None = None
     ) -> dict[str, Path]:
-        """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`), return paths by format.
+        """Write `<stem><suffix>` in each of the `formats` (keys of `fusioner.formats.FORMATS`); return their paths.
 
         A single string names formats separated by commas.
         The default writes `<stem>.overlay.png`, `<stem>.png` (indexed mask; with the option overlap `<stem>.masks.zip`)
@@ -303,7 +303,7 @@ class Segmentation:
         formats = default_formats(self.options) if formats is None else formats
         if not stem.strip(".") or Path(stem).name != stem:
             raise FusionerError(f"'{stem}' is no file name: give one without folders")
-        names = map(str.strip, formats.split(",")) if isinstance(formats, str) else formats
+        names = split_formats(formats) if isinstance(formats, str) else formats
         writers = {name: get_format(name, self.options) for name in names}
         paths = {name: Path(folder) / f"{stem}{writer.suffix}" for name, writer in writers.items()}
         with ExitStack() as stack:  # all files are renamed into place after the last one is written

@@ -176,7 +176,7 @@ class Segmenter:
         cls,
         path: str | Path,
         device: "str | torch.device | None" = None,
-        templates: Sequence[str] | None = None,
+        templates: Sequence[str] | str | None = None,
     ) -> Self:
         """Load a file of `fusioner train` and the encoders that its card names; `templates` replace the card's.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusioner.device import pick_device
 from fusioner.encoders.base import PUBLISHED_NORMALISATION, ImageEncoder, TextEncoder
-from fusioner.encoders.prompt_templates import IMAGENET, LabelEmbedder, read_templates
+from fusioner.encoders.prompt_templates import IMAGENET, LabelEmbedder, check_templates, read_templates
 from fusioner.encoders.registry import build_image_encoder, build_text_encoder
 from fusioner.encoders.training_free import BACKGROUND_NAMES, THRESHOLD, build_pair, published_protocol
 from fusioner.errors import FusionerError
@@ -37,7 +37,7 @@ class TorchNetwork:
         text_encoder: TextEncoder,
         card: ModelCard,
         device: str | torch.device | None = "cpu",
-        templates: Sequence[str] | None = None,
+        templates: Sequence[str] | str | None = None,
     ) -> None:
         """Move all parts to `device`; `templates` replace the card's.
 
@@ -50,7 +50,7 @@ class TorchNetwork:
         _check_width("text", text_encoder, config.text_dim)
         self.model = model.to(self.device).eval()
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
-        self.card = card if templates is None else replace(card, templates=tuple(templates))
+        self.card = card if templates is None else replace(card, templates=check_templates(templates))
         for encoder in (image_encoder, text_encoder):
             if isinstance(encoder, nn.Module):
                 encoder.to(self.device)
@@ -61,7 +61,10 @@ class TorchNetwork:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path | None, device: str | torch.device | None = None, templates: Sequence[str] | None = None
+        cls,
+        path: str | Path | None,
+        device: str | torch.device | None = None,
+        templates: Sequence[str] | str | None = None,
     ) -> Self:
         """Load a file of `fusioner train` (default: the bundled model) and the encoders that its card names."""
         device = pick_device(device)
@@ -76,7 +79,7 @@ class TorchNetwork:
         image_encoder: str,
         text_encoder: str | None = None,
         device: str | torch.device | None = None,
-        templates: Sequence[str] | None = None,
+        templates: Sequence[str] | str | None = None,
         background: Sequence[str] | None = None,
     ) -> Self:
         """Build an untrained network: cosines of aligned encoders and a softmax over the names.
@@ -110,7 +113,7 @@ class TorchNetwork:
 
     @classmethod
     def from_official(
-        cls, path: str | Path, device: str | torch.device | None, templates: Sequence[str] | None, dataset: str
+        cls, path: str | Path, device: str | torch.device | None, templates: Sequence[str] | str | None, dataset: str
     ) -> Self:
         """Load an official checkpoint with the published normalisation of `dataset`."""
         from fusioner.model.official_checkpoint import load_official

@@ -201,7 +201,7 @@ def group(number: int) -> bool:
         (["--labels", "missing.txt"], "cannot read labels from missing.txt"),
         (["--workers", "0"], 'Invalid value "0" for --workers. Must be >= 1.'),
         (["--address", "auto"], "--address is that of a Ray cluster: add --engine ray"),
-        (["--model", "missing.safetensors"], "missing.safetensors: No such file"),
+        (["--model", "missing.safetensors"], "cannot read the model"),
         (["--threshold", "2"], "the threshold must be a probability"),
         (["--format", "mask", "--overlap"], "--format mask holds one label per pixel: omit it with --overlap"),
         (["--device", "gpu"], "there is no device 'gpu'"),

@@ -24,9 +24,10 @@ from fusioner.cli.options import (
 )
 from fusioner.encoders.training_free import BACKGROUND_NAMES
 from fusioner.errors import FusionerError
+from fusioner.formats import split_formats
 from fusioner.image import left_out_error
-from fusioner.io import content_digest
 from fusioner.labels import label_warnings
+from fusioner.model.checkpoint import model_digest
 from fusioner.progress import format_duration, progress
 from fusioner.weights import DEFAULT_MODEL, weights_file
 
@@ -79,7 +80,7 @@ def batch(
         hourly_price: Price of a worker per hour, in any currency: reports the cost of 1,000 images. Default: no report.
     """
     label_list = read_label_flags(labels)
-    formats = tuple(sorted({name.strip() for name in format.split(",")})) if format else ()
+    formats = tuple(sorted(split_formats(format))) if format else ()
     if unknown := set(formats) - {"mask", "yolo"}:
         raise FusionerError(f"--format {', '.join(sorted(unknown))}: a batch writes mask and yolo besides its tables")
     if "mask" in formats and options.overlap:
@@ -124,14 +125,14 @@ def batch(
 
 
 def _settings(job: BatchJob) -> dict[str, Any]:
-    """Return the values that determine the results, for the plan."""
+    """Return the settings that determine the results, for the plan."""
     arguments = job.model
     if arguments["image_encoder"]:
         listed = arguments["background"]
         model: dict[str, Any] = {name.replace("_", " "): arguments[name] for name in ("image_encoder", "text_encoder")}
         model["background names"] = list(BACKGROUND_NAMES if listed is None else listed)
     else:
-        model = {"model": content_digest(arguments["model"] or weights_file(DEFAULT_MODEL))}
+        model = {"model": model_digest(arguments["model"] or weights_file(DEFAULT_MODEL))}
     return {
         "labels": list(job.labels),
         **model,
@@ -165,5 +166,5 @@ def _summary(stats: RunStats, out: Path, workers: int, price: float | None) -> s
 
 
 def _hours(stats: RunStats, workers: int) -> float:
-    """Return the hours of a worker that 1,000 images take."""
+    """Return the worker-hours per 1,000 images."""
     return workers * stats.seconds / 3600 / stats.done_here * 1000

@@ -67,8 +67,8 @@ def evaluate(
             --text-encoder clip-text-b16
 
     Args:
-        model: Model file of `fusioner train`, or folder of `fusioner export`; default: the bundled model, which a CPU
-            runs on ONNX Runtime.
+        model: Model file of `fusioner train`, or folder of `fusioner export`; default: the bundled model, without a GPU
+            in ONNX Runtime.
         method: Untrained baseline in place of a model (cosine, maskclip, empty), or prompt-ablated: the model with one
             neutral text in place of every prompt. Default: the method that the model was trained with. See
             docs/baselines.md.
@@ -126,8 +126,8 @@ def evaluate(
     inference = {"mode": mode, "tta_scales": tta_scales, "tta_flip": tta_flip, "guided_filter": filtered}
     command = shlex.join(["fusioner", *sys.argv[1:]])
     origin = provenance(command, file, segmenter, inference, time.monotonic() - start)
-    origin["method"] = method or segmenter.card.config.method
     card = segmenter.card
+    origin["method"] = method or card.config.method
     note = f"method {origin['method']}, encoders {card.image_encoder} and {card.text_encoder}"
     result.notes = [note, *result.notes, *notes]
     Console().print(terminal(result))
@@ -158,7 +158,7 @@ def _load(
             raise FusionerError(f"--method {method} needs no --model; a model is evaluated by its own method")
         pair = image or "effnet-lite2", text or "minilm-embedded"
         return uncalibrated(method, *pair, SMALL.model.resolution, device=device), None  # pyright: ignore
-    runtime = "torch" if method and model is None else "auto"
+    runtime = "torch" if method and model is None else "auto"  # ablation replaces the embeddings in torch
     segmenter = load(model, device, runtime=runtime, dataset=dataset.partition("-to-")[0])
     return ablate_prompts(segmenter) if method else segmenter, model or weights_file(DEFAULT_MODEL)
 

@@ -25,7 +25,7 @@ from fusioner.cli.options import (
 from fusioner.cli.predict_runner import CSV_MARK, Run, found_text, read_stdin
 from fusioner.encoders.prompt_templates import IMAGENET
 from fusioner.errors import FusionerError
-from fusioner.formats import default_formats, get_format
+from fusioner.formats import default_formats, get_format, split_formats
 from fusioner.image import read_image
 from fusioner.io import check_replaceable, writable_folder
 from fusioner.labels import label_warnings
@@ -94,7 +94,7 @@ def predict(
 
     print_notes(label_warnings(label_list))
     names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
-    names = tuple(dict.fromkeys(name.strip() for name in names.split(",")))
+    names = split_formats(names)
     load = partial(fusioner.load, device=device, runtime=runtime, **model.arguments())
     found, errors = find_inputs(images, recursive, out)
     dependencies = tuple(file for file in (model.model, model.templates) if file and str(file) != IMAGENET)

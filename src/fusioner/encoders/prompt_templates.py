@@ -33,14 +33,15 @@ IMAGENET = "imagenet"
 """Name of the 80 templates that CLIP's authors publish for ImageNet (github.com/openai/CLIP, MIT)."""
 
 
-def check_templates(templates: Sequence[str], source: str = "the list of templates") -> tuple[str, ...]:
-    """Return the templates as a tuple; FusionerError if there is none or one lacks its `{}`."""
+def check_templates(templates: Sequence[str] | str, source: str = "the list of templates") -> tuple[str, ...]:
+    """Return one or several templates as a tuple; FusionerError if there is none or one lacks its `{}`."""
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
     if not templates:
         raise FusionerError(f"{source} is empty; give one template per line, such as: a photo of a {{}}.")
     for template in templates:
         if "{}" not in template:
             raise FusionerError(f"{source}: the template {template!r} has no {{}} for the label")
-    return tuple(templates)
+    return templates
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from fusioner.evaluation.bootstrap import Estimate
 from fusioner.evaluation.evaluator import EvaluationResult, to_metrics
 from fusioner.evaluation.report import MEASURES, Markup, Table, format_estimate, html_list, html_page, write_files
 from fusioner.evaluation.results import IGNORED, Counts, Example, GroupCounts, save_counts
-from fusioner.io import content_digest
+from fusioner.model.checkpoint import model_digest
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import colour, draw_masks, resize_with_maps
 
@@ -49,23 +49,27 @@ def provenance(
 ) -> dict[str, Any]:
     """Return what is needed to repeat an evaluation: command, versions, hashes of the weights, inference options."""
     packages = {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")}
-    system = {"python": platform.python_version(), "platform": platform.platform()}
     content: dict[str, Any] = {
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "versions": {**system, "fusioner": __version__, **packages},
+        "versions": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "fusioner": __version__,
+            **packages,
+        },
     }
     if model is not None:
-        content["model"] = {"file": str(model), "sha256": content_digest(model)}
+        content["model"] = {"file": str(model), "sha256": model_digest(model)}
     training, network = segmenter.card.training, segmenter.network
     for kind in ("image_encoder", "text_encoder"):
         encoder = getattr(network, kind, None)  # absent from exported models: its digest is that of the training
         digest = encoder.fingerprint() if encoder else training.get("encoders", {}).get(kind.removesuffix("_encoder"))
         content[kind] = {"name": getattr(segmenter.card, kind), "sha256": digest}
     images = {"images": len(training["images"])} if isinstance(training.get("images"), list) else {}
-    content |= {"device": str(network.device), "runtime": network.runtime}
-    return content | {**options, "training": training | images}
+    system = {"device": str(network.device), "runtime": network.runtime}
+    return {**content, **system, **options, "training": training | images}
 
 
 def title(result: EvaluationResult) -> str:

@@ -47,11 +47,11 @@ class Bundle:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Those of `PARTS` that it has."""
+        """Names of its graphs, among `PARTS`."""
         return PARTS if self.features else PARTS[:-1]
 
     def graph(self, part: str) -> Path:
-        """Return the file of one of `parts`."""
+        """Return the path of the graph of a part."""
         return self.folder / f"{part}{ENDINGS[self.format]}"
 
     def write(self) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped, UInt8
 from tokenizers import Tokenizer
 
 from fusioner.cores import default_threads
-from fusioner.encoders.prompt_templates import LabelEmbedder
+from fusioner.encoders.prompt_templates import LabelEmbedder, check_templates
 from fusioner.errors import FusionerError
 from fusioner.export.bundle import FEATURES, Bundle, bundled_model, read_bundle
 
@@ -44,7 +44,7 @@ class ExportedNetwork:
         self,
         folder: str | Path | None,
         runtime: str = "auto",
-        templates: Sequence[str] | None = None,
+        templates: Sequence[str] | str | None = None,
         threads: int = 0,
     ) -> None:
         """Load the graphs of a folder, by default those of the bundled model.
@@ -56,7 +56,7 @@ class ExportedNetwork:
         self.folder = folder
         self.bundle = bundled_model() if folder is None else read_bundle(folder)
         self.card, self.stride, self.size_step = self.bundle.card, self.bundle.stride, self.bundle.step
-        self.card = replace(self.card, templates=tuple(templates)) if templates else self.card
+        self.card = replace(self.card, templates=check_templates(templates)) if templates else self.card
         self.runtime = pick_runtime(runtime, self.bundle.format)
         parts = self.bundle.parts
         with ThreadPoolExecutor(len(parts)) as pool:

@@ -1,5 +1,6 @@
 """Trained models: one safetensors file each, with the model's card as metadata."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from fusioner.errors import FusionerError
-from fusioner.io import atomic_write, check_replaceable
+from fusioner.io import atomic_write, cannot_read, check_replaceable
 from fusioner.model.config import FusionerConfig, check_value
 
 if TYPE_CHECKING:  # exported models read cards where torch is not installed
@@ -27,7 +28,7 @@ EXPORT_MANIFEST = "fusioner.json"
 
 @dataclass
 class ModelCard:
-    """Everything needed to rebuild a model and to judge it.
+    """Configuration, encoders, preprocessing and training record of a model.
 
     Attributes:
         config: of the trained network.
@@ -107,7 +108,7 @@ def find_model(path: str | Path) -> Path:
         FusionerError: there is none.
     """
     path = Path(path).expanduser()
-    if path.is_dir() and (path / WEIGHTS).is_file():
+    if (path / WEIGHTS).is_file():
         return path / WEIGHTS
     if (path / EXPORT_MANIFEST).is_file():
         raise FusionerError(f"folder {path} holds an exported model: give the .safetensors file that was exported")
@@ -118,6 +119,22 @@ def find_model(path: str | Path) -> Path:
     if not path.is_file():
         raise FusionerError(f"no model file {path}: give the .safetensors file that `fusioner train` wrote")
     return path
+
+
+def model_digest(path: Path) -> str:
+    """Return the sha256 (hex) of a model file, or of the digests of an exported folder's files.
+
+    Raises:
+        FusionerError: a file cannot be read.
+    """
+    if path.is_dir():
+        parts = sorted(part for part in path.iterdir() if part.is_file())
+        return hashlib.sha256("".join(map(model_digest, parts)).encode()).hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise cannot_read(f"the model {path}", error) from error
 
 
 def read_card(path: str | Path) -> ModelCard:
