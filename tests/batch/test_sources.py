@@ -126,6 +126,9 @@ def test_a_tar_gives_the_picture_of_each_sample(tar: Path, tmp_path: Path, size:
     pictures = read(tar, tmp_path / "out", size)
     assert [name.rpartition("/")[2] for name in names(pictures)] == [f"{number:04}.jpg" for number in range(10)]
     assert [picture.content for picture in pictures] == [b"picture %d" % number * 40 for number in range(10)]
+    capitals = tar.rename(tar.parent / "SHARD.TAR")
+    for source in (capitals, capitals.parent):
+        assert len(read(source, tmp_path.with_name(f"{tmp_path.name} of {source.name}"), size)) == 10
 
 
 def test_tars_that_end_early_or_are_damaged_give_what_they_hold(tar: Path, tmp_path: Path) -> None:
@@ -167,7 +170,13 @@ def test_pictures_of_other_kinds_are_counted(tmp_path: Path) -> None:
 def test_invalid_inputs_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    for name in ("mixed/a.jpg", "mixed/b.TAR", "clip.mp4", "raw.CR2"):
+        (tmp_path / name).write_bytes(b"ftyp\0")
     for text, output in (
+        ("mixed", "more than one of pictures"),
+        ("clip.mp4", "neither a picture nor a text file"),
+        ("raw.CR2", "camera raw"),
         ("nowhere", "there is no "),
         ("*.jpg", "no file matches"),
         ("x.tar.gz", "unpack it"),

@@ -119,8 +119,8 @@ def test_overlap_and_instances(run: Run, photos: Path) -> None:
 
 
 def test_labels_of_a_file_and_of_any_language(run: Run, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("кошка\nsalt, pepper\n猫\n", encoding="utf-8")
-    code, _, _ = run(photos / "chelsea.jpg", "--labels", "cat", "--labels", "labels.txt")
+    (tmp_path / "labels.TXT").write_text("кошка\nsalt, pepper\n猫\n", encoding="utf-8")
+    code, _, _ = run(photos / "chelsea.jpg", "--labels", "cat", "--labels", "labels.TXT")
     assert code == 0
     assert json.loads(Path("out/chelsea.json").read_text("utf-8"))["labels"] == ["cat", "кошка", "salt, pepper", "猫"]
 
@@ -166,6 +166,8 @@ def test_results_never_replace_pictures(run: Run, photos: Path, tmp_path: Path) 
         (["a.jpg", "--threshold", "1.2"], "cat", "the threshold must be a probability between 0 and 1, not 1.2"),
         (["a.jpg", "--threshold", "nan"], "cat", "the threshold must be a probability"),
         (["a.jpg", "--labels", "none.txt"], "cat", "cannot read labels from none.txt"),
+        (["a.jpg", "--labels", __file__], "cat", "labels are read from .txt files"),
+        (["a.jpg", "--format", "csv"], "cat", "csv is no --format"),
         (["a.jpg", "--templates", "none.txt"], "cat", "cannot read the templates in none.txt"),
         (["a.jpg", "--device", "cuda:7"], "cat", "device 'cuda:7' is not available"),
         (["a.jpg", "--device", "abacus"], "cat", "there is no device 'abacus'"),

@@ -7,7 +7,7 @@ of the pictures counted carry the reason in place of a content.
 import os
 import tarfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from glob import glob
 from itertools import islice
@@ -18,12 +18,14 @@ from fusioner.errors import FusionerError
 from fusioner.image import image_suffixes, list_images, unsupported_kind
 from fusioner.io import cannot_read, find_path
 
+SourceKind = Literal["files", "parquet", "tar"]
 OnLeftOut = Callable[[str], None]
 """Called with the kind of each picture of an unsupported format, see `image.unsupported_kind`."""
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "content", "path", "image_path", "file_name")
 """Default names of the picture column of a Parquet file."""
 NAME_COLUMNS = ("__key__", "key", "id", "image_id", "name", "file_name", "filename", "path", "url")
 MAX_BYTES = 2**30  # of one picture's file inside an archive
+_LIST_HEAD = 2**16  # bytes of a list that are searched for a zero, which no path contains
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2")
 
 
@@ -41,7 +43,7 @@ class Source:
     `column` is the picture column of Parquet files; None: the first of `COLUMNS` that exists.
     """
 
-    kind: Literal["files", "parquet", "tar"]
+    kind: SourceKind
     base: Path
     text: str
     column: str | None = None
@@ -50,8 +52,8 @@ class Source:
         """Yield the names of the image files or containers in a fixed order, except those inside `out`."""
         path = Path(self.text).expanduser()
         if path.is_dir():
-            files = self.kind == "files"
-            paths = list_images(path, out, on_left_out=on_left_out) if files else sorted(path.glob(f"*.{self.kind}"))
+            containers = sorted(file for file in path.iterdir() if file.suffix.lower() == f".{self.kind}")
+            paths = list_images(path, out, on_left_out=on_left_out) if self.kind == "files" else containers
             yield from (str(file.relative_to(path)) for file in paths)
         elif not path.exists():
             yield from sorted(name for name in glob(str(path), recursive=True) if not Path(name).is_dir())
@@ -109,11 +111,31 @@ def open_source(text: str, column: str | None = None) -> Source:
         raise FusionerError(
             f"there is no {path}: give a folder, a glob, a list of files, Parquet files or tar archives"
         )
-    suffixes = {Path(file).suffix for file in files}
-    kind = "parquet" if ".parquet" in suffixes else "tar" if ".tar" in suffixes else "files"
+    suffixes = {Path(file).suffix.lower() for file in files}
+    suffixes_of: dict[SourceKind, Set[str]] = {"parquet": {".parquet"}, "tar": {".tar"}, "files": image_suffixes()}
+    kinds: list[SourceKind] = [kind for kind, known in suffixes_of.items() if suffixes & known]
+    if len(kinds) > 1 and path.is_dir():
+        found = "pictures, .parquet and .tar files"
+        raise FusionerError(f'{path} holds more than one of {found}: name those to read by a glob, as "{path}/*.jpg"')
+    kind = kinds[0] if kinds else "files"
+    if kind == "files" and path.is_file() and path.suffix.lower() not in image_suffixes():
+        _check_list(path)
     if column and kind != "parquet":
         raise FusionerError(f"--column names a column of Parquet files, and {text} is none: omit it")
     return Source(kind, base, text, column)
+
+
+def _check_list(path: Path) -> None:
+    """Raise a FusionerError for a file that is neither a picture of a supported format nor a list of names."""
+    try:
+        with path.open("rb") as file:
+            is_text = b"\0" not in file.read(_LIST_HEAD)
+    except OSError as error:
+        raise cannot_read(f"the list {path}", error) from error
+    if kind := unsupported_kind(path.name):
+        raise FusionerError(f"{path} is not supported ({kind})")
+    if not is_text:
+        raise FusionerError(f"{path} is neither a picture nor a text file with the path of one on each line")
 
 
 def _read_list(path: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Options that several commands share, as command-line flags."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,8 +112,16 @@ class ModelFlags:
 
 def read_label_flags(values: Sequence[str]) -> list[str]:
     """Return the labels of all `--labels` values; FusionerError as `check_labels` and `read_labels` raise it."""
-    lists = (read_labels(value) if value.endswith(".txt") else parse_labels(value) for value in values)
-    return check_labels([label for labels in lists for label in labels])
+    return check_labels([label for value in values for label in _read_label_flag(value)])
+
+
+def _read_label_flag(value: str) -> list[str]:
+    suffix = Path(value).suffix.lower()
+    if suffix == ".txt":
+        return read_labels(value)
+    if suffix and os.path.isfile(value):
+        raise FusionerError(f"labels are read from .txt files, one per line: save those of {value} as one")
+    return parse_labels(value)
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -99,6 +99,8 @@ def predict(
     found, errors = find_inputs(images, recursive, out)
     dependencies = tuple(file for file in (model.model, model.templates) if file and str(file) != IMAGENET)
     run = Run(label_list, options, names, frame_step, workers, skip_existing, dependencies)
+    if "csv" in names:
+        raise FusionerError("csv is no --format: the table of all pictures is written by --csv TABLE.csv")
     if "geotiff" in names:
         if csv or contact_sheet:
             raise FusionerError("--format geotiff writes neither --csv nor --contact-sheet: omit them")
