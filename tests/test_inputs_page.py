@@ -31,9 +31,9 @@ def save(name: str, array: np.ndarray, **options: Any) -> None:
     Image.fromarray(array).save(name, **options)
 
 
-def pages() -> None:
-    frame = Image.fromarray(RGB)
-    frame.save("scan.tif", save_all=True, append_images=[frame, frame])
+def pages(name: str) -> None:
+    frames = [Image.fromarray(RGB + np.uint8(step)) for step in range(3)]
+    frames[0].save(name, save_all=True, append_images=frames[1:])
 
 
 def bands() -> None:
@@ -113,7 +113,8 @@ def files(*names: str) -> None:
 
 
 CASES: dict[str, tuple[Callable[[], object], Callable[[], list[str]]]] = {
-    "several pages": (pages, lambda: notes_of("scan.tif")),
+    "several pages": (lambda: pages("scan.tif"), lambda: notes_of("scan.tif")),
+    "an animated GIF, WebP, PNG or AVIF": (lambda: pages("cat.gif"), lambda: notes_of("cat.gif")),
     "more bands than colours": (bands, lambda: notes_of("scene.tif")),
     "10, 12 or 14 bits stored in 16": (
         lambda: save("scan.png", RGB[..., 0].astype(np.uint16) * 16),
@@ -133,6 +134,10 @@ CASES: dict[str, tuple[Callable[[], object], Callable[[], list[str]]]] = {
     ),
     "an empty file": (lambda: Path("photo.jpg").touch(), lambda: notes_of("photo.jpg")),
     "no file": (lambda: None, lambda: notes_of("photo.jpg")),
+    "a folder of videos alone": (
+        lambda: [Path("clips").mkdir(), Path("clips/dog.mp4").touch()],
+        lambda: inputs_of("clips"),
+    ),
     "a folder of other pictures": (lambda: files("b.cr2", "c.psd"), lambda: inputs_of("photos")),
     "a mask of another size": (lambda: masks(np.zeros((9, 9), np.uint8)), lambda: check(Path())),
     "a mask of the pixels before the EXIF orientation": (

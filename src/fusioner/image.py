@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -45,6 +45,7 @@ _UNREAD_SUFFIXES = {
     ".exr": "OpenEXR",
     ".jxr": "JPEG XR",
 }
+_ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")  # other files of several images hold pages, thumbnails or depth maps
 _RAW_STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM")
 _SUBFILE_TYPE, _BITS, _BANDS, _PLANAR, _EXTRA_SAMPLES, _DNG_VERSION = 254, 258, 277, 284, 338, 50706  # TIFF tags
 _MAX_PAGES, _MAX_TAGS = 1000, 1000  # of a TIFF and of its page, read at most
@@ -317,6 +318,8 @@ def _decode(
             raise FusionerError(f"{name} is a TIFF of 16-bit bands in separate planes: save it with interleaved bands")
         rawmodes = [_rawmode(tile) for tile in getattr(image, "tile", [])]
         image.load()
+        if _is_animated(image):
+            note("is animated: only the first frame is read")
         orientation = _orientation(image)
         if stream and image.mode in ("RGB", "RGBA") and any(";16" in rawmode for rawmode in rawmodes):
             image = _stretch_colours(image, stream, note)
@@ -371,6 +374,13 @@ def _drop_bands(image: Image.Image, tags: Mapping[int, Any], note: Callable[[str
     if bands > colours:
         note(f"has {bands} bands: only the first {colours} are read, as colours")
     return image
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Return whether a picture has further frames, as far as they can be read."""
+    with suppress(Exception):  # corrupt frames can fail in any way; the first one is intact
+        return image.format in _ANIMATIONS and bool(getattr(image, "is_animated", False))
+    return False
 
 
 def _orientation(image: Image.Image) -> int:

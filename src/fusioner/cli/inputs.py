@@ -99,7 +99,9 @@ def _expand(name: str, recursive: bool, out: Path | None, errors: list[FusionerE
         if left_out:
             errors.append(left_out_error(f"folder {path}", Counter(left_out)))
         if not images and len(errors) == known_errors:
-            errors.append(FusionerError(f"folder {path} holds no pictures"))
+            video = next(filter(is_video, sorted(path.iterdir())), None)
+            hint = f": of a folder only pictures are read, so name its videos, as {video}" if video else ""
+            errors.append(FusionerError(f"folder {path} holds no pictures{hint}"))
         return {image: image.parent.relative_to(path) for image in images}
     if any(letter in name for letter in "*?[") and not path.exists():
         matches = glob(str(path), recursive=True) or glob(str(path).replace("\\", "/"), recursive=True)
