@@ -38,7 +38,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
             app([str(word) for word in words], result_action="return_value")
         except SystemExit as end:
             code = int(end.code or 0)
-        return code, capsys.readouterr().out
+        return code, "".join(capsys.readouterr())
 
     return typed
 
@@ -104,3 +104,4 @@ def test_the_defaults_are_those_of_the_small_training(run: Run, root: Path, tmp_
     out = run("build", "folder", "--root", root, "--out", tmp_path / "cache", "--device", "cpu")[1]
     assert f"features of {SMALL.model.image_encoder} at {SMALL.model.resolution} px" in out
     assert f"encoded {SMALL.data.views} views" in out
+    assert f"note: 2 masks of {root} have no image: 1, 2" in out

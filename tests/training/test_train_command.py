@@ -65,16 +65,18 @@ def test_train_as_a_user_types_it(
     assert main([*words, "--steps", "5", "--resume"]) == 0
 
 
-def test_several_data_sets_with_their_own_classes(voc_tree: Path, toml: Toml, tmp_path: Path) -> None:
+def test_several_data_sets_with_their_own_classes(voc_tree: Path, toml: Toml, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "own"
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
     for i in range(3):
         Image.new("RGB", (20, 20), (200, 0, 0)).save(folder / "images" / f"{i}.png")
         Image.fromarray(np.full((20, 20), i, np.uint8)).save(folder / "masks" / f"{i}.png")
+    Image.new("RGB", (20, 20)).save(folder / "images" / "unmasked.png")
     (folder / "classes.txt").write_text("null\ntable\nplant\n")
     words = ["train", "pascal", "--root", str(voc_tree), "--extra-dataset", f"folder={folder}", "--config", str(toml())]
     assert main([*words, "--out", str(tmp_path / "run"), "--device", "cpu", "--cache", "off"]) == 0
+    assert f"note: 1 images of {folder} have no mask: unmasked" in capsys.readouterr().err
     _, card = load_model(tmp_path / "run" / "best.safetensors")
     assert card.training["extra_datasets"] == [["folder", "own"]]
     assert {"plant", "cat"} <= set(card.training["classes"])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from fusioner.cli.options import COMPUTE, MODEL, CacheFolder, Device, Root
+from fusioner.cli.options import COMPUTE, MODEL, CacheFolder, Device, Root, print_notes
 from fusioner.data.registry import TrainableDataset, open_dataset
 from fusioner.encoders.registry import build_image_encoder
 from fusioner.io import default_cache_folder, format_bytes
@@ -57,6 +57,7 @@ def build(
 
     torch_device = pick_device(device)
     data = open_dataset(name, root, split)
+    print_notes(data.problems)
     encoder = build_image_encoder(image_encoder)
     if isinstance(encoder, nn.Module):
         encoder.to(torch_device)
