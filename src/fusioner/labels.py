@@ -126,6 +126,10 @@ COLLECTIVES = frozenset(
      "stack"}
 )  # fmt: skip
 """Nouns before "of" that say how many: "a herd of cows" are cows."""
+SEPARATORS = ";|"
+"""Characters that a list of labels may have been meant to be split at."""
+NEGATIONS = frozenset({"no", "not", "non", "without"})
+"""First words of labels that name what is not wanted."""
 PLURAL_ENDINGS = (
     ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
     ("ves", "f"), ("ves", "fe"),
@@ -177,6 +181,10 @@ def label_warnings(labels: Sequence[str], missing: Sequence[str] = ()) -> list[s
     warnings = []
     for first, second in find_indistinct(labels):
         warnings.append(f"'{first}' and '{second}' have the same noun: the model cannot tell them apart")
+    if names := [label for label in labels if {*SEPARATORS} & {*label}]:
+        warnings.append(f"labels are separated by commas, so each of these is one label: {', '.join(names)}")
+    if names := [label for label in labels if len(words := label.casefold().split()) > 1 and words[0] in NEGATIONS]:
+        warnings.append(f"negations are not understood, they find what they exclude: {', '.join(names)}")
     if names := [label for label in labels if _listed_words("parts").intersection(noun_forms(label))]:
         warnings.append(f"parts of things are not segmented apart from the whole: {', '.join(names)}")
     if names := [label for label in labels if not label.replace("\u2019", "'").isascii()]:

@@ -134,6 +134,8 @@ def test_warnings_list_labels_that_cannot_be_found() -> None:
     assert label_warnings(["Katze", "cat"], missing=["Katze"]) == ["not found, and no common English words: Katze"]
     assert "English only: 猫, Bär" in label_warnings(["猫", "Bär"])[0]
     assert "cannot tell them apart" in label_warnings(["red car", "blue car"])[0]
+    assert "separated by commas, so each of these is one label: cat; dog" in label_warnings(["cat; dog", "sofa"])[0]
+    assert "negations are not understood, they find what they exclude: not cat" in label_warnings(["not cat", "No"])[0]
 
 
 def test_words_of_other_languages_are_uncommon() -> None:
