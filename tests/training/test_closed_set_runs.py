@@ -156,7 +156,11 @@ def test_every_view_of_an_image_is_drawn_with_its_own_mask(voc_tree: Path, confi
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_steps")
 def test_a_run_saves_its_head_and_initialises_others(
-    voc_tree: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    voc_tree: Path,
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(name: str, fold: int | None, initial: Path | None = None) -> Path:
         train(
@@ -170,6 +174,8 @@ def test_a_run_saves_its_head_and_initialises_others(
         raise AssertionError("fitted again")
 
     first = run("first", None)
+    absent = "15 of 20 names: boat, bottle, bus, car, chair, cow, dining table, horse and 7 more"
+    assert absent in capsys.readouterr().err
     with monkeypatch.context() as patched:
         patched.setattr(closed_set, "fit_closed_set", never)
         whole = RunConfig(tmp_path / "first", resume=True, device="cpu")

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fusioner import __version__
+from fusioner.data.paths import summarize
 from fusioner.encoders.base import ImageEncoder, TextEncoder
 from fusioner.encoders.prompt_templates import DEFAULT_TEMPLATES, LabelEmbedder
 from fusioner.encoders.registry import pending_download, value_tokens
@@ -112,6 +113,10 @@ def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, 
         if not fabric.is_global_zero:
             fabric.barrier()  # then the fit of the first process is in the cache
         fit_closed_set_head(model, corpus, sources, class_embeddings, config, fabric.device, bar, cache, shared)
+        known = model.get_buffer("similarity.closed_set.known")[-len(shared) :].tolist()
+        if absent := [name for name, number in zip(corpus.names(), shared, strict=True) if not known[number]]:
+            listed = f"{len(absent)} of {len(shared)} names: {summarize(absent, 8)}"
+            bar.say(f"note: no training image shows, in more than a few pixels, {listed}")
         if fabric.is_global_zero:
             fabric.barrier()
     loader = DataLoader(corpus, sources, vocabulary, table, config)
