@@ -53,7 +53,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("a tiny file system can only be mounted by root on Linux")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a failed writer may hold its file
 
 
 class Spawned(subprocess.Popen[bytes]):

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int
 
-Ring: TypeAlias = Int[np.ndarray, "n 2"]
+Ring: TypeAlias = Int[np.ndarray, "_ 2"]
 Polygon: TypeAlias = list[Ring]
 """The outline, then its holes."""
 

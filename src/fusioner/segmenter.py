@@ -108,7 +108,7 @@ class EncodedImage:
     options: InferenceOptions
     guide: GuidedFilter | None = field(default=None, repr=False)
     extra_scale_tokens: tuple[Float[np.ndarray, "1 d gh2 gw2"], ...] = field(default=(), repr=False)
-    crop_tokens: Float[np.ndarray, "n d gh gw"] | None = field(default=None, repr=False)
+    crop_tokens: Float[np.ndarray, "crops d gh gw"] | None = field(default=None, repr=False)
     logits_cache: dict[str, Float[np.ndarray, "h w"]] = field(default_factory=dict, repr=False)
 
     @property
@@ -434,7 +434,7 @@ class Segmenter:
         return replace(encoded, crop_tokens=np.concatenate([tokens for tokens, _ in crops]))
 
     def encode_batch(
-        self, images: Sequence[UInt8[np.ndarray, "h w 3"]], options: InferenceOptions | None = None
+        self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]], options: InferenceOptions | None = None
     ) -> list[EncodedImage]:
         """Encode upright RGB images of any sizes, in one forward pass where mode whole resizes them to squares."""
         options = self.resolve(options)
@@ -533,7 +533,7 @@ class Segmenter:
 
     def _reduce(
         self, logits: Float[np.ndarray, "n h w"], labels: Sequence[str], image: UInt8[np.ndarray, "H W 3"]
-    ) -> Float[np.ndarray, "k h w"]:
+    ) -> Float[np.ndarray, "k h2 w2"]:
         """Reduce all names' logits to the labels'; compute a softmax at the image's size, coarser for many names."""
         logits = _check_finite(logits)
         if self.is_softmax:

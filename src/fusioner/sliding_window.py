@@ -100,7 +100,7 @@ class Canvas:
     def _cells(self, pixels: int) -> int:
         return int(pixels * self.side / self.grid.crop + 0.5)
 
-    def _window_weights(self, starts: list[int], size: int) -> dict[int, Float[np.ndarray, " cells"]]:
+    def _window_weights(self, starts: list[int], size: int) -> dict[int, Float[np.ndarray, " _"]]:
         """Return along one axis the weights of each window (key: its start, px) per cell; they sum to 1."""
         weight = np.ones(self.side, np.float32)
         if self.grid.smooth and not self.grid.even:

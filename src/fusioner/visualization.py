@@ -159,11 +159,11 @@ def draw_masks(
 
 def resize_with_maps(
     rgb: UInt8[np.ndarray, "h w 3"],
-    label_maps: Sequence[Integer[np.ndarray, "h w"]],
+    label_maps: Sequence[Integer[np.ndarray, "_ _"]],
     size: tuple[int, int],
     resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], list[Integer[np.ndarray, "h2 w2"]]]:
-    """Resize an image and its label maps to `size` (width, height) before drawing, so that lines stay crisp."""
+    """Resize an image and label maps of any size to `size` (width, height) before drawing, so that lines stay crisp."""
     nearest = Image.Resampling.NEAREST
     resized = [np.asarray(Image.fromarray(numbers.astype(np.int32)).resize(size, nearest)) for numbers in label_maps]
     return np.asarray(Image.fromarray(rgb).resize(size, resample)), resized

@@ -65,7 +65,7 @@ def test_a_folder_is_evaluated_and_reported(model: Path, own: Path, tmp_path: Pa
     assert 0 <= content["miou"] <= 100
     assert len(content["model"]["sha256"]) == 64
     assert content["image_encoder"]["name"] == "dinov2-s-embedded"
-    assert content["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(content["versions"]["torch"])  # without the build, such as +cpu
     printed = capsys.readouterr()
     assert "mIoU" in printed.out
     assert "report.html" in printed.out.replace("\n", "")

@@ -77,6 +77,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@pytest.fixture(scope="session")
+def implements() -> Callable[[object, type], bool]:
+    """Return whether an object has the members of a protocol; from Python 3.12 on isinstance does not see buffers."""
+
+    def check(encoder: object, protocol: type) -> bool:
+        names = {*protocol.__annotations__, *(name for name in vars(protocol) if name[0] != "_")}
+        return callable(encoder) and all(hasattr(encoder, name) for name in names)
+
+    return check
+
+
 @pytest.fixture(scope="session", name="make_tokenizer")
 def make_tokenizer_fixture() -> Callable[[], PreTrainedTokenizerFast]:
     """Return a function that creates the tokenizer of the text models."""

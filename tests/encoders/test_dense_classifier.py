@@ -3,6 +3,7 @@
 import math
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -186,8 +187,8 @@ def test_shipped_kinds_are_minilms_embeddings_of_them(kinds: list[Hypernym], con
     torch.testing.assert_close(shipped[::83], embed_hypernyms(minilm_embedded(), kinds[::83]), rtol=0, atol=2e-4)
 
 
-def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE):
-    assert isinstance(conse, ImageEncoder)
+def test_conse_is_an_image_encoder_of_unit_tokens(conse: ConSE, implements: Any):
+    assert implements(conse, ImageEncoder)
     assert (conse.name, conse.dim, conse.class_embeddings.shape) == ("effnet-lite2-conse", 384, (1000, 384))
     for height, width in ((conse.stride * 5, conse.stride * 7), (100, 131)):
         tokens = conse(photo("coffee", height, width))
@@ -205,9 +206,9 @@ def test_conse_tokens_are_posteriors_times_anchors(conse: ConSE):
     torch.testing.assert_close(conse(image)[0, :, 1, 2], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_posterior_tokens_divided_by_their_sum_are_the_softmax():
+def test_posterior_tokens_divided_by_their_sum_are_the_softmax(implements: Any):
     encoder = Posteriors()
-    assert isinstance(encoder, ImageEncoder)
+    assert implements(encoder, ImageEncoder)
     assert (encoder.name, encoder.dim, encoder.stride) == ("effnet-lite2", 1000, 14)
     image = photo("chelsea", 84, 112)
     tokens = encoder(image)

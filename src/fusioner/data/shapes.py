@@ -97,7 +97,7 @@ def fill_brush(packed: bytes, size: Size) -> Mask:
     return values.reshape(*size, 4)[..., 3] > 0
 
 
-def paste(bits: Mask, x: Any, y: Any, size: Size) -> Mask:
+def paste(bits: Bool[np.ndarray, "_ _"], x: Any, y: Any, size: Size) -> Mask:
     """Place a small mask with its corner at the rounded (x, y) of an empty one, cutting off what is outside."""
     left, top = map(round, _finite([x, y]))
     whole = np.zeros(size, bool)

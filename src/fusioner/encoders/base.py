@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import lcm
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,6 @@ class Hypernyms(NamedTuple):
     of_class: Int[Tensor, "k depth"]
 
 
-@runtime_checkable
 class ImageEncoder(Protocol):
     """Frozen image encoder: RGB to dense unit-length tokens.
 
@@ -82,7 +81,6 @@ class ImageEncoder(Protocol):
         ...
 
 
-@runtime_checkable
 class TextEncoder(Protocol):
     """Frozen text encoder: strings to unit-length vectors.
 

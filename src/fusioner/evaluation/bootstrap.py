@@ -87,7 +87,7 @@ def measure_folds(folds: Sequence[Counts], images: Sequence[str], weights: Weigh
     return {key: np.mean([fold[key] for fold in measured if key in fold], axis=0) for key in keys}
 
 
-def sample_weights(images: int, n_resamples: int, seed: int) -> list[Weights]:
+def sample_weights(images: int, n_resamples: int, seed: int) -> list[Float[np.ndarray, "_ images"]]:
     """Return weights of 1 first, then chunks of how often each image was drawn."""
     rng = np.random.default_rng(seed)
     chunks: list[Weights] = [np.ones((1, images))]

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from fusioner.postprocess import mean_logits
 from fusioner.segmenter import EncodedImage, Segmenter
 
 
-@runtime_checkable
 class Predictor(Protocol):
     """Anything that can be evaluated; see `SegmenterPredictor` and `FunctionPredictor`."""
 

@@ -59,7 +59,7 @@ def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
     return list(dict.fromkeys([(smaller, resolution), (resolution, resolution), (larger, resolution)]))
 
 
-def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt8[np.ndarray, "h w 3"]]) -> list[Row]:
+def compare(reference: "Segmenter", exported: "Segmenter", photos: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[Row]:
     """Compare the exported model with torch: a row per input size and number of labels."""
     rows, card = [], reference.card
     unit = card.config.temperature if reference.is_softmax else 1.0  # scores are cosines over the temperature

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Format = Literal["onnx", "openvino"]
 Precision = Literal["fp32", "fp16", "int8"]
 HALVED = 1024  # numbers in a constant from which on it is worth storing in half precision
-Photos = Sequence[UInt8[np.ndarray, "h w 3"]]
+Photos = Sequence[UInt8[np.ndarray, "_ _ 3"]]
 
 
 def export(

@@ -18,7 +18,7 @@ from fusioner.encoders.base import ImageEncoder
 from fusioner.features.cache import FeatureCache, encode, image_digest, read_bytes, view_seed
 from fusioner.image import read_image, resize_square
 
-Batch = tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]
+Batch = tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "_ _"]]]
 
 
 class TokenSource(Protocol):

@@ -130,9 +130,9 @@ class DataLoader:
 
     def _read(
         self, samples: Sequence[Sample], views: Sequence[int]
-    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "h w"]]]:
+    ) -> tuple[Float[Tensor, "b d gh gw"], list[Integer[ndarray, "_ _"]]]:
         """Read tokens and masks in the samples' order, in one request per split."""
-        entries: dict[int, tuple[Tensor, Integer[ndarray, "h w"]]] = {}
+        entries: dict[int, tuple[Tensor, Integer[ndarray, "_ _"]]] = {}
         for split, source in enumerate(self.sources):
             places = [i for i, sample in enumerate(samples) if sample.split == split]
             if places:
@@ -142,7 +142,7 @@ class DataLoader:
         return torch.stack([tokens for tokens, _ in ordered]), [mask for _, mask in ordered]
 
     def _prompt(
-        self, sample: Sample, mask: Integer[ndarray, "h w"], rng: np.random.Generator
+        self, sample: Sample, mask: Integer[ndarray, "_ _"], rng: np.random.Generator
     ) -> tuple[list[int], list[int], Int16[ndarray, "h w"]]:
         """Return rows of the words of an image's prompts, their classes, and the label map (both as in `Batch`)."""
         split, offset = self.corpus.splits[sample.split], self.corpus.class_offsets[sample.split]

@@ -13,10 +13,10 @@ HYPERNYM_PROBABILITY = 0.15
 def draw_prompts(
     classes: Sequence[int],
     mask: Integer[ndarray, "h w"],
-    visible: Integer[ndarray, "n"],
+    visible: Integer[ndarray, "v"],
     count: int,
     rng: np.random.Generator,
-    weights: Float[ndarray, "n"] | None = None,
+    weights: Float[ndarray, "c"] | None = None,
 ) -> list[int]:
     """Draw class ids to prompt one image with: up to half of `count` present, the others absent, in random order.
 
