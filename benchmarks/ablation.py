@@ -1,7 +1,7 @@
 """Ablate the preset `small`, one setting at a time, on classes that are not trained on.
 
     python benchmarks/ablation.py --root data/pascal --fold 2 --steps 150 --out ablation
-    python benchmarks/ablation.py --root data/pascal --fold 2 --out ablation --rows small,affinity-off
+    python benchmarks/ablation.py --root data/pascal --fold 2 --out ablation --rows small affinity-off
 
 Each row is a separate `fusioner train --fold` of the same images, steps and seed; rows with a result in `--out` are not
 trained again. Models are evaluated on *training* images that show unseen classes, which were background in training, so
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--cache", type=Path, help="feature cache")
-    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated names of `ROWS`")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="names of `ROWS`")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -119,7 +119,7 @@ def main() -> None:
         "| at 0.5: single | argmax | false-positive area | specificity |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for row in (name for name in ROWS if name in args.rows.split(",")):
+    for row in (name for name in ROWS if name in args.rows):
         folder = args.out / f"{row}-{args.fold}".replace(" ", "-")
         result = folder / "metrics.json"
         if not result.is_file():

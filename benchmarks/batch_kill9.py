@@ -1,7 +1,7 @@
 """Run `fusioner batch` on photographs, kill it with SIGKILL at random moments, restart it, and check the results.
 
-    python benchmarks/batch_kill9.py ../shared/data/pascal ../shared/data/coco --kills 5
-    python benchmarks/batch_kill9.py ../shared/data/pascal --engine ray --kills 3 --images 200
+    python benchmarks/batch_kill9.py data/pascal data/coco --kills 5
+    python benchmarks/batch_kill9.py data/pascal --engine ray --kills 3 --images 200
 
 The input includes files that are not images. At the end every result file is read: each image of the input must have
 one row, exactly the invalid files an error, and every mask must decode to its size and area; otherwise the exit code is
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 from pycocotools import mask as coco
+
+from fusioner.batch.plan import Plan
 
 LABELS = ("person", "cat", "dog")
 INVALID = {"none.jpg": None, "empty.jpg": b"", "words.jpg": b"no picture", "cut.png": b"\x89PNG\r\n\x1a\n" + bytes(20)}
@@ -88,7 +90,7 @@ def make_input(options: argparse.Namespace, folder: Path, rng: random.Random) ->
 
 def progress(out: Path) -> float:
     done = len(list(out.glob("shards/*/part-*.parquet")))
-    shards = (out / "plan" / "shards.bin").stat().st_size // 24 if (out / "plan").is_dir() else 0
+    shards = Plan(out).shards if (out / "plan").is_dir() else 0
     return done / shards if shards else 0.0
 
 

@@ -18,6 +18,7 @@ import tempfile
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def sklearn_iou(pairs: Pairs) -> np.ndarray:
     from sklearn.metrics import jaccard_score
 
     prediction, truth = _flat(pairs)
-    return np.asarray(jaccard_score(truth, prediction, labels=range(CLASSES), average=None, zero_division=0))
+    options: dict[str, Any] = {"average": None, "zero_division": 0}  # the signature names types that it does not need
+    return np.asarray(jaccard_score(truth, prediction, labels=range(CLASSES), **options))
 
 
 def torchmetrics_iou(pairs: Pairs) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Time the commands that lead from images with masks to a trained model and its report.
 
-    python benchmarks/end_to_end.py --root shared/data/pascal --photographs 1250
+    python benchmarks/end_to_end.py --root data/pascal --photographs 1250
 
 Links photographs of PASCAL VOC as a custom data set (images/, masks/, classes.txt; every fifth is held back for
 evaluation), and runs `fusioner data check`, `features build`, `train` and `evaluate` on it.

@@ -39,9 +39,10 @@ def main() -> None:
     """Print a row per size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[5_000, 50_000], help="sides of the rasters, px")
+    sides = parser.parse_args().sides
     print("| raster | seconds | peak memory |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for side in parser.parse_args().sides:
+        for side in sides:
             path = Path(folder) / f"{side}.tif"
             write_raster(path, side)
             arguments = [path, "--labels", "cup, spoon, table", "--format", "geotiff,geojson", "--out", folder]

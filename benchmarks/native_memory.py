@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -47,9 +48,9 @@ class RepeatingEncoder(nn.Module):
 
 def measure(megapixels: float, labels: int) -> None:
     """Segment one random image and print peak memory and time."""
-    segmenter = load(device="cpu")
-    encoder: nn.Module = segmenter.image_encoder  # type: ignore[assignment]
-    segmenter.image_encoder = RepeatingEncoder(encoder)  # type: ignore[assignment]
+    segmenter = load(device="cpu", runtime="torch")
+    network: Any = segmenter.network
+    network.image_encoder = RepeatingEncoder(network.image_encoder)
     height = round((megapixels * 1e6 / 1.5) ** 0.5)
     image = np.random.default_rng(0).integers(0, 256, (height, round(height * 1.5), 3), dtype=np.uint8)
     start, windows = time.monotonic(), 0

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision  # pyright: ignore[reportMissingImports]
+from torchmetrics.functional.classification import binary_average_precision
 
 from fusioner.data.masks import resize_mask
 from fusioner.encoders.dense_classifier import Posteriors

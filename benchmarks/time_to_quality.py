@@ -1,6 +1,6 @@
 """Compare the compute of the official recipe for a fold of PASCAL with that of the `small` preset.
 
-    python benchmarks/time_to_quality.py --official DIR --root shared/data/pascal --fold 2 --steps 20
+    python benchmarks/time_to_quality.py --official DIR --root data/pascal --fold 2 --steps 20
 
 The official recipe is not run to its end: its time is the measured seconds per image times its 510 epochs of all
 (image, class) pairs. Ours is `fusioner train --preset small` in a separate process: encoding every image once, and 300

@@ -1,6 +1,6 @@
 """Pack the published fold lists into src/fusioner/data/splits, with the same bytes at every run.
 
-    python tools/build_splits.py ../shared/splits
+    python tools/build_splits.py SPLITS
 
 Reads `pascal5i_hsnet.csv` (split,fold,image,class), `coco20i_hsnet.npz` (per split and fold: image number, 0-based
 class) and `fss1000_{trn,val,test}.txt`. The training lists of the four folds are one list filtered by class (checked
