@@ -126,7 +126,7 @@ COLLECTIVES = frozenset(
      "stack"}
 )  # fmt: skip
 """Nouns before "of" that say how many: "a herd of cows" are cows."""
-SEPARATORS = ";|"
+SEPARATORS = frozenset(";|")
 """Characters that a list of labels may have been meant to be split at."""
 NEGATIONS = frozenset({"no", "not", "non", "without"})
 """First words of labels that name what is not wanted."""
@@ -181,7 +181,7 @@ def label_warnings(labels: Sequence[str], missing: Sequence[str] = ()) -> list[s
     warnings = []
     for first, second in find_indistinct(labels):
         warnings.append(f"'{first}' and '{second}' have the same noun: the model cannot tell them apart")
-    if names := [label for label in labels if {*SEPARATORS} & {*label}]:
+    if names := [label for label in labels if not SEPARATORS.isdisjoint(label)]:
         warnings.append(f"labels are separated by commas, so each of these is one label: {', '.join(names)}")
     if names := [label for label in labels if len(words := label.casefold().split()) > 1 and words[0] in NEGATIONS]:
         warnings.append(f"negations are not understood, they find what they exclude: {', '.join(names)}")

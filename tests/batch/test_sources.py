@@ -175,7 +175,7 @@ def test_invalid_inputs_are_one_sentence(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"ftyp\0")
     for text, output in (
         ("mixed", "more than one of pictures"),
-        ("clip.mp4", "neither a picture nor a text file"),
+        ("clip.mp4", "neither a picture nor a UTF-8 text"),
         ("raw.CR2", "camera raw"),
         ("nowhere", "there is no "),
         ("*.jpg", "no file matches"),

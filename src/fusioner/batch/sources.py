@@ -135,7 +135,7 @@ def _check_list(path: Path) -> None:
     if kind := unsupported_kind(path.name):
         raise FusionerError(f"{path} is not supported ({kind})")
     if not is_text:
-        raise FusionerError(f"{path} is neither a picture nor a text file with the path of one on each line")
+        raise FusionerError(f"{path} is neither a picture nor a UTF-8 text with the path of one on each line")
 
 
 def _read_list(path: Path) -> Iterator[str]:
