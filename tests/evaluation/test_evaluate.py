@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusioner.data.base import SegmentationData
-from fusioner.data.classes import PASCAL_CLASSES, PASCAL_TO_COCO
+from fusioner.data.base import Item, SegmentationData
+from fusioner.data.classes import COCO_CLASSES, PASCAL_CLASSES, PASCAL_TO_COCO
 from fusioner.data.folds import val_pairs
 from fusioner.data.registry import open_dataset
 from fusioner.errors import FusionerError
@@ -119,6 +119,20 @@ def test_protocols_differ_in_their_prompts(voc_data: SegmentationData):
     assert everything.pairs == official.pairs
     with pytest.raises((FusionerError, TypeError)):  # optional run-time type checks raise first
         fold_plan(voc_data, 0, replace(FAST, protocol="mine"))  # pyright: ignore[reportArgumentType]
+
+
+def test_coco_is_evaluated_on_its_first_thousand_pairs():
+    listed = val_pairs("coco", 1)
+    items = [Item(image, Path(image), Path(image)) for image in sorted({image for image, _ in listed})]
+    coco = SegmentationData("coco", COCO_CLASSES, items)  # files are not read for a plan
+    official, coverage = fold_plan(coco, 1, FAST)
+    assert coverage == (len(listed), len(listed))
+    assert list(official.pairs) == listed[:1000]
+    assert set(official.images) == {image for image, _ in listed[:1000]}
+    assert list(fold_plan(coco, 1, replace(FAST, protocol="full"))[0].pairs) == listed
+    drawn = fold_plan(coco, 1, replace(FAST, protocol="hsnet"))[0].pairs
+    assert len(drawn) == 1000
+    assert len({class_id for _, class_id in drawn}) == 20
 
 
 def test_hsnet_draws_classes_evenly_whatever_their_number_of_images():
