@@ -1,5 +1,7 @@
 """Compare the vectorised bootstrap with an explicit loop."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,24 @@ def test_argmax_and_absent_by_hand():
     assert found["presence_mcc"].value == pytest.approx(100 * np.corrcoef(truth, predicted)[0, 1])
     assert found["prompt_ablated_miou"] == found["miou"]
     assert "harmonic" not in found
+    assert summarize([e], n_resamples=10).absent_prompts == 12
+
+
+@pytest.mark.parametrize("include_background", [False, True])
+def test_data_sets_without_folds_by_hand(include_background: bool):
+    e, confusion = evidence(), np.random.default_rng(1).integers(1, 50, (6, 3, 3))  # (image, truth, predicted)
+    counts = np.stack([confusion.diagonal(axis1=1, axis2=2), confusion.sum(axis=2), confusion.sum(axis=1)], axis=1)
+    group, plan = replace(e.groups["unseen"], counts=counts), replace(e.plan, include_background=include_background)
+    summary = summarize([replace(e, plan=plan, pairs=e.pairs.take(np.zeros(12, bool)), groups={"all": group})])
+    total = confusion.sum(axis=0)
+    iou = [total[i, i] / (total[i].sum() + total[:, i].sum() - total[i, i]) for i in range(3)]
+    assert summary.measures["miou"].value == pytest.approx(100 * np.mean(iou if include_background else iou[1:]))
+    assert summary.measures["background_iou"].value == pytest.approx(100 * iou[0])
+    assert {i: figure.value for i, figure in summary.per_class.items()} == pytest.approx(
+        {1: 100 * iou[1], 2: 100 * iou[2]}
+    )
+    foreground = total[1:, 1:].sum() / (total.sum() - total[0, 0])
+    assert summary.measures["fb_iou"].value == pytest.approx(100 * (iou[0] + foreground) / 2)
 
 
 def test_a_class_without_a_pixel_of_truth_is_left_out_of_the_mean():
@@ -91,6 +111,8 @@ def test_the_harmonic_mean_of_seen_and_unseen():
     e.groups["seen"] = evidence(seed=1).groups["unseen"]
     found = {name: figure.value for name, figure in summarize([e], n_resamples=10).measures.items()}
     seen, unseen = found["seen_argmax_miou"], found["argmax_miou"]
+    inside, truth, predicted = e.groups["seen"].counts.sum(axis=0)
+    assert seen == pytest.approx(100 * (inside / (truth + predicted - inside))[1:].mean())
     assert found["harmonic"] == pytest.approx(2 * seen * unseen / (seen + unseen))
 
 
