@@ -226,6 +226,7 @@ def test_examples_are_the_best_and_the_worst(voc_data: SegmentationData):
     assert worst == sorted(worst)
     assert best[0] > worst[0]
     assert len(best) == 12
+    assert all(len(example.labels) == 1 for example in (*evidence.best, *evidence.worst))  # pairs are prompted alone
     example = evidence.best[0]
     assert example.prediction.shape == example.truth.shape
     assert set(np.unique(example.truth)) == {0, 1, IGNORED}
@@ -248,7 +249,11 @@ def own_folder(root: Path, first: str) -> SegmentationData:
 
 def test_a_folder_is_scored_by_argmax_over_all_its_classes(tmp_path: Path):
     data = own_folder(tmp_path, "background")
-    content = to_metrics(evaluate(FunctionPredictor(oracle), data, FAST))
+    result = evaluate(FunctionPredictor(oracle), data, FAST)
+    content, examples = to_metrics(result), result.folds[None].counts.best
+    assert [(example.score, example.image, example.labels) for example in examples] == [
+        (1.0, str(i), data.class_ids) for i in range(3)
+    ]
     assert content["protocol"] == "argmax"
     assert content["miou"] == content["fb_iou"] == content["specificity"] == content["background_iou"] == 100
     assert content["per_class"] == {"aeroplane": 100, "dog": 100}
