@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from iou import foreground_miou
 
 from fusioner.data.folds import fold_classes
-from fusioner.evaluation.evaluator import binary_counts, class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import binary_counts, confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load
 from fusioner.postprocess import decide, sigmoid, upsample
@@ -89,7 +90,7 @@ def measure(model: Path, args: argparse.Namespace) -> dict[str, list[float]]:
                     areas[i].append(float(claimed.float().mean()))
     return {
         "single": (100 * (binary[:, :, 1, 0] / binary[:, :, 1, 1].clamp(min=1)).mean(dim=1)).tolist(),
-        "multi-class": [100 * float(class_iou(matrix)[1:].nanmean()) for matrix in confusion],
+        "multi-class": [foreground_miou(matrix) for matrix in confusion],
         "area": [100 * float(np.mean(claimed)) for claimed in areas],
         "specificity": [100 * float(np.mean(np.array(claimed) == 0)) for claimed in areas],
     }

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from iou import foreground_miou
 from torch import Tensor, nn
 
-from fusioner.evaluation.evaluator import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import confusion_matrix
 from fusioner.model import closed_set_head
 from fusioner.model.fusion import Block
 from fusioner.model.similarity import affinity
@@ -57,7 +58,7 @@ def measure(dataset: ClosedSetDataset, network: nn.Module, corpus: Any, fold: in
         for score, maps in zip(scores[sample.split], (probabilities, refined), strict=True):
             planes = upsample(maps.unflatten(1, tokens.shape[-2:]).numpy(), masks[0].shape)
             score += confusion_matrix(torch.tensor(ids)[torch.from_numpy(planes.argmax(axis=0))], truth, len(score))
-    return [[100 * float(class_iou(score)[1:].nanmean()) for score in pair] for pair in scores]
+    return [[foreground_miou(score) for score in pair] for pair in scores]
 
 
 def main() -> None:

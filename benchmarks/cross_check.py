@@ -25,8 +25,11 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from fusioner.data.registry import open_dataset
 from fusioner.data.shapes import fill_runs
-from fusioner.evaluation.evaluator import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import evaluate
+from fusioner.evaluation.predictor import FunctionPredictor
+from fusioner.evaluation.protocols import EvaluationOptions
 from fusioner.regions import encode_mask
 
 CLASSES, IGNORE = 19, 255
@@ -50,9 +53,22 @@ def make_pairs(images: int = 12, seed: int = 0) -> Pairs:
 
 
 def fusioner_iou(pairs: Pairs) -> np.ndarray:
-    """Return the per-class IoU of this package."""
-    tensors = [tuple(map(torch.from_numpy, pair)) for pair in pairs]
-    return class_iou(sum(confusion_matrix(*pair, CLASSES, IGNORE) for pair in tensors)).numpy()  # pyright: ignore
+    """Return the per-class IoU that `fusioner evaluate` reports, of a data set whose images are the predictions."""
+
+    def predict(rgb: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+        return np.stack([rgb[..., 0] == int(label.removeprefix("class ")) for label in labels]).astype(np.float32)
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for part, kind in enumerate(("images", "masks")):
+            (root / kind).mkdir()
+            for number, pair in enumerate(pairs):
+                Image.fromarray(pair[part]).save(root / kind / f"{number:03}.png")
+        (root / "classes.txt").write_text("".join(f"class {number}\n" for number in range(CLASSES)))
+        options = EvaluationOptions(n_resamples=1)
+        reported = evaluate(FunctionPredictor(predict), open_dataset("folder", root), options).summary.per_class
+    # ids are mask values plus 1, as class 0 is no background here
+    return np.array([reported[i].value / 100 if i in reported else np.nan for i in range(1, CLASSES + 1)])
 
 
 def sklearn_iou(pairs: Pairs) -> np.ndarray:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from held_out import held_out_samples, parse_args
+from iou import foreground_miou
 from torch import Tensor
 
 from fusioner.data.folds import fold_classes
-from fusioner.evaluation.evaluator import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.image import resize_square
 from fusioner.loading import load
@@ -178,7 +179,7 @@ def table_rows(model: Path, sets: list[list[str]], cache: Path | None) -> Iterat
                     areas[sample.split, i] = areas.get((sample.split, i), 0) + counts
                 elif sample.background:
                     rejected.append(not bool((probabilities[row] > threshold).any()))
-        cells = [100 * float(class_iou(score)[1:].nanmean()) for score in scores]
+        cells = [foreground_miou(score) for score in scores]
         single = np.mean([intersection / union for intersection, union in areas.values()])
         cells += [100 * float(single), 100 * float(np.mean(rejected))]
         cells.append(1000 * seconds / len(samples))

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from iou import foreground_miou
 from torch import Tensor
 
 from fusioner.data.base import Item
 from fusioner.data.masks import resize_mask
 from fusioner.encoders.bundled import Dinov2
 from fusioner.encoders.dense_classifier import Posteriors
-from fusioner.evaluation.evaluator import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import confusion_matrix
 from fusioner.image import resize_square
 from fusioner.model.closed_set_head import ClosedSetSegmenter, log_posterior
 from fusioner.model.similarity import affinity
@@ -109,7 +110,7 @@ def measure(dataset: ClosedSetDataset, network: ClosedSetSegmenter, corpus: Corp
         for score, maps in zip(scores[sample.split], (probabilities, refined), strict=True):
             planes = upsample(maps.unflatten(1, (GRID, GRID)).numpy(), (MASK_SIDE, MASK_SIDE))
             score += confusion_matrix(torch.tensor(ids)[torch.from_numpy(planes.argmax(axis=0))], truth, len(score))
-    values = [[100 * float(class_iou(score)[1:].nanmean()) for score in pair] for pair in scores]
+    values = [[foreground_miou(score) for score in pair] for pair in scores]
     return [f"{plain:.1f} ({refined:.1f})" for plain, refined in values]
 
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from iou import foreground_miou
 
 from fusioner.data.masks import resize_mask
-from fusioner.evaluation.evaluator import class_iou, confusion_matrix
+from fusioner.evaluation.evaluator import confusion_matrix
 from fusioner.evaluation.predictor import SegmenterPredictor
 from fusioner.loading import load
 from fusioner.model.checkpoint import ModelCard
@@ -83,7 +84,7 @@ def measure(model: Path, sets: list[list[str]], cache: Path | None) -> list[str]
                 rejected[i] += (probabilities[absent].max(axis=(1, 2)) <= threshold).tolist()
     rows = []
     for threshold, matrices, empty in zip(THRESHOLDS, scores, rejected, strict=True):
-        miou = [100 * float(class_iou(matrix)[1:].nanmean()) for matrix in matrices]
+        miou = [foreground_miou(matrix) for matrix in matrices]
         cells = " | ".join(f"{value:.1f}" for value in (*miou, float(np.mean(miou)), 100 * float(np.mean(empty))))
         rows.append(f"| {model.parent.name} | {threshold:g} | {cells} |")
     return rows

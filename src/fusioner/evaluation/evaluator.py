@@ -148,13 +148,6 @@ def confusion_matrix(
     return cells.reshape(classes, classes)
 
 
-def class_iou(confusion: Int64[Tensor, "c c"]) -> Float[Tensor, " c"]:
-    """Return the IoU of each class in [0, 1], NaN for classes that are not in the ground truth."""
-    counts = confusion.double()
-    inside, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
-    return torch.where(truth > 0, inside / (truth + predicted - inside).clamp(min=1), torch.nan)
-
-
 class _PixelCounter:
     """Accumulates the counts of a plan, image by image; each is read and encoded once for all its prompts."""
 
