@@ -234,6 +234,13 @@ def test_gaps_are_no_classes_and_more_than_255_need_sixteen_bits(own: Path):
         data.read_mask(data.by_id["b"])
 
 
+@pytest.mark.parametrize(("classes", "ignore"), [(255, 255), (256, 65535)])
+def test_255_is_ignored_unless_it_is_a_class(classes: int, ignore: int) -> None:
+    data = SegmentationData("many", tuple(f"class {i}" for i in range(classes)), [])
+    assert data.ignore == ignore
+    assert data.value_to_class == {ignore: None} | {i: i for i in range(classes)}
+
+
 @pytest.mark.parametrize("value", [3, 7, 254])
 def test_a_value_outside_the_classes_is_reported_with_its_file(own: Path, value: int):
     indexed(own / "masks" / "b.png", mask_of(0, 1, value))
