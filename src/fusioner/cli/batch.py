@@ -150,14 +150,14 @@ def _note(stats: RunStats, workers: int, price: float | None) -> str:
 
 
 def _summary(stats: RunStats, out: Path, workers: int, price: float | None) -> str:
-    total = f"{stats.total:,} images are in {out}"
+    total = f"{stats.total:,} image{' is' if stats.total == 1 else 's are'} in {out}"
     if not stats.images:
         return f"{total}: nothing was left to do"
     speed, hours = stats.images / stats.seconds, _hours(stats, workers)
     parts = [
         total,
         f"{stats.images:,} of them done now in {format_duration(stats.seconds)}, {speed:.2g} per second",
-        f"{stats.errors:,} errors" if stats.errors else "no errors",
+        f"{stats.errors:,} error{'s' * (stats.errors > 1)}" if stats.errors else "no errors",
         f"{stats.notes:,} images were read with a note (column note)" if stats.notes else "",
         f"1,000 images take {hours:.3g} worker-hours" + (f" and cost {hours * price:.3g}" if price else ""),
         f"at most {stats.memory / 1e9:.2f} GB per worker" if stats.memory else "",
