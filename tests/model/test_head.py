@@ -29,7 +29,7 @@ def test_logits_and_gradients_equal_those_of_resized_features(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     # The offset prevents neighbours from being opposite.
-    features = (torch.randn(b, c, h, w, generator=generator) + 1.5).requires_grad_()
+    features = (torch.randn(b, c, h, w, generator=generator) + 3).requires_grad_()
     classes = torch.randn(b, 2, c, generator=generator).requires_grad_()
     expected = resized_first(features, classes, (tall, wide))
     logits = cosine_logits(features, classes, 0.07, (tall, wide))
