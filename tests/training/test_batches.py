@@ -114,13 +114,15 @@ def test_a_hypernym_prompt_covers_all_its_classes(
         samples = made.samples(step)
         batch = made.build(samples, [(step, i) for i in range(7)], training=False)
         for row, sample in enumerate(samples):
-            mask, claimed = resize_mask(split.data.read_mask(sample.item), (SIZE, SIZE)), set()
+            stored, claimed = split.data.read_mask(sample.item), set()
+            mask, visible = resize_mask(stored, (SIZE, SIZE)), set(np.unique(stored).tolist())
             for place, class_id in enumerate(batch.classes[row][~batch.padded[row]].tolist()):
                 word = int(batch.text[row, place].argmax())
                 members = vocabulary.groups.get(word, {named[class_id]})
                 group = {i for i in split.data.class_ids if named[i].casefold() in members}
                 requested += len(group) > 1
                 assert not group & claimed  # prompts are disjoint
+                assert class_id in visible or not group & visible  # a negative word has no pixel of any of its classes
                 claimed |= group
                 unseen = np.isin(mask, [i for i in group if i not in split.classes])
                 target = np.isin(mask, list(group)) & ~unseen & (mask != 255)
