@@ -461,6 +461,11 @@ def test_an_animation_counts_with_its_first_frame(photo: np.ndarray) -> None:
         (np.full((2, 3), 7, np.uint8), 7),
         (np.full((2, 3, 1), 7, np.uint8), 7),
         (np.full((2, 3, 3), 7 * 257, np.uint16), 7),
+        (np.full((2, 3, 3), 200, np.uint16), 1),  # by the range of the type, also where it is dark
+        (np.full((2, 3, 3), 9 * 257, np.uint32), 9),
+        (np.full((2, 3, 3), 9.0 * 257), 9),
+        (np.linspace(1, -1, 18).reshape(2, 3, 3)[..., :1].repeat(3, 2), 255),  # other ranges: minimum to maximum
+        (np.linspace(-7, 1e6, 18).reshape(2, 3, 3)[..., :1].repeat(3, 2), 0),
         (np.full((2, 3, 3), 0.2), 51),
         (np.full((2, 3, 3), 51.0, np.float32), 51),
         (np.full((2, 3), True), 255),

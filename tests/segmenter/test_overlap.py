@@ -18,7 +18,7 @@ from skimage.draw import polygon as inside
 
 from fusioner.errors import FusionerError
 from fusioner.options import InferenceOptions
-from fusioner.regions import MIN_REGION, decode_mask, encode_mask
+from fusioner.regions import MIN_REGION, decode_mask, encode_empty, encode_mask
 from fusioner.segmentation import Segmentation
 from fusioner.segmenter import Segmenter
 from fusioner.visualization import colour
@@ -26,6 +26,11 @@ from fusioner.visualization import colour
 LABELS = ["cows", "calf", "dog", "hay / straw"]
 OVERLAP, INSTANCES = InferenceOptions(overlap=True), InferenceOptions(instances=True)
 BOTH = InferenceOptions(overlap=True, instances=True)
+
+
+def test_a_mask_without_pixels_has_run_lengths() -> None:
+    assert encode_empty((3, 5)) == encode_mask(np.zeros((3, 5), bool))
+    assert not decode_mask(encode_empty((3, 5))).any()
 
 
 def segmentation(masks: dict[str, np.ndarray], options: InferenceOptions, inside: float = 3.0) -> Segmentation:
