@@ -22,7 +22,7 @@ from fusioner.cli.main import main
 from fusioner.data.annotation_formats import read_annotations
 from fusioner.data.folder import folder
 from fusioner.data.prepare import prepare_folder
-from fusioner.data.shapes import fill_box, fill_brush, fill_ellipse, fill_runs, paste
+from fusioner.data.shapes import fill_box, fill_brush, fill_ellipse, fill_polygons, fill_runs, paste
 from fusioner.errors import FusionerError
 
 WIDTH, HEIGHT = 12, 10
@@ -313,6 +313,18 @@ def test_compressed_run_lengths_agree_with_pycocotools(height: int, width: int, 
     bits = np.random.default_rng(seed).random((height, width)) < random.Random(seed).random()
     counts = mask.encode(np.asfortranarray(bits.astype(np.uint8)))["counts"]
     np.testing.assert_array_equal(fill_runs(counts, (height, width), column_major=True), bits)
+
+
+def test_boxes_and_ellipses_are_turned_clockwise_by_any_angle() -> None:
+    cos, sin = np.cos(np.radians(30)), np.sin(np.radians(30))
+    corners = [
+        (40 + dx * cos - dy * sin, 30 + dx * sin + dy * cos) for dx, dy in ((-20, -5), (20, -5), (20, 5), (-20, 5))
+    ]
+    box, expected = fill_box([20, 25, 60, 35], (60, 80), rotation=30), fill_polygons([corners], (60, 80))
+    assert (box & expected).sum() > 0.9 * (box | expected).sum()
+    ellipse = fill_ellipse((40, 30), (20, 5), (60, 80), rotation=30)
+    assert ellipse[round(30 + 15 * sin), round(40 + 15 * cos)]
+    assert not ellipse[round(30 - 15 * sin), round(40 + 15 * cos)]
 
 
 def test_boxes_turn_clockwise_around_their_pivot():
