@@ -52,8 +52,10 @@ class Source:
         """Yield the names of the image files or containers in a fixed order, except those inside `out`."""
         path = Path(self.text).expanduser()
         if path.is_dir():
-            containers = sorted(file for file in path.iterdir() if file.suffix.lower() == f".{self.kind}")
-            paths = list_images(path, out, on_left_out=on_left_out) if self.kind == "files" else containers
+            if self.kind == "files":
+                paths = list_images(path, out, on_left_out=on_left_out)
+            else:
+                paths = sorted(file for file in path.iterdir() if file.suffix.lower() == f".{self.kind}")
             yield from (str(file.relative_to(path)) for file in paths)
         elif not path.exists():
             yield from sorted(name for name in glob(str(path), recursive=True) if not Path(name).is_dir())

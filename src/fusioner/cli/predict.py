@@ -93,8 +93,7 @@ def predict(
         raise FusionerError(f"the name of a table must end in .csv, not {csv.name!r}")
 
     print_notes(label_warnings(label_list))
-    names = format or ("mask" if to_stdout else ",".join(default_formats(options)))
-    names = split_formats(names)
+    names = split_formats(format or ("mask" if to_stdout else ",".join(default_formats(options))))
     load = partial(fusioner.load, device=device, runtime=runtime, **model.arguments())
     found, errors = find_inputs(images, recursive, out)
     dependencies = tuple(file for file in (model.model, model.templates) if file and str(file) != IMAGENET)

@@ -51,8 +51,9 @@ def _train(splits: Sequence[DatasetSplit], config: TrainConfig, run: RunConfig, 
         raise FusionerError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
     writable_folder(run.out)
     corpus = build_corpus(splits, config.data.sampling, config.data.val_images, config.seed)
-    for problem in (problem for split in splits for problem in split.data.problems):
-        bar.say(f"note: {problem}")
+    for split in splits:
+        for problem in split.data.problems:
+            bar.say(f"note: {problem}")
     images, held_out = len(corpus.images), corpus.num_held_out
     if held_out and images < FEW_IMAGES:
         bar.say(
